@@ -1,0 +1,32 @@
+"""Context prediction: every point also predicts the distribution of its neighbourhood.
+
+This folder knows grids, points and arrays and nothing of the package around it: lift it into
+another trainer with `from conprediff_jax import context`. The entry is `context.ContextPrediction`.
+
+Source: *Improving Diffusion-Based Image Synthesis with Context Prediction*, NeurIPS 2023,
+arXiv 2401.02015.
+"""
+
+from conprediff_jax.context.head import DirectDecoder, DistributionDecoder
+from conprediff_jax.context.loss import ContextLoss, ContextPrediction
+from conprediff_jax.context.neighborhood import (
+    draw_neighbors,
+    draw_points,
+    gather_points,
+    neighbor_counts,
+    ordered_neighbors,
+)
+from conprediff_jax.context.transport import TRANSPORTS
+
+__all__ = [
+    "TRANSPORTS",
+    "ContextLoss",
+    "ContextPrediction",
+    "DirectDecoder",
+    "DistributionDecoder",
+    "draw_neighbors",
+    "draw_points",
+    "gather_points",
+    "neighbor_counts",
+    "ordered_neighbors",
+]

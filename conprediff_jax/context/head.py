@@ -1,0 +1,120 @@
+"""Context decoders: from a point's representation to its neighbourhood.
+
+The distribution decoder (arXiv 2401.02015, section 3; NWR-GAE, arXiv 2202.09025) reads a diagonal
+Gaussian off the representation h_i and pushes Q of its samples through a network:
+
+    xi_ij = mu(h_i) + sigma(h_i) * eps_ij,    eps_ij ~ N(0, I),    j = 1..Q               (1)
+    y_ij  = FNN_out(xi_ij)                                                                (2)
+
+One decoder serves all strides by a learned stride embedding, so its cost does not depend on the
+stride; the diffusion time enters by an adaptive scale and shift. The direct decoder `h -> K_s x C`
+predicts the ordered neighbours instead and grows with the square of the stride: the baseline.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, Float
+
+# Keeps exp(log sigma) and its slope finite whatever the trunk sends.
+_LOG_SIGMA_RANGE = (-7.0, 2.0)
+
+
+class DistributionDecoder(nn.Module):
+    """Draws Q predicted neighbours a point and stride, equations (1) and (2).
+
+    Attributes:
+      channels: C, channels of a target point.
+      strides: number of strides.
+      hidden: width of the hidden layers.
+      dtype: dtype of the activations; parameters and the result are float32.
+    """
+
+    channels: int
+    strides: int
+    hidden: int = 128
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        h: Float[Array, "batch points features"],
+        time: Float[Array, "batch"],
+        noise: Float[Array, "batch points strides samples latent"],
+    ) -> Float[Array, "batch points strides samples channels"]:
+        """Predicted neighbours.
+
+        Args:
+          h: representations of the points.
+          time: diffusion time as a share of the whole, in [0, 1).
+          noise: eps of equation (1), standard normal.
+        """
+        latent = noise.shape[-1]
+        hidden = _Trunk(self.strides, self.hidden, self.dtype, name="trunk")(h, time)
+        mu = nn.Dense(latent, dtype=self.dtype, name="mu")(hidden)
+        log_sigma = nn.Dense(
+            latent, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="log_sigma"
+        )(hidden)
+        sigma = jnp.exp(jnp.clip(log_sigma, *_LOG_SIGMA_RANGE))
+        xi = mu[..., None, :] + sigma[..., None, :] * noise.astype(self.dtype)
+        xi = nn.silu(nn.Dense(self.hidden, dtype=self.dtype, name="out_hidden")(xi))
+        return nn.Dense(self.channels, dtype=self.dtype, name="out")(xi).astype(jnp.float32)
+
+
+class DirectDecoder(nn.Module):
+    """Predicts every neighbour in its place; one output layer a stride. Attributes as above.
+
+    Attributes:
+      channels: C, channels of a target point.
+      neighbors: K_s of each stride.
+      hidden: width of the hidden layer.
+      dtype: dtype of the activations; parameters and the result are float32.
+    """
+
+    channels: int
+    neighbors: tuple[int, ...]
+    hidden: int = 128
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, h: Float[Array, "batch points features"], time: Float[Array, "batch"]
+    ) -> list[Float[Array, "batch points neighbors channels"]]:
+        """Predicted neighbours of each stride, in the order of `neighborhood.ordered_neighbors`."""
+        hidden = _Trunk(len(self.neighbors), self.hidden, self.dtype, name="trunk")(h, time)
+        predicted = []
+        for index, count in enumerate(self.neighbors):
+            layer = nn.Dense(count * self.channels, dtype=self.dtype, name=f"out_{index}")
+            flat = layer(hidden[:, :, index]).astype(jnp.float32)
+            predicted.append(flat.reshape(*flat.shape[:2], count, self.channels))
+        return predicted
+
+
+class _Trunk(nn.Module):
+    """Normalises h, joins it with the stride and the diffusion time, one hidden layer."""
+
+    strides: int
+    hidden: int
+    dtype: DTypeLike
+
+    @nn.compact
+    def __call__(
+        self, h: Float[Array, "batch points features"], time: Float[Array, "batch"]
+    ) -> Float[Array, "batch points strides hidden"]:
+        h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=jnp.float32)(h)
+        h = nn.Dense(self.hidden, dtype=self.dtype, name="in")(h)[:, :, None]
+        stride = self.param(
+            "stride_embedding", nn.initializers.normal(1.0), (self.strides, self.hidden)
+        )
+        when = nn.Dense(self.hidden, dtype=self.dtype, name="time")(_time_features(time))
+        condition = nn.silu(when[:, None] + stride.astype(self.dtype))
+        modulation = nn.Dense(2 * self.hidden, dtype=self.dtype, name="modulation")(condition)
+        scale, shift = jnp.split(modulation[:, None], 2, axis=-1)
+        return nn.silu(h * (1 + scale) + shift)
+
+
+def _time_features(
+    time: Float[Array, "batch"], frequencies: int = 16
+) -> Float[Array, "batch {2*frequencies}"]:
+    """Sines and cosines of the time share, from one slow wave to 1000 radians."""
+    angles = time[:, None] * jnp.geomspace(1.0, 1000.0, frequencies)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)

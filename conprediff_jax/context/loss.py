@@ -1,0 +1,218 @@
+"""The context loss: method and objective.
+
+    L_context = lambda_t * mean_i sum_s w_s D(y_i^s, t_i^s)                                (1)
+
+with points i, strides s, predicted neighbours y from the decoder, Q clean neighbours t drawn from
+x_0, and D the transport distance (distribution decoder) or the mean squared error over the true
+neighbours (direct decoder). Source: arXiv 2401.02015, section 3; the paper states a time-dependent
+lambda_t in [0, 1] and leaves its schedule open.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, DTypeLike, Float, Int, Key
+
+from conprediff_jax.context import neighborhood, transport
+from conprediff_jax.context.head import DirectDecoder, DistributionDecoder
+
+DECODERS = ("distribution", "direct")
+TIME_WEIGHTINGS = ("constant", "signal", "snr")
+SOURCES = ("features", "prediction")
+_SHAPES = ("features", "channels", "dimensions")
+
+
+class ContextLoss(NamedTuple):
+    """Per-example float32 results of `ContextPrediction.loss`.
+
+    `weighted` is (1); `distance` is the unweighted D, a mean over points, one column a stride.
+    """
+
+    weighted: Float[Array, "batch"]
+    distance: Float[Array, "batch strides"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContextPrediction:
+    """Everything that defines context prediction, and the loss that it adds.
+
+    Attributes:
+      strides: Chebyshev radii of the neighbourhoods.
+      stride_weights: w_s; by default all 1 / number of strides.
+      samples: Q, points that stand for one distribution.
+      points_per_example: points the loss is evaluated at, drawn anew each step; 0 for all.
+        In expectation the loss is the same.
+      decoder: 'distribution' or 'direct' (the ablation's baseline; takes no transport).
+      transport: a key of `transport.TRANSPORTS`.
+      epsilon: entropic regularisation, relative to the mean cost ('sinkhorn...' only).
+      iterations: Sinkhorn iterations ('sinkhorn...' only).
+      weight: lambda.
+      warmup_steps: training steps over which the weight rises linearly from 0.
+      time_weighting: lambda_t is 'constant' lambda, 'signal' lambda * alpha_bar_t, or 'snr'
+        lambda * min(1, SNR_t).
+      source: what the decoder reads, the denoiser's 'features' or its 'prediction' of x_0. The
+        caller passes the one or the other as h.
+      hidden: width of the decoder.
+      latent: dimensions of the Gaussian.
+      dtype: dtype of the decoder's activations.
+      num_steps: T of the diffusion process.
+      alpha_bar: maps times t to the kept signal alpha_bar_t in [0, 1].
+    """
+
+    strides: tuple[int, ...] = (1, 2, 3)
+    stride_weights: tuple[float, ...] | None = None
+    samples: int = 8
+    points_per_example: int = 0
+    decoder: str = "distribution"
+    transport: str = "sinkhorn"
+    epsilon: float = 0.05
+    iterations: int = 20
+    weight: float = 1.0
+    warmup_steps: int = 0
+    time_weighting: str = "constant"
+    source: str = "features"
+    hidden: int = 128
+    latent: int = 32
+    dtype: DTypeLike = jnp.float32
+    num_steps: int
+    alpha_bar: Callable[[Int[Array, "batch"]], Float[Array, "batch"]]
+
+    def __post_init__(self):
+        for name, choices in (
+            ("decoder", DECODERS),
+            ("transport", tuple(transport.TRANSPORTS)),
+            ("time_weighting", TIME_WEIGHTINGS),
+            ("source", SOURCES),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}: choose one of {choices}")
+        if not self.strides or min(self.strides) < 1:
+            raise ValueError(f"strides are {self.strides}: give radii of at least 1")
+        if self.stride_weights and len(self.stride_weights) != len(self.strides):
+            raise ValueError(
+                f"stride_weights has {len(self.stride_weights)} entries for "
+                f"{len(self.strides)} strides: give one a stride"
+            )
+        for name in ("samples", "iterations", "hidden", "latent", "num_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        for name in ("weight", "points_per_example", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+        if self.epsilon <= 0:
+            raise ValueError(f"epsilon is {self.epsilon}: it must be positive")
+
+    @functools.partial(jax.jit, static_argnums=0, static_argnames=_SHAPES)
+    def init(
+        self, rng: Key[Array, ""], *, features: int, channels: int, dimensions: int = 2
+    ) -> Any:
+        """Parameters of the decoder, float32.
+
+        Args:
+          rng: key of the initial values.
+          features: channels of h.
+          channels: channels of x_0.
+          dimensions: axes of the grid; only the direct decoder's shapes depend on it.
+        """
+        h, time = jnp.zeros((1, 1, features)), jnp.zeros(1)
+        if self.decoder == "direct":
+            return self._direct(channels, dimensions).init(rng, h, time)["params"]
+        noise = jnp.zeros((1, 1, len(self.strides), 1, self.latent))
+        return self._distribution(channels).init(rng, h, time, noise)["params"]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def loss(
+        self,
+        params: Any,
+        h: Float[Array, "batch *grid features"],
+        x_0: Float[Array, "batch *grid channels"],
+        t: Int[Array, "batch"],
+        rngs: Key[Array, "batch"],
+    ) -> ContextLoss:
+        """The whole context loss (1), from representations and clean points alone.
+
+        Args:
+          params: decoder parameters from `init`.
+          h: representation of every point; gradients flow into it.
+          x_0: clean points on the same grid of d = 1, 2, 3, ... axes; no gradient flows into it.
+          t: diffusion times in [0, num_steps).
+          rngs: one key per example: draws do not depend on how a batch is split.
+
+        Returns:
+          Per-example losses; the mean of `weighted` over the batch is the term to train on.
+
+        Raises:
+          ValueError: the grid is a single point.
+        """
+        grid = x_0.shape[1:-1]
+        num_points = int(np.prod(grid))
+        h = h.reshape(len(h), num_points, -1)
+        x_0 = jax.lax.stop_gradient(x_0.astype(jnp.float32)).reshape(len(h), num_points, -1)
+        keys = jax.vmap(lambda rng: jax.random.split(rng, 3))(rngs)
+        if 0 < self.points_per_example < num_points:
+            points = neighborhood.draw_points(keys[:, 0], num_points, self.points_per_example)
+            h = neighborhood.gather_points(h, points)
+        else:
+            points = jnp.broadcast_to(jnp.arange(num_points), (len(h), num_points))
+        time = t / self.num_steps
+        if self.decoder == "direct":
+            distance = self._direct_distance(params, h, x_0, time, points, grid)
+        else:
+            distance = self._transport_distance(params, h, x_0, time, points, grid, keys[:, 1:])
+        weights = self.stride_weights or (1 / len(self.strides),) * len(self.strides)
+        return ContextLoss(self.time_weight(t) * (distance @ jnp.asarray(weights)), distance)
+
+    def time_weight(self, t: Int[Array, "batch"]) -> Float[Array, "batch"]:
+        """lambda_t, see `time_weighting`."""
+        alpha_bar = self.alpha_bar(t)
+        if self.time_weighting == "signal":
+            return self.weight * alpha_bar
+        if self.time_weighting == "snr":
+            # min(1, SNR) = min(1, a / (1 - a)), written without the division by zero at a = 1.
+            return self.weight * alpha_bar / jnp.maximum(1 - alpha_bar, alpha_bar)
+        return self.weight * jnp.ones_like(alpha_bar)
+
+    def warmup(self, step: Int[Array, ""]) -> Float[Array, ""]:
+        """Factor in [0, 1] on the whole term at a training step."""
+        return jnp.minimum(1.0, step / self.warmup_steps) if self.warmup_steps else jnp.ones(())
+
+    def _distribution(self, channels: int) -> nn.Module:
+        return DistributionDecoder(channels, len(self.strides), self.hidden, self.dtype)
+
+    def _direct(self, channels: int, dimensions: int) -> nn.Module:
+        neighbors = tuple((2 * s + 1) ** dimensions - 1 for s in self.strides)
+        return DirectDecoder(channels, neighbors, self.hidden, self.dtype)
+
+    def _transport_distance(self, params, h, x_0, time, points, grid, keys):
+        """Mean transport distance of each stride, `[batch, strides]`."""
+        shape = (points.shape[1], len(self.strides), self.samples, self.latent)
+        noise = jax.vmap(lambda rng: jax.random.normal(rng, shape, self.dtype))(keys[:, 0])
+        decoder = self._distribution(x_0.shape[-1])
+        predicted = decoder.apply({"params": params}, h, time, noise)
+        neighbors = neighborhood.draw_neighbors(
+            keys[:, 1], points, grid=grid, strides=self.strides, samples=self.samples
+        )
+        distance = transport.TRANSPORTS[self.transport]
+        if self.transport.startswith("sinkhorn"):
+            settings = {"epsilon": self.epsilon, "iterations": self.iterations}
+            distance = functools.partial(distance, **settings)
+        return distance(predicted, neighborhood.gather_points(x_0, neighbors)).mean(1)
+
+    def _direct_distance(self, params, h, x_0, time, points, grid):
+        """Mean squared error over the true neighbours of each stride, `[batch, strides]`."""
+        decoder = self._direct(x_0.shape[-1], len(grid))
+        columns = []
+        for stride, predicted in zip(
+            self.strides, decoder.apply({"params": params}, h, time), strict=True
+        ):
+            indices, valid = neighborhood.ordered_neighbors(points, grid=grid, stride=stride)
+            target = neighborhood.gather_points(x_0, indices)
+            error = jnp.square(predicted - target).mean(-1)
+            columns.append(jnp.mean(error, axis=(1, 2), where=valid))
+        return jnp.stack(columns, axis=-1)

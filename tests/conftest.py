@@ -1,0 +1,21 @@
+"""Shared test set-up: CPU, eight simulated devices, a compilation cache, run-time shape checks."""
+
+import os
+import pathlib
+
+# Before JAX starts: the suite never wants an accelerator, and sharding tests want several devices.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import jax
+import jaxtyping
+
+CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+# Every annotated shape of the package is checked on every call a test makes.
+jaxtyping.install_import_hook("conprediff_jax", "beartype.beartype")
