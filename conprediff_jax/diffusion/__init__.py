@@ -1,0 +1,16 @@
+"""Diffusion processes and their samplers. They take functions and arrays, and know no network."""
+
+from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.diffusion.process import Corrupted, Process
+from conprediff_jax.diffusion.samplers import DDIM, DDPM, SAMPLERS, DPMSolverPP2M, Sampler
+
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "SAMPLERS",
+    "Corrupted",
+    "DPMSolverPP2M",
+    "GaussianProcess",
+    "Process",
+    "Sampler",
+]

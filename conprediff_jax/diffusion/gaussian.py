@@ -1,0 +1,196 @@
+"""Gaussian diffusion in discrete time.
+
+    x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) epsilon,    epsilon ~ N(0, I)     (1)
+
+A network may predict any one of epsilon, x_0 and
+
+    v = sqrt(alpha_bar_t) epsilon - sqrt(1 - alpha_bar_t) x_0                             (2)
+
+Given x_t they carry the same information, and an error in one is a multiple of an error in another:
+
+    |epsilon error|^2 = SNR_t |x_0 error|^2,    |v error|^2 = (SNR_t + 1) |x_0 error|^2   (3)
+
+so a weight on the x_0 error is a weight on the others divided by SNR_t or SNR_t + 1.
+
+Sources: eq. (1) Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239);
+eq. (2) Salimans & Ho 2022, "Progressive Distillation" (arXiv 2202.00512), appendix D; eq. (3) and
+the min-SNR weight Hang et al. 2023, "Efficient Diffusion Training via Min-SNR Weighting Strategy"
+(arXiv 2303.09556).
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from conprediff_jax.diffusion import schedules
+from conprediff_jax.diffusion.process import Corrupted
+
+PREDICTIONS = ("epsilon", "x0", "v")
+LOSS_NORMS = ("l1", "l2")
+WEIGHTINGS = ("constant", "min_snr")
+
+# Below this the signal is lost to float32 and dividing by its root no longer makes sense.
+MIN_ALPHA_BAR = 1e-20
+
+Points = Float[Array, "batch *grid channels"]
+Times = Int[Array, "batch"]
+
+
+def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{field} is {value!r}; choose one of {', '.join(choices)}")
+
+
+def _gather(table: np.ndarray, t: Times, like: Points) -> Float[Array, "batch ..."]:
+    """`table[t]` in float32, shaped to broadcast against `like`."""
+    return jnp.asarray(table, jnp.float32)[t].reshape((-1,) + (1,) * (like.ndim - 1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussianProcess:
+    """Gaussian diffusion of arrays `[batch, *grid, channels]`; a `Process`.
+
+    Arithmetic and results are float32, whatever the dtype of the arguments.
+
+    Attributes:
+        schedule: 'linear', 'scaled_linear' or 'cosine'; see `schedules`.
+        num_steps: T. Times are 0 .. T-1; time 0 is the first, slightly noisy step.
+        beta_start: First variance of the linear schedules.
+        beta_end: Last variance of the linear schedules.
+        prediction: What the network's output is: 'epsilon', 'x0' or 'v'.
+        loss_norm: 'l2' (squared error) or 'l1' (absolute error), in the prediction's own space.
+        weighting: 'constant' (1 in the prediction's own space) or 'min_snr': the weight
+            `clip(SNR_t, snr_min, snr_max)` on the error of x_0, carried over by eq. (3).
+        snr_max: Hang et al.'s gamma.
+        snr_min: Floor of the weight. Above 0 it makes the weight of an epsilon error,
+            `snr_min / SNR_t`, grow without bound as the signal vanishes.
+
+    Raises:
+        ValueError: If a field is outside its choices or range; the message names the field.
+    """
+
+    schedule: str = "linear"
+    num_steps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    prediction: str = "epsilon"
+    loss_norm: str = "l2"
+    weighting: str = "constant"
+    snr_max: float = 5.0
+    snr_min: float = 0.0
+
+    def __post_init__(self):
+        _check_choice("prediction", self.prediction, PREDICTIONS)
+        _check_choice("loss_norm", self.loss_norm, LOSS_NORMS)
+        _check_choice("weighting", self.weighting, WEIGHTINGS)
+        if not 0 <= self.snr_min <= self.snr_max:
+            raise ValueError(
+                f"snr_min is {self.snr_min} and snr_max {self.snr_max}; "
+                "they must satisfy 0 <= snr_min <= snr_max"
+            )
+        if self.alpha_bars[-1] < MIN_ALPHA_BAR:
+            raise ValueError(
+                f"beta_end is {self.beta_end} over num_steps {self.num_steps}: no signal is left "
+                f"(alpha_bar {self.alpha_bars[-1]:.1e}); lower either until alpha_bar >= "
+                f"{MIN_ALPHA_BAR:.0e}"
+            )
+
+    @functools.cached_property
+    def alpha_bars(self) -> schedules.Table:
+        """`alpha_bar_t` of every time, `[T]`, float64: the table the samplers start from."""
+        beta = schedules.betas(self.schedule, self.num_steps, self.beta_start, self.beta_end)
+        return schedules.alpha_bars(beta)
+
+    @functools.cached_property
+    def loss_weights(self) -> schedules.Table:
+        """The weight of the loss in the prediction's own space at every time, `[T]`, float64.
+
+        An l1 error scales with the square root of eq. (3)'s factors, and so does its weight.
+        """
+        if self.weighting == "constant":
+            return np.ones(self.num_steps)
+        snr = schedules.snr(self.alpha_bars)
+        squared_scale = {"epsilon": snr, "x0": np.ones_like(snr), "v": snr + 1}[self.prediction]
+        power = {"l1": 0.5, "l2": 1.0}[self.loss_norm]
+        return np.clip(snr, self.snr_min, self.snr_max) / squared_scale**power
+
+    def _signal(self, t: Times, like: Points) -> Float[Array, "batch ..."]:
+        return _gather(np.sqrt(self.alpha_bars), t, like)
+
+    def _sigma(self, t: Times, like: Points) -> Float[Array, "batch ..."]:
+        return _gather(np.sqrt(1 - self.alpha_bars), t, like)
+
+    def alpha_bar(self, t: Times) -> Float[Array, "batch"]:
+        """The share of the signal's power kept at `t`, in (0, 1), float32."""
+        return jnp.asarray(self.alpha_bars, jnp.float32)[t]
+
+    def sample_time(self, rngs: Key[Array, "batch"]) -> Times:
+        """Draws a time uniform on 0 .. T-1 for every example, int32."""
+        return jax.vmap(lambda rng: jax.random.randint(rng, (), 0, self.num_steps))(rngs)
+
+    def corrupt(self, rngs: Key[Array, "batch"], x_0: Points, t: Times) -> Corrupted:
+        """Draws `x_t` and the standard normal noise in it. Eq. (1)."""
+        noise = jax.vmap(lambda rng: jax.random.normal(rng, x_0.shape[1:], jnp.float32))(rngs)
+        return Corrupted(self.add_noise(x_0, noise, t), noise)
+
+    def add_noise(self, x_0: Points, noise: Points, t: Times) -> Points:
+        """`x_t` made of the given clean data and noise. Eq. (1)."""
+        return self._signal(t, x_0) * x_0 + self._sigma(t, x_0) * noise
+
+    def target(self, x_0: Points, noise: Points, t: Times) -> Points:
+        """What the network should answer: epsilon, x_0 or v (eq. 2), float32."""
+        x_0, noise = x_0.astype(jnp.float32), noise.astype(jnp.float32)
+        match self.prediction:
+            case "epsilon":
+                return noise
+            case "x0":
+                return x_0
+            case _:
+                return self._signal(t, x_0) * noise - self._sigma(t, x_0) * x_0
+
+    def loss(
+        self, output: Points, x_0: Points, x_t: Points, noise: Points, t: Times
+    ) -> Float[Array, "batch"]:
+        """The weighted mean error of every example over its points and channels, float32.
+
+        Args:
+            output: The network's answer to `x_t`.
+            x_0: Clean data.
+            x_t: Corrupted data; part of the shared protocol, not needed here.
+            noise: The standard normal noise in `x_t`.
+            t: Times.
+        """
+        del x_t
+        error = output.astype(jnp.float32) - self.target(x_0, noise, t)
+        error = jnp.square(error) if self.loss_norm == "l2" else jnp.abs(error)
+        weight = jnp.asarray(self.loss_weights, jnp.float32)[t]
+        return weight * jnp.mean(error, axis=tuple(range(1, error.ndim)))
+
+    def to_x0_and_epsilon(self, output: Points, x_t: Points, t: Times) -> tuple[Points, Points]:
+        """The estimates of x_0 and of epsilon that `output` amounts to; eq. (1) holds for them.
+
+        Always finite: `alpha_bar` is at least `MIN_ALPHA_BAR` (checked when the process is made)
+        and at most `1 - beta_0`. Still, x_0 found from an epsilon carries that epsilon's error
+        times `1 / sqrt(SNR_t)`, 2e4 at the end of a cosine schedule of 1000 steps.
+        """
+        output, x_t = output.astype(jnp.float32), x_t.astype(jnp.float32)
+        signal, sigma = self._signal(t, x_t), self._sigma(t, x_t)
+        match self.prediction:
+            case "epsilon":
+                return (x_t - sigma * output) / signal, output
+            case "x0":
+                return output, self.to_epsilon(output, x_t, t)
+            case _:
+                return signal * x_t - sigma * output, signal * output + sigma * x_t
+
+    def to_epsilon(self, x_0: Points, x_t: Points, t: Times) -> Points:
+        """The noise that takes `x_0` to `x_t`: eq. (1) solved for epsilon."""
+        return (x_t - self._signal(t, x_t) * x_0) / self._sigma(t, x_t)
+
+    def predict_x0(self, output: Points, x_t: Points, t: Times) -> Points:
+        """The estimate of x_0 that `output` amounts to, float32, not clipped."""
+        return self.to_x0_and_epsilon(output, x_t, t)[0]

@@ -1,0 +1,14 @@
+"""Samplers of a Gaussian process, by name."""
+
+from conprediff_jax.diffusion.samplers.base import Sampler, step_noise
+from conprediff_jax.diffusion.samplers.ddim import DDIM
+from conprediff_jax.diffusion.samplers.ddpm import DDPM
+from conprediff_jax.diffusion.samplers.dpm_solver import DPMSolverPP2M
+
+SAMPLERS: dict[str, type[Sampler]] = {
+    "ddpm": DDPM,
+    "ddim": DDIM,
+    "dpm_solver": DPMSolverPP2M,
+}
+
+__all__ = ["DDIM", "DDPM", "SAMPLERS", "DPMSolverPP2M", "Sampler", "step_noise"]

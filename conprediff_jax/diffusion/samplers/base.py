@@ -1,0 +1,192 @@
+"""What the samplers share: which times they visit, and one linear update.
+
+A sampler visits times t_0 > t_1 > ... of the process. At each it asks the network once, and moves
+from x_t to x_s, where s < t is the next time visited, or the clean end. The steps of DDPM, DDIM and
+DPM-Solver++(2M) are all of one form,
+
+    x_s = c_x x_t + c_0 x0_hat + c_e epsilon_hat + c_p x0_hat(previous step) + c_n z      (1)
+
+with z standard normal, so a sampler *is* its table of coefficients: computed once in float64, and
+run by one `lax.scan` in float32.
+
+The spacings are those of Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are
+Flawed" (arXiv 2305.08891), table 2.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64, Int, Int64, Key
+
+from conprediff_jax.diffusion.gaussian import GaussianProcess
+
+SPACINGS = ("leading", "trailing", "linspace")
+
+Denoise = Callable[[Array, Array], Array]
+Points = Float[Array, "batch *grid channels"]
+StepTable = Float64[np.ndarray, "steps"]
+
+
+class Coefficients(NamedTuple):
+    """The table of eq. (1), one entry a step; None for a term the sampler does not have."""
+
+    x_t: StepTable | None = None
+    x_0: StepTable | None = None
+    epsilon: StepTable | None = None
+    previous_x_0: StepTable | None = None
+    noise: StepTable | None = None
+
+
+def step_noise(
+    rngs: Key[Array, "batch"], step: int | Int[Array, ""], shape: tuple[int, ...]
+) -> Float[Array, "batch ..."]:
+    """The noise z of one step: standard normal, a function of each example's key and the step.
+
+    Args:
+        rngs: One key per example.
+        step: Index of the step, counted from 0 at the noisy end.
+        shape: Of one example.
+
+    Returns:
+        `[batch, *shape]`, float32.
+    """
+    return jax.vmap(
+        lambda rng: jax.random.normal(jax.random.fold_in(rng, step), shape, jnp.float32)
+    )(rngs)
+
+
+def spaced_times(
+    num_steps: int, steps: int, spacing: str, steps_offset: int = 0, skip_first: bool = False
+) -> Int64[np.ndarray, "steps"]:
+    """The times a sampler visits, decreasing.
+
+    Args:
+        num_steps: T of the process.
+        steps: How many to visit; need not divide T.
+        spacing: 'leading': multiples of `T // steps` from 0 up, plus `steps_offset`;
+            'trailing': multiples of `T / steps` down from T, rounded, minus 1;
+            'linspace': rounded, from 0 to T-1, both included.
+        steps_offset: See 'leading'.
+        skip_first: Lay 'leading' and 'linspace' out for one more time and leave out the least.
+
+    Returns:
+        `[steps]`, int64.
+    """
+    points = np.arange(steps + skip_first)
+    if spacing == "trailing":
+        return np.round(num_steps - np.arange(steps) * (num_steps / steps)).astype(np.int64) - 1
+    if spacing == "leading":
+        times = points * (num_steps // len(points)) + steps_offset
+    else:
+        times = np.round(np.linspace(0, num_steps - 1, len(points))).astype(np.int64)
+    return times[int(skip_first) :][::-1].copy()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sampler(abc.ABC):
+    """Base of the samplers.
+
+    Attributes:
+        process: Says what the network's output means, and holds the schedule.
+        steps: Number of steps, 1 .. T.
+        spacing: 'leading', 'trailing' or 'linspace'; see `spaced_times`.
+        steps_offset: Added to every time of 'leading'.
+        clip: Limits the estimates of x_0 to [-clip, clip], where the data has such limits. The
+            estimate of epsilon follows, so that both still explain x_t. None: no limit.
+
+    Raises:
+        ValueError: If a field is outside its choices or range; the message names the field.
+    """
+
+    process: GaussianProcess
+    steps: int
+    spacing: str = "leading"
+    steps_offset: int = 0
+    clip: float | None = None
+
+    def __post_init__(self):
+        if self.spacing not in SPACINGS:
+            raise ValueError(f"spacing is {self.spacing!r}; choose one of {', '.join(SPACINGS)}")
+        if not 1 <= self.steps <= self.process.num_steps:
+            raise ValueError(
+                f"steps is {self.steps}; it must lie in 1 .. {self.process.num_steps}, the "
+                "process's num_steps"
+            )
+        if self.steps_offset and self.spacing != "leading":
+            raise ValueError(
+                f"steps_offset is {self.steps_offset} with spacing {self.spacing!r}; "
+                "it belongs to 'leading' and must be 0 otherwise"
+            )
+        if self.clip is not None and self.clip <= 0:
+            raise ValueError(f"clip is {self.clip}; it must be positive, or None for no limit")
+        times = self.times
+        if times[0] >= self.process.num_steps or times[-1] < 0 or np.any(np.diff(times) >= 0):
+            raise ValueError(
+                f"steps {self.steps} with steps_offset {self.steps_offset} visits the times "
+                f"{times[0]} .. {times[-1]}; they must differ and lie in "
+                f"0 .. {self.process.num_steps - 1}: lower either"
+            )
+
+    @property
+    def times(self) -> Int64[np.ndarray, "steps"]:
+        """The times visited, decreasing, `[steps]`."""
+        return spaced_times(self.process.num_steps, self.steps, self.spacing, self.steps_offset)
+
+    @property
+    def num_model_calls(self) -> int:
+        """How often `sample` calls the network."""
+        return self.steps
+
+    @abc.abstractmethod
+    def coefficients(self) -> Coefficients:
+        """The table of eq. (1), float64."""
+
+    def alpha_bar_steps(self, final: float = 1.0) -> tuple[StepTable, StepTable]:
+        """`alpha_bar` at the start and at the end of every step; the last ends at `final`."""
+        start = self.process.alpha_bars[self.times]
+        return start, np.append(start[1:], final)
+
+    def estimate(
+        self, output: Points, x_t: Points, t: Int[Array, "batch"]
+    ) -> tuple[Points, Points]:
+        """The estimates of x_0 and epsilon, with x_0 limited to [-clip, clip]."""
+        x_0, epsilon = self.process.to_x0_and_epsilon(output, x_t, t)
+        if self.clip is None:
+            return x_0, epsilon
+        x_0 = jnp.clip(x_0, -self.clip, self.clip)
+        return x_0, self.process.to_epsilon(x_0, x_t, t)
+
+    def sample(self, denoise: Denoise, x_T: Points, rngs: Key[Array, "batch"]) -> Points:
+        """Runs the reverse process. Jit the caller: the network is compiled once.
+
+        Args:
+            denoise: The network: `(x_t [batch, *grid, channels] float32, t [batch] int32)` to its
+                output, of the shape of x_t.
+            x_T: Where to start, standard normal. Draw it per example, from keys other than `rngs`.
+            rngs: One key per example, for the noise of the steps (`step_noise`). An example's
+                result depends on its own key and not on the batch around it.
+
+        Returns:
+            The sample, of the shape of `x_T`, float32, not clipped.
+        """
+        table = jax.tree.map(lambda column: column.astype(np.float32), self.coefficients())
+        x_T = x_T.astype(jnp.float32)
+
+        def step(carry, this_step):
+            x_t, previous_x_0 = carry
+            index, time, c = this_step
+            t = jnp.full(x_t.shape[:1], time)
+            x_0, epsilon = self.estimate(denoise(x_t, t), x_t, t)
+            z = None if c.noise is None else step_noise(rngs, index, x_t.shape[1:])
+            terms = zip(c, (x_t, x_0, epsilon, previous_x_0, z), strict=True)
+            x_s = sum(scale * term for scale, term in terms if scale is not None)  # eq. (1)
+            return (x_s, x_0), None
+
+        steps = (jnp.arange(self.steps), self.times.astype(np.int32), table)
+        (x_0, _), _ = jax.lax.scan(step, (x_T, jnp.zeros_like(x_T)), steps)
+        return x_0

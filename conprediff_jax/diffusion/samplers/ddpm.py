@@ -1,0 +1,66 @@
+"""Ancestral sampling.
+
+The posterior of x_s given x_t and x_0, for any two times s < t, is Gaussian. With
+`alpha = alpha_bar_t / alpha_bar_s` and `beta = 1 - alpha`,
+
+    mean      sqrt(alpha_bar_s) beta / (1 - alpha_bar_t) x_0
+              + sqrt(alpha) (1 - alpha_bar_s) / (1 - alpha_bar_t) x_t                     (1)
+    variance  beta (1 - alpha_bar_s) / (1 - alpha_bar_t)                                  (2)
+
+Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239), eqs. (6) and
+(7), algorithm 2; skipped steps as in Nichol & Dhariwal 2021 (arXiv 2102.09672), section 4.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from conprediff_jax.diffusion.samplers.base import Coefficients, Sampler, StepTable
+
+VARIANCES = ("fixed_small", "fixed_large")
+
+
+def posterior(
+    alpha_bar_t: StepTable, alpha_bar_s: StepTable, variance: str = "fixed_small"
+) -> Coefficients:
+    """The step from x_t to x_s by eq. (1), with noise of a fixed variance.
+
+    Args:
+        alpha_bar_t: Signal kept at the start of each step.
+        alpha_bar_s: Signal kept at its end, larger. 1 is the clean end, where no noise is added.
+        variance: 'fixed_small': eq. (2), right for data at a point; 'fixed_large': beta, right
+            for standard normal data.
+    """
+    alpha = alpha_bar_t / alpha_bar_s
+    beta = 1 - alpha
+    remaining = (1 - alpha_bar_s) / (1 - alpha_bar_t)
+    noise_variance = beta * remaining if variance == "fixed_small" else beta
+    return Coefficients(
+        x_t=np.sqrt(alpha) * remaining,
+        x_0=np.sqrt(alpha_bar_s) * beta / (1 - alpha_bar_t),
+        noise=np.where(alpha_bar_s < 1, np.sqrt(noise_variance), 0.0),
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DDPM(Sampler):
+    """Ancestral sampling, over all T steps or fewer.
+
+    Equals diffusers' `DDPMScheduler`, with one difference: the last step never adds noise, as in
+    the paper, whereas diffusers adds it under 'fixed_large' if the last time visited is not 0
+    ('trailing', or an offset).
+
+    Attributes:
+        variance: Of the noise: 'fixed_small' or 'fixed_large'; see `posterior`.
+    """
+
+    variance: str = "fixed_small"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.variance not in VARIANCES:
+            raise ValueError(f"variance is {self.variance!r}; choose one of {', '.join(VARIANCES)}")
+
+    def coefficients(self) -> Coefficients:
+        """The table of the posterior's mean and standard deviation."""
+        return posterior(*self.alpha_bar_steps(), self.variance)

@@ -1,0 +1,60 @@
+"""DPM-Solver++(2M): a second-order multistep solver of the probability-flow ODE.
+
+With `alpha_t = sqrt(alpha_bar_t)`, `sigma_t = sqrt(1 - alpha_bar_t)`, `lambda = log(alpha / sigma)`
+the step from t to s, where r was the time before t, is
+
+    h = lambda_s - lambda_t,    q = (lambda_t - lambda_r) / h
+    D = (1 + 1 / (2 q)) x0_hat_t - 1 / (2 q) x0_hat_r                                     (1)
+    x_s = sigma_s / sigma_t x_t - alpha_s (exp(-h) - 1) D                                 (2)
+
+and D = x0_hat_t in a first-order step, which is DDIM's.
+
+Source: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
+Models" (arXiv 2211.01095), algorithm 2.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Int64
+
+from conprediff_jax.diffusion.samplers.base import Coefficients, Sampler, spaced_times
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DPMSolverPP2M(Sampler):
+    """DPM-Solver++(2M).
+
+    Equals diffusers' `DPMSolverMultistepScheduler` at its defaults (`algorithm_type='dpmsolver++'`,
+    `solver_order=2`, `solver_type='midpoint'`, `final_sigmas_type='zero'`), for any number of
+    steps. That last setting ends at the clean end, alpha_bar = 1, where lambda is infinite, and
+    so makes the last step first-order whatever `lower_order_final` and `euler_at_final` say; the
+    first step is first-order too, having no predecessor.
+
+    'leading' and 'linspace' lay out one time more than `steps` and leave out the least, as
+    there: the least would be time 0, too close to the clean end to be worth a call.
+    """
+
+    @property
+    def times(self) -> Int64[np.ndarray, "steps"]:
+        """The times visited, decreasing, `[steps]`."""
+        return spaced_times(
+            self.process.num_steps, self.steps, self.spacing, self.steps_offset, skip_first=True
+        )
+
+    def coefficients(self) -> Coefficients:
+        """The table of eqs. (1) and (2)."""
+        alpha_bar_t, alpha_bar_s = self.alpha_bar_steps()
+        sigma_ratio = np.sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t))
+        # alpha_s exp(-h) is sigma_s alpha_t / sigma_t: written so, it needs no infinite h.
+        move = np.sqrt(alpha_bar_s) - sigma_ratio * np.sqrt(alpha_bar_t)
+
+        half_log_snr = 0.5 * np.log(alpha_bar_t / (1 - alpha_bar_t))  # lambda
+        h = np.diff(half_log_snr)
+        extrapolation = np.zeros(self.steps)  # 1 / (2 q); first and last step stay first-order
+        extrapolation[1:-1] = h[1:] / (2 * h[:-1])
+        return Coefficients(
+            x_t=sigma_ratio,
+            x_0=move * (1 + extrapolation),
+            previous_x_0=-move * extrapolation,
+        )

@@ -1,0 +1,90 @@
+"""Noise schedules: how much noise each forward step adds, as float64 NumPy tables.
+
+The forward process adds noise of variance `beta_t` at step t = 0 .. T-1 and keeps
+`alpha_t = 1 - beta_t` of the signal's power, so that after step t
+
+    alpha_bar_t = prod_{s <= t} (1 - beta_s)                                              (1)
+    SNR_t       = alpha_bar_t / (1 - alpha_bar_t)                                         (2)
+
+    linear          beta_t linear in t                  Ho et al. 2020 (arXiv 2006.11239), section 4
+    scaled_linear   sqrt(beta_t) linear in t            Rombach et al. 2022 (arXiv 2112.10752)
+    cosine          alpha_bar_t ~ cos^2((t/T + s) / (1 + s) * pi/2)
+                                                        Nichol & Dhariwal 2021 (arXiv 2102.09672)
+
+The tables are made once on the host, in float64, and rounded to float32 only where they enter a
+computation: products of a thousand factors and differences `1 - alpha_bar` lose digits in float32.
+"""
+
+import numpy as np
+from jaxtyping import Float64
+
+SCHEDULES = ("linear", "scaled_linear", "cosine")
+
+Table = Float64[np.ndarray, "time"]
+
+
+def linear(num_steps: int, beta_start: float, beta_end: float) -> Table:
+    """Variances equally spaced from `beta_start` to `beta_end`, both included."""
+    return np.linspace(beta_start, beta_end, num_steps, dtype=np.float64)
+
+
+def scaled_linear(num_steps: int, beta_start: float, beta_end: float) -> Table:
+    """Standard deviations equally spaced from `sqrt(beta_start)` to `sqrt(beta_end)`."""
+    return np.linspace(beta_start**0.5, beta_end**0.5, num_steps, dtype=np.float64) ** 2
+
+
+def cosine(num_steps: int, offset: float = 0.008, max_beta: float = 0.999) -> Table:
+    """Variances under which `alpha_bar` follows a squared cosine.
+
+    Args:
+        num_steps: T.
+        offset: s; keeps the first variances from being imperceptibly small.
+        max_beta: Upper limit of a variance; without it the last one is 1 and all signal is lost.
+
+    Returns:
+        `beta_t`, `[T]`, in (0, max_beta].
+    """
+    edges = np.arange(num_steps + 1, dtype=np.float64) / num_steps
+    signal = np.cos((edges + offset) / (1 + offset) * np.pi / 2) ** 2
+    return np.minimum(1 - signal[1:] / signal[:-1], max_beta)
+
+
+def betas(schedule: str, num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Table:
+    """The variances of a schedule by name.
+
+    Args:
+        schedule: One of `SCHEDULES`.
+        num_steps: T, the number of forward steps.
+        beta_start: First variance of 'linear' and 'scaled_linear'; 'cosine' has none to choose.
+        beta_end: Last variance, likewise.
+
+    Returns:
+        `beta_t`, `[T]`, float64, in (0, 1).
+
+    Raises:
+        ValueError: For an unknown schedule, or variances out of order or outside (0, 1).
+    """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule is {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+    if num_steps < 1:
+        raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+    if not 0 < beta_start <= beta_end < 1:
+        raise ValueError(
+            f"beta_start is {beta_start} and beta_end {beta_end}; "
+            "they must satisfy 0 < beta_start <= beta_end < 1"
+        )
+    if schedule == "cosine":
+        return cosine(num_steps)
+    return {"linear": linear, "scaled_linear": scaled_linear}[schedule](
+        num_steps, beta_start, beta_end
+    )
+
+
+def alpha_bars(beta: Table) -> Table:
+    """The kept signal power after every step, in (0, 1), decreasing. Eq. (1)."""
+    return np.cumprod(1 - beta)
+
+
+def snr(alpha_bar: Table) -> Table:
+    """The signal-to-noise ratio of every step. Eq. (2)."""
+    return alpha_bar / (1 - alpha_bar)
