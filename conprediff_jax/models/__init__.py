@@ -1,0 +1,1 @@
+"""Flax modules: denoisers, first-stage autoencoders and text encoders."""

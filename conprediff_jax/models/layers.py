@@ -1,0 +1,283 @@
+"""Building blocks of the denoisers, channels last.
+
+The blocks are those of the ADM / latent-diffusion UNet:
+
+    residual block    y = skip(x) + conv(silu(norm(conv(silu(norm(x))) + W silu(e))))
+                      or, with scale and shift, ... norm(.) * (1 + scale(e)) + shift(e) ...
+    self-attention    y = x + W_o softmax(q k^T / sqrt(d)) v,   q, k, v = W norm(x)
+    transformer       self-attention, cross-attention, GEGLU feed-forward, each on a layer norm
+
+where e is the embedding of the diffusion time (and the label). Parameters and statistics are
+float32; activations have each module's `dtype`.
+
+Sources: Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2021, arXiv
+2105.05233); Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022,
+arXiv 2112.10752), appendix E; GEGLU: Shazeer (2020, arXiv 2002.05202).
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Real
+
+GROUPS = 32  # of every group norm of this family
+group_norm = functools.partial(nn.GroupNorm, GROUPS, epsilon=1e-5)  # float32 statistics
+
+Image = Float[Array, "batch height width channels"]
+Tokens = Float[Array, "batch length channels"]
+Embedding = Float[Array, "batch embedding"]
+
+
+class Denoised(NamedTuple):
+    """What every denoiser returns.
+
+    Attributes:
+        output: The prediction (noise, clean image, v, or logits), `[batch, *grid, out]`, float32.
+        features: The last feature map, just before the output projection, `[batch, *grid,
+            channels]`, in the denoiser's activation dtype. The context head reads it.
+    """
+
+    output: Array
+    features: Array
+
+
+def timestep_embedding(
+    t: Real[Array, "batch"], features: int, max_period: float = 10_000.0
+) -> Float[Array, "batch features"]:
+    """Sinusoidal embedding of the diffusion time, in float32.
+
+    `[cos(t w_0), ..., cos(t w_{h-1}), sin(t w_0), ..., sin(t w_{h-1})]` with `h = features / 2` and
+    `w_i = max_period ** (-i / h)`: cosines first, as in ADM and latent diffusion.
+
+    Args:
+        t: Times 0 .. T-1, integer or fractional.
+        features: Size of the embedding, even.
+        max_period: The longest wavelength is this times 2 pi.
+    """
+    half = features // 2
+    exponents = jnp.arange(half, dtype=jnp.float32) / half
+    frequencies = jnp.exp(-math.log(max_period) * exponents)  # rounds as the published models do
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def convolution(
+    channels: int,
+    *,
+    stride: int = 1,
+    zero: bool = False,
+    dtype: DTypeLike = jnp.float32,
+    name: str,
+) -> nn.Conv:
+    """A 3x3 convolution padded by one pixel on every side, optionally starting at zero.
+
+    The padding is spelled out because "SAME" would pad a strided convolution on one side only.
+    """
+    kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+    return nn.Conv(
+        channels, (3, 3), stride, padding=1, kernel_init=kernel_init, dtype=dtype, name=name
+    )
+
+
+def upsample(x: Image) -> Float[Array, "batch height2 width2 channels"]:
+    """Nearest-neighbour upsampling by two."""
+    batch, height, width, channels = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None], (batch, height, 2, width, 2, channels))
+    return x.reshape(batch, 2 * height, 2 * width, channels)
+
+
+def downsample(x: Image) -> Float[Array, "batch height2 width2 channels"]:
+    """Mean of every 2x2 pixels."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+
+class ResidualBlock(nn.Module):
+    """Residual block conditioned on the time embedding, optionally changing the resolution.
+
+    Attributes:
+        channels: Output channels.
+        scale_shift: Let the embedding scale and shift the second norm instead of adding to its
+            input.
+        resample: Applied to both branches, behind the first activation (ADM's `resblock_updown`).
+        dropout: Rate before the second convolution; 0 draws nothing.
+        dtype: Of the activations.
+    """
+
+    channels: int
+    scale_shift: bool = False
+    resample: str | None = None
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Image, embedding: Embedding
+    ) -> Float[Array, "batch height2 width2 channels2"]:
+        """Maps an image and the activated embedding, silu(e), to an image."""
+        h = nn.silu(group_norm(dtype=self.dtype, name="norm_in")(x))
+        if self.resample:
+            resample = {"up": upsample, "down": downsample}[self.resample]
+            x, h = resample(x), resample(h)
+        h = convolution(self.channels, dtype=self.dtype, name="conv_in")(h)
+
+        width = 2 * self.channels if self.scale_shift else self.channels
+        e = nn.Dense(width, dtype=self.dtype, name="time")(embedding)[:, None, None]
+        norm = group_norm(dtype=self.dtype, name="norm_out")
+        if self.scale_shift:
+            scale, shift = jnp.split(e, 2, axis=-1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + e)
+        h = nn.Dropout(self.dropout, deterministic=False)(nn.silu(h))
+        h = convolution(self.channels, zero=True, dtype=self.dtype, name="conv_out")(h)
+
+        if x.shape[-1] != self.channels:
+            x = nn.Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
+        return x + h
+
+
+class Resample(nn.Module):
+    """Changes the resolution by two through a convolution: strided, or after upsampling.
+
+    Attributes:
+        direction: "up" or "down".
+        dtype: Of the activations.
+    """
+
+    direction: str
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Image) -> Float[Array, "batch height2 width2 channels"]:
+        """Maps an image to one of twice or half its height and width."""
+        up = self.direction == "up"
+        conv = convolution(x.shape[-1], stride=1 if up else 2, dtype=self.dtype, name="conv")
+        return conv(upsample(x) if up else x)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of tokens to a context, or to themselves.
+
+    Attributes:
+        heads: Number of heads; must divide the channels of the tokens.
+        qkv_bias: Whether the query, key and value projections have a bias.
+        zero_init: Start the output projection at zero.
+        dtype: Of the activations; the softmax is float32.
+    """
+
+    heads: int
+    qkv_bias: bool = True
+    zero_init: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Tokens, context: Float[Array, "batch context_length context_channels"]
+    ) -> Tokens:
+        """Attends from every token of `x` to all of `context`."""
+        channels = x.shape[-1]
+        dense = functools.partial(nn.Dense, channels, dtype=self.dtype)
+
+        def project(inputs: Array, name: str) -> Array:
+            projected = dense(use_bias=self.qkv_bias, name=name)(inputs)
+            return projected.reshape(*inputs.shape[:-1], self.heads, channels // self.heads)
+
+        values = jax.nn.dot_product_attention(
+            project(x, "query"), project(context, "key"), project(context, "value")
+        )
+        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        return dense(kernel_init=init, name="out")(values.reshape(x.shape))
+
+
+class SelfAttentionBlock(nn.Module):
+    """Residual self-attention over the pixels of an image (ADM's attention block).
+
+    Attributes:
+        heads: Number of heads.
+        dtype: Of the activations.
+    """
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Image) -> Image:
+        """Maps an image to an image of the same shape."""
+        tokens = group_norm(dtype=self.dtype, name="norm")(x).reshape(len(x), -1, x.shape[-1])
+        attention = Attention(self.heads, zero_init=True, dtype=self.dtype, name="attention")
+        return x + attention(tokens, tokens).reshape(x.shape)
+
+
+class FeedForward(nn.Module):
+    """GEGLU feed-forward layer: W_out (W_in x * gelu(W_gate x)), four times as wide inside.
+
+    Attributes:
+        dtype: Of the activations.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        """Maps tokens to tokens, each on its own."""
+        channels = x.shape[-1]
+        hidden = nn.Dense(4 * channels, dtype=self.dtype, name="in")(x)
+        gate = nn.Dense(4 * channels, dtype=self.dtype, name="gate")(x)
+        hidden = hidden * nn.gelu(gate, approximate=False)
+        return nn.Dense(channels, dtype=self.dtype, name="out")(hidden)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, cross-attention and feed-forward, each residual and behind a layer norm.
+
+    Attributes:
+        heads: Number of heads of both attentions.
+        dtype: Of the activations.
+    """
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens, text: Float[Array, "batch text_length text_channels"]) -> Tokens:
+        """Maps image tokens, given text tokens, to image tokens."""
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
+        attention = functools.partial(Attention, self.heads, qkv_bias=False, dtype=self.dtype)
+        h = norm(name="self_norm")(x)
+        x = x + attention(name="self_attention")(h, h)
+        h = norm(name="cross_norm")(x)
+        x = x + attention(name="cross_attention")(h, text)
+        h = norm(name="feed_forward_norm")(x)
+        return x + FeedForward(dtype=self.dtype, name="feed_forward")(h)
+
+
+class SpatialTransformer(nn.Module):
+    """Residual transformer over the pixels of an image, attending to a text.
+
+    Attributes:
+        heads: Number of heads.
+        depth: Number of transformer blocks.
+        dtype: Of the activations.
+    """
+
+    heads: int
+    depth: int = 1
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Image, text: Float[Array, "batch text_length text_channels"]) -> Image:
+        """Maps an image, given text tokens, to an image of the same shape."""
+        dense = functools.partial(nn.Dense, x.shape[-1], dtype=self.dtype)
+        # Latent diffusion has 1e-6 here, unlike everywhere else in the network.
+        h = group_norm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
+        h = dense(name="project_in")(h.reshape(len(x), -1, x.shape[-1]))
+        for i in range(self.depth):
+            h = TransformerBlock(self.heads, self.dtype, name=f"transformer_{i}")(h, text)
+        h = dense(kernel_init=nn.initializers.zeros, name="project_out")(h)
+        return x + h.reshape(x.shape)

@@ -1,0 +1,239 @@
+"""The denoising UNet of ADM and latent diffusion, channels last.
+
+A convolution to `channels`; a down path of levels, each with `blocks_per_level` residual blocks
+and, at the chosen resolutions, attention; a middle of block, attention, block; an up path that
+mirrors it and takes every feature map of the down path back by concatenation; group norm, SiLU
+and a convolution. With `text_dim`, spatial transformers stand in the places of attention.
+
+Parameter paths follow one scheme, which sharding rules and checkpoint converters rely on:
+
+    time_embedding_{in,out}   label_embedding   input_conv   output_norm   output_conv
+    {down,up}_{level}_block_{i}, middle_block_{i}, {down,up}_{level}_resample
+    {down,up}_{level}_attention_{i}, middle_attention
+
+with levels counted from the full resolution in both paths. What is below them is in `layers.py`.
+
+Sources: Dhariwal and Nichol (2021, arXiv 2105.05233); Rombach et al. (2022, arXiv 2112.10752).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Real
+
+from conprediff_jax.models import layers
+
+
+class UNet(nn.Module):
+    """Predicts what the process asks for (noise, clean image or v) from a noisy image.
+
+    Attributes:
+        out_channels: Channels of the prediction.
+        channels: Channels at the full resolution; a multiple of 32.
+        channel_mult: Channels of each level, as multiples of `channels`.
+        blocks_per_level: Residual blocks of a level of the down path; the up path has one more.
+        attention_downsampling: Downsampling factors (1, 2, 4, ...) that have attention, latent
+            diffusion's "attention_resolutions". The middle has attention always.
+        num_heads: Attention heads at every level; or else
+        head_channels: channels per head. Exactly one of the two is given.
+        scale_shift_norm: Let the time embedding scale and shift norms, not add to features.
+        resblock_updown: Change the resolution in residual blocks instead of convolutions.
+        dropout: Rate inside residual blocks, in training. Drawn from the stream "dropout".
+        num_classes: Classes of the label embedding; None for a model without labels.
+        text_dim: Channels of the text tokens; None for a model without text.
+        transformer_depth: Transformer blocks in each spatial transformer (used with `text_dim`).
+        dtype: Of the activations. Parameters and the output are float32.
+        remat: Recompute every residual and attention block in the backward pass.
+
+    Raises:
+        ValueError: If options contradict each other, at construction.
+    """
+
+    out_channels: int
+    channels: int
+    channel_mult: Sequence[int]
+    blocks_per_level: int = 2
+    attention_downsampling: Sequence[int] = ()
+    num_heads: int | None = None
+    head_channels: int | None = None
+    scale_shift_norm: bool = False
+    resblock_updown: bool = False
+    dropout: float = 0.0
+    num_classes: int | None = None
+    text_dim: int | None = None
+    transformer_depth: int = 1
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self):
+        _validate(self)
+        super().__post_init__()
+
+    @property
+    def downsampling(self) -> int:
+        """The factor between the full and the lowest resolution; it must divide image sizes."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch height width in_channels"],
+        t: Real[Array, "batch"],
+        *,
+        label: Int[Array, "batch"] | None = None,
+        text: Float[Array, "batch text_length text_dim"] | None = None,
+        train: bool = False,
+    ) -> layers.Denoised:
+        """Denoises a batch of images.
+
+        Args:
+            x: Noisy images; height and width are multiples of `downsampling`.
+            t: Diffusion times 0 .. T-1, integer or fractional.
+            label: Classes, if and only if the model has `num_classes`.
+            text: Text tokens, if and only if the model has `text_dim`.
+            train: Whether dropout is active.
+
+        Returns:
+            The output, `[batch, height, width, out_channels]` in float32, and the features behind
+            the last norm and SiLU, `[batch, height, width, channels]` in `dtype`.
+
+        Raises:
+            ValueError: If the shape of `x`, or the presence of `label` or `text`, does not fit.
+        """
+        self._check_inputs(x, label, text)
+        residual, attention, resample = self._blocks(self._embed(t, label), text, train)
+        levels = range(len(self.channel_mult))
+
+        def stage(h: Array, level: int, path: str, i: int) -> Array:
+            h = residual(h, level, f"{path}_{level}_block_{i}")
+            if 2**level in self.attention_downsampling:
+                h = attention(h, f"{path}_{level}_attention_{i}")
+            return h
+
+        h = layers.convolution(self.channels, dtype=self.dtype, name="input_conv")(x)
+        skips = [h]
+        for level in levels:
+            for i in range(self.blocks_per_level):
+                h = stage(h, level, "down", i)
+                skips.append(h)
+            if level < levels[-1]:
+                h = resample(h, level, "down")
+                skips.append(h)
+
+        h = residual(h, levels[-1], "middle_block_0")
+        h = attention(h, "middle_attention")
+        h = residual(h, levels[-1], "middle_block_1")
+
+        for level in reversed(levels):
+            for i in range(self.blocks_per_level + 1):
+                h = stage(jnp.concatenate([h, skips.pop()], axis=-1), level, "up", i)
+            if level > 0:
+                h = resample(h, level, "up")
+
+        features = nn.silu(layers.group_norm(dtype=self.dtype, name="output_norm")(h))
+        # In float32, so that predictions keep more than the three digits of bfloat16.
+        output = layers.convolution(self.out_channels, zero=True, name="output_conv")(features)
+        return layers.Denoised(output, features)
+
+    def _embed(
+        self, t: Real[Array, "batch"], label: Int[Array, "batch"] | None
+    ) -> Float[Array, "batch embedding"]:
+        """The activated embedding silu(e) of time and label, as every residual block reads it."""
+        width = 4 * self.channels
+        dense = functools.partial(nn.Dense, width, dtype=self.dtype)
+        e = layers.timestep_embedding(t, self.channels)
+        e = nn.silu(dense(name="time_embedding_in")(e))
+        e = dense(name="time_embedding_out")(e)
+        if label is not None:
+            init = nn.initializers.normal(1.0)
+            embed = nn.Embed(
+                self.num_classes, width, self.dtype, embedding_init=init, name="label_embedding"
+            )
+            e = e + embed(label)
+        return nn.silu(e)
+
+    @nn.nowrap
+    def _blocks(
+        self, embedding: Array, text: Array | None, train: bool
+    ) -> tuple[Callable[..., Array], ...]:
+        """The functions that add a residual, attention or resampling block at a level."""
+        remat = nn.remat if self.remat else lambda module: module
+
+        def residual(h: Array, level: int, name: str, resample: str | None = None) -> Array:
+            block = remat(layers.ResidualBlock)(
+                channels=self.channels * self.channel_mult[level],
+                scale_shift=self.scale_shift_norm,
+                resample=resample,
+                dropout=self.dropout if train else 0.0,
+                dtype=self.dtype,
+                name=name,
+            )
+            return block(h, embedding)
+
+        def attention(h: Array, name: str) -> Array:
+            heads = self.num_heads or h.shape[-1] // self.head_channels
+            if text is None:
+                return remat(layers.SelfAttentionBlock)(heads, self.dtype, name=name)(h)
+            transformer = remat(layers.SpatialTransformer)
+            return transformer(heads, self.transformer_depth, self.dtype, name=name)(h, text)
+
+        def resample(h: Array, level: int, direction: str) -> Array:
+            name = f"{direction}_{level}_resample"
+            if self.resblock_updown:
+                return residual(h, level, name, direction)
+            return layers.Resample(direction, self.dtype, name=name)(h)
+
+        return residual, attention, resample
+
+    def _check_inputs(self, x: Array, label: Array | None, text: Array | None) -> None:
+        """Raises ValueError where the inputs do not fit the options."""
+        height, width = x.shape[1:3]
+        if height % self.downsampling or width % self.downsampling:
+            raise ValueError(
+                f"image of {height} x {width}: both must be multiples of {self.downsampling}, the"
+                f" downsampling of {len(self.channel_mult)} levels"
+            )
+        for name, value, option in [("label", label, "num_classes"), ("text", text, "text_dim")]:
+            size = getattr(self, option)
+            if (value is None) != (size is None):
+                given = "missing" if value is None else "given"
+                raise ValueError(f"{name} is {given}, but the model has {option}={size}")
+        if text is not None and text.shape[-1] != self.text_dim:
+            raise ValueError(f"text of {text.shape[-1]} channels, but text_dim={self.text_dim}")
+
+
+def _validate(unet: UNet) -> None:
+    """Raises ValueError where options of the model contradict each other."""
+    widths = [unet.channels * mult for mult in unet.channel_mult]
+    if not widths or min(widths) < 1 or any(width % layers.GROUPS for width in widths):
+        raise ValueError(
+            f"channels={unet.channels} times channel_mult={tuple(unet.channel_mult)}: every level"
+            f" needs a positive multiple of {layers.GROUPS}"
+        )
+    factors = [2**level for level in range(len(widths))]
+    if not set(unet.attention_downsampling) <= set(factors):
+        raise ValueError(
+            f"attention_downsampling={tuple(unet.attention_downsampling)}: choose among {factors}"
+        )
+    if (unet.num_heads is None) == (unet.head_channels is None):
+        raise ValueError(
+            f"num_heads={unet.num_heads}, head_channels={unet.head_channels}: give exactly one"
+        )
+    option = "head_channels" if unet.num_heads is None else "num_heads"
+    divisor = getattr(unet, option)
+    attended = [widths[factors.index(factor)] for factor in unet.attention_downsampling]
+    for width in [*attended, widths[-1]]:
+        if divisor < 1 or width % divisor:
+            raise ValueError(f"{option}={divisor} must divide {width}, the channels of a level")
+    for option in ["out_channels", "blocks_per_level", "transformer_depth"]:
+        if getattr(unet, option) < 1:
+            raise ValueError(f"{option}={getattr(unet, option)} must be at least 1")
+    for option in ["num_classes", "text_dim"]:
+        value = getattr(unet, option)
+        if value is not None and value < 1:
+            raise ValueError(f"{option}={value} must be None or at least 1")
+    if not 0 <= unet.dropout < 1:
+        raise ValueError(f"dropout={unet.dropout} must be in [0, 1)")
