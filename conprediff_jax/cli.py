@@ -1,0 +1,72 @@
+"""What every command shares: one line for the user's errors, quiet libraries, a compilation cache."""
+
+import logging as python_logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import app, flags, logging
+
+from conprediff_jax.errors import UserError
+
+USER_ERROR_CODE = 2
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Runs a command: `absl.app.run`, except that a user's error is one line and exit code 2."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    handler.python_handler.setFormatter(_OneLine())
+    handler.addFilter(_ours_or_serious)
+
+    def guarded(argv: list[str]) -> None:
+        if len(argv) > 1:
+            _fail(f"unexpected argument {argv[1]!r}: options begin with --")
+        _cache_compilations()
+        try:
+            main(argv)
+        except UserError as error:
+            _fail(str(error))
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+    try:
+        return app.parse_flags_with_usage(argv)
+    except flags.Error as error:
+        _fail(str(error))
+    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
+        # Config files run while flags are parsed; their errors have no common type.
+        first = str(error).strip("\"' ").splitlines()
+        _fail(f"--config: {first[0] if first else type(error).__name__}")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(USER_ERROR_CODE)
+
+
+class _OneLine(logging.PythonFormatter):
+    """Time and message; the level where it is worth reading."""
+
+    def format(self, record) -> str:
+        level = "" if record.levelno <= python_logging.INFO else f"{record.levelname}: "
+        return f"{self.formatTime(record, '%H:%M:%S')} {level}{record.getMessage()}"
+
+
+def _ours_or_serious(record) -> bool:
+    """Libraries speak up only when something is wrong."""
+    package = str(pathlib.Path(__file__).parent)
+    return record.levelno >= python_logging.WARNING or record.pathname.startswith(package)
+
+
+def _cache_compilations() -> None:
+    """Keeps compiled programs between runs, unless the user has chosen a place (or none)."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = pathlib.Path.home() / ".cache" / "conprediff_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))

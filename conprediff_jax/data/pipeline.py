@@ -1,0 +1,257 @@
+"""The stream of batches: grain over a random-access source.
+
+    source -> shuffle -> repeat -> every process_count-th -> decode, crop, flip -> batch
+              (anew each epoch)   (this process's share)     (worker threads)
+
+The shuffle is one global permutation an epoch, the same in every process, of which process p takes
+the places p, p + P, p + 2P, ... So the processes read disjoint parts of every epoch, together all
+of it, and nothing is left out when P does not divide the number of records. What is drawn for an
+example depends on the seed and its place in the global stream, not on P or on the threads.
+
+The iterator's `get_state()` is a small dict of integers that says which records have been consumed.
+`set_state` goes on from there with the very batches that would have come, undecodable records or
+not: whether a record can be decoded does not change.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from conprediff_jax.data import sources, transforms
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """Which images, and how they are read. The keys of a configuration's `data` section.
+
+    Attributes:
+        name: TFDS name or path, see `sources`.
+        split: Split of it.
+        data_dir: Where TFDS data sets live; None for TFDS's own default.
+        download: Whether a missing TFDS data set may be downloaded.
+        image_size: Pixels a side.
+        crop: Which square of an image that is not square: `center` or `random`.
+        flip: Whether images are mirrored left and right half of the time.
+        shuffle: Whether the order is drawn anew every epoch.
+        label: Feature delivered as `label`; the default where there is one; None for no labels.
+        keep: Further features to deliver, such as `caption`.
+        threads: Threads that read and decode; 0 to do it in the caller's.
+        workers: Worker processes, each with its own threads; 0 for none. Pillow decodes without
+            the interpreter lock, so threads usually do. A program that asks for workers must be
+            an absl program that guards its start with `if __name__ == "__main__"`.
+        prefetch: Batches kept ready.
+    """
+
+    name: str
+    split: str = "train"
+    data_dir: str | None = None
+    download: bool = False
+    image_size: int = 64
+    crop: str = "center"
+    flip: bool = False
+    shuffle: bool = True
+    label: str | None = "label"
+    keep: Sequence[str] = ()
+    threads: int = 8
+    workers: int = 0
+    prefetch: int = 2
+
+    def __post_init__(self):
+        if not self.name:
+            raise ValueError("name is empty; it is a TFDS name or the path of a folder")
+        if self.crop not in transforms.CROPS:
+            raise ValueError(f"crop is {self.crop!r}; choose from {list(transforms.CROPS)}")
+        for field, least in {"image_size": 1, "threads": 0, "workers": 0, "prefetch": 1}.items():
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} is {getattr(self, field)}; at least {least}")
+        if isinstance(self.keep, str):
+            raise ValueError(f"keep is the text {self.keep!r}; it is a list of feature names")
+        object.__setattr__(self, "keep", tuple(self.keep))
+
+
+def open_data(spec: DataSpec) -> sources.Source:
+    """The undecoded records of a spec; `len()` and `class_names` tell what there is.
+
+    Raises:
+        DataError: The data are missing, or lack a split or feature.
+    """
+    return sources.open_source(
+        spec.name,
+        split=spec.split,
+        data_dir=spec.data_dir,
+        download=spec.download,
+        label=spec.label,
+        keep=spec.keep,
+    )
+
+
+def num_examples(spec: DataSpec) -> int:
+    """Number of records, over all processes, bad ones included."""
+    return len(open_data(spec))
+
+
+def make_iterator(
+    spec: DataSpec,
+    *,
+    batch_size: int,
+    seed: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    repeat: bool = True,
+) -> grain.DatasetIterator:
+    """Batches for training.
+
+    Args:
+        spec: Which images, and how they are read.
+        batch_size: Examples a batch of this process.
+        seed: Of order, crops and flips; 0 to 2^32 - 1, the same in every process.
+        process_index: This process, `jax.process_index()`.
+        process_count: All of them, `jax.process_count()`.
+        repeat: False for a single epoch, whose last, short batch is dropped. The number of batches
+            may then differ between processes by one.
+
+    Returns:
+        An iterator of dicts: `image` uint8 `[batch, size, size, 3]`; `label` int32 `[batch]` where
+        there are labels; every kept feature, text as an array of str `[batch]`. Undecodable images
+        are left out and the batch filled with the next ones; more than max(10, 1 %) of them raise
+        `DataError`. `get_state()` and `set_state()` as in the module docstring.
+
+    Raises:
+        DataError: The data are missing, or a single epoch of them does not fill a batch.
+    """
+    _check_process(batch_size, process_index, process_count)
+    source = open_data(spec)
+    if not repeat and len(source) < batch_size * process_count:
+        raise sources.DataError(
+            f"{spec.name}: {len(source)} records in split {spec.split!r} do not fill a batch of "
+            f"{batch_size} in each of {process_count} processes"
+        )
+    example = transforms.ToExample(size=spec.image_size, crop=spec.crop, flip=spec.flip)
+    stream = grain.MapDataset.source(source).seed(seed)
+    if spec.shuffle:
+        stream = stream.shuffle()
+    if repeat:
+        stream = stream.repeat()
+    # The draws come before the share is taken: they belong to the place in the global stream.
+    stream = stream.random_map(example)[process_index::process_count]
+    return _batches(stream, spec, batch_size, drop_remainder=True)
+
+
+def evaluation_iterator(
+    spec: DataSpec, *, batch_size: int, process_index: int = 0, process_count: int = 1
+) -> grain.DatasetIterator:
+    """One pass in the order of the source: centre crops, no flips, the first of several captions.
+
+    All processes get the same number of batches of the same size. What is too much, at the end, is
+    filled with copies of the last record; an undecodable image is black.
+
+    Args:
+        spec: Which images. `crop`, `flip` and `shuffle` do not apply.
+        batch_size: Examples a batch of this process.
+        process_index: This process, `jax.process_index()`.
+        process_count: All of them, `jax.process_count()`.
+
+    Returns:
+        An iterator of dicts as from `make_iterator`, with `mask` bool `[batch]`: false for what
+        fills up, and for undecodable images.
+
+    Raises:
+        DataError: The data are missing, or too many images cannot be decoded.
+    """
+    _check_process(batch_size, process_index, process_count)
+    source = _OnePass(open_data(spec), spec, batch_size * process_count)
+    stream = grain.MapDataset.source(source)[process_index::process_count]
+    return _batches(stream, spec, batch_size, drop_remainder=False)
+
+
+def check_batch(
+    batch: dict[str, Any], spec: DataSpec, *, batch_size: int, num_classes: int | None = None
+) -> None:
+    """Checks a batch against what the model was built for; once, before the first step.
+
+    Args:
+        batch: From an iterator of this module.
+        spec: What was asked for.
+        batch_size: Examples a batch.
+        num_classes: Classes the model knows; None when it knows no classes.
+
+    Raises:
+        DataError: Shape, dtype, value or label does not fit; the message says which.
+    """
+    image, size = batch["image"], spec.image_size
+    if image.shape != (batch_size, size, size, 3):
+        raise sources.DataError(
+            f"{spec.name}: images have shape {image.shape}; expected {(batch_size, size, size, 3)}"
+        )
+    if image.dtype != np.uint8:
+        raise sources.DataError(f"{spec.name}: images have dtype {image.dtype}; expected uint8")
+    if image.max() <= 1:
+        raise sources.DataError(
+            f"{spec.name}: no value of a whole batch is above {image.max()}; expected 0 to 255"
+        )
+    missing = [name for name in spec.keep if name not in batch]
+    if missing:
+        raise sources.DataError(f"{spec.name}: batches lack {', '.join(missing)}")
+    if num_classes is None:
+        return
+    if "label" not in batch:
+        raise sources.DataError(
+            f"{spec.name}: has no labels, and the model expects {num_classes} classes"
+        )
+    low, high = int(batch["label"].min()), int(batch["label"].max())
+    if low < 0 or high >= num_classes:
+        raise sources.DataError(
+            f"{spec.name}: labels run from {low} to {high}; the model expects 0 to "
+            f"{num_classes - 1}"
+        )
+
+
+class _OnePass:
+    """The examples of one pass, filled up to a multiple of `multiple`."""
+
+    def __init__(self, source: sources.Source, spec: DataSpec, multiple: int):
+        self.source = source
+        self.example = transforms.ToExample(size=spec.image_size)
+        self.length = math.ceil(len(source) / multiple) * multiple
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = self.source[min(index, len(self.source) - 1)]
+        mask = index < len(self.source)
+        example = self.example.make(record, offset=0.5, mirrored=False, choice=0.0)
+        if example is None:
+            size = self.example.size
+            black = np.zeros((size, size, 3), np.uint8)
+            example = {**self.example.others(record, 0.0), "image": black}
+            mask = False
+        return {**example, "mask": np.bool_(mask)}
+
+
+def _check_process(batch_size: int, process_index: int, process_count: int) -> None:
+    """Checks the arguments that both iterators share."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; at least 1")
+    if not 0 <= process_index < process_count:
+        raise ValueError(f"process_index is {process_index}; expected 0 to {process_count - 1}")
+
+
+def _batches(
+    stream: grain.MapDataset, spec: DataSpec, batch_size: int, *, drop_remainder: bool
+) -> grain.DatasetIterator:
+    """Reads a stream by threads, and worker processes where asked for, and batches it."""
+    ahead = spec.prefetch * batch_size
+    options = grain.ReadOptions(num_threads=spec.threads, prefetch_buffer_size=ahead)
+    batches = stream.to_iter_dataset(options).batch(batch_size, drop_remainder=drop_remainder)
+    if spec.workers:
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=spec.workers, per_worker_buffer_size=spec.prefetch
+            )
+        )
+    return iter(batches)

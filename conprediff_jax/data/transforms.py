@@ -1,0 +1,182 @@
+"""From the bytes of an image file to a square of uint8 RGB.
+
+    decode -> RGB on white -> crop a square as large as the shorter side -> resize it
+
+Cropping first and resizing the crop is the same picture as resizing the shorter side and cropping
+then, with less to compute. The filter is Pillow's Lanczos, whose support grows with the reduction
+(antialiasing); an exact whole reduction takes Pillow's box filter, the plain area average, which
+has no ringing at the hard edges of drawings. JPEGs are decoded at a reduced scale where that still
+leaves twice the size asked for, so that the last reduction is the filter's.
+"""
+
+import dataclasses
+import io
+import struct
+import threading
+import zlib
+from typing import Any
+
+import numpy as np
+from absl import logging
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+
+from conprediff_jax.data import sources
+
+CROPS = ("center", "random")
+
+# What Pillow raises for files that are truncated, damaged, absurdly large or no images at all.
+DECODE_ERRORS = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def decode(data: bytes, at_least: int = 0) -> Image.Image:
+    """Decodes an image file to RGB, transparency on white, upright by its EXIF orientation.
+
+    Args:
+        data: Bytes of a PNG, JPEG or WebP file; grey, palette, alpha, CMYK and 16-bit grey will do.
+        at_least: If positive, a JPEG may come out reduced, its sides no shorter than this.
+
+    Raises:
+        One of `DECODE_ERRORS`: the file is no image, or damaged.
+    """
+    image = Image.open(io.BytesIO(data))
+    if at_least:
+        image.draft("RGB", (at_least, at_least))
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def square(image: Image.Image, size: int, offset: float = 0.5) -> UInt8[np.ndarray, "size size 3"]:
+    """A square of the image, as large as its shorter side, resized to `size` pixels a side.
+
+    Args:
+        image: RGB image.
+        size: Pixels a side of the result.
+        offset: Where along the longer side the square lies, 0 at its beginning, 1 at its end.
+    """
+    width, height = image.size
+    side = min(width, height)
+    left, top = round(offset * (width - side)), round(offset * (height - side))
+    box = (left, top, left + side, top + side)
+    if side == size:
+        return np.asarray(image.crop(box))
+    whole = side % size == 0
+    kernel = Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
+    return np.asarray(image.resize((size, size), kernel, box=box))
+
+
+class BadRecords:
+    """Counts the records that cannot be decoded, names each in the log, and gives up at too many.
+
+    The limit is `max(floor, share * records seen)`. The counts are those of one process (of one
+    worker, where the pipeline has worker processes) and start anew when a run is resumed.
+    """
+
+    def __init__(self, floor: int = 10, share: float = 0.01):
+        self.floor, self.share = floor, share
+        self.seen = self.bad = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple:  # a lock cannot travel to a worker process
+        return (BadRecords, (self.floor, self.share))
+
+    def add(self, error: Exception | None, name: str) -> None:
+        """Counts one record.
+
+        Args:
+            error: Why it could not be decoded; None if it could.
+            name: What to call it in the log.
+
+        Raises:
+            DataError: There are too many bad ones.
+        """
+        with self._lock:
+            self.seen += 1
+            if error is None:
+                return
+            self.bad += 1
+            seen, bad = self.seen, self.bad
+        reason = sources.first_line(error)
+        logging.warning("skipped %s: %s (%d of %d records so far)", name, reason, bad, seen)
+        if bad > max(self.floor, self.share * seen):
+            raise sources.DataError(
+                f"{bad} of {seen} records cannot be decoded, the last one {name}: {reason}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToExample:
+    """From a record to an example: `image` uint8 `[size, size, 3]`, `label` int32, kept features.
+
+    Attributes:
+        size: Pixels a side.
+        crop: `center`, or `random`: a place along the longer side drawn for each example.
+        flip: Whether to mirror left and right, with probability one half.
+        bad: Where undecodable records are counted.
+    """
+
+    size: int
+    crop: str = "center"
+    flip: bool = False
+    bad: BadRecords = dataclasses.field(default_factory=BadRecords)
+
+    def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any] | None:
+        """One example by chance, or None when the image cannot be decoded.
+
+        Always draws the same numbers, so that one option does not change what another one does.
+        """
+        offset, mirror, choice = rng.random(3)
+        return self.make(
+            record,
+            offset=offset if self.crop == "random" else 0.5,
+            mirrored=self.flip and bool(mirror < 0.5),
+            choice=choice,
+        )
+
+    def make(
+        self, record: dict[str, Any], *, offset: float, mirrored: bool, choice: float
+    ) -> dict[str, Any] | None:
+        """One example as told, or None when the image cannot be decoded.
+
+        Args:
+            record: The record.
+            offset: Where along the longer side the square lies, 0 to 1.
+            mirrored: Whether left and right are exchanged.
+            choice: 0 to 1 (exclusive); picks one of several captions.
+        """
+        try:
+            image = decode(record["image"], 2 * self.size)
+        except DECODE_ERRORS as error:
+            self.bad.add(error, record["name"])
+            return None
+        self.bad.add(None, record["name"])
+        pixels = square(image, self.size, offset)
+        if mirrored:
+            pixels = pixels[:, ::-1]
+        return {"image": np.ascontiguousarray(pixels), **self.others(record, choice)}
+
+    def others(self, record: dict[str, Any], choice: float) -> dict[str, Any]:
+        """Everything of an example but its image; the arguments are those of `make`."""
+        example = {key: value for key, value in record.items() if key not in ("image", "name")}
+        for key, value in example.items():
+            if isinstance(value, list):
+                example[key] = value[int(choice * len(value))]
+        if "label" in example:
+            example["label"] = np.int32(example["label"])
+        return example
