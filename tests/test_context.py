@@ -294,7 +294,7 @@ def test_decoder_learns_the_neighbourhood_of_a_pattern():
 
     # The decoder normalises over channels, so the point's value is given as two opposite ones.
     informed = jnp.concatenate([x_0, -x_0], -1)
-    assert final_loss(informed) < 0.6 * final_loss(jnp.zeros_like(informed))
+    assert final_loss(informed) < 0.75 * final_loss(jnp.zeros_like(informed))
 
 
 @pytest.mark.parametrize(

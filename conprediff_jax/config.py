@@ -1,0 +1,141 @@
+"""Configs: plain ml_collections data, one section for each thing that is built.
+
+`default()` holds every key there is, with the defaults of the classes behind the sections; a config
+file starts from it and changes what it needs. `build` turns a section into its object and names the
+key of anything that does not fit, so that a config is checked before anything expensive is made.
+"""
+
+import dataclasses
+import difflib
+from typing import Any, TypeVar
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from conprediff_jax.context import ContextPrediction
+from conprediff_jax.data import DataSpec
+from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.errors import ConfigError
+from conprediff_jax.models.first_stage import Pixels
+from conprediff_jax.models.unet import UNet
+from conprediff_jax.parallel import MeshSpec
+from conprediff_jax.sampling import SamplingSpec
+from conprediff_jax.train.optimizer import OptimizerSpec
+from conprediff_jax.train.spec import TrainSpec
+
+T = TypeVar("T")
+
+# Fields that the builder fills in from other sections.
+DERIVED = {
+    "UNet": ("out_channels", "dtype", "parent", "name"),
+    "ContextPrediction": ("num_steps", "alpha_bar", "dtype"),
+}
+
+# What a checkpoint's parameters depend on: a run cannot be resumed with any of these changed.
+MODEL_KEYS = (
+    "data.image_size",
+    "first_stage",
+    "process",
+    "model",
+    "context.strides",
+    "context.decoder",
+    "context.source",
+    "context.hidden",
+    "context.latent",
+    "optimizer.name",
+    "seed",
+)
+
+
+def default() -> ConfigDict:
+    """Every section and key, with defaults: a plain 64x64 pixel model with context prediction."""
+    config = ConfigDict(
+        {
+            "seed": 0,
+            "dtype": "float32",  # of activations: 'float32' or 'bfloat16'
+            "data": section(DataSpec, name="openmoji/people"),
+            "first_stage": section(Pixels),
+            "process": section(GaussianProcess),
+            "model": section(UNet, channels=128, channel_mult=(1, 2, 2), head_channels=32),
+            "context": section(ContextPrediction),
+            "optimizer": section(OptimizerSpec),
+            "train": section(TrainSpec),
+            "sampling": section(SamplingSpec),
+            "mesh": section(MeshSpec),
+        }
+    )
+    return config.lock()
+
+
+def section(cls: type, **values: Any) -> ConfigDict:
+    """A section with the fields of a dataclass (or Flax module) as keys and its defaults."""
+    keys = {}
+    for field in _fields(cls):
+        keys[field.name] = values.pop(field.name, field.default)
+        if keys[field.name] is dataclasses.MISSING:
+            raise TypeError(f"section {cls.__name__} needs a value for {field.name}")
+    assert not values, f"{cls.__name__} has no {', '.join(values)}"
+    return ConfigDict(keys)
+
+
+def build(cls: type[T], config: ConfigDict, name: str, **derived: Any) -> T:
+    """Builds a section's object.
+
+    Args:
+        cls: dataclass or Flax module whose fields are the section's keys.
+        config: the whole config.
+        name: name of the section.
+        **derived: fields that other sections decide.
+
+    Raises:
+        ConfigError: unknown key or a value that does not fit; the message names section and key.
+    """
+    known = [field.name for field in _fields(cls)]
+    values = {key: _plain(value) for key, value in config[name].items()}
+    check_keys(values, known, f"config.{name}")
+    try:
+        return cls(**values, **derived)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"config.{name}: {error}") from error
+
+
+def check_keys(keys: Any, known: list[str], where: str) -> None:
+    """Raises ConfigError for a key that is not known, naming the nearest one that is."""
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"{where} has no key {key!r}: {hint}it has {', '.join(known)}")
+
+
+def differing_keys(config: dict, other: dict) -> list[str]:
+    """`MODEL_KEYS` (and keys below them) at which two configs, as plain dicts, differ."""
+    flat, other_flat = _flatten(config), _flatten(other)
+    return sorted(
+        key
+        for key in flat.keys() | other_flat.keys()
+        if any(key == k or key.startswith(k + ".") for k in MODEL_KEYS)
+        and flat.get(key) != other_flat.get(key)
+    )
+
+
+def _fields(cls: type) -> list[dataclasses.Field]:
+    derived = DERIVED.get(cls.__name__, ()) if issubclass(cls, nn.Module) or cls.__name__ in DERIVED else ()
+    return [f for f in dataclasses.fields(cls) if f.init and f.name not in derived]
+
+
+def _plain(value: Any) -> Any:
+    """Lists as tuples, so that objects are hashable; nested sections as dicts."""
+    if isinstance(value, list | tuple):
+        return tuple(_plain(v) for v in value)
+    return value.to_dict() if isinstance(value, ConfigDict) else value
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

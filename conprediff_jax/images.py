@@ -1,0 +1,60 @@
+"""Image files: grids, single PNGs and npz archives, written to a temporary name and moved."""
+
+import math
+import os
+import uuid
+from collections.abc import Callable
+
+import numpy as np
+from einops import rearrange
+from etils import epath
+from jaxtyping import UInt8
+from PIL import Image
+
+Images = UInt8[np.ndarray, "count height width channels"]
+
+
+def grid(
+    images: Images, *, columns: int | None = None, gap: int = 2, least: int = 64
+) -> UInt8[np.ndarray, "grid_height grid_width channels"]:
+    """Images side by side on white, as square as their number allows.
+
+    Args:
+        images: uint8.
+        columns: images a row; by default the root of their number, rounded up.
+        gap: white pixels between neighbours, after enlarging.
+        least: small images are enlarged by a whole factor until they have so many pixels a side, so
+            that one can see them.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    scale = math.ceil(least / images.shape[1])
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    missing = -len(images) % columns
+    images = np.pad(
+        images, ((0, missing), (0, gap), (0, gap), (0, 0)), constant_values=255
+    )
+    images[len(images) - missing :] = 255
+    joined = rearrange(images, "(r c) h w k -> (r h) (c w) k", c=columns)
+    return np.pad(joined, ((gap, 0), (gap, 0), (0, 0)), constant_values=255)
+
+
+def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Writes one PNG."""
+    _atomically(path, lambda file: Image.fromarray(image).save(file, format="png"))
+
+
+def write_npz(path: str | os.PathLike, images: Images) -> None:
+    """Writes all images as `arr_0` of an npz, the layout of ADM's sample batches."""
+    _atomically(path, lambda file: np.savez(file, images))
+
+
+def _atomically(path: str | os.PathLike, write: Callable) -> None:
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        with partial.open("wb") as file:
+            write(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,49 @@
+"""Opening what training has written, for use."""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from conprediff_jax import parallel
+from conprediff_jax.experiment import Experiment, make_experiment
+from conprediff_jax.train.checkpoint import Checkpoints
+
+
+class Trained(NamedTuple):
+    """A trained denoiser.
+
+    Attributes:
+        experiment: what its config describes.
+        params: moving average of the denoiser's parameters; the context decoder's are not loaded.
+        step: of the checkpoint.
+    """
+
+    experiment: Experiment
+    params: Any
+    step: int
+
+
+def load(workdir: str, mesh: Mesh, step: int | None = None) -> Trained:
+    """Loads a workdir's moving average onto a mesh, whatever mesh it was trained on.
+
+    Args:
+        workdir: of a training run.
+        mesh: where the parameters go, replicated.
+        step: which checkpoint; the newest readable one when None.
+
+    Raises:
+        CheckpointError: the workdir holds no such checkpoint, or nothing readable.
+    """
+
+    def abstract(config: dict) -> Any:
+        params = jax.eval_shape(make_experiment(ConfigDict(config)).init)["denoiser"]
+        sharding = parallel.replicated(mesh)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params
+        )
+
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        step, config, params = checkpoints.restore_ema(abstract, step)
+    return Trained(make_experiment(ConfigDict(config)), params, step)

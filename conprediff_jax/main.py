@@ -1,0 +1,34 @@
+"""Trains a model.
+
+    python -m conprediff_jax.main --config=configs/openmoji.py [--workdir=runs/mine]
+        [--config.train.steps=2000] [--config.context.weight=0.1] ...
+
+Any key of the config can be set on the command line. Started again with the same workdir, a run goes
+on from its newest checkpoint.
+"""
+
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from conprediff_jax import cli
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Checkpoints, events and samples go here; runs/<config name> when absent."
+)
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags and trains."""
+    del argv
+    from conprediff_jax.train.loop import train  # after the flags: --help needs no JAX
+
+    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
+    train(_CONFIG.value, _WORKDIR.value or str(pathlib.Path("runs") / name))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,91 @@
+"""Where every array lives: a short list of rules that must cover every parameter.
+
+A rule is a regular expression on the parameter's path, `denoiser/down_0_block_1/conv_in/kernel`, and
+what the `tensor` axis divides: the outputs of a layer (last dimension), its inputs (the one before),
+or nothing. The first match counts. The `fsdp` axis then divides the largest dimension that is left
+and divisible. Optimiser moments and moving averages end in the path of their parameter and follow
+it; scalars are replicated.
+"""
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from conprediff_jax.errors import ConfigError
+from conprediff_jax.parallel.mesh import BATCH_AXES
+
+OUTPUTS, INPUTS, NOTHING = -1, -2, None
+
+# Projections that make heads or hidden units are divided by outputs, those that merge them by inputs.
+RULES: tuple[tuple[str, int | None], ...] = (
+    (r"attention/(query|key|value)/(kernel|bias)$", OUTPUTS),
+    (r"attention/out/kernel$", INPUTS),
+    (r"feed_forward/(in|gate)/(kernel|bias)$", OUTPUTS),
+    (r"feed_forward/out/kernel$", INPUTS),
+    (r"(kernel|bias|scale|embedding|stride_embedding|positional_\w+)$", NOTHING),
+)
+
+# Smaller arrays cost more to gather than to keep.
+MIN_FSDP_SIZE = 2**12
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """First dimension divided over the batch axes, everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Shardings of a pytree of parameters, or of state whose paths end in those of parameters.
+
+    Args:
+        tree: pytree of arrays or shape structs.
+        mesh: with the axes of `mesh.AXES`.
+
+    Raises:
+        ConfigError: no rule covers a parameter.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(mesh, partition(path_name(path), leaf.shape, mesh)), tree
+    )
+
+
+def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The partition of one array, by the rules."""
+    if not shape:
+        return PartitionSpec()
+    axes: list[str | None] = [None] * len(shape)
+    divided = _rule(path)
+    if divided is not None and -divided <= len(shape):
+        if shape[divided] % mesh.shape["tensor"] == 0:
+            axes[divided] = "tensor"
+    fsdp = mesh.shape["fsdp"]
+    free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % fsdp == 0]
+    if free and np.prod(shape) >= MIN_FSDP_SIZE:
+        axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    return PartitionSpec(*axes)
+
+
+def _rule(path: str) -> int | None:
+    for pattern, divided in RULES:
+        if re.search(pattern, path):
+            return divided
+    raise ConfigError(f"parameter {path} is covered by no sharding rule: add one to parallel/sharding.py")
+
+
+def path_name(path: tuple) -> str:
+    """A pytree path as names joined by slashes."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Joins the parts of a batch that the processes have read to global arrays; does not wait."""
+    sharding = batch_sharding(mesh)
+    return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

@@ -1,0 +1,92 @@
+"""Draws images from a trained model's moving average.
+
+    python -m conprediff_jax.sample --workdir=runs/openmoji --num=64 --sampler=ddim --steps=50
+        --seed=0 --out=samples.png
+
+`--out` decides what is written: one grid (a name ending in .png), an npz (.npz: `arr_0`, uint8), or a
+folder of single PNGs (anything else). Image i depends on the seed and i alone. The context decoder is
+not part of what is loaded.
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from absl import flags, logging
+
+from conprediff_jax import cli, images, parallel
+from conprediff_jax.diffusion.samplers import SAMPLERS
+from conprediff_jax.errors import UserError
+from conprediff_jax.inference import load
+from conprediff_jax.progress import Progress
+from conprediff_jax.sampling import generate_batches, make_generate
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest when absent.")
+_NUM = flags.DEFINE_integer("num", 64, "Number of images.", lower_bound=1)
+_SAMPLER = flags.DEFINE_enum("sampler", None, list(SAMPLERS), "Sampler; the config's when absent.")
+_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the config's when absent.")
+_ETA = flags.DEFINE_float("eta", None, "Noise of DDIM, 0 to 1; the config's when absent.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed; image i is a function of the seed and i.")
+_LABEL = flags.DEFINE_integer("label", None, "Class of every image; all in turn when absent.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
+_OUT = flags.DEFINE_string(
+    "out", None, "name.png: grid; name.npz: arrays; else a folder of PNGs. Default: in the workdir."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags, loads the moving average and writes images."""
+    del argv
+    mesh = parallel.make_mesh(parallel.MeshSpec())
+    experiment, params, step = load(_WORKDIR.value, mesh, _STEP.value)
+    num_classes = experiment.denoiser.num_classes
+    if _LABEL.value is not None and not 0 <= _LABEL.value < (num_classes or 0):
+        raise UserError(
+            f"--label={_LABEL.value}: "
+            + (f"the model knows 0 to {num_classes - 1}" if num_classes else "no classes here")
+        )
+    wanted = {"sampler": _SAMPLER.value, "steps": _STEPS.value, "eta": _ETA.value}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    try:
+        sampler = dataclasses.replace(experiment.sampling, **given).make(experiment.process)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+    batch_size = min(_BATCH.value, _NUM.value)
+    progress = Progress(_NUM.value)
+    drawn = []
+    for batch in generate_batches(
+        make_generate(experiment, sampler, mesh),
+        params,
+        seed=_SEED.value,
+        num=_NUM.value,
+        batch_size=batch_size,
+        num_classes=num_classes,
+        label=_LABEL.value,
+    ):
+        drawn.append(batch)
+        done = sum(map(len, drawn))
+        speed = progress.mark(done)
+        logging.info(
+            "%d/%d images  %.1f images/s  %s left", done, _NUM.value, speed, progress.left(speed)
+        )
+    name = f"sample_step_{step:07}_seed_{_SEED.value}.png"
+    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / "samples" / name)
+    _write(out, np.concatenate(drawn))
+    logging.info("%d images of step %d written to %s", _NUM.value, step, out)
+
+
+def _write(out: pathlib.Path, drawn: np.ndarray) -> None:
+    """A grid, an npz or a folder, by the ending of the name."""
+    if out.suffix == ".png":
+        images.write_png(out, images.grid(drawn))
+    elif out.suffix == ".npz":
+        images.write_npz(out, drawn)
+    else:
+        for index, image in enumerate(drawn):
+            images.write_png(out / f"{index:06}.png", image)
+
+
+if __name__ == "__main__":
+    cli.run(main)

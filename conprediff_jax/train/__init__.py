@@ -1,0 +1,1 @@
+"""The trainer: where data, process, denoiser and context meet."""

@@ -1,0 +1,106 @@
+"""What a run says: progress lines, TensorBoard events, and a stop when the loss is no number."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from absl import logging
+
+from conprediff_jax.errors import UserError
+from conprediff_jax.progress import Progress
+from conprediff_jax.train.spec import TrainSpec
+
+
+class DivergedError(UserError):
+    """The loss, or its gradient, became NaN or infinite."""
+
+
+class Reporter:
+    """Collects the metrics of every step, without waiting for the device until they are due.
+
+    Args:
+        workdir: events are written here, by the first process.
+        spec: says how often.
+        first_step: steps done before this run of the program.
+        last_good: says where the last good checkpoint is.
+    """
+
+    def __init__(
+        self, workdir: str, spec: TrainSpec, first_step: int, last_good: Callable[[], str]
+    ):
+        # clu's writers import TensorFlow, which takes seconds and is needed for nothing else.
+        from clu import metric_writers
+
+        self.progress = Progress(spec.steps, first_step)
+        self._spec, self._last_good = spec, last_good
+        self._running = False
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._writer = metric_writers.MultiWriter([])
+        if jax.process_index() == 0:
+            self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
+
+    def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step; says and writes their means when `log_every` is due.
+
+        Raises:
+            DivergedError: a loss is NaN or infinite.
+        """
+        self._pending.append((step, metrics))
+        if not self._running:  # the first step compiles, which is not part of the speed
+            jax.block_until_ready(metrics)
+            self.progress.mark(step)
+            self._running = True
+            logging.info("step %d: compiled, running", step)
+        if step % self._spec.log_every == 0 or step == self._spec.steps:
+            self._write(step)
+
+    def check(self) -> list[dict[str, np.ndarray]]:
+        """Fetches what is pending.
+
+        Raises:
+            DivergedError: names the first bad step, its terms and the last good checkpoint.
+        """
+        pending = jax.device_get(self._pending)
+        for step, metrics in pending:
+            if not all(np.isfinite(value) for value in metrics.values()):
+                shown = ("loss", "norm/gradient")
+                terms = [f"{k} {v:.4g}" for k, v in metrics.items() if k.startswith(shown)]
+                raise DivergedError(
+                    f"step {step} is not finite: {', '.join(terms)}; last good checkpoint: "
+                    f"{self._last_good()}; try a lower optimizer.learning_rate or context.weight"
+                )
+        return [metrics for _, metrics in pending]
+
+    def image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Writes a picture to TensorBoard."""
+        self._writer.write_images(step, {name: image[None]})
+
+    def text(self, name: str, text: str) -> None:
+        """Writes a text to TensorBoard, in fixed width."""
+        indented = "\n".join(f"    {line}" for line in text.splitlines())
+        self._writer.write_texts(0, {name: indented})
+
+    def close(self) -> None:
+        """Finishes writing."""
+        self._writer.close()
+
+    def _write(self, step: int) -> None:
+        """The means of what is pending, as a line and as events."""
+        pending = self.check()
+        self._pending.clear()
+        means = {k: float(np.mean([metrics[k] for metrics in pending])) for k in pending[0]}
+        speed = self.progress.mark(step)
+        means["speed/steps_per_second"] = speed
+        means["speed/images_per_second"] = speed * self._spec.batch_size
+        self._writer.write_scalars(step, means)
+        terms = [f"{k.removeprefix('loss/')} {v:.4f}" for k, v in means.items() if "loss/" in k]
+        logging.info(
+            "step %d/%d  loss %.4f (%s)  %.2f steps/s  %.0f images/s  %s left",
+            step,
+            self._spec.steps,
+            means["loss"],
+            ", ".join(terms),
+            speed,
+            speed * self._spec.batch_size,
+            self.progress.left(speed),
+        )

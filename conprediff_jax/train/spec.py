@@ -1,0 +1,43 @@
+"""How long to train and how often to say, save and show something."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSpec:
+    """The `train` section.
+
+    Attributes:
+        steps: optimiser steps of the whole run; a resumed run goes on up to here.
+        batch_size: examples a step, over all devices and processes.
+        microbatches: parts that a batch is computed in, one after the other, to save memory;
+            gradients are those of the whole batch.
+        ema_decay: decay of the moving average of the denoiser, which is what is sampled from;
+            early on it is lower, min(ema_decay, (1 + step) / (10 + step)).
+        log_every: steps between progress lines and logged metrics (which are means over them).
+        sample_every: steps between sample grids; 0 for one at the end only.
+        checkpoint_every: steps between checkpoints; there is one at the end as well.
+        keep: checkpoints kept, the newest.
+    """
+
+    steps: int = 100_000
+    batch_size: int = 64
+    microbatches: int = 1
+    ema_decay: float = 0.9999
+    log_every: int = 50
+    sample_every: int = 5000
+    checkpoint_every: int = 5000
+    keep: int = 3
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.sample_every < 0:
+            raise ValueError(f"sample_every is {self.sample_every}: it must not be negative")
+        if self.batch_size % self.microbatches:
+            raise ValueError(
+                f"microbatches is {self.microbatches}: it must divide batch_size {self.batch_size}"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
