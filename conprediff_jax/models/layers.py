@@ -70,17 +70,20 @@ def convolution(
     channels: int,
     *,
     stride: int = 1,
+    centered: bool = True,
     zero: bool = False,
     dtype: DTypeLike = jnp.float32,
     name: str,
 ) -> nn.Conv:
     """A 3x3 convolution padded by one pixel on every side, optionally starting at zero.
 
-    The padding is spelled out because "SAME" would pad a strided convolution on one side only.
+    The padding is spelled out because "SAME" would pad a strided convolution on one side only:
+    below and to the right, and so it does where `centered` is false.
     """
     kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
+    padding = 1 if centered else "SAME"
     return nn.Conv(
-        channels, (3, 3), stride, padding=1, kernel_init=kernel_init, dtype=dtype, name=name
+        channels, (3, 3), stride, padding=padding, kernel_init=kernel_init, dtype=dtype, name=name
     )
 
 
@@ -98,7 +101,7 @@ def downsample(x: Image) -> Float[Array, "batch height2 width2 channels"]:
 
 
 class ResidualBlock(nn.Module):
-    """Residual block conditioned on the time embedding, optionally changing the resolution.
+    """Residual block, conditioned on the time embedding and changing the resolution where asked.
 
     Attributes:
         channels: Output channels.
@@ -107,6 +110,7 @@ class ResidualBlock(nn.Module):
         resample: Applied to both branches, behind the first activation (ADM's `resblock_updown`).
         dropout: Rate before the second convolution; 0 draws nothing.
         dtype: Of the activations.
+        epsilon: Of the group norms.
     """
 
     channels: int
@@ -114,26 +118,31 @@ class ResidualBlock(nn.Module):
     resample: str | None = None
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(
-        self, x: Image, embedding: Embedding
+        self, x: Image, embedding: Embedding | None = None
     ) -> Float[Array, "batch height2 width2 channels2"]:
-        """Maps an image and the activated embedding, silu(e), to an image."""
-        h = nn.silu(group_norm(dtype=self.dtype, name="norm_in")(x))
+        """Maps an image and, if there is one, the activated embedding, silu(e), to an image."""
+        norm = functools.partial(group_norm, epsilon=self.epsilon, dtype=self.dtype)
+        h = nn.silu(norm(name="norm_in")(x))
         if self.resample:
             resample = {"up": upsample, "down": downsample}[self.resample]
             x, h = resample(x), resample(h)
         h = convolution(self.channels, dtype=self.dtype, name="conv_in")(h)
 
-        width = 2 * self.channels if self.scale_shift else self.channels
-        e = nn.Dense(width, dtype=self.dtype, name="time")(embedding)[:, None, None]
-        norm = group_norm(dtype=self.dtype, name="norm_out")
-        if self.scale_shift:
-            scale, shift = jnp.split(e, 2, axis=-1)
-            h = norm(h) * (1 + scale) + shift
+        norm_out = norm(name="norm_out")
+        if embedding is None:
+            h = norm_out(h)
         else:
-            h = norm(h + e)
+            width = 2 * self.channels if self.scale_shift else self.channels
+            e = nn.Dense(width, dtype=self.dtype, name="time")(embedding)[:, None, None]
+            if self.scale_shift:
+                scale, shift = jnp.split(e, 2, axis=-1)
+                h = norm_out(h) * (1 + scale) + shift
+            else:
+                h = norm_out(h + e)
         h = nn.Dropout(self.dropout, deterministic=False)(nn.silu(h))
         h = convolution(self.channels, zero=True, dtype=self.dtype, name="conv_out")(h)
 
@@ -148,17 +157,20 @@ class Resample(nn.Module):
     Attributes:
         direction: "up" or "down".
         dtype: Of the activations.
+        centered: Whether the strided convolution pads every side, or below and to the right only.
     """
 
     direction: str
     dtype: DTypeLike = jnp.float32
+    centered: bool = True
 
     @nn.compact
     def __call__(self, x: Image) -> Float[Array, "batch height2 width2 channels"]:
         """Maps an image to one of twice or half its height and width."""
-        up = self.direction == "up"
-        conv = convolution(x.shape[-1], stride=1 if up else 2, dtype=self.dtype, name="conv")
-        return conv(upsample(x) if up else x)
+        conv = functools.partial(convolution, x.shape[-1], dtype=self.dtype, name="conv")
+        if self.direction == "up":
+            return conv()(upsample(x))
+        return conv(stride=2, centered=self.centered)(x)
 
 
 class Attention(nn.Module):
@@ -201,15 +213,18 @@ class SelfAttentionBlock(nn.Module):
     Attributes:
         heads: Number of heads.
         dtype: Of the activations.
+        epsilon: Of the group norm.
     """
 
     heads: int
     dtype: DTypeLike = jnp.float32
+    epsilon: float = 1e-5
 
     @nn.compact
     def __call__(self, x: Image) -> Image:
         """Maps an image to an image of the same shape."""
-        tokens = group_norm(dtype=self.dtype, name="norm")(x).reshape(len(x), -1, x.shape[-1])
+        norm = group_norm(epsilon=self.epsilon, dtype=self.dtype, name="norm")
+        tokens = norm(x).reshape(len(x), -1, x.shape[-1])
         attention = Attention(self.heads, zero_init=True, dtype=self.dtype, name="attention")
         return x + attention(tokens, tokens).reshape(x.shape)
 

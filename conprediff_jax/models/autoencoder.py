@@ -1,0 +1,321 @@
+"""The first-stage autoencoders of latent diffusion, channels last.
+
+The encoder is a convolution to `channels`, levels of residual blocks with a strided convolution
+between them, a middle of block, attention, block, then group norm, SiLU and a convolution; the
+decoder mirrors it, with one block more at every level. Between the two are the latents:
+
+    VQModel        z = W encoder(x),                  x' = decoder(W' code nearest to z)
+    AutoencoderKL  mean, log variance = W encoder(x), x' = decoder(W' z), z ~ N(mean, variance)
+
+Unlike the UNet, blocks know no time, attention has one head, group norms have epsilon 1e-6, and
+strided convolutions pad below and to the right only. Parameters and latents are float32. Residual
+branches start at zero, as in the UNet; the original's start at random.
+
+Parameter paths follow the UNet's scheme, below `encoder` and `decoder`; levels are counted from the
+full resolution in both. Next to these are `quant_conv` (W), `post_quant_conv` (W') and
+`quantizer/codebook`.
+
+Sources: Rombach et al. (2022, arXiv 2112.10752), section 3.1 and appendix G; Esser et al., "Taming
+Transformers" (2021, arXiv 2012.09841); Kingma and Welling (2014, arXiv 1312.6114), appendix B.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int, Key
+
+from conprediff_jax.models import layers
+from conprediff_jax.models.quantizer import Quantized, VectorQuantizer
+
+EPSILON = 1e-6  # of every group norm of this family
+
+Images = Float[Array, "batch height width channels"]
+Latents = Float[Array, "batch rows columns embed_dim"]
+
+
+class Levels(nn.Module):
+    """The options that encoders, decoders and whole autoencoders share.
+
+    Attributes:
+        out_channels: Channels of what comes out.
+        channels: Channels at the full resolution; a multiple of 32.
+        channel_mult: Channels of each level, as multiples of `channels`.
+        blocks_per_level: Residual blocks of a level of the encoder; the decoder has one more.
+        attention_downsampling: Downsampling factors (1, 2, 4, ...) that have attention.
+        middle_attention: Whether the middle has attention, as all published models do, those
+            "without attention" included.
+        dropout: Rate inside residual blocks, in training. Drawn from the stream "dropout".
+        dtype: Of the activations. Parameters and outputs are float32.
+        remat: Recompute every residual and attention block in the backward pass.
+
+    Raises:
+        ValueError: If options contradict each other, at construction.
+    """
+
+    out_channels: int = 3
+    channels: int = 128
+    channel_mult: Sequence[int] = (1, 2, 4)
+    blocks_per_level: int = 2
+    attention_downsampling: Sequence[int] = ()
+    middle_attention: bool = True
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self):
+        _validate(self)
+        super().__post_init__()
+
+    @property
+    def downsampling(self) -> int:
+        """The factor between images and latents; it must divide image sizes."""
+        return 2 ** (len(self.channel_mult) - 1)
+
+    @nn.nowrap
+    def _blocks(self, train: bool) -> tuple[Callable[..., Array], ...]:
+        """The functions that add the blocks of a level, of the middle, and of the output."""
+        remat = nn.remat if self.remat else lambda module: module
+
+        def residual(h: Array, level: int, name: str) -> Array:
+            block = remat(layers.ResidualBlock)(
+                self.channels * self.channel_mult[level],
+                dropout=self.dropout if train else 0.0,
+                dtype=self.dtype,
+                epsilon=EPSILON,
+                name=name,
+            )
+            return block(h)
+
+        def attention(h: Array, name: str) -> Array:
+            return remat(layers.SelfAttentionBlock)(1, self.dtype, EPSILON, name=name)(h)
+
+        def stage(h: Array, level: int, direction: str, blocks: int) -> Array:
+            for i in range(blocks):
+                h = residual(h, level, f"{direction}_{level}_block_{i}")
+                if 2**level in self.attention_downsampling:
+                    h = attention(h, f"{direction}_{level}_attention_{i}")
+            return h
+
+        def middle(h: Array) -> Array:
+            lowest = len(self.channel_mult) - 1
+            h = residual(h, lowest, "middle_block_0")
+            if self.middle_attention:
+                h = attention(h, "middle_attention")
+            return residual(h, lowest, "middle_block_1")
+
+        def output(h: Array) -> Array:
+            norm = layers.group_norm(epsilon=EPSILON, dtype=self.dtype, name="output_norm")
+            # In float32, so that latents and pixels keep more than the three digits of bfloat16.
+            return layers.convolution(self.out_channels, name="output_conv")(nn.silu(norm(h)))
+
+        return stage, middle, output
+
+
+class Encoder(Levels):
+    """Images to feature maps of 1 / `downsampling` of their height and width.
+
+    Attributes are those of `Levels`.
+    """
+
+    @nn.compact
+    def __call__(
+        self, x: Images, *, train: bool = False
+    ) -> Float[Array, "batch rows columns out_channels"]:
+        """Encodes a batch of images; `train` turns dropout on.
+
+        Raises:
+            ValueError: If height or width is no multiple of `downsampling`.
+        """
+        height, width = x.shape[1:3]
+        if height % self.downsampling or width % self.downsampling:
+            raise ValueError(
+                f"image of {height} x {width}: both must be multiples of {self.downsampling}, the"
+                f" downsampling of {len(self.channel_mult)} levels"
+            )
+        stage, middle, output = self._blocks(train)
+        h = layers.convolution(self.channels, dtype=self.dtype, name="input_conv")(x)
+        for level in range(len(self.channel_mult)):
+            if level > 0:
+                name = f"down_{level - 1}_resample"
+                h = layers.Resample("down", self.dtype, centered=False, name=name)(h)
+            h = stage(h, level, "down", self.blocks_per_level)
+        return output(middle(h))
+
+
+class Decoder(Levels):
+    """Feature maps to images of `downsampling` times their height and width.
+
+    Attributes are those of `Levels`.
+    """
+
+    @nn.compact
+    def __call__(
+        self, h: Float[Array, "batch rows columns features"], *, train: bool = False
+    ) -> Float[Array, "batch height width out_channels"]:
+        """Decodes a batch of feature maps; `train` turns dropout on."""
+        stage, middle, output = self._blocks(train)
+        width = self.channels * self.channel_mult[-1]
+        h = middle(layers.convolution(width, dtype=self.dtype, name="input_conv")(h))
+        for level in reversed(range(len(self.channel_mult))):
+            h = stage(h, level, "up", self.blocks_per_level + 1)
+            if level > 0:
+                h = layers.Resample("up", self.dtype, name=f"up_{level}_resample")(h)
+        return output(h)
+
+
+class Autoencoder(Levels):
+    """What both autoencoders are made of: a dense layer on either side of the latents.
+
+    Attributes, besides those of `Levels`:
+        latent_channels: Channels that the encoder puts out ("z_channels").
+        embed_dim: Channels of the latents; None for as many as `latent_channels`.
+    """
+
+    latent_channels: int = 3
+    embed_dim: int | None = None
+
+    @property
+    def latent_dim(self) -> int:
+        """Channels of the latents."""
+        return self.latent_channels if self.embed_dim is None else self.embed_dim
+
+    @nn.nowrap
+    def _coders(self, moments: int) -> tuple[nn.Module, ...]:
+        """Encoder, dense layer, dense layer, decoder for latents given by so many numbers each."""
+        shared: dict[str, Any] = {
+            name: getattr(self, name)
+            for name in Levels.__dataclass_fields__
+            if name not in ("out_channels", "parent", "name")
+        }
+        return (
+            Encoder(out_channels=moments * self.latent_channels, **shared),
+            nn.Dense(moments * self.latent_dim),
+            nn.Dense(self.latent_channels),
+            Decoder(out_channels=self.out_channels, **shared),
+        )
+
+
+class VQModel(Autoencoder):
+    """Autoencoder whose latents are quantised by a codebook (VQ-f4: the defaults).
+
+    Latent diffusion works on latents from before the quantisation, which is then part of the
+    decoder. Discrete diffusion works on the indices: `decode(lookup(indices), quantize=False)`.
+
+    Attributes, besides those of `Autoencoder`:
+        num_codes: Codes of the codebook.
+        codebook_weight: See `VectorQuantizer`.
+        commitment_weight: See `VectorQuantizer`.
+    """
+
+    num_codes: int = 8192
+    codebook_weight: float = 0.25
+    commitment_weight: float = 1.0
+
+    def setup(self):
+        """Declares the parts."""
+        self.encoder, self.quant_conv, self.post_quant_conv, self.decoder = self._coders(1)
+        self.quantizer = VectorQuantizer(
+            self.num_codes, self.latent_dim, self.codebook_weight, self.commitment_weight
+        )
+
+    def __call__(self, x: Images, *, train: bool = False) -> tuple[Images, Quantized]:
+        """Encodes, quantises and decodes: the reconstruction, and what was quantised."""
+        quantized = self.quantize(self.encode(x, train=train))
+        return self.decode(quantized.vectors, quantize=False, train=train), quantized
+
+    def encode(self, x: Images, *, train: bool = False) -> Latents:
+        """Images, by convention in [-1, 1], to latents before quantisation, float32."""
+        return self.quant_conv(self.encoder(x, train=train))
+
+    def quantize(self, z: Latents) -> Quantized:
+        """The nearest codes of latents, with the straight-through gradient, and the loss."""
+        return self.quantizer(z)
+
+    def lookup(
+        self, indices: Int[Array, "batch rows columns"]
+    ) -> Float[Array, "batch rows columns embed_dim"]:
+        """Codes of indices 0 .. `num_codes` - 1; NaN for any other."""
+        return self.quantizer.lookup(indices)
+
+    def decode(self, z: Latents, *, quantize: bool = True, train: bool = False) -> Images:
+        """Latents to images, float32; `quantize=False` where they are codes already."""
+        if quantize:
+            z = self.quantize(z).vectors
+        return self.decoder(self.post_quant_conv(z), train=train)
+
+
+class DiagonalGaussian(NamedTuple):
+    """A Gaussian over latents, one mean and one log variance a value, `[batch, ...]`, float32."""
+
+    mean: Array
+    log_variance: Array
+
+    def sample(self, rngs: Key[Array, "batch"]) -> Float[Array, "batch *rest"]:
+        """A draw, from one key per example."""
+        noise = jax.vmap(lambda rng: jax.random.normal(rng, self.mean.shape[1:]))(rngs)
+        return self.mean + jnp.exp(self.log_variance / 2) * noise
+
+    def mode(self) -> Float[Array, "batch *rest"]:
+        """The mean."""
+        return self.mean
+
+    def kl(self) -> Float[Array, "batch"]:
+        """Divergence KL(self || N(0, 1)) of each example in nats, a sum over its values."""
+        variance = jnp.exp(self.log_variance)
+        terms = (jnp.square(self.mean) + variance - 1 - self.log_variance) / 2
+        return terms.reshape(len(terms), -1).sum(axis=1)
+
+
+class AutoencoderKL(Autoencoder):
+    """Variational autoencoder (KL-f8: `channel_mult=(1, 2, 4, 4), latent_channels=4`).
+
+    Attributes are those of `Autoencoder`.
+    """
+
+    def setup(self):
+        """Declares the parts; the encoder puts out means and log variances."""
+        self.encoder, self.quant_conv, self.post_quant_conv, self.decoder = self._coders(2)
+
+    def __call__(
+        self, x: Images, rngs: Key[Array, "batch"] | None = None, *, train: bool = False
+    ) -> tuple[Images, DiagonalGaussian]:
+        """Encodes, draws (without keys, the mean) and decodes: the reconstruction, the Gaussian."""
+        posterior = self.encode(x, train=train)
+        z = posterior.mode() if rngs is None else posterior.sample(rngs)
+        return self.decode(z, train=train), posterior
+
+    def encode(self, x: Images, *, train: bool = False) -> DiagonalGaussian:
+        """Images, by convention in [-1, 1], to Gaussians; log variances clipped to [-30, 20]."""
+        moments = self.quant_conv(self.encoder(x, train=train))
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return DiagonalGaussian(mean, jnp.clip(log_variance, -30.0, 20.0))
+
+    def decode(self, z: Latents, *, train: bool = False) -> Images:
+        """Latents to images, float32."""
+        return self.decoder(self.post_quant_conv(z), train=train)
+
+
+def _validate(model: Levels) -> None:
+    """Raises ValueError where options of a model contradict each other."""
+    widths = [model.channels * mult for mult in model.channel_mult]
+    if not widths or any(width < 1 or width % layers.GROUPS for width in [model.channels, *widths]):
+        raise ValueError(
+            f"channels={model.channels}, times channel_mult={tuple(model.channel_mult)}: every"
+            f" level needs a positive multiple of {layers.GROUPS}"
+        )
+    factors = [2**level for level in range(len(widths))]
+    if not set(model.attention_downsampling) <= set(factors):
+        raise ValueError(
+            f"attention_downsampling={tuple(model.attention_downsampling)}: choose among {factors}"
+        )
+    counts = ["out_channels", "blocks_per_level", "latent_channels", "embed_dim", "num_codes"]
+    for option in counts:
+        value = getattr(model, option, None)  # encoders have fewer options than whole models
+        if value is not None and value < 1:
+            raise ValueError(f"{option}={value} must be at least 1")
+    if not 0 <= model.dropout < 1:
+        raise ValueError(f"dropout={model.dropout} must be in [0, 1)")
