@@ -16,6 +16,8 @@ USER_ERROR_CODE = 2
 
 def run(main: Callable[[list[str]], None]) -> None:
     """Runs a command: `absl.app.run`, except that a user's error is one line and exit code 2."""
+    # TensorFlow only writes events here; without this it announces its oneDNN kernels.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
@@ -60,7 +62,9 @@ class _OneLine(logging.PythonFormatter):
 
 
 def _ours_or_serious(record) -> bool:
-    """Libraries speak up only when something is wrong."""
+    """Libraries speak up only when something is wrong; orbax warns of reading what it may not write."""
+    if record.getMessage().startswith("Given directory is read only"):
+        return False
     package = str(pathlib.Path(__file__).parent)
     return record.levelno >= python_logging.WARNING or record.pathname.startswith(package)
 

@@ -13,6 +13,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from conprediff_jax import cli
+from conprediff_jax.errors import UserError
+from conprediff_jax.train.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
 _WORKDIR = flags.DEFINE_string(
@@ -24,10 +26,10 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     """Reads the flags and trains."""
     del argv
-    from conprediff_jax.train.loop import train  # after the flags: --help needs no JAX
-
-    name = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    train(_CONFIG.value, _WORKDIR.value or str(pathlib.Path("runs") / name))
+    file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not file.is_file():  # ml_collections would say so only later, and at length
+        raise UserError(f"--config={file}: there is no such file")
+    train(_CONFIG.value, _WORKDIR.value or str(pathlib.Path("runs") / file.stem))
 
 
 if __name__ == "__main__":

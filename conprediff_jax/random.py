@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array, Int, Key
 
 
-def stream(seed: int, name: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
+def stream(seed: int | Int[Array, ""], name: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
     """The key of a named stream at a step."""
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     return jax.random.fold_in(key, step)

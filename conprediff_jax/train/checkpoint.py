@@ -46,7 +46,10 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep, create=not read_only, read_only=read_only
+                save_interval_steps=0 if read_only else 1,
+                max_to_keep=keep,
+                create=not read_only,
+                read_only=read_only,
             ),
             item_handlers={
                 "ema": ocp.StandardCheckpointHandler(),

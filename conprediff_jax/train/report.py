@@ -28,8 +28,11 @@ class Reporter:
     def __init__(
         self, workdir: str, spec: TrainSpec, first_step: int, last_good: Callable[[], str]
     ):
-        # clu's writers import TensorFlow, which takes seconds and is needed for nothing else.
+        # Takes seconds, and is needed for nothing else than writing events.
+        import tensorflow as tf
         from clu import metric_writers
+
+        tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
 
         self.progress = Progress(spec.steps, first_step)
         self._spec, self._last_good = spec, last_good

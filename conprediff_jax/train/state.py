@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Int
 
 from conprediff_jax import parallel
 from conprediff_jax.experiment import Experiment
@@ -17,13 +16,13 @@ class TrainState(struct.PyTreeNode):
     """What is trained.
 
     Attributes:
-        step: number of steps done.
+        step: number of steps done, int32.
         params: `{'denoiser': ..., 'context': ...}`, float32.
         ema: moving average of `params['denoiser']`; this is what is sampled from and handed on.
         opt_state: the optimiser's.
     """
 
-    step: Int[Array, ""]
+    step: Any  # arrays, or shape structs or shardings in their place
     params: dict[str, Any]
     ema: Any
     opt_state: Any

@@ -1,0 +1,143 @@
+"""The commands as a user runs them: other processes, killed, resumed, and told wrong things."""
+
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent
+CONFIG = ROOT / "tests" / "tiny.py"
+
+
+def command(module, *arguments):
+    return [sys.executable, "-m", f"conprediff_jax.{module}", *map(str, arguments)]
+
+
+def environment():
+    import os
+
+    # One device, as on a laptop, and the suite's compilation cache.
+    return os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def run(module, *arguments):
+    return subprocess.run(
+        command(module, *arguments), cwd=ROOT, env=environment(), capture_output=True, text=True
+    )
+
+
+def train_arguments(images, workdir, *overrides):
+    return [
+        f"--config={CONFIG}",
+        f"--workdir={workdir}",
+        f"--config.data.name={images}",
+        "--config.train.steps=60",
+        "--config.train.checkpoint_every=5",
+        "--config.train.keep=100",
+        *overrides,
+    ]
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    return tiny.write_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(images, tmp_path_factory):
+    """A run killed with no warning right after its first checkpoint appears, then started again."""
+    workdir = tmp_path_factory.mktemp("killed")
+    arguments = train_arguments(images, workdir)
+    process = subprocess.Popen(
+        command("main", *arguments), cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not (workdir / "checkpoints" / "5").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert not (workdir / "checkpoints" / "60").exists()
+    return workdir, run("main", *arguments)
+
+
+def restored(workdir):
+    """Everything numeric in the final checkpoint, as orbax finds it."""
+    import orbax.checkpoint as ocp
+
+    folder = workdir / "checkpoints" / "60"
+    return {name: ocp.StandardCheckpointer().restore(folder / name) for name in ("ema", "train")}
+
+
+def test_a_killed_run_ends_where_the_uninterrupted_one_does(
+    images, killed_and_resumed, tmp_path
+):
+    import jax
+
+    workdir, resumed = killed_and_resumed
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resuming at step" in resumed.stderr
+    for said in ("steps/s", "images/s", "left", "sample grid: ", "checkpoints: ", "TensorBoard"):
+        assert said in resumed.stderr
+    whole = run("main", *train_arguments(images, tmp_path))
+    assert whole.returncode == 0, whole.stderr
+    for a, b in zip(*map(jax.tree.leaves, (restored(tmp_path), restored(workdir))), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_sample_writes_grids_arrays_and_single_images(killed_and_resumed, tmp_path):
+    workdir, _ = killed_and_resumed
+    arguments = [f"--workdir={workdir}", "--num=5", "--batch_size=2", "--seed=1"]
+    npz = run("sample", *arguments, f"--out={tmp_path / 'images.npz'}", "--sampler=ddpm")
+    assert npz.returncode == 0, npz.stderr
+    assert "5/5 images" in npz.stderr and str(tmp_path / "images.npz") in npz.stderr
+    arrays = np.load(tmp_path / "images.npz")["arr_0"]
+    assert arrays.shape == (5, 8, 8, 3) and arrays.dtype == np.uint8
+    folder = run("sample", *arguments, f"--out={tmp_path / 'images'}", "--sampler=ddpm")
+    assert folder.returncode == 0, folder.stderr
+    files = sorted((tmp_path / "images").iterdir())
+    assert [f.name for f in files] == [f"{i:06}.png" for i in range(5)]
+    np.testing.assert_array_equal(np.stack([Image.open(f) for f in files]), arrays)
+    grid = run("sample", *arguments)
+    assert grid.returncode == 0, grid.stderr
+    assert (workdir / "samples" / "sample_step_0000060_seed_1.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "message"),
+    [
+        ("main", ["--config={config}", "--config.train.stepz=3"], "stepz"),
+        ("main", ["--config=configs/missing.py"], "configs/missing.py"),
+        ("main", ["--config={config}", "--config.context.transport=emd"], "'sinkhorn'"),
+        ("main", ["--config={config}", "--config.data.name=celeb_a_hq/256"], "downloads/manual"),
+        ("main", ["--config={config}", "--config.data.name=./nowhere"], "no such folder"),
+        ("main", ["--config={config}", "--config.mesh.fsdp=2"], "does not match the 1 devices"),
+        ("sample", ["--workdir={workdir}/nothing"], "--workdir is a folder that training wrote"),
+        ("sample", ["--workdir={workdir}", "--steps=0"], "steps"),
+        ("sample", ["--workdir={workdir}", "--step=7"], "no step 7"),
+        ("sample", ["--workdir={workdir}", "--label=3"], "no classes"),
+        ("sample", ["stray", "--workdir={workdir}"], "stray"),
+    ],
+)
+def test_bad_input_is_one_clear_line(module, arguments, message, killed_and_resumed, tmp_path):
+    given = [a.format(config=CONFIG, workdir=killed_and_resumed[0]) for a in arguments]
+    if module == "main":
+        given.append(f"--workdir={tmp_path / 'run'}")
+    result = run(module, *given)
+    assert result.returncode != 0
+    errors = [line for line in result.stderr.splitlines() if "rror" in line]
+    assert len(errors) == 1 and errors[0].startswith("error: "), result.stderr
+    assert message in errors[0]
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,381 @@
+"""The trainer: what a step computes, on any mesh; stop, resume, and refusal."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from conprediff_jax import config as config_lib
+from conprediff_jax import inference, parallel, sampling
+from conprediff_jax.errors import ConfigError
+from conprediff_jax.experiment import check_devices, make_experiment
+from conprediff_jax.parallel import sharding
+from conprediff_jax.train import step as step_lib
+from conprediff_jax.train.checkpoint import CheckpointError, Checkpoints
+from conprediff_jax.train.loop import train
+from conprediff_jax.train.report import DivergedError
+from conprediff_jax.train.state import abstract_state, init_state
+
+
+def mesh_of(devices=1, **axes):
+    return parallel.make_mesh(parallel.MeshSpec(**axes), jax.devices()[:devices])
+
+
+def random_batch(size=8):
+    images = np.random.default_rng(1).integers(0, 256, (size, 8, 8, 3), np.uint8)
+    return {"image": images}
+
+
+def make(**overrides):
+    config = tiny.get_config()
+    config.update_from_flattened_dict(overrides)
+    return make_experiment(config)
+
+
+def run(experiment, mesh, steps=3):
+    """Final state and loss trace of a few steps on one batch, and the compiled step."""
+    optimizer = experiment.optimizer.make(experiment.train.steps)
+    abstract = abstract_state(experiment, optimizer, mesh)
+    state = init_state(experiment, optimizer, abstract)
+    train_step = step_lib.make_train_step(experiment, optimizer, abstract, mesh)
+    batch, trace = parallel.to_global(random_batch(), mesh), []
+    for _ in range(steps):
+        state, metrics = train_step(state, batch)
+        trace.append(jax.device_get(metrics))
+    assert train_step._cache_size() == 1  # one compilation
+    return state, trace
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tiny.write_images(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def run_config(folder):
+    config = tiny.get_config()
+    config.data.name = str(folder)
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """`train` takes every device there is; here it gets one, as on a laptop."""
+    with pytest.MonkeyPatch.context() as patch:
+        one = jax.devices()[:1]
+        patch.setattr(jax, "device_count", lambda *_: 1)
+        make_mesh = parallel.make_mesh
+        patch.setattr(parallel, "make_mesh", lambda spec, devices=one: make_mesh(spec, devices))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(run_config, tmp_path_factory):
+    """An uninterrupted run: its workdir and final state."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    return workdir, train(run_config, str(workdir))
+
+
+# --- what a step computes -------------------------------------------------------------------------
+
+
+def test_weight_zero_is_one_program_whatever_the_context_section_says():
+    """The same program text gives the same parameters, bit for bit, after any number of steps."""
+
+    def text(**context):
+        experiment = make(**{f"context.{key}": value for key, value in context.items()})
+        optimizer = experiment.optimizer.make(experiment.train.steps)
+        abstract = abstract_state(experiment, optimizer, mesh_of())
+        step = step_lib.make_train_step(experiment, optimizer, abstract, mesh_of())
+        return step.lower(abstract, random_batch()).as_text()
+
+    plain = text(weight=0.0)
+    assert plain == text(weight=0.0, strides=(3,), transport="exact", decoder="direct")
+    assert plain != text(weight=0.5)
+
+
+def test_weight_zero_trains_the_plain_model():
+    """Against a plain trainer written out here, which has never heard of context prediction."""
+    experiment = make(**{"context.weight": 0.0})
+    state, _ = run(experiment, mesh_of())
+    denoiser, process = experiment.denoiser, experiment.process
+    optimizer = experiment.optimizer.make(experiment.train.steps)
+    params = jax.jit(make(**{"context.weight": 0.5}).init)()["denoiser"]
+    moments = optimizer.init(params)
+    image = jnp.asarray(random_batch()["image"])
+
+    @jax.jit
+    def plain_step(params, moments, step):
+        def loss(params):
+            keys = [
+                sampling.random.example_keys(
+                    sampling.random.stream(0, f"train/{name}", step), jnp.arange(8)
+                )
+                for name in ("time", "noise", "dropout")
+            ]
+            x_0 = experiment.first_stage.encode(image)
+            t = process.sample_time(keys[0])
+            x_t, noise = process.corrupt(keys[1], x_0, t)
+            output = denoiser.apply({"params": params}, x_t, t, train=True).output
+            return process.loss(output, x_0, x_t, noise, t).mean()
+
+        updates, moments_ = optimizer.update(jax.grad(loss)(params), moments, params)
+        return optax.apply_updates(params, updates), moments_
+
+    for step in range(3):
+        params, moments = plain_step(params, moments, jnp.int32(step))
+    assert set(state.params) == {"denoiser"}
+    for a, b in zip(*map(jax.tree.leaves, (state.params["denoiser"], params)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_context_gradients_reach_the_trunk():
+    experiment = make()
+    params = jax.jit(experiment.init)()
+    batch = jax.tree.map(jnp.asarray, random_batch())
+
+    def gradient(experiment):
+        return jax.jit(lambda p: step_lib.gradients(experiment, p, batch, jnp.int32(0))[0])(params)
+
+    plain = make(**{"context.weight": 0.0})
+    difference = jax.tree.map(
+        lambda a, b: float(jnp.abs(a - b).max()),
+        gradient(experiment)["denoiser"],
+        gradient(plain)["denoiser"],
+    )
+    assert difference["up_0_block_1"]["conv_out"]["kernel"] > 1e-4
+    assert difference["output_norm"]["scale"] > 1e-4
+    assert difference["output_conv"]["kernel"] < 1e-6  # behind the features
+
+
+@pytest.mark.parametrize("source", ["features", "prediction"])
+def test_microbatches_give_the_gradients_of_the_whole_batch(source):
+    params = jax.jit(make(**{"context.source": source}).init)()
+    batch = jax.tree.map(jnp.asarray, random_batch())
+
+    def gradient(parts):
+        experiment = make(**{"context.source": source, "train.microbatches": parts})
+        return jax.jit(lambda p: step_lib.gradients(experiment, p, batch, jnp.int32(0)))(params)
+
+    (whole, metrics), (parts, parts_metrics) = gradient(1), gradient(4)
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-6)
+    for name, value in metrics.items():
+        assert parts_metrics[name] == pytest.approx(float(value), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def single_device():
+    return run(make(), mesh_of())
+
+
+@pytest.mark.parametrize(
+    ("devices", "axes"),
+    [(4, {}), (4, {"fsdp": 4}), (8, {"fsdp": 2, "tensor": 2})],
+    ids=["data", "fsdp", "data-fsdp-tensor"],
+)
+def test_any_mesh_gives_the_trace_of_one_device(devices, axes, single_device, monkeypatch):
+    monkeypatch.setattr(sharding, "MIN_FSDP_SIZE", 1)
+    state, trace = run(make(), mesh_of(devices, **axes))
+    if "fsdp" in axes:
+        kernel = state.params["denoiser"]["input_conv"]["kernel"]
+        assert kernel.addressable_shards[0].data.size == kernel.size // axes["fsdp"]
+    single_state, single_trace = single_device
+    for expected, found in zip(single_trace, trace, strict=True):
+        for name in expected:
+            assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
+    for a, b in zip(jax.tree.leaves(single_state.ema), jax.tree.leaves(state.ema), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_bfloat16_trains_close_to_float32(single_device):
+    state, trace = run(make(dtype="bfloat16"), mesh_of())
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    for expected, found in zip(single_device[1], trace, strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], rel=0.05)
+
+
+@pytest.mark.parametrize("dimensions", ["celebahq", "text"])
+def test_sharding_rules_cover_every_parameter_and_divide_the_big_ones(dimensions):
+    config = tiny.get_config()
+    config.update_from_flattened_dict({"first_stage.patch": 1, "data.image_size": 64})
+    config.model.update(channels=224, channel_mult=(1, 2, 3, 4), attention_downsampling=(2, 4, 8))
+    mesh = mesh_of(8, fsdp=4, tensor=2)
+    experiment = make_experiment(config)
+    params = jax.eval_shape(experiment.init)
+    if dimensions == "text":
+        unet = experiment.denoiser.clone(text_dim=64)
+        text = jnp.zeros((1, 7, 64))
+        params = jax.eval_shape(
+            lambda: unet.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jnp.zeros(1), text=text)
+        )
+    shardings = parallel.tree_shardings(params, mesh)
+
+    def local_size(leaf, sharding):
+        return int(np.prod(sharding.shard_shape(leaf.shape)))
+
+    local = sum(jax.tree.leaves(jax.tree.map(local_size, params, shardings)))
+    total = sum(leaf.size for leaf in jax.tree.leaves(params))
+    assert local < 0.27 * total  # fsdp alone divides by four
+    query = shardings if dimensions == "celebahq" else shardings["params"]
+    query = query["denoiser"] if dimensions == "celebahq" else query
+    attention = query["middle_attention"]
+    attention = attention.get("attention") or attention["transformer_0"]["self_attention"]
+    assert attention["query"]["kernel"].spec == jax.sharding.PartitionSpec("fsdp", "tensor")
+    assert attention["out"]["kernel"].spec == jax.sharding.PartitionSpec("tensor", "fsdp")
+    with pytest.raises(ConfigError, match="denoiser/mystery is covered by no sharding rule"):
+        parallel.tree_shardings({"denoiser": {"mystery": jnp.zeros((8, 8))}}, mesh)
+
+
+# --- sampling -------------------------------------------------------------------------------------
+
+
+def test_sampling_never_sees_the_context_decoder(finished, tmp_path):
+    workdir, state = finished
+    mesh = mesh_of()
+    whole = inference.load(str(workdir), mesh)
+    assert_same(whole.params, state.ema)
+    stripped = tmp_path / "stripped"
+    shutil.copytree(workdir, stripped)
+    shutil.rmtree(stripped / "checkpoints" / "6" / "train")  # where the decoder's parameters are
+    found = inference.load(str(stripped), mesh)
+    experiment = whole.experiment
+    sampler = experiment.sampling.make(experiment.process)
+    generate = sampling.make_generate(experiment, sampler, mesh)
+    images = generate(whole.params, 0, jnp.arange(4))
+    assert_same(images, generate(found.params, 0, jnp.arange(4)))
+    text = generate.lower(whole.params, 0, jnp.arange(4)).compile().as_text()
+    assert "denoiser" not in text or "context" not in text
+    assert "trunk" not in text and "log_sigma" not in text
+
+
+def test_an_image_depends_on_seed_and_index_alone(finished):
+    def load(mesh):
+        experiment, params, _ = inference.load(str(finished[0]), mesh)
+        sampler = experiment.sampling.make(experiment.process)
+        return sampling.make_generate(experiment, sampler, mesh), params
+
+    one, params = load(mesh_of())
+    alone = one(params, 3, jnp.array([5]))
+    four, params = load(mesh_of(4))
+    batches = sampling.generate_batches(four, params, seed=3, num=6, batch_size=8)
+    images = np.concatenate(list(batches))
+    assert len(images) == 6
+    # One grey level: other batch sizes and devices round differently.
+    assert np.abs(images[5].astype(int) - np.asarray(alone[0], int)).max() <= 1
+    assert np.abs(images[4].astype(int) - images[5]).max() > 1
+
+
+# --- stop and resume ------------------------------------------------------------------------------
+
+
+def losses(workdir):
+    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0}).Reload()
+    tags = [tag for tag in events.Tags()["tensors"] if tag.startswith(("loss", "norm"))]
+    return {
+        tag: {e.step: float(np.frombuffer(e.tensor_proto.tensor_content or np.float32(
+            e.tensor_proto.float_val[0]).tobytes(), np.float32)[0]) for e in events.Tensors(tag)}
+        for tag in tags
+    }  # fmt: skip
+
+
+def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(finished, run_config, tmp_path):
+    workdir, state = finished
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copytree(workdir / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
+    assert_same(train(run_config, str(tmp_path)), state)
+    whole, resumed = losses(workdir), losses(tmp_path)
+    assert {"loss", "loss/denoise", "loss/context", "norm/gradient"} <= whole.keys()
+    for tag, values in resumed.items():
+        assert values == {step: whole[tag][step] for step in (4, 5, 6)}
+    assert (workdir / "samples" / "step_0000006.png").exists()
+    # A finished run has nothing to do and changes nothing.
+    assert_same(train(run_config, str(tmp_path)), state)
+
+
+def test_unreadable_checkpoints_are_moved_aside(finished, run_config, tmp_path):
+    workdir, state = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    for file in (tmp_path / "run/checkpoints/6").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(b"damaged")
+    # Looking falls back to the older one and touches nothing; training moves the damaged one aside.
+    assert inference.load(str(tmp_path / "run"), mesh_of()).step == 3
+    assert (tmp_path / "run/checkpoints/6").exists()
+    assert_same(train(run_config, str(tmp_path / "run")), state)
+    assert (tmp_path / "run/checkpoints/unreadable-6").exists()
+    assert inference.load(str(tmp_path / "run"), mesh_of()).step == 6
+
+
+def test_another_model_is_refused(finished, run_config):
+    other = run_config.copy_and_resolve_references()
+    other.update_from_flattened_dict({"model.blocks_per_level": 2, "context.hidden": 32})
+    with pytest.raises(CheckpointError, match=r"config.context.hidden, config.model.blocks_per"):
+        train(other, str(finished[0]))
+    with Checkpoints(str(finished[0]), read_only=True) as checkpoints:
+        assert checkpoints.latest_step == 6
+
+
+def test_divergence_stops_the_run_and_saves_nothing_bad(run_config, tmp_path):
+    config = run_config.copy_and_resolve_references()
+    config.update_from_flattened_dict(
+        {"optimizer.learning_rate": 1e15, "optimizer.warmup_steps": 0, "train.checkpoint_every": 1}
+    )
+    with pytest.raises(DivergedError, match=r"step \d is not finite: loss .*last good checkpoint"):
+        train(config, str(tmp_path))
+    with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+        _, _, ema = checkpoints.restore_ema(
+            lambda _: jax.eval_shape(make().init)["denoiser"], checkpoints.latest_step
+        )
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ema))
+
+
+# --- configs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"process.schedule": "sigmoid"}, r"config.process: schedule is 'sigmoid'"),
+        ({"context.transport": "emd"}, r"config.context: transport is 'emd': choose one of"),
+        ({"sampling.sampler": "euler"}, r"config.sampling: sampler is 'euler': choose one of"),
+        ({"dtype": "float16"}, r"config.dtype is 'float16': choose one of"),
+        ({"first_stage.patch": 3}, r"config.first_stage: patch is 3: it must divide the image"),
+        ({"model.channel_mult": (1, 2, 2, 2)}, r"image_size is 8: it must be a multiple of 16"),
+        ({"train.microbatches": 3}, r"microbatches is 3: it must divide batch_size 8"),
+        ({"model.head_channels": 5}, r"config.model: head_channels=5 must divide 32"),
+    ],
+)
+def test_bad_values_are_named_before_anything_is_built(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        make(**overrides)
+
+
+def test_unknown_keys_are_named_with_the_nearest_known_one():
+    config = tiny.get_config()
+    with config.unlocked():
+        config.context.stride = 3
+    with pytest.raises(ConfigError, match=r"config.context has no key 'stride': did you mean"):
+        make_experiment(config)
+
+
+def test_batch_and_mesh_must_fit_the_machine():
+    with pytest.raises(ConfigError, match=r"does not match the 8 devices"):
+        check_devices(make(**{"mesh.fsdp": 3}), 8, 1)
+    with pytest.raises(ConfigError, match=r"batch_size is 8: it must be a multiple of 16"):
+        check_devices(make(), 16, 1)
+    check_devices(make(), 8, 2)
+
+
+def test_every_default_can_be_built():
+    assert make_experiment(config_lib.default()).context.strides == (1, 2, 3)

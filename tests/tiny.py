@@ -1,0 +1,32 @@
+"""A model that compiles in seconds, and images for it; also a config file for the commands."""
+
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from conprediff_jax.config import default
+
+
+def get_config():
+    config = default()
+    config.data.update(name="/set/data.name", image_size=8, flip=True, threads=2)
+    config.first_stage.patch = 2
+    config.process.update(num_steps=20, prediction="v", schedule="cosine")
+    config.model.update(channels=32, channel_mult=(1,), blocks_per_level=1, head_channels=16)
+    config.context.update(weight=0.5, hidden=16, latent=4, samples=4, iterations=5, strides=(1, 2))
+    # Adam divides by the gradient: a larger epsilon keeps rounding from deciding tiny ones.
+    config.optimizer.update(
+        learning_rate=1e-3, schedule="cosine", warmup_steps=2, epsilon=1e-3
+    )
+    config.train.update(steps=6, batch_size=8, log_every=1, checkpoint_every=3, ema_decay=0.9)
+    config.sampling.update(num=4, steps=3)
+    return config
+
+
+def write_images(folder: pathlib.Path, count: int = 24) -> pathlib.Path:
+    folder.mkdir(parents=True)
+    values = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
+    for index, pixels in enumerate(values):
+        Image.fromarray(pixels).save(folder / f"{index:03}.png")
+    return folder
