@@ -1,0 +1,391 @@
+"""Mask-and-replace diffusion of tokens in discrete time (VQ-Diffusion).
+
+A token is one of K codes, or the mask, index K. Each step keeps a code, replaces it with a code
+drawn uniformly, or masks it; a mask stays. Steps of this kind compose to steps of this kind, so
+with cumulative alpha_bar, gamma_bar (both linear in t) and beta_bar = (1 - alpha_bar - gamma_bar)/K
+
+    q(x_t = j | x_0 = k) = alpha_bar_t [j = k] + beta_bar_t    for codes j
+    q(x_t = mask | x_0)  = gamma_bar_t                                                    (1)
+
+and from x_s to x_t, for any s < t,
+
+    alpha = alpha_bar_t / alpha_bar_s,   1 - gamma = (1 - gamma_bar_t) / (1 - gamma_bar_s),
+    beta = (1 - alpha - gamma) / K                                                        (2)
+
+A network predicts p(x_0 | x_t). With w_k = p(x_0 = k | x_t) / q(x_t | x_0 = k) and W = sum_k w_k,
+
+    p(x_s = j | x_t) = sum_k q(x_s = j | x_t, x_0 = k) p(x_0 = k | x_t)
+                     = q(x_t | x_s = j) (alpha_bar_s w_j / W + beta_bar_s) W   for codes j
+                     = q(x_t | x_s = mask) gamma_bar_s W                   for the mask   (3)
+
+which takes O(K) a token: no transition matrix is ever built. In the divergence from the true
+posterior, where x_0 is known, q(x_t | x_s) cancels:
+
+    KL(q(x_s | x_t, x_0) || p(x_s | x_t)) = -log(q(x_t | x_0) W)
+        + sum_j q(x_s = j | x_t, x_0) log((alpha_bar_s [j = x_0] + beta_bar_s)
+                                          / (alpha_bar_s w_j / W + beta_bar_s))           (4)
+
+Sources: Gu et al. 2022, "Vector Quantized Diffusion Model for Text-to-Image Synthesis" (arXiv
+2111.14822), eqs. (7), (8), (11); importance sampling of t: Nichol & Dhariwal 2021, "Improved
+Denoising Diffusion Probabilistic Models" (arXiv 2102.09672), eq. (18).
+"""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float64, Int, Key
+
+from conprediff_jax.diffusion.process import Corrupted
+
+LOG_ZERO = -70.0  # stands for log 0, so that 0 log 0 is 0; the published models' floor
+
+Tokens = Int[Array, "batch *grid"]
+LogProbs = Float[Array, "batch *grid codes"]
+Times = Int[Array, "batch"]
+Table = Float64[np.ndarray, "time"]
+
+
+class Arrival(NamedTuple):
+    """log q(x_t | x), which takes three values.
+
+    Attributes:
+        same: Where x_t and x are the same code.
+        other: Where they are different codes.
+        mask: Where x_t is the mask and x a code.
+    """
+
+    same: Array | np.ndarray
+    other: Array | np.ndarray
+    mask: Array | np.ndarray
+
+    def log_q(self, x_t: Array, x: Array, num_codes: int) -> Array:
+        """log q(x_t | x) for tokens and codes that broadcast against each other."""
+        codes = jnp.where(x_t == x, self.same, self.other)
+        return jnp.where(x_t == num_codes, self.mask, codes)
+
+
+class Transition(NamedTuple):
+    """The coefficients of eqs. (3) and (4), for one step from t to s or for a table of them.
+
+    Attributes:
+        from_x0: Of q(x_t | x_0).
+        from_xs: Of q(x_t | x_s).
+        alpha_bar: alpha_bar_s.
+        beta_bar: beta_bar_s.
+        gamma_bar: gamma_bar_s.
+    """
+
+    from_x0: Arrival
+    from_xs: Arrival
+    alpha_bar: Array | np.ndarray
+    beta_bar: Array | np.ndarray
+    gamma_bar: Array | np.ndarray
+
+    def predict(self, log_p_x0: Array, x_t: Array) -> tuple[Array, Array]:
+        """log(alpha_bar_s w / W + beta_bar_s), `[batch, *grid, K]`, and log W, `[..., 1]`.
+
+        Takes tokens with a last axis of 1, and entries aligned with them.
+        """
+        num_codes = log_p_x0.shape[-1]
+        log_w = log_p_x0 - self.from_x0.log_q(x_t, jnp.arange(num_codes), num_codes)
+        log_total = jax.nn.logsumexp(log_w, axis=-1, keepdims=True)
+        share = jnp.exp(log_w - log_total)
+        return jnp.log(self.alpha_bar * share + self.beta_bar), log_total
+
+    def aligned(self, ndim: int) -> "Transition":
+        """The same in float32, every entry of shape `[batch or 1, 1, ..., 1]`."""
+        shape = (-1,) + (1,) * (ndim - 1)
+        return jax.tree.map(lambda entry: jnp.asarray(entry, jnp.float32).reshape(shape), self)
+
+
+def posterior(
+    log_p_x0: LogProbs, x_t: Tokens, transition: Transition
+) -> Float[Array, "batch *grid codes+1"]:
+    """The distribution of x_s given x_t and a distribution of x_0. Eq. (3).
+
+    Args:
+        log_p_x0: Log-probabilities of the codes of x_0. If they are not normalised, neither is
+            the result, by the same factor.
+        x_t: Tokens at t, masks among them.
+        transition: The step from t to s, every entry a scalar or of shape `[batch]`.
+
+    Returns:
+        Log-probabilities of the codes and, last, of the mask, limited to [LOG_ZERO, 0], float32.
+    """
+    num_codes, x_t = log_p_x0.shape[-1], x_t[..., None]
+    step = transition.aligned(log_p_x0.ndim)
+    log_codes, log_total = step.predict(log_p_x0, x_t)
+    log_codes += step.from_xs.log_q(x_t, jnp.arange(num_codes), num_codes)
+    log_mask = jnp.where(x_t == num_codes, jnp.log(step.gamma_bar), -jnp.inf)
+    log_p = jnp.concatenate([log_codes, log_mask], axis=-1) + log_total
+    return jnp.clip(log_p, LOG_ZERO, 0.0)
+
+
+def divergence(
+    log_p_x0: LogProbs, x_0: Tokens, x_t: Tokens, transition: Transition
+) -> Float[Array, "batch *grid"]:
+    """The divergence of the predicted from the true posterior, in nats, float32. Eq. (4).
+
+    Args:
+        log_p_x0: Log-probabilities of the codes of x_0.
+        x_0: Clean tokens, no masks.
+        x_t: Tokens at t, masks among them.
+        transition: The step from t to s, which is not the clean end. Every entry is a scalar or
+            of shape `[batch]`.
+    """
+    num_codes, x_0, x_t = log_p_x0.shape[-1], x_0[..., None], x_t[..., None]
+    codes = jnp.arange(num_codes)
+    step = transition.aligned(log_p_x0.ndim)
+    log_predicted, log_total = step.predict(log_p_x0, x_t)
+    log_true = jnp.log(jnp.where(codes == x_0, step.alpha_bar, 0.0) + step.beta_bar)
+    log_evidence = step.from_x0.log_q(x_t, x_0, num_codes)
+    q = jnp.exp(step.from_xs.log_q(x_t, codes, num_codes) + log_true - log_evidence)
+    ratio = jnp.sum(q * (log_true - log_predicted), axis=-1)
+    return ratio - (log_evidence + log_total)[..., 0]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CategoricalProcess:
+    """Mask-and-replace diffusion of tokens `[batch, *grid]`; a `Process`.
+
+    A network's output is logits of x_0, `[batch, *grid, K]`. Arithmetic and results are float32.
+
+    Attributes:
+        num_codes: K. Codes are 0 .. K-1, and the mask is K.
+        num_steps: T, at least 2. Times are 0 .. T-1; time 0 is the first, slightly noisy step.
+        alpha_start: alpha_bar at time 0.
+        alpha_end: alpha_bar at time T-1.
+        gamma_start: gamma_bar at time 0.
+        gamma_end: gamma_bar at time T-1.
+        auxiliary_weight: Of the auxiliary loss; 0 leaves the variational bound alone.
+        adaptive_auxiliary: Multiply that weight by `2 - t/T`.
+
+    Raises:
+        ValueError: If a field is out of range; the message names the field.
+    """
+
+    num_codes: int
+    num_steps: int = 100
+    alpha_start: float = 0.99999
+    alpha_end: float = 9e-6
+    gamma_start: float = 9e-6
+    gamma_end: float = 0.99999
+    auxiliary_weight: float = 5e-4
+    adaptive_auxiliary: bool = True
+
+    def __post_init__(self):
+        for field, least in (("num_codes", 1), ("num_steps", 2), ("auxiliary_weight", 0)):
+            if getattr(self, field) < least:
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least {least}")
+        if not 0 < self.alpha_end < self.alpha_start:
+            raise ValueError(
+                f"alpha_start is {self.alpha_start} and alpha_end {self.alpha_end}; "
+                "they must satisfy 0 < alpha_end < alpha_start"
+            )
+        if not 0 < self.gamma_start < self.gamma_end:
+            raise ValueError(
+                f"gamma_start is {self.gamma_start} and gamma_end {self.gamma_end}; "
+                "they must satisfy 0 < gamma_start < gamma_end"
+            )
+        beta = self.beta_bars
+        if beta.min() <= 0 or np.any(np.diff(beta / self.alpha_bars) <= 0):
+            raise ValueError(
+                f"alpha {self.alpha_start} .. {self.alpha_end} with gamma {self.gamma_start} .. "
+                f"{self.gamma_end}: alpha + gamma must stay below 1, and every step must replace "
+                "some codes, as it does where both sums are equal"
+            )
+
+    @property
+    def mask_token(self) -> int:
+        """The index of the mask, K. Sampling starts with every token masked."""
+        return self.num_codes
+
+    @functools.cached_property
+    def alpha_bars(self) -> Table:
+        """The chance that a code is kept until each time, `[T]`, float64."""
+        return np.linspace(self.alpha_start, self.alpha_end, self.num_steps)
+
+    @functools.cached_property
+    def gamma_bars(self) -> Table:
+        """The chance that it is masked by each time, `[T]`, float64."""
+        return np.linspace(self.gamma_start, self.gamma_end, self.num_steps)
+
+    @functools.cached_property
+    def beta_bars(self) -> Table:
+        """The chance that it is replaced with a given code by each time, `[T]`, float64."""
+        return (1 - self.alpha_bars - self.gamma_bars) / self.num_codes
+
+    @functools.cached_property
+    def auxiliary_weights(self) -> Table:
+        """The weight of the auxiliary loss at each time, `[T]`, float64."""
+        time = np.arange(self.num_steps) / self.num_steps
+        return self.auxiliary_weight * (2 - time if self.adaptive_auxiliary else np.ones_like(time))
+
+    def transitions(
+        self, times: Int[np.ndarray, "steps"], previous: Int[np.ndarray, "steps"]
+    ) -> Transition:
+        """The table of steps from `times` to earlier times `previous`, float64. Eqs. (1), (2).
+
+        A `previous` of -1 is the clean end: x_s is x_0 there, and eq. (3) the prediction itself.
+        """
+        # Index -1 finds the clean end, appended behind time T-1.
+        tables = [(self.alpha_bars, 1.0), (self.beta_bars, 0.0), (self.gamma_bars, 0.0)]
+        alpha_bar, beta_bar, gamma_bar = (np.append(table, clean) for table, clean in tables)
+        (alpha_t, alpha_s), (beta_t, beta_s), (gamma_t, gamma_s) = (
+            (table[times], table[previous]) for table in (alpha_bar, beta_bar, gamma_bar)
+        )
+        alpha = alpha_t / alpha_s
+        gamma = (gamma_t - gamma_s) / (1 - gamma_s)
+        # (1 - alpha - gamma) / K without the difference of numbers close to 1.
+        beta = (beta_t * alpha_s - beta_s * alpha_t) / ((1 - gamma_s) * alpha_s)
+        return Transition(
+            Arrival(*(np.log(p) for p in (alpha_t + beta_t, beta_t, gamma_t))),
+            Arrival(*(np.log(p) for p in (alpha + beta, beta, gamma))),
+            *(alpha_s, beta_s, gamma_s),
+        )
+
+    @functools.cached_property
+    def _single_steps(self) -> Transition:
+        """The steps from every time t to t - 1, in float32."""
+        times = np.arange(self.num_steps)
+        table = self.transitions(times, times - 1)
+        return jax.tree.map(lambda column: column.astype(np.float32), table)
+
+    def alpha_bar(self, t: Times) -> Float[Array, "batch"]:
+        """The chance that a code is kept until `t`, in (0, 1), float32."""
+        return jnp.asarray(self.alpha_bars, jnp.float32)[t]
+
+    def sample_time(self, rngs: Key[Array, "batch"]) -> Times:
+        """Draws a time uniform on 0 .. T-1 for every example, int32; or see `TimeImportance`."""
+        return jax.vmap(lambda rng: jax.random.randint(rng, (), 0, self.num_steps))(rngs)
+
+    def corrupt(self, rngs: Key[Array, "batch"], x_0: Tokens, t: Times) -> Corrupted:
+        """Draws `x_t`, int32, from one uniform number a token, which is its noise. Eq. (1)."""
+
+        def draw(rng: Array) -> tuple[Array, Array]:
+            uniform, code = jax.random.split(rng)
+            return (
+                jax.random.uniform(uniform, x_0.shape[1:]),
+                jax.random.randint(code, x_0.shape[1:], 0, self.num_codes),
+            )
+
+        noise, code = jax.vmap(draw)(rngs)
+        # The rare event lies at the low end, where float32 is finest.
+        limits = np.stack([self.num_codes * self.beta_bars, 1 - self.gamma_bars])
+        replaced, unmasked = (
+            noise < limit.reshape((-1,) + (1,) * (x_0.ndim - 1))
+            for limit in jnp.asarray(limits, jnp.float32)[:, t]
+        )
+        x_t = jnp.where(replaced, code, jnp.where(unmasked, x_0, self.mask_token))
+        return Corrupted(x_t.astype(jnp.int32), noise)
+
+    def predict_x0(self, output: LogProbs, x_t: Tokens, t: Times) -> LogProbs:
+        """Log-probabilities of x_0 out of logits, limited to [LOG_ZERO, 0], float32.
+
+        Raises:
+            ValueError: If there are not K logits.
+        """
+        if output.shape[-1] != self.num_codes:
+            raise ValueError(
+                f"output has {output.shape[-1]} logits a token; it must have {self.num_codes}, "
+                "the process's num_codes (the mask has none)"
+            )
+        return jnp.clip(jax.nn.log_softmax(output.astype(jnp.float32)), LOG_ZERO, 0.0)
+
+    def posterior(
+        self, log_p_x0: LogProbs, x_t: Tokens, t: Times
+    ) -> Float[Array, "batch *grid codes+1"]:
+        """The distribution of the tokens one step before `t`; see the function `posterior`."""
+        return posterior(log_p_x0, x_t, self._gather(t))
+
+    def _gather(self, t: Times) -> Transition:
+        return jax.tree.map(lambda column: jnp.asarray(column)[t], self._single_steps)
+
+    def loss(
+        self, output: LogProbs, x_0: Tokens, x_t: Tokens, noise: Array, t: Times
+    ) -> Float[Array, "batch"]:
+        """T (L_t + w_t A_t) of every example, in nats a token, float32.
+
+            L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)),     L_0 = -log p(x_0 | x_t)
+            A_t = KL(x_0 || p(x_0 | x_t)) = -log p(x_0 | x_t)
+
+        T times, so that with t drawn uniformly the first term is an unbiased estimate of the
+        variational bound (less its constant prior term), and the published loss is this one
+        times the importance weight 1 / (T p(t)).
+
+        Args:
+            output: Logits of x_0.
+            x_0: Clean tokens, no masks.
+            x_t: Corrupted tokens.
+            noise: Part of the shared protocol, not needed here.
+            t: Times.
+        """
+        log_p_x0 = self.predict_x0(output, x_t, t)
+        right = x_0[..., None] == jnp.arange(self.num_codes)
+        # A sum over codes rather than an index, whose gradient would be a scatter.
+        likelihood = -jnp.sum(jnp.where(right, log_p_x0, 0.0), axis=-1)
+        # Time 0 has no divergence; time 1 stands in, to keep infinities out of the gradient.
+        kl = divergence(log_p_x0, x_0, x_t, self._gather(jnp.maximum(t, 1)))
+
+        likelihood, kl = (
+            jnp.mean(term, axis=tuple(range(1, term.ndim))) for term in (likelihood, kl)
+        )
+        bound = jnp.where(t == 0, likelihood, kl)
+        weight = jnp.asarray(self.auxiliary_weights, jnp.float32)[t]
+        return self.num_steps * (bound + weight * likelihood)
+
+
+HISTORY = 10  # losses remembered of every time
+UNIFORM_SHARE = 0.001  # of the draws, so that no weight exceeds 1 / UNIFORM_SHARE
+
+
+class TimeImportance(NamedTuple):
+    """Times drawn in proportion to the root mean square of their last losses.
+
+    A state and its pure functions. They act on the whole batch and move values without adding
+    them up, so they give the same bits however the batch is sharded.
+
+    Attributes:
+        squares: Squared losses, the last `HISTORY` of every time, `[T, HISTORY]`, float32.
+        counts: How many losses every time has had, `[T]`, int32.
+    """
+
+    squares: Float[Array, "time history"]
+    counts: Int[Array, "time"]
+
+    @classmethod
+    def init(cls, num_steps: int) -> "TimeImportance":
+        """The state before any loss is known."""
+        return cls(jnp.zeros((num_steps, HISTORY)), jnp.zeros(num_steps, jnp.int32))
+
+    def probabilities(self) -> Float[Array, "time"]:
+        """The chance of every time: uniform until each has had `HISTORY` losses."""
+        root = jnp.sqrt(jnp.mean(self.squares, axis=1)) + 1e-10
+        root = root.at[0].set(root[1])  # L_0 is a likelihood, on another scale; as published
+        uniform = 1 / len(root)
+        learned = (1 - UNIFORM_SHARE) * root / jnp.sum(root) + UNIFORM_SHARE * uniform
+        return jnp.where(jnp.all(self.counts >= HISTORY), learned, uniform)
+
+    def draw(self, rngs: Key[Array, "batch"]) -> tuple[Times, Float[Array, "batch"]]:
+        """Draws a time for every example, int32, and the weight 1 / (T p(t)) of its loss."""
+        p = self.probabilities()
+        t = jax.vmap(lambda rng: jax.random.categorical(rng, jnp.log(p)))(rngs)
+        return t.astype(jnp.int32), 1 / (len(p) * p[t])
+
+    def update(self, t: Times, loss: Float[Array, "batch"]) -> "TimeImportance":
+        """Remembers the losses, not yet weighted, of a batch of examples, in their order."""
+        equal = t[:, None] == t[None, :]
+        earlier = jnp.sum(jnp.tril(equal, -1), axis=1)  # examples of the same time, before
+        later = jnp.sum(jnp.triu(equal, 1), axis=1)
+        slot = (self.counts[t] + earlier) % HISTORY
+        # Of more than HISTORY equal times the last are kept: two never go to one slot.
+        row = jnp.where(later < HISTORY, t, len(self.counts))
+        squares = jnp.square(jax.lax.stop_gradient(loss).astype(jnp.float32))
+        return TimeImportance(
+            self.squares.at[row, slot].set(squares, mode="drop", unique_indices=True),
+            self.counts.at[t].add(1),
+        )

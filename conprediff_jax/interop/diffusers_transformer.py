@@ -1,0 +1,106 @@
+"""Token transformer parameters to and from the names and layouts of diffusers.
+
+Fits `Transformer2DModel` over discrete inputs, with `norm_type="ada_norm"`, `attention_bias=True`
+and `activation_fn="geglu-approximate"`, as the published text-to-image model has them. One table of
+names serves both directions; layouts are those of `tensors.py`.
+
+In diffusers' configs `num_vector_embeds` is our `num_codes` + 1, `num_embeds_ada_norm` our
+`num_steps`, `cross_attention_dim` our `text_dim`, and `sample_size` both sides of our `grid`. That
+model takes one time for the whole batch, and returns log-probabilities of shape [batch, codes,
+tokens]. It has neither labels nor convolutions.
+"""
+
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from conprediff_jax.interop import tensors
+from conprediff_jax.models.transformer import TokenTransformer
+
+# Our layers -> theirs, within a block.
+_LAYERS = {
+    "token_embedding": "latent_image_embedding.emb",
+    "row_embedding": "latent_image_embedding.height_emb",
+    "column_embedding": "latent_image_embedding.width_emb",
+    "output_norm": "norm_out",
+    "output": "out",
+    "self_norm/index_embedding": "norm1.emb",
+    "self_norm/modulation": "norm1.linear",
+    "self_attention/query": "attn1.to_q",
+    "self_attention/key": "attn1.to_k",
+    "self_attention/value": "attn1.to_v",
+    "self_attention/out": "attn1.to_out.0",
+    "cross_norm/index_embedding": "norm2.emb",
+    "cross_norm/modulation": "norm2.linear",
+    "cross_attention/query": "attn2.to_q",
+    "cross_attention/key": "attn2.to_k",
+    "cross_attention/value": "attn2.to_v",
+    "cross_attention/out": "attn2.to_out.0",
+    "feed_forward_norm": "norm3",
+    "feed_forward/in": "ff.net.0.proj",
+    "feed_forward/out": "ff.net.2",
+}
+
+
+def params_from_diffusers(
+    state_dict: Mapping[str, np.ndarray], transformer: TokenTransformer
+) -> dict:
+    """The parameters of `transformer` out of a diffusers state dict.
+
+    Args:
+        state_dict: Tensors by diffusers' names.
+        transformer: The model the weights are for.
+
+    Returns:
+        The tree under "params", float32 NumPy arrays.
+
+    Raises:
+        ValueError: If a tensor is missing, left over or of another shape than the model's, or if
+            diffusers has no such model.
+    """
+    return _table(transformer).read(state_dict)
+
+
+def params_to_diffusers(params: Mapping, transformer: TokenTransformer) -> dict[str, np.ndarray]:
+    """The diffusers state dict of the parameters of `transformer`.
+
+    Args:
+        params: The tree under "params".
+        transformer: The model the parameters are of.
+
+    Returns:
+        Contiguous float32 arrays by diffusers' names.
+
+    Raises:
+        ValueError: If a parameter is missing, left over or of another shape than the model's, or
+            if diffusers has no such model.
+    """
+    return _table(transformer).write(params)
+
+
+def _table(transformer: TokenTransformer) -> tensors.Table:
+    """Where diffusers keeps the parameters of a transformer."""
+    for option, plain in [("num_classes", None), ("convolutional", False)]:
+        value = getattr(transformer, option)
+        if value != plain:
+            raise ValueError(f"diffusers has no transformer with {option}={value}, only {plain}")
+    inputs = {
+        "x": jnp.zeros((1, *transformer.grid), jnp.int32),
+        "t": jnp.zeros(1, jnp.int32),
+        "text": None if transformer.text_dim is None else jnp.zeros((1, 1, transformer.text_dim)),
+    }
+    tree = jax.eval_shape(transformer.init, jax.random.key(0), **inputs)["params"]
+    shapes = tensors.parameter_shapes(tree)
+    names = {path: _their_name(path) for path in shapes}
+    return tensors.Table(model="token transformer", shapes=shapes, names=names)
+
+
+def _their_name(path: tensors.Path) -> str:
+    """The name in diffusers of one of our parameters."""
+    *modules, leaf = path
+    block, layer = re.fullmatch(r"(?:block_(\d+)/)?(.+)", "/".join(modules)).groups()
+    prefix = [] if block is None else [f"transformer_blocks.{block}"]
+    return ".".join([*prefix, _LAYERS[layer], "bias" if leaf == "bias" else "weight"])

@@ -1,0 +1,251 @@
+"""The denoising transformer of VQ-Diffusion over a grid of tokens.
+
+A token's embedding and those of its row and column are added up; then blocks of
+
+    x + self_attention(AdaLN(x, t)),   x + cross_attention(AdaLN(x, t), text),   x + MLP(LN(x))  (1)
+    AdaLN(x, t) = LN(x) (1 + scale) + shift,   [scale, shift] = W silu(embedding[t])             (2)
+    MLP(x) = W_out a(W_in x),                  a(x) = x sigmoid(1.702 x)                         (3)
+
+then a layer norm and a projection to logits of the codes. Without a text there is no
+cross-attention; with labels, the norm of the MLP is an AdaLN of the label. The MLP's W may be 3x3
+convolutions.
+
+Parameter paths follow the scheme of the UNet:
+
+    token_embedding   row_embedding   column_embedding   output_norm   output
+    block_{i}/{self,cross}_norm/{index_embedding, modulation}   block_{i}/feed_forward_norm
+    block_{i}/{self,cross}_attention/{query, key, value, out}   block_{i}/feed_forward/{in, out}
+
+Source: Gu et al. 2022, "Vector Quantized Diffusion Model for Text-to-Image Synthesis" (arXiv
+2111.14822), section 4.1 and the published configurations.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from conprediff_jax.models import layers
+
+_INIT = nn.initializers.normal(0.02)  # of embeddings and dense layers, as published
+_dense = functools.partial(nn.Dense, kernel_init=_INIT)
+_embed = functools.partial(nn.Embed, embedding_init=_INIT)
+_layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-5)  # float32 statistics
+
+Grid = Float[Array, "batch height width channels"]
+
+
+class AdaLayerNorm(nn.Module):
+    """Layer norm whose scale and shift depend on an index: the time, or a label. Eq. (2).
+
+    Attributes:
+        num_embeddings: Size of the table of indices.
+        dtype: Of the activations.
+    """
+
+    num_embeddings: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Grid, index: Int[Array, "batch"]) -> Grid:
+        """Normalises every token of an example, given the example's index."""
+        channels = x.shape[-1]
+        e = _embed(self.num_embeddings, channels, dtype=self.dtype, name="index_embedding")(index)
+        modulation = _dense(2 * channels, dtype=self.dtype, name="modulation")(nn.silu(e))
+        scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)
+        norm = _layer_norm(use_scale=False, use_bias=False, dtype=self.dtype, name="norm")
+        return norm(x) * (1 + scale) + shift
+
+
+class TokenFeedForward(nn.Module):
+    """Feed-forward layer of the blocks, four times as wide inside. Eq. (3).
+
+    Attributes:
+        convolutional: Use 3x3 convolutions, which see the neighbouring tokens.
+        dtype: Of the activations.
+    """
+
+    convolutional: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Grid) -> Grid:
+        """Maps a grid of tokens to one of the same shape."""
+        project = layers.convolution if self.convolutional else _dense
+        h = project(4 * x.shape[-1], dtype=self.dtype, name="in")(x)
+        h = h * jax.nn.sigmoid(1.702 * h)
+        return project(x.shape[-1], dtype=self.dtype, name="out")(h)
+
+
+class TokenBlock(nn.Module):
+    """One block of the transformer. Eq. (1).
+
+    Attributes:
+        num_heads: Heads of both attentions.
+        num_steps: Size of the table of times.
+        num_classes: Size of the table of labels; None for no labels.
+        convolutional: See `TokenFeedForward`.
+        dropout: Rate behind each of the three branches; 0 draws nothing.
+        dtype: Of the activations.
+    """
+
+    num_heads: int
+    num_steps: int
+    num_classes: int | None = None
+    convolutional: bool = False
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Grid,
+        t: Int[Array, "batch"],
+        label: Int[Array, "batch"] | None,
+        text: Float[Array, "batch text_length text_dim"] | None,
+    ) -> Grid:
+        """Maps a grid of tokens, given time, label and text, to one of the same shape."""
+        ada_norm = functools.partial(AdaLayerNorm, dtype=self.dtype)
+        drop = nn.Dropout(self.dropout, deterministic=False)
+
+        def attend(name: str, h: Array, context: Array | None = None) -> Array:
+            tokens = h.reshape(len(h), -1, h.shape[-1])
+            attention = layers.Attention(self.num_heads, dtype=self.dtype, name=name)
+            attended = attention(tokens, tokens if context is None else context)
+            return drop(attended.reshape(h.shape))
+
+        h = ada_norm(self.num_steps, name="self_norm")(x, t)
+        x = x + attend("self_attention", h)
+        if text is not None:
+            h = ada_norm(self.num_steps, name="cross_norm")(x, t)
+            x = x + attend("cross_attention", h, text.astype(self.dtype))
+        if label is None:
+            h = _layer_norm(dtype=self.dtype, name="feed_forward_norm")(x)
+        else:
+            h = ada_norm(self.num_classes, name="feed_forward_norm")(x, label)
+        feed_forward = TokenFeedForward(self.convolutional, self.dtype, name="feed_forward")
+        return x + drop(feed_forward(h))
+
+
+class TokenTransformer(nn.Module):
+    """Predicts logits of the clean tokens from a grid of noisy ones.
+
+    Attributes:
+        num_codes: K. Inputs are 0 .. K, K being the mask; outputs are logits of the K codes.
+        grid: Height and width of the grid of tokens.
+        width: Channels of a token; a multiple of `num_heads`.
+        num_layers: Number of blocks.
+        num_heads: Attention heads.
+        num_steps: T; times are 0 .. T-1.
+        text_dim: Channels of the text tokens; None for a model without text.
+        num_classes: Number of labels; None for a model without labels.
+        convolutional: Use convolutions in the feed-forward layers, as the published models of 16x16
+            tokens do.
+        dropout: Rate behind attention and feed-forward layers, in training. Drawn from the stream
+            "dropout".
+        dtype: Of the activations. Parameters and the output are float32.
+        remat: Recompute every block in the backward pass.
+
+    Raises:
+        ValueError: If an option is out of range, at construction.
+    """
+
+    num_codes: int
+    grid: Sequence[int]
+    width: int
+    num_layers: int
+    num_heads: int
+    num_steps: int = 100
+    text_dim: int | None = None
+    num_classes: int | None = None
+    convolutional: bool = False
+    dropout: float = 0.0
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self):
+        _validate(self)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Int[Array, "batch height width"],
+        t: Int[Array, "batch"],
+        *,
+        label: Int[Array, "batch"] | None = None,
+        text: Float[Array, "batch text_length text_dim"] | None = None,
+        train: bool = False,
+    ) -> layers.Denoised:
+        """Denoises a batch of grids.
+
+        Args:
+            x: Noisy tokens 0 .. K.
+            t: Diffusion times 0 .. T-1.
+            label: Classes, if and only if the model has `num_classes`.
+            text: Text tokens, if and only if the model has `text_dim`.
+            train: Whether dropout is active.
+
+        Returns:
+            The logits, `[batch, height, width, K]` in float32, and the features behind the last
+            norm, `[batch, height, width, width of the model]` in `dtype`.
+
+        Raises:
+            ValueError: If the shape of `x`, or the presence of `label` or `text`, does not fit.
+        """
+        self._check_inputs(x, label, text)
+        embed = functools.partial(_embed, features=self.width, dtype=self.dtype)
+        rows, columns = map(jnp.arange, self.grid)
+        h = embed(self.num_codes + 1, name="token_embedding")(x)
+        h = h + embed(self.grid[0], name="row_embedding")(rows)[:, None]
+        h = h + embed(self.grid[1], name="column_embedding")(columns)
+
+        block = nn.remat(TokenBlock) if self.remat else TokenBlock
+        for i in range(self.num_layers):
+            h = block(
+                num_heads=self.num_heads,
+                num_steps=self.num_steps,
+                num_classes=self.num_classes,
+                convolutional=self.convolutional,
+                dropout=self.dropout if train else 0.0,
+                dtype=self.dtype,
+                name=f"block_{i}",
+            )(h, t, label, text)
+
+        features = _layer_norm(dtype=self.dtype, name="output_norm")(h)
+        # In float32, so that logits keep more than the three digits of bfloat16.
+        output = _dense(self.num_codes, dtype=jnp.float32, name="output")(features)
+        return layers.Denoised(output, features)
+
+    def _check_inputs(self, x: Array, label: Array | None, text: Array | None) -> None:
+        """Raises ValueError where the inputs do not fit the options."""
+        if x.shape[1:] != tuple(self.grid):
+            raise ValueError(f"grid of {x.shape[1:]} tokens, but the model has {tuple(self.grid)}")
+        for name, value, option in [("label", label, "num_classes"), ("text", text, "text_dim")]:
+            size = getattr(self, option)
+            if (value is None) != (size is None):
+                given = "missing" if value is None else "given"
+                raise ValueError(f"{name} is {given}, but the model has {option}={size}")
+        if text is not None and text.shape[-1] != self.text_dim:
+            raise ValueError(f"text of {text.shape[-1]} channels, but text_dim={self.text_dim}")
+
+
+def _validate(model: TokenTransformer) -> None:
+    """Raises ValueError where an option of the model is out of range."""
+    for option in ["num_codes", "width", "num_layers", "num_heads", "num_steps"]:
+        if getattr(model, option) < 1:
+            raise ValueError(f"{option}={getattr(model, option)} must be at least 1")
+    if model.width % model.num_heads:
+        raise ValueError(f"num_heads={model.num_heads} must divide width={model.width}")
+    if len(model.grid) != 2 or min(model.grid) < 1:
+        raise ValueError(f"grid={tuple(model.grid)} must be a height and a width, at least 1 each")
+    for option in ["text_dim", "num_classes"]:
+        value = getattr(model, option)
+        if value is not None and value < 1:
+            raise ValueError(f"{option}={value} must be None or at least 1")
+    if not 0 <= model.dropout < 1:
+        raise ValueError(f"dropout={model.dropout} must be in [0, 1)")
