@@ -1,4 +1,4 @@
-"""What every command shares: one line for the user's errors, quiet libraries, a compilation cache."""
+"""What every command shares: one line for a user's error, quiet libraries, cached compilation."""
 
 import logging as python_logging
 import os
@@ -62,7 +62,7 @@ class _OneLine(logging.PythonFormatter):
 
 
 def _ours_or_serious(record) -> bool:
-    """Libraries speak up only when something is wrong; orbax warns of reading what it may not write."""
+    """Libraries speak up when something is wrong; orbax also where a folder is only read."""
     if record.getMessage().startswith("Given directory is read only"):
         return False
     package = str(pathlib.Path(__file__).parent)

@@ -5,11 +5,12 @@ file starts from it and changes what it needs. `build` turns a section into its 
 key of anything that does not fit, so that a config is checked before anything expensive is made.
 """
 
+import contextlib
 import dataclasses
 import difflib
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
-import flax.linen as nn
 from ml_collections import ConfigDict
 
 from conprediff_jax.context import ContextPrediction
@@ -93,10 +94,17 @@ def build(cls: type[T], config: ConfigDict, name: str, **derived: Any) -> T:
     known = [field.name for field in _fields(cls)]
     values = {key: _plain(value) for key, value in config[name].items()}
     check_keys(values, known, f"config.{name}")
-    try:
+    with naming(f"config.{name}"):
         return cls(**values, **derived)
+
+
+@contextlib.contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Turns a ValueError or TypeError into a ConfigError that says where it happened."""
+    try:
+        yield
     except (ValueError, TypeError) as error:
-        raise ConfigError(f"config.{name}: {error}") from error
+        raise ConfigError(f"{where}: {error}") from error
 
 
 def check_keys(keys: Any, known: list[str], where: str) -> None:
@@ -120,7 +128,7 @@ def differing_keys(config: dict, other: dict) -> list[str]:
 
 
 def _fields(cls: type) -> list[dataclasses.Field]:
-    derived = DERIVED.get(cls.__name__, ()) if issubclass(cls, nn.Module) or cls.__name__ in DERIVED else ()
+    derived = DERIVED.get(cls.__name__, ())
     return [f for f in dataclasses.fields(cls) if f.init and f.name not in derived]
 
 

@@ -30,9 +30,7 @@ def grid(
     scale = math.ceil(least / images.shape[1])
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     missing = -len(images) % columns
-    images = np.pad(
-        images, ((0, missing), (0, gap), (0, gap), (0, 0)), constant_values=255
-    )
+    images = np.pad(images, ((0, missing), (0, gap), (0, gap), (0, 0)), constant_values=255)
     images[len(images) - missing :] = 255
     joined = rearrange(images, "(r c) h w k -> (r h) (c w) k", c=columns)
     return np.pad(joined, ((gap, 0), (gap, 0), (0, 0)), constant_values=255)

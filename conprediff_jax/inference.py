@@ -7,20 +7,21 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from conprediff_jax import parallel
-from conprediff_jax.experiment import Experiment, make_experiment
+from conprediff_jax.experiment import make_experiment
 from conprediff_jax.train.checkpoint import Checkpoints
+from conprediff_jax.train.denoising import Denoising
 
 
 class Trained(NamedTuple):
     """A trained denoiser.
 
     Attributes:
-        experiment: what its config describes.
+        task: what its config describes.
         params: moving average of the denoiser's parameters; the context decoder's are not loaded.
         step: of the checkpoint.
     """
 
-    experiment: Experiment
+    task: Denoising
     params: Any
     step: int
 
@@ -38,7 +39,7 @@ def load(workdir: str, mesh: Mesh, step: int | None = None) -> Trained:
     """
 
     def abstract(config: dict) -> Any:
-        params = jax.eval_shape(make_experiment(ConfigDict(config)).init)["denoiser"]
+        params = jax.eval_shape(make_experiment(ConfigDict(config)).task.init)[0]["denoiser"]
         sharding = parallel.replicated(mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params
@@ -46,4 +47,4 @@ def load(workdir: str, mesh: Mesh, step: int | None = None) -> Trained:
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step, config, params = checkpoints.restore_ema(abstract, step)
-    return Trained(make_experiment(ConfigDict(config)), params, step)
+    return Trained(make_experiment(ConfigDict(config)).task, params, step)

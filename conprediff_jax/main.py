@@ -3,8 +3,8 @@
     python -m conprediff_jax.main --config=configs/openmoji.py [--workdir=runs/mine]
         [--config.train.steps=2000] [--config.context.weight=0.1] ...
 
-Any key of the config can be set on the command line. Started again with the same workdir, a run goes
-on from its newest checkpoint.
+Any key of the config can be set on the command line. Started again with the same workdir, a run
+goes on from its newest checkpoint.
 """
 
 import pathlib

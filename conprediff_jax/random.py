@@ -1,7 +1,8 @@
-"""Named random streams: every draw is a function of (seed, name, step) and of its place in the batch.
+"""Named random streams: a draw is a function of (seed, name, step) and its place in the batch.
 
 No key is carried in the train state, so a resumed run draws what the uninterrupted one would have;
-and with one key an example, a draw does not depend on how a batch is split over microbatches or devices.
+and with one key an example, a draw does not depend on how a batch is split over microbatches or
+devices.
 """
 
 import zlib

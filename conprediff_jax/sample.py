@@ -3,9 +3,9 @@
     python -m conprediff_jax.sample --workdir=runs/openmoji --num=64 --sampler=ddim --steps=50
         --seed=0 --out=samples.png
 
-`--out` decides what is written: one grid (a name ending in .png), an npz (.npz: `arr_0`, uint8), or a
-folder of single PNGs (anything else). Image i depends on the seed and i alone. The context decoder is
-not part of what is loaded.
+`--out` decides what is written: one grid (a name ending in .png), an npz (.npz: `arr_0`, uint8), or
+a folder of single PNGs (anything else). Image i depends on the seed and i alone. The context
+decoder is not part of what is loaded.
 """
 
 import dataclasses
@@ -39,8 +39,8 @@ def main(argv: list[str]) -> None:
     """Reads the flags, loads the moving average and writes images."""
     del argv
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    experiment, params, step = load(_WORKDIR.value, mesh, _STEP.value)
-    num_classes = experiment.denoiser.num_classes
+    task, params, step = load(_WORKDIR.value, mesh, _STEP.value)
+    num_classes = task.num_classes
     if _LABEL.value is not None and not 0 <= _LABEL.value < (num_classes or 0):
         raise UserError(
             f"--label={_LABEL.value}: "
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     wanted = {"sampler": _SAMPLER.value, "steps": _STEPS.value, "eta": _ETA.value}
     given = {name: value for name, value in wanted.items() if value is not None}
     try:
-        sampler = dataclasses.replace(experiment.sampling, **given).make(experiment.process)
+        sampler = dataclasses.replace(task.sampling, **given).make(task.process)
     except ValueError as error:
         raise UserError(f"--{error}") from error
 
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     progress = Progress(_NUM.value)
     drawn = []
     for batch in generate_batches(
-        make_generate(experiment, sampler, mesh),
+        make_generate(task, sampler, mesh),
         params,
         seed=_SEED.value,
         num=_NUM.value,

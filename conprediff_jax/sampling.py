@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int, UInt8
+from jaxtyping import Array, UInt8
 
 from conprediff_jax import parallel, random
 from conprediff_jax.diffusion.samplers import SAMPLERS
@@ -64,25 +64,25 @@ class SamplingSpec:
 Generate = Callable[..., UInt8[Array, "..."]]
 
 
-def make_generate(experiment: Any, sampler: Any, mesh: Mesh) -> Generate:
+def make_generate(task: Any, sampler: Any, mesh: Mesh) -> Generate:
     """A jitted `(denoiser params, seed, image indices, labels) -> uint8 images [batch, h, w, 3]`.
 
-    `labels` is None for a model without classes. Images are divided over the mesh's batch axes where
-    their number allows it.
+    `labels` is None for a model without classes. Images are divided over the mesh's batch axes
+    where their number allows it.
     """
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def generate(params, seed, indices, labels=None):
         prior = random.example_keys(random.stream(seed, "sample/prior"), indices)
         steps = random.example_keys(random.stream(seed, "sample/steps"), indices)
-        x_T = jax.vmap(lambda rng: jax.random.normal(rng, experiment.point_shape))(prior)
+        x_T = jax.vmap(lambda rng: jax.random.normal(rng, task.point_shape))(prior)
         if len(indices) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
             x_T = jax.lax.with_sharding_constraint(x_T, parallel.batch_sharding(mesh))
 
         def denoise(x_t, t):
-            return experiment.denoise(params, x_t, t, label=labels).output
+            return task.denoise(params, x_t, t, label=labels).output
 
-        return experiment.first_stage.decode(sampler.sample(denoise, x_T, steps))
+        return task.first_stage.decode(sampler.sample(denoise, x_T, steps))
 
     return generate
 

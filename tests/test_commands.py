@@ -80,9 +80,7 @@ def restored(workdir):
     return {name: ocp.StandardCheckpointer().restore(folder / name) for name in ("ema", "train")}
 
 
-def test_a_killed_run_ends_where_the_uninterrupted_one_does(
-    images, killed_and_resumed, tmp_path
-):
+def test_a_killed_run_ends_where_the_uninterrupted_one_does(images, killed_and_resumed, tmp_path):
     import jax
 
     workdir, resumed = killed_and_resumed

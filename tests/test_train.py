@@ -39,10 +39,9 @@ def make(**overrides):
 
 def run(experiment, mesh, steps=3):
     """Final state and loss trace of a few steps on one batch, and the compiled step."""
-    optimizer = experiment.optimizer.make(experiment.train.steps)
-    abstract = abstract_state(experiment, optimizer, mesh)
-    state = init_state(experiment, optimizer, abstract)
-    train_step = step_lib.make_train_step(experiment, optimizer, abstract, mesh)
+    abstract = abstract_state(experiment, mesh)
+    state = init_state(experiment, abstract)
+    train_step = step_lib.make_train_step(experiment, abstract, mesh)
     batch, trace = parallel.to_global(random_batch(), mesh), []
     for _ in range(steps):
         state, metrics = train_step(state, batch)
@@ -94,9 +93,8 @@ def test_weight_zero_is_one_program_whatever_the_context_section_says():
 
     def text(**context):
         experiment = make(**{f"context.{key}": value for key, value in context.items()})
-        optimizer = experiment.optimizer.make(experiment.train.steps)
-        abstract = abstract_state(experiment, optimizer, mesh_of())
-        step = step_lib.make_train_step(experiment, optimizer, abstract, mesh_of())
+        abstract = abstract_state(experiment, mesh_of())
+        step = step_lib.make_train_step(experiment, abstract, mesh_of())
         return step.lower(abstract, random_batch()).as_text()
 
     plain = text(weight=0.0)
@@ -108,9 +106,10 @@ def test_weight_zero_trains_the_plain_model():
     """Against a plain trainer written out here, which has never heard of context prediction."""
     experiment = make(**{"context.weight": 0.0})
     state, _ = run(experiment, mesh_of())
-    denoiser, process = experiment.denoiser, experiment.process
+    task = experiment.task
+    denoiser, process = task.denoiser, task.process
     optimizer = experiment.optimizer.make(experiment.train.steps)
-    params = jax.jit(make(**{"context.weight": 0.5}).init)()["denoiser"]
+    params = jax.jit(make().task.init)()[0]["denoiser"]
     moments = optimizer.init(params)
     image = jnp.asarray(random_batch()["image"])
 
@@ -123,7 +122,7 @@ def test_weight_zero_trains_the_plain_model():
                 )
                 for name in ("time", "noise", "dropout")
             ]
-            x_0 = experiment.first_stage.encode(image)
+            x_0 = task.first_stage.encode(image)
             t = process.sample_time(keys[0])
             x_t, noise = process.corrupt(keys[1], x_0, t)
             output = denoiser.apply({"params": params}, x_t, t, train=True).output
@@ -141,11 +140,11 @@ def test_weight_zero_trains_the_plain_model():
 
 def test_context_gradients_reach_the_trunk():
     experiment = make()
-    params = jax.jit(experiment.init)()
+    params, _ = jax.jit(experiment.task.init)()
     batch = jax.tree.map(jnp.asarray, random_batch())
 
     def gradient(experiment):
-        return jax.jit(lambda p: step_lib.gradients(experiment, p, batch, jnp.int32(0))[0])(params)
+        return jax.jit(lambda p: experiment.task.step(p, None, batch, jnp.int32(0)).grads)(params)
 
     plain = make(**{"context.weight": 0.0})
     difference = jax.tree.map(
@@ -160,12 +159,12 @@ def test_context_gradients_reach_the_trunk():
 
 @pytest.mark.parametrize("source", ["features", "prediction"])
 def test_microbatches_give_the_gradients_of_the_whole_batch(source):
-    params = jax.jit(make(**{"context.source": source}).init)()
+    params, _ = jax.jit(make(**{"context.source": source}).task.init)()
     batch = jax.tree.map(jnp.asarray, random_batch())
 
     def gradient(parts):
-        experiment = make(**{"context.source": source, "train.microbatches": parts})
-        return jax.jit(lambda p: step_lib.gradients(experiment, p, batch, jnp.int32(0)))(params)
+        task = make(**{"context.source": source, "train.microbatches": parts}).task
+        return jax.jit(lambda p: task.step(p, None, batch, jnp.int32(0))[:2])(params)
 
     (whole, metrics), (parts, parts_metrics) = gradient(1), gradient(4)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
@@ -212,9 +211,9 @@ def test_sharding_rules_cover_every_parameter_and_divide_the_big_ones(dimensions
     config.model.update(channels=224, channel_mult=(1, 2, 3, 4), attention_downsampling=(2, 4, 8))
     mesh = mesh_of(8, fsdp=4, tensor=2)
     experiment = make_experiment(config)
-    params = jax.eval_shape(experiment.init)
+    params, _ = jax.eval_shape(experiment.task.init)
     if dimensions == "text":
-        unet = experiment.denoiser.clone(text_dim=64)
+        unet = experiment.task.denoiser.clone(text_dim=64)
         text = jnp.zeros((1, 7, 64))
         params = jax.eval_shape(
             lambda: unet.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jnp.zeros(1), text=text)
@@ -249,9 +248,8 @@ def test_sampling_never_sees_the_context_decoder(finished, tmp_path):
     shutil.copytree(workdir, stripped)
     shutil.rmtree(stripped / "checkpoints" / "6" / "train")  # where the decoder's parameters are
     found = inference.load(str(stripped), mesh)
-    experiment = whole.experiment
-    sampler = experiment.sampling.make(experiment.process)
-    generate = sampling.make_generate(experiment, sampler, mesh)
+    sampler = whole.task.sampling.make(whole.task.process)
+    generate = sampling.make_generate(whole.task, sampler, mesh)
     images = generate(whole.params, 0, jnp.arange(4))
     assert_same(images, generate(found.params, 0, jnp.arange(4)))
     text = generate.lower(whole.params, 0, jnp.arange(4)).compile().as_text()
@@ -261,9 +259,9 @@ def test_sampling_never_sees_the_context_decoder(finished, tmp_path):
 
 def test_an_image_depends_on_seed_and_index_alone(finished):
     def load(mesh):
-        experiment, params, _ = inference.load(str(finished[0]), mesh)
-        sampler = experiment.sampling.make(experiment.process)
-        return sampling.make_generate(experiment, sampler, mesh), params
+        task, params, _ = inference.load(str(finished[0]), mesh)
+        sampler = task.sampling.make(task.process)
+        return sampling.make_generate(task, sampler, mesh), params
 
     one, params = load(mesh_of())
     alone = one(params, 3, jnp.array([5]))
@@ -335,7 +333,7 @@ def test_divergence_stops_the_run_and_saves_nothing_bad(run_config, tmp_path):
         train(config, str(tmp_path))
     with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
         _, _, ema = checkpoints.restore_ema(
-            lambda _: jax.eval_shape(make().init)["denoiser"], checkpoints.latest_step
+            lambda _: jax.eval_shape(make().task.init)[0]["denoiser"], checkpoints.latest_step
         )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ema))
 
@@ -378,4 +376,4 @@ def test_batch_and_mesh_must_fit_the_machine():
 
 
 def test_every_default_can_be_built():
-    assert make_experiment(config_lib.default()).context.strides == (1, 2, 3)
+    assert make_experiment(config_lib.default()).task.context.strides == (1, 2, 3)

@@ -1,4 +1,4 @@
-"""The device mesh: axes `data` (replicas), `fsdp` (replicas that share state), `tensor` (shards)."""
+"""The device mesh: `data` (replicas), `fsdp` (replicas that share state), `tensor` (shards)."""
 
 import dataclasses
 import math

@@ -1,10 +1,10 @@
 """Where every array lives: a short list of rules that must cover every parameter.
 
-A rule is a regular expression on the parameter's path, `denoiser/down_0_block_1/conv_in/kernel`, and
-what the `tensor` axis divides: the outputs of a layer (last dimension), its inputs (the one before),
-or nothing. The first match counts. The `fsdp` axis then divides the largest dimension that is left
-and divisible. Optimiser moments and moving averages end in the path of their parameter and follow
-it; scalars are replicated.
+A rule is a regular expression on the parameter's path, `denoiser/down_0_block_1/conv_in/kernel`,
+and what the `tensor` axis divides: the outputs of a layer (last dimension), its inputs (the one
+before), or nothing. The first match counts. The `fsdp` axis then divides the largest dimension that
+is left and divisible. Optimiser moments and moving averages end in the path of their parameter and
+follow it; scalars are replicated.
 """
 
 import re
@@ -19,7 +19,8 @@ from conprediff_jax.parallel.mesh import BATCH_AXES
 
 OUTPUTS, INPUTS, NOTHING = -1, -2, None
 
-# Projections that make heads or hidden units are divided by outputs, those that merge them by inputs.
+# Projections that make heads or hidden units are divided by outputs, those that merge them by
+# inputs.
 RULES: tuple[tuple[str, int | None], ...] = (
     (r"attention/(query|key|value)/(kernel|bias)$", OUTPUTS),
     (r"attention/out/kernel$", INPUTS),
@@ -63,9 +64,8 @@ def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
         return PartitionSpec()
     axes: list[str | None] = [None] * len(shape)
     divided = _rule(path)
-    if divided is not None and -divided <= len(shape):
-        if shape[divided] % mesh.shape["tensor"] == 0:
-            axes[divided] = "tensor"
+    if divided and -divided <= len(shape) and shape[divided] % mesh.shape["tensor"] == 0:
+        axes[divided] = "tensor"
     fsdp = mesh.shape["fsdp"]
     free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % fsdp == 0]
     if free and np.prod(shape) >= MIN_FSDP_SIZE:
@@ -77,7 +77,9 @@ def _rule(path: str) -> int | None:
     for pattern, divided in RULES:
         if re.search(pattern, path):
             return divided
-    raise ConfigError(f"parameter {path} is covered by no sharding rule: add one to parallel/sharding.py")
+    raise ConfigError(
+        f"parameter {path} is covered by no sharding rule: add one to parallel/sharding.py"
+    )
 
 
 def path_name(path: tuple) -> str:

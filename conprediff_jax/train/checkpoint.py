@@ -1,10 +1,10 @@
 """Checkpoints by orbax: asynchronous, atomic, and what each one holds.
 
-    <workdir>/checkpoints/<step>/
-        ema      moving average of the denoiser: all that sampling opens
-        train    step, parameters, optimiser state
-        data     state of the grain iterator, one file a process
-        config   the run's config
+<workdir>/checkpoints/<step>/
+    ema      moving average of the denoiser: all that sampling opens
+    train    everything else: step, parameters, optimiser state
+    data     state of the grain iterator, one file a process
+    config   the run's config
 """
 
 from collections.abc import Callable
@@ -72,7 +72,7 @@ class Checkpoints:
 
     def save(self, state: TrainState, data: grain.DatasetIterator, config: dict) -> None:
         """Starts writing; the state may be donated as soon as this returns."""
-        train = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        train = _all_but_average(state)
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
@@ -99,13 +99,11 @@ class Checkpoints:
         """
 
         def load(step: int) -> TrainState:
-            train = {"step": abstract.step, "params": abstract.params}
-            train["opt_state"] = abstract.opt_state
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
                     ema=ocp.args.StandardRestore(abstract.ema),
-                    train=ocp.args.StandardRestore(train),
+                    train=ocp.args.StandardRestore(_all_but_average(abstract)),
                     data=grain.checkpoint.CheckpointRestore(data),
                 ),
             )
@@ -184,6 +182,10 @@ class Checkpoints:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("moved unreadable checkpoints")
             self._manager.reload()
+
+
+def _all_but_average(state: TrainState) -> dict[str, Any]:
+    return {name: value for name, value in vars(state).items() if name != "ema"}
 
 
 def _check_same_model(config: dict, stored: dict, path: epath.Path) -> None:

@@ -1,10 +1,11 @@
 """The train loop."""
 
 import json
+from collections.abc import Callable
+from typing import Any
 
 import grain
 import jax
-import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
@@ -12,7 +13,6 @@ from ml_collections import ConfigDict
 
 from conprediff_jax import data, images, parallel
 from conprediff_jax.experiment import Experiment, check_devices, make_experiment
-from conprediff_jax.sampling import generate_batches, make_generate
 from conprediff_jax.train.checkpoint import Checkpoints
 from conprediff_jax.train.report import Reporter
 from conprediff_jax.train.state import TrainState, abstract_state, init_state
@@ -39,15 +39,14 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     check_devices(experiment, jax.device_count(), jax.process_count())
     mesh = parallel.make_mesh(experiment.mesh)
     spec = experiment.train
-    optimizer = experiment.optimizer.make(spec.steps)
-    abstract = abstract_state(experiment, optimizer, mesh)
+    abstract = abstract_state(experiment, mesh)
     batches = _open_batches(experiment)
     plain_config = json.loads(config.to_json())
 
     with Checkpoints(workdir, keep=spec.keep) as checkpoints:
         state = checkpoints.restore(abstract, batches, plain_config)
         if state is None:
-            state = init_state(experiment, optimizer, abstract)
+            state = init_state(experiment, abstract)
         start = int(state.step)
         if start >= spec.steps:
             logging.info("%s: all %d steps are done", workdir, spec.steps)
@@ -55,10 +54,11 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         reporter = Reporter(workdir, spec, start, lambda: _last_good(checkpoints))
         try:
             _introduce(experiment, mesh, state, workdir, reporter)
-            train_step = make_train_step(experiment, optimizer, abstract, mesh)
-            preview = _Preview(experiment, mesh, workdir, reporter)
+            train_step = make_train_step(experiment, abstract, mesh)
+            sample = experiment.task.preview(mesh)
             for step in range(start + 1, spec.steps + 1):
-                batch = parallel.to_global(_arrays(experiment, next(batches)), mesh)
+                batch = next(batches)
+                batch = parallel.to_global({k: batch[k] for k in experiment.task.batch_keys}, mesh)
                 state, metrics = train_step(state, batch)
                 reporter.add(step, metrics)
                 last = step == spec.steps
@@ -66,7 +66,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                     reporter.check()  # never save what has diverged
                     checkpoints.save(state, batches, plain_config)
                 if last or (spec.sample_every and step % spec.sample_every == 0):
-                    preview(step, state.ema)
+                    _show(sample, step, state.ema, workdir, reporter)
         finally:
             reporter.close()
         checkpoints.wait()
@@ -90,16 +90,10 @@ def _open_batches(experiment: Experiment) -> grain.DatasetIterator:
         next(batches),
         experiment.data,
         batch_size=batch_size,
-        num_classes=experiment.denoiser.num_classes,
+        num_classes=experiment.task.num_classes,
     )
     batches.set_state(beginning)
     return batches
-
-
-def _arrays(experiment: Experiment, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The parts of a batch that the step uses."""
-    used = ("image", "label") if experiment.denoiser.num_classes else ("image",)
-    return {name: batch[name] for name in used}
 
 
 def _introduce(
@@ -112,18 +106,9 @@ def _introduce(
     reporter.text("parameters", table)
     if not int(state.step):
         logging.info("parameters\n%s", table)
-    context = experiment.context
-    logging.info(
-        "%s: %d images of %d x %d -> points %s; %s",
-        experiment.data.name,
-        data.num_examples(experiment.data),
-        experiment.data.image_size,
-        experiment.data.image_size,
-        " x ".join(map(str, experiment.point_shape)),
-        f"context strides {context.strides}, weight {context.weight}"
-        if context
-        else "no context prediction",
-    )
+    size, count = experiment.data.image_size, data.num_examples(experiment.data)
+    logging.info("%s: %d images of %d x %d", experiment.data.name, count, size, size)
+    logging.info("%s", experiment.task.describe())
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     logging.info("%s on %s (%s)", workdir, mesh.devices.flat[0].device_kind, axes)
     logging.info(
@@ -132,33 +117,16 @@ def _introduce(
     )  # fmt: skip
 
 
-class _Preview:
-    """Sample grids of the run, of the same seeds every time: one sees the same images emerge."""
-
-    def __init__(self, experiment: Experiment, mesh: Mesh, workdir: str, reporter: Reporter):
-        self._experiment, self._reporter = experiment, reporter
-        self._folder = epath.Path(workdir) / "samples"
-        sampler = experiment.sampling.make(experiment.process)
-        self._generate = make_generate(experiment, sampler, mesh)
-
-    def __call__(self, step: int, ema) -> None:
-        jax.block_until_ready(ema)
-        with self._reporter.progress.paused():
-            num = self._experiment.sampling.num
-            batches = generate_batches(
-                self._generate,
-                ema,
-                seed=self._experiment.seed,
-                num=num,
-                batch_size=min(num, 64),
-                num_classes=self._experiment.denoiser.num_classes,
-            )
-            grid = images.grid(np.concatenate(list(batches)))
-            if jax.process_index() == 0:
-                path = self._folder / f"step_{step:07}.png"
-                images.write_png(path, grid)
-                self._reporter.image(step, "samples", grid)
-                logging.info("sample grid: %s", path)
+def _show(sample: Callable, step: int, ema: Any, workdir: str, reporter: Reporter) -> None:
+    """Writes a sample grid of the moving average, to a file and to TensorBoard."""
+    jax.block_until_ready(ema)
+    with reporter.progress.paused():
+        grid = images.grid(sample(ema))
+        if jax.process_index() == 0:
+            path = epath.Path(workdir) / "samples" / f"step_{step:07}.png"
+            images.write_png(path, grid)
+            reporter.image(step, "samples", grid)
+            logging.info("sample grid: %s", path)
 
 
 def _last_good(checkpoints: Checkpoints) -> str:

@@ -14,7 +14,7 @@ class OptimizerSpec:
 
     Attributes:
         learning_rate: peak, reached after the warm-up.
-        schedule: after the warm-up: 'constant', or down to 0 at the last step, 'cosine' or 'linear'.
+        schedule: after the warm-up: 'constant', or 'cosine' or 'linear' down to 0 at the end.
         warmup_steps: steps of linear warm-up from 0.
         b1: Adam's decay of the first moment.
         b2: Adam's decay of the second moment.

@@ -30,7 +30,14 @@ class TrainSpec:
     keep: int = 3
 
     def __post_init__(self):
-        for name in ("steps", "batch_size", "microbatches", "log_every", "checkpoint_every", "keep"):
+        for name in (
+            "steps",
+            "batch_size",
+            "microbatches",
+            "log_every",
+            "checkpoint_every",
+            "keep",
+        ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         if self.sample_every < 0:

@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 from jax.sharding import Mesh
 
@@ -17,22 +16,22 @@ class TrainState(struct.PyTreeNode):
 
     Attributes:
         step: number of steps done, int32.
-        params: `{'denoiser': ..., 'context': ...}`, float32.
-        ema: moving average of `params['denoiser']`; this is what is sampled from and handed on.
+        params: one branch for every network of the task, float32.
+        ema: moving average of the branch that is sampled from and handed on.
         opt_state: the optimiser's.
+        extra: the task's own state, None where it has none.
     """
 
     step: Any  # arrays, or shape structs or shardings in their place
     params: dict[str, Any]
     ema: Any
     opt_state: Any
+    extra: Any
 
 
-def abstract_state(
-    experiment: Experiment, optimizer: optax.GradientTransformation, mesh: Mesh
-) -> TrainState:
+def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     """The state as shape structs that carry shape, dtype and sharding."""
-    shapes = jax.eval_shape(lambda: _initial(experiment, optimizer))
+    shapes = jax.eval_shape(lambda: _initial(experiment))
     shardings = parallel.tree_shardings(shapes, mesh)
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
@@ -41,20 +40,19 @@ def abstract_state(
     )
 
 
-def init_state(
-    experiment: Experiment, optimizer: optax.GradientTransformation, abstract: TrainState
-) -> TrainState:
+def init_state(experiment: Experiment, abstract: TrainState) -> TrainState:
     """A fresh state, made in place: no device ever holds more than its part."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda: _initial(experiment, optimizer), out_shardings=shardings)()
+    return jax.jit(lambda: _initial(experiment), out_shardings=shardings)()
 
 
-def _initial(experiment: Experiment, optimizer: optax.GradientTransformation) -> TrainState:
-    params = experiment.init()
+def _initial(experiment: Experiment) -> TrainState:
+    params, extra = experiment.task.init()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         # A copy: the step donates its state, and no buffer can be donated twice.
-        ema=jax.tree.map(jnp.copy, params["denoiser"]),
-        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params[experiment.task.averaged]),
+        opt_state=experiment.optimizer.make(experiment.train.steps).init(params),
+        extra=extra,
     )

@@ -1,0 +1,36 @@
+# make demo    install, train ConPreDiff on OpenMoji, sample: 15 minutes on two CPU cores
+# make test    install what the tests need and run them all
+# make clean   remove the environment and what the demo wrote
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKDIR ?= runs/openmoji
+BIN := $(VENV)/bin
+
+.PHONY: demo test clean
+
+demo: $(VENV)/.installed
+	$(BIN)/python -m conprediff_jax.main --config=configs/openmoji.py --workdir=$(WORKDIR)
+	$(BIN)/python -m conprediff_jax.sample --workdir=$(WORKDIR) --num=64 --out=$(WORKDIR)/samples.png
+	@echo
+	@echo "picture grid:        $(WORKDIR)/samples.png"
+	@echo "TensorBoard events:  $(BIN)/tensorboard --logdir $(WORKDIR)"
+	@echo "checkpoints:         $(WORKDIR)/checkpoints"
+
+test: $(VENV)/.installed-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+$(VENV)/.installed: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-tests: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) $(WORKDIR)
