@@ -2,7 +2,13 @@
 
     python -m conprediff_jax.main --config=configs/openmoji.py
 
-Hardware: 2 CPU cores, 2 GB.
+Hardware: 2 CPU cores, 3 GB of memory.
+Hours: 0.15 (1,600 steps at about 3.5 a second).
+Expected: final loss about 0.039 (denoise 0.033, context 0.0065 after weighting); in the grid, faces,
+busts and figures with closed outlines, most of them clean, a few smudged.
+
+Patches of 4 x 4 pixels are the points, so that the UNet works on a cheap 8 x 8 grid. It predicts x_0:
+a network that sees patches cannot pass their noise through, as epsilon and v would ask of it.
 """
 
 from conprediff_jax.config import default
@@ -17,11 +23,11 @@ def get_config():
     )
     config.model.update(channels=96, channel_mult=(1, 2), blocks_per_level=1, head_channels=32)
     config.context.update(weight=0.03, points_per_example=16, warmup_steps=500)
-    config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_steps=50)
+    config.optimizer.update(learning_rate=1.5e-3, schedule="cosine", warmup_steps=50)
     config.train.update(
-        steps=1200,
+        steps=1600,
         batch_size=32,
-        ema_decay=0.99,
+        ema_decay=0.995,
         log_every=50,
         sample_every=400,
         checkpoint_every=400,

@@ -1,5 +1,7 @@
 """The trainer: what a step computes, on any mesh; stop, resume, and refusal."""
 
+import importlib.util
+import pathlib
 import shutil
 
 import jax
@@ -377,3 +379,27 @@ def test_batch_and_mesh_must_fit_the_machine():
 
 def test_every_default_can_be_built():
     assert make_experiment(config_lib.default()).task.context.strides == (1, 2, 3)
+
+
+def shipped_configs():
+    root = pathlib.Path(__file__).parent.parent / "configs"
+    return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
+
+
+# As published: google/ddpm-cifar10-32 and google/ddpm-celebahq-256.
+DENOISER_SIZES = {"cifar10.py": 35_746_307, "celebahq.py": 113_673_219}
+
+
+@pytest.mark.parametrize("name", shipped_configs())
+def test_shipped_configs_build_models_of_the_published_size(name):
+    path = pathlib.Path(__file__).parent.parent / "configs" / name
+    spec = importlib.util.spec_from_file_location("shipped", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert f"--config=configs/{name}" in module.__doc__
+    experiment = make_experiment(module.get_config())
+    check_devices(experiment, 1, 1)
+    params, _ = jax.eval_shape(experiment.task.init)
+    parallel.tree_shardings(params, mesh_of(8, fsdp=2, tensor=2))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params[experiment.task.averaged]))
+    assert size == DENOISER_SIZES.get(name, size)
