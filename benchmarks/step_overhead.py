@@ -41,13 +41,14 @@ class Variant:
         config.update_from_flattened_dict(overrides)
         experiment = make_experiment(config)
         mesh = parallel.make_mesh(experiment.mesh)
-        abstract = abstract_state(experiment, mesh)
-        self.state = init_state(experiment, abstract)
+        optimizer = experiment.optimizer.make(experiment.train.steps)
+        abstract = abstract_state(experiment.task, optimizer, mesh)
+        self.state = init_state(experiment.task, optimizer, abstract)
         size = experiment.data.image_size
         shape = (experiment.train.batch_size, size, size, 3)
         images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
         self.batch = parallel.to_global({"image": images}, mesh)
-        step = make_train_step(experiment, abstract, mesh)
+        step = make_train_step(experiment, optimizer, abstract, mesh)
         self.step = step.lower(self.state, self.batch).compile()
         self.flops = self.step.cost_analysis()["flops"]
         self.seconds: list[float] = []

@@ -4,11 +4,11 @@
 
 Hardware: 2 CPU cores, 3 GB of memory.
 Hours: 0.15 (1,600 steps at about 3.5 a second).
-Expected: final loss about 0.039 (denoise 0.033, context 0.0065 after weighting); in the grid, faces,
-busts and figures with closed outlines, most of them clean, a few smudged.
+Expected: final loss about 0.039 (denoise 0.033, context 0.0065 after weighting); in the grid,
+faces, busts and figures with closed outlines, most of them clean, a few smudged.
 
-Patches of 4 x 4 pixels are the points, so that the UNet works on a cheap 8 x 8 grid. It predicts x_0:
-a network that sees patches cannot pass their noise through, as epsilon and v would ask of it.
+Patches of 4 x 4 pixels are the points, so that the UNet works on a cheap 8 x 8 grid. It predicts
+x_0: a network that sees patches cannot pass their noise through, as epsilon and v would ask of it.
 """
 
 from conprediff_jax.config import default

@@ -1,8 +1,9 @@
 """Configs: plain ml_collections data, one section for each thing that is built.
 
 `default()` holds every key there is, with the defaults of the classes behind the sections; a config
-file starts from it and changes what it needs. `build` turns a section into its object and names the
-key of anything that does not fit, so that a config is checked before anything expensive is made.
+file starts from it, or from `default_first_stage()`, and changes what it needs. `build` turns a
+section into its object and names the key of anything that does not fit, so that a config is checked
+before anything expensive is made.
 """
 
 import contextlib
@@ -12,30 +13,42 @@ from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from conprediff_jax.context import ContextPrediction
 from conprediff_jax.data import DataSpec
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.errors import ConfigError
+from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.models.first_stage import Pixels
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.parallel import MeshSpec
 from conprediff_jax.sampling import SamplingSpec
+from conprediff_jax.train.first_stage import FirstStageLoss
 from conprediff_jax.train.optimizer import OptimizerSpec
 from conprediff_jax.train.spec import TrainSpec
 
 T = TypeVar("T")
 
+# What `task` may be, besides 'denoising': the autoencoders that are trained as first stages.
+AUTOENCODERS = {"vq": VQModel, "kl": AutoencoderKL}
+
 # Fields that the builder fills in from other sections.
 DERIVED = {
     "UNet": ("out_channels", "dtype", "parent", "name"),
+    "VQModel": ("out_channels", "dtype", "parent", "name"),
+    "AutoencoderKL": ("out_channels", "dtype", "parent", "name"),
+    "Latents": ("model",),
     "ContextPrediction": ("num_steps", "alpha_bar", "dtype"),
 }
 
 # What a checkpoint's parameters depend on: a run cannot be resumed with any of these changed.
 MODEL_KEYS = (
+    "task",
     "data.image_size",
-    "first_stage",
+    "first_stage.kind",
+    "first_stage.patch",
+    "first_stage.autoencoder",
     "process",
     "model",
     "context.strides",
@@ -43,6 +56,12 @@ MODEL_KEYS = (
     "context.source",
     "context.hidden",
     "context.latent",
+    "autoencoder",
+    "loss.codebook_decay",
+    "loss.lpips_network",
+    "loss.gan_weight",
+    "loss.gan_channels",
+    "loss.gan_layers",
     "optimizer.name",
     "seed",
 )
@@ -52,16 +71,40 @@ def default() -> ConfigDict:
     """Every section and key, with defaults: a plain 64x64 pixel model with context prediction."""
     config = ConfigDict(
         {
+            "task": "denoising",
             "seed": 0,
             "dtype": "float32",  # of activations: 'float32' or 'bfloat16'
             "data": section(DataSpec, name="openmoji/people"),
-            "first_stage": section(Pixels),
+            "first_stage": pixels(),
             "process": section(GaussianProcess),
             "model": section(UNet, channels=128, channel_mult=(1, 2, 2), head_channels=32),
             "context": section(ContextPrediction),
             "optimizer": section(OptimizerSpec),
             "train": section(TrainSpec),
             "sampling": section(SamplingSpec),
+            "mesh": section(MeshSpec),
+        }
+    )
+    return config.lock()
+
+
+def default_first_stage(kind: str) -> ConfigDict:
+    """Every section and key of a first stage's training, with those of VQ-f4 and KL-f8.
+
+    Args:
+        kind: 'vq' or 'kl'.
+    """
+    published = {"kl": {"channel_mult": (1, 2, 4, 4), "latent_channels": 4}}
+    config = ConfigDict(
+        {
+            "task": kind,
+            "seed": 0,
+            "dtype": "float32",
+            "data": section(DataSpec, name="openmoji/people"),
+            "autoencoder": section(AUTOENCODERS[kind], **published.get(kind, {})),
+            "loss": section(FirstStageLoss),
+            "optimizer": section(OptimizerSpec),
+            "train": section(TrainSpec),
             "mesh": section(MeshSpec),
         }
     )
@@ -79,21 +122,48 @@ def section(cls: type, **values: Any) -> ConfigDict:
     return ConfigDict(keys)
 
 
-def build(cls: type[T], config: ConfigDict, name: str, **derived: Any) -> T:
+def pixels(patch: int = 1) -> ConfigDict:
+    """A `first_stage` section: no codec but a rearrangement of pixels."""
+    return ConfigDict({"kind": "pixels", **section(Pixels, patch=patch)})
+
+
+def latents(kind: str, weights: str, scale: float | None = None, **architecture: Any) -> ConfigDict:
+    """A `first_stage` section: the latents of a trained autoencoder.
+
+    Args:
+        kind: 'vq' or 'kl'.
+        weights: where its parameters are, see `models.first_stage.Latents`.
+        scale: see there.
+        **architecture: of the autoencoder; the defaults are those of VQ-f4.
+    """
+    return ConfigDict(
+        {
+            "kind": kind,
+            "weights": weights,
+            "scale": placeholder(float) if scale is None else scale,
+            "autoencoder": section(AUTOENCODERS[kind], **architecture),
+        }
+    )
+
+
+def build(
+    cls: type[T], config: ConfigDict, name: str, *, others: tuple[str, ...] = (), **derived: Any
+) -> T:
     """Builds a section's object.
 
     Args:
         cls: dataclass or Flax module whose fields are the section's keys.
         config: the whole config.
         name: name of the section.
+        others: keys of the section that are not fields of the class.
         **derived: fields that other sections decide.
 
     Raises:
         ConfigError: unknown key or a value that does not fit; the message names section and key.
     """
     known = [field.name for field in _fields(cls)]
-    values = {key: _plain(value) for key, value in config[name].items()}
-    check_keys(values, known, f"config.{name}")
+    check_keys(config[name], [*others, *known], f"config.{name}")
+    values = {key: _plain(value) for key, value in config[name].items() if key not in others}
     with naming(f"config.{name}"):
         return cls(**values, **derived)
 

@@ -11,11 +11,14 @@ from conprediff_jax.context import ContextPrediction
 from conprediff_jax.data import DataSpec
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.errors import ConfigError
-from conprediff_jax.models.first_stage import Pixels
+from conprediff_jax.metrics.lpips import LPIPS
+from conprediff_jax.models.discriminator import Discriminator
+from conprediff_jax.models.first_stage import FirstStage, Latents, Pixels
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.parallel import MeshSpec
 from conprediff_jax.sampling import SamplingSpec
 from conprediff_jax.train.denoising import Denoising
+from conprediff_jax.train.first_stage import FirstStageLoss, FirstStageTraining
 from conprediff_jax.train.optimizer import OptimizerSpec
 from conprediff_jax.train.spec import TrainSpec
 from conprediff_jax.train.task import Task
@@ -50,15 +53,27 @@ def make_experiment(config: ConfigDict) -> Experiment:
     Raises:
         ConfigError: one line that names the key at fault.
     """
-    config_lib.check_keys(config, list(config_lib.default()), "config")
+    tasks = ("denoising", *config_lib.AUTOENCODERS)
+    task = config.get("task")
+    if task not in tasks:
+        raise ConfigError(f"config.task is {task!r}: choose one of {tasks}")
+    denoising = task == "denoising"
+    default = config_lib.default() if denoising else config_lib.default_first_stage(task)
+    config_lib.check_keys(config, list(default), "config")
     if config.dtype not in DTYPES:
         raise ConfigError(f"config.dtype is {config.dtype!r}: choose one of {DTYPES}")
     data = build(DataSpec, config, "data")
     train = build(TrainSpec, config, "train")
+    if data.latents and (not denoising or config.first_stage.get("kind") == "pixels"):
+        raise ConfigError(
+            f"config.data.latents is {data.latents!r}: only a denoiser with a trained first stage "
+            "(config.first_stage.kind 'vq' or 'kl') reads latents"
+        )
+    make_task = _make_denoising if denoising else _make_first_stage_training
     return Experiment(
         seed=config.seed,
         data=data,
-        task=_make_denoising(config, data, train),
+        task=make_task(config, data, train),
         optimizer=build(OptimizerSpec, config, "optimizer"),
         train=train,
         mesh=build(MeshSpec, config, "mesh"),
@@ -67,7 +82,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
 
 def _make_denoising(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Denoising:
     """Diffusion, with context prediction unless its weight is 0."""
-    first_stage = build(Pixels, config, "first_stage")
+    first_stage = _make_first_stage(config)
     process = build(GaussianProcess, config, "process")
     sampling = build(SamplingSpec, config, "sampling")
     with config_lib.naming("config.first_stage"):
@@ -101,7 +116,50 @@ def _make_denoising(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Den
         sampling=sampling,
         microbatches=train.microbatches,
         point_shape=point_shape,
+        latents=data.latents,
     )
+
+
+def _make_first_stage(config: ConfigDict) -> FirstStage:
+    """The frozen codec of a diffusion model."""
+    kinds = ("pixels", *config_lib.AUTOENCODERS)
+    kind = config.first_stage.get("kind")
+    if kind not in kinds:
+        raise ConfigError(f"config.first_stage.kind is {kind!r}: choose one of {kinds}")
+    if kind == "pixels":
+        return build(Pixels, config, "first_stage", others=("kind",))
+    with config_lib.naming("config.first_stage"):
+        # float32 whatever the denoiser has: latents are made once and seen many times.
+        model = build(
+            config_lib.AUTOENCODERS[kind], config.first_stage, "autoencoder", dtype="float32"
+        )
+    return build(Latents, config, "first_stage", others=("kind", "autoencoder"), model=model)
+
+
+def _make_first_stage_training(
+    config: ConfigDict, data: DataSpec, train: TrainSpec
+) -> FirstStageTraining:
+    """An autoencoder, with LPIPS where its files are given and a discriminator where it counts."""
+    loss = build(FirstStageLoss, config, "loss")
+    cls = config_lib.AUTOENCODERS[config.task]
+    model = build(cls, config, "autoencoder", dtype=config.dtype)
+    if config.task == "vq" and loss.codebook_decay:
+        model = model.clone(codebook_weight=0.0)  # codes follow, and do not descend
+    discriminator = None
+    if loss.gan_weight:
+        with config_lib.naming("config.loss"):
+            discriminator = Discriminator(loss.gan_channels, loss.gan_layers, config.dtype)
+    has_lpips = loss.lpips_trunk and loss.lpips_weight
+    with config_lib.naming("config"):
+        return FirstStageTraining(
+            seed=config.seed,
+            data=data,
+            model=model,
+            loss=loss,
+            perceptual=LPIPS(loss.lpips_network) if has_lpips else None,
+            discriminator=discriminator,
+            microbatches=train.microbatches,
+        )
 
 
 def check_devices(experiment: Experiment, devices: int, processes: int) -> None:

@@ -18,11 +18,13 @@ class Trained(NamedTuple):
     Attributes:
         task: what its config describes.
         params: moving average of the denoiser's parameters; the context decoder's are not loaded.
+        frozen: the first stage's parameters, where it has any.
         step: of the checkpoint.
     """
 
     task: Denoising
     params: Any
+    frozen: Any
     step: int
 
 
@@ -38,13 +40,15 @@ def load(workdir: str, mesh: Mesh, step: int | None = None) -> Trained:
         CheckpointError: the workdir holds no such checkpoint, or nothing readable.
     """
 
-    def abstract(config: dict) -> Any:
-        params = jax.eval_shape(make_experiment(ConfigDict(config)).task.init)[0]["denoiser"]
+    def abstract(config: dict) -> tuple[Any, Any]:
+        task = make_experiment(ConfigDict(config)).task
+        params, frozen = jax.eval_shape(task.init)
         sharding = parallel.replicated(mesh)
         return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), params
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            (params[task.averaged], frozen),
         )
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step, config, params = checkpoints.restore_ema(abstract, step)
-    return Trained(make_experiment(ConfigDict(config)).task, params, step)
+        step, config, params, frozen = checkpoints.restore_for_inference(abstract, step)
+    return Trained(make_experiment(ConfigDict(config)).task, params, frozen, step)

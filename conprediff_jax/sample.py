@@ -39,7 +39,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags, loads the moving average and writes images."""
     del argv
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    task, params, step = load(_WORKDIR.value, mesh, _STEP.value)
+    task, params, frozen, step = load(_WORKDIR.value, mesh, _STEP.value)
     num_classes = task.num_classes
     if _LABEL.value is not None and not 0 <= _LABEL.value < (num_classes or 0):
         raise UserError(
@@ -59,6 +59,7 @@ def main(argv: list[str]) -> None:
     for batch in generate_batches(
         make_generate(task, sampler, mesh),
         params,
+        frozen,
         seed=_SEED.value,
         num=_NUM.value,
         batch_size=batch_size,

@@ -65,14 +65,14 @@ Generate = Callable[..., UInt8[Array, "..."]]
 
 
 def make_generate(task: Any, sampler: Any, mesh: Mesh) -> Generate:
-    """A jitted `(denoiser params, seed, image indices, labels) -> uint8 images [batch, h, w, 3]`.
+    """A jitted `(params, frozen, seed, indices, labels) -> uint8 images [batch, h, w, 3]`.
 
     `labels` is None for a model without classes. Images are divided over the mesh's batch axes
     where their number allows it.
     """
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
-    def generate(params, seed, indices, labels=None):
+    def generate(params, frozen, seed, indices, labels=None):
         prior = random.example_keys(random.stream(seed, "sample/prior"), indices)
         steps = random.example_keys(random.stream(seed, "sample/steps"), indices)
         x_T = jax.vmap(lambda rng: jax.random.normal(rng, task.point_shape))(prior)
@@ -82,7 +82,7 @@ def make_generate(task: Any, sampler: Any, mesh: Mesh) -> Generate:
         def denoise(x_t, t):
             return task.denoise(params, x_t, t, label=labels).output
 
-        return task.first_stage.decode(sampler.sample(denoise, x_T, steps))
+        return task.first_stage.decode(frozen, sampler.sample(denoise, x_T, steps))
 
     return generate
 
@@ -90,6 +90,7 @@ def make_generate(task: Any, sampler: Any, mesh: Mesh) -> Generate:
 def generate_batches(
     generate: Generate,
     params: Any,
+    frozen: Any,
     *,
     seed: int,
     num: int,
@@ -106,4 +107,4 @@ def generate_batches(
         labels = None
         if num_classes:
             labels = indices % num_classes if label is None else jnp.full_like(indices, label)
-        yield np.asarray(generate(params, seed, indices, labels))[: num - start]
+        yield np.asarray(generate(params, frozen, seed, indices, labels))[: num - start]

@@ -41,9 +41,10 @@ def make(**overrides):
 
 def run(experiment, mesh, steps=3):
     """Final state and loss trace of a few steps on one batch, and the compiled step."""
-    abstract = abstract_state(experiment, mesh)
-    state = init_state(experiment, abstract)
-    train_step = step_lib.make_train_step(experiment, abstract, mesh)
+    optimizer = experiment.optimizer.make(experiment.train.steps)
+    abstract = abstract_state(experiment.task, optimizer, mesh)
+    state = init_state(experiment.task, optimizer, abstract)
+    train_step = step_lib.make_train_step(experiment, optimizer, abstract, mesh)
     batch, trace = parallel.to_global(random_batch(), mesh), []
     for _ in range(steps):
         state, metrics = train_step(state, batch)
@@ -95,8 +96,9 @@ def test_weight_zero_is_one_program_whatever_the_context_section_says():
 
     def text(**context):
         experiment = make(**{f"context.{key}": value for key, value in context.items()})
-        abstract = abstract_state(experiment, mesh_of())
-        step = step_lib.make_train_step(experiment, abstract, mesh_of())
+        optimizer = experiment.optimizer.make(experiment.train.steps)
+        abstract = abstract_state(experiment.task, optimizer, mesh_of())
+        step = step_lib.make_train_step(experiment, optimizer, abstract, mesh_of())
         return step.lower(abstract, random_batch()).as_text()
 
     plain = text(weight=0.0)
@@ -124,7 +126,7 @@ def test_weight_zero_trains_the_plain_model():
                 )
                 for name in ("time", "noise", "dropout")
             ]
-            x_0 = task.first_stage.encode(image)
+            x_0 = task.first_stage.encode({}, image)
             t = process.sample_time(keys[0])
             x_t, noise = process.corrupt(keys[1], x_0, t)
             output = denoiser.apply({"params": params}, x_t, t, train=True).output
@@ -146,7 +148,7 @@ def test_context_gradients_reach_the_trunk():
     batch = jax.tree.map(jnp.asarray, random_batch())
 
     def gradient(experiment):
-        return jax.jit(lambda p: experiment.task.step(p, None, batch, jnp.int32(0)).grads)(params)
+        return jax.jit(lambda p: experiment.task.step(p, {}, batch, jnp.int32(0)).grads)(params)
 
     plain = make(**{"context.weight": 0.0})
     difference = jax.tree.map(
@@ -166,7 +168,7 @@ def test_microbatches_give_the_gradients_of_the_whole_batch(source):
 
     def gradient(parts):
         task = make(**{"context.source": source, "train.microbatches": parts}).task
-        return jax.jit(lambda p: task.step(p, None, batch, jnp.int32(0))[:2])(params)
+        return jax.jit(lambda p: task.step(p, {}, batch, jnp.int32(0))[:2])(params)
 
     (whole, metrics), (parts, parts_metrics) = gradient(1), gradient(4)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
@@ -252,23 +254,23 @@ def test_sampling_never_sees_the_context_decoder(finished, tmp_path):
     found = inference.load(str(stripped), mesh)
     sampler = whole.task.sampling.make(whole.task.process)
     generate = sampling.make_generate(whole.task, sampler, mesh)
-    images = generate(whole.params, 0, jnp.arange(4))
-    assert_same(images, generate(found.params, 0, jnp.arange(4)))
-    text = generate.lower(whole.params, 0, jnp.arange(4)).compile().as_text()
+    images = generate(whole.params, {}, 0, jnp.arange(4))
+    assert_same(images, generate(found.params, {}, 0, jnp.arange(4)))
+    text = generate.lower(whole.params, {}, 0, jnp.arange(4)).compile().as_text()
     assert "denoiser" not in text or "context" not in text
     assert "trunk" not in text and "log_sigma" not in text
 
 
 def test_an_image_depends_on_seed_and_index_alone(finished):
     def load(mesh):
-        task, params, _ = inference.load(str(finished[0]), mesh)
+        task, params, _, _ = inference.load(str(finished[0]), mesh)
         sampler = task.sampling.make(task.process)
         return sampling.make_generate(task, sampler, mesh), params
 
     one, params = load(mesh_of())
-    alone = one(params, 3, jnp.array([5]))
+    alone = one(params, {}, 3, jnp.array([5]))
     four, params = load(mesh_of(4))
-    batches = sampling.generate_batches(four, params, seed=3, num=6, batch_size=8)
+    batches = sampling.generate_batches(four, params, {}, seed=3, num=6, batch_size=8)
     images = np.concatenate(list(batches))
     assert len(images) == 6
     # One grey level: other batch sizes and devices round differently.
@@ -334,8 +336,9 @@ def test_divergence_stops_the_run_and_saves_nothing_bad(run_config, tmp_path):
     with pytest.raises(DivergedError, match=r"step \d is not finite: loss .*last good checkpoint"):
         train(config, str(tmp_path))
     with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
-        _, _, ema = checkpoints.restore_ema(
-            lambda _: jax.eval_shape(make().task.init)[0]["denoiser"], checkpoints.latest_step
+        _, _, ema, _ = checkpoints.restore_for_inference(
+            lambda _: (jax.eval_shape(make().task.init)[0]["denoiser"], {}),
+            checkpoints.latest_step,
         )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ema))
 

@@ -21,7 +21,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from conprediff_jax.data import sources, transforms
+from conprediff_jax.data import latents, sources, transforms
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,8 @@ class DataSpec:
         data_dir: Where TFDS data sets live; None for TFDS's own default.
         download: Whether a missing TFDS data set may be downloaded.
         image_size: Pixels a side.
+        latents: Folder of latents encoded ahead of time by `precompute`, delivered instead of the
+            images; empty to read the images.
         crop: Which square of an image that is not square: `center` or `random`.
         flip: Whether images are mirrored left and right half of the time.
         shuffle: Whether the order is drawn anew every epoch.
@@ -51,6 +53,7 @@ class DataSpec:
     data_dir: str | None = None
     download: bool = False
     image_size: int = 64
+    latents: str = ""
     crop: str = "center"
     flip: bool = False
     shuffle: bool = True
@@ -65,6 +68,8 @@ class DataSpec:
             raise ValueError("name is empty; it is a TFDS name or the path of a folder")
         if self.crop not in transforms.CROPS:
             raise ValueError(f"crop is {self.crop!r}; choose from {list(transforms.CROPS)}")
+        if self.latents and self.crop != "center":
+            raise ValueError(f"crop is {self.crop!r}; latents were encoded of the 'center' crop")
         for field, least in {"image_size": 1, "threads": 0, "workers": 0, "prefetch": 1}.items():
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}; at least {least}")
@@ -74,11 +79,13 @@ class DataSpec:
 
 
 def open_data(spec: DataSpec) -> sources.Source:
-    """The undecoded records of a spec; `len()` and `class_names` tell what there is.
+    """The undecoded records or the latents of a spec; `len()`, `class_names` tell what there is.
 
     Raises:
-        DataError: The data are missing, or lack a split or feature.
+        DataError: The data are missing, or lack a split or feature; the latents are of other data.
     """
+    if spec.latents:
+        return latents.open_latents(spec)
     return sources.open_source(
         spec.name,
         split=spec.split,
@@ -115,10 +122,11 @@ def make_iterator(
             may then differ between processes by one.
 
     Returns:
-        An iterator of dicts: `image` uint8 `[batch, size, size, 3]`; `label` int32 `[batch]` where
-        there are labels; every kept feature, text as an array of str `[batch]`. Undecodable images
-        are left out and the batch filled with the next ones; more than max(10, 1 %) of them raise
-        `DataError`. `get_state()` and `set_state()` as in the module docstring.
+        An iterator of dicts: `image` uint8 `[batch, size, size, 3]`, or in its place `latent`
+        float32 `[batch, rows, columns, channels]`; `label` int32 `[batch]` where there are labels;
+        every kept feature, text as an array of str `[batch]`. Undecodable images are left out and
+        the batch filled with the next ones; more than max(10, 1 %) of them raise `DataError`.
+        `get_state()` and `set_state()` as in the module docstring.
 
     Raises:
         DataError: The data are missing, or a single epoch of them does not fill a batch.
@@ -130,7 +138,8 @@ def make_iterator(
             f"{spec.name}: {len(source)} records in split {spec.split!r} do not fill a batch of "
             f"{batch_size} in each of {process_count} processes"
         )
-    example = transforms.ToExample(size=spec.image_size, crop=spec.crop, flip=spec.flip)
+    make_example = latents.ToLatentExample if spec.latents else transforms.ToExample
+    example = make_example(size=spec.image_size, crop=spec.crop, flip=spec.flip)
     stream = grain.MapDataset.source(source).seed(seed)
     if spec.shuffle:
         stream = stream.shuffle()
@@ -150,7 +159,7 @@ def evaluation_iterator(
     filled with copies of the last record; an undecodable image is black.
 
     Args:
-        spec: Which images. `crop`, `flip` and `shuffle` do not apply.
+        spec: Which images. `latents`, `crop`, `flip` and `shuffle` do not apply.
         batch_size: Examples a batch of this process.
         process_index: This process, `jax.process_index()`.
         process_count: All of them, `jax.process_count()`.
@@ -163,7 +172,8 @@ def evaluation_iterator(
         DataError: The data are missing, or too many images cannot be decoded.
     """
     _check_process(batch_size, process_index, process_count)
-    source = _OnePass(open_data(spec), spec, batch_size * process_count)
+    records = open_data(dataclasses.replace(spec, latents=""))
+    source = _OnePass(records, spec, batch_size * process_count)
     stream = grain.MapDataset.source(source)[process_index::process_count]
     return _batches(stream, spec, batch_size, drop_remainder=False)
 
@@ -182,17 +192,10 @@ def check_batch(
     Raises:
         DataError: Shape, dtype, value or label does not fit; the message says which.
     """
-    image, size = batch["image"], spec.image_size
-    if image.shape != (batch_size, size, size, 3):
-        raise sources.DataError(
-            f"{spec.name}: images have shape {image.shape}; expected {(batch_size, size, size, 3)}"
-        )
-    if image.dtype != np.uint8:
-        raise sources.DataError(f"{spec.name}: images have dtype {image.dtype}; expected uint8")
-    if image.max() <= 1:
-        raise sources.DataError(
-            f"{spec.name}: no value of a whole batch is above {image.max()}; expected 0 to 255"
-        )
+    if spec.latents:
+        _check_latents(batch["latent"], spec, batch_size)
+    else:
+        _check_images(batch["image"], spec, batch_size)
     missing = [name for name in spec.keep if name not in batch]
     if missing:
         raise sources.DataError(f"{spec.name}: batches lack {', '.join(missing)}")
@@ -208,6 +211,30 @@ def check_batch(
             f"{spec.name}: labels run from {low} to {high}; the model expects 0 to "
             f"{num_classes - 1}"
         )
+
+
+def _check_images(image: np.ndarray, spec: DataSpec, batch_size: int) -> None:
+    size = spec.image_size
+    if image.shape != (batch_size, size, size, 3):
+        raise sources.DataError(
+            f"{spec.name}: images have shape {image.shape}; expected {(batch_size, size, size, 3)}"
+        )
+    if image.dtype != np.uint8:
+        raise sources.DataError(f"{spec.name}: images have dtype {image.dtype}; expected uint8")
+    if image.max() <= 1:
+        raise sources.DataError(
+            f"{spec.name}: no value of a whole batch is above {image.max()}; expected 0 to 255"
+        )
+
+
+def _check_latents(latent: np.ndarray, spec: DataSpec, batch_size: int) -> None:
+    if latent.ndim != 4 or len(latent) != batch_size or latent.dtype != np.float32:
+        raise sources.DataError(
+            f"{spec.latents}: latents have shape {latent.shape} and dtype {latent.dtype}; expected "
+            f"({batch_size}, rows, columns, channels) and float32"
+        )
+    if not np.isfinite(latent).all():
+        raise sources.DataError(f"{spec.latents}: a latent of the first batch is not finite")
 
 
 class _OnePass:

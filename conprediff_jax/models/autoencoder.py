@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
@@ -45,7 +46,11 @@ class Levels(nn.Module):
         channels: Channels at the full resolution; a multiple of 32.
         channel_mult: Channels of each level, as multiples of `channels`.
         blocks_per_level: Residual blocks of a level of the encoder; the decoder has one more.
-        attention_downsampling: Downsampling factors (1, 2, 4, ...) that have attention.
+        patch: Pixels along the side of the patches that are gathered into channels before the first
+            convolution, and spread again behind the last, to make small models cheap. The full
+            resolution is then that of patches. 1 in all published models.
+        attention_downsampling: Downsampling factors (1, 2, 4, ...) that have attention, counted
+            from the full resolution.
         middle_attention: Whether the middle has attention, as all published models do, those
             "without attention" included.
         dropout: Rate inside residual blocks, in training. Drawn from the stream "dropout".
@@ -60,6 +65,7 @@ class Levels(nn.Module):
     channels: int = 128
     channel_mult: Sequence[int] = (1, 2, 4)
     blocks_per_level: int = 2
+    patch: int = 1
     attention_downsampling: Sequence[int] = ()
     middle_attention: bool = True
     dropout: float = 0.0
@@ -73,7 +79,7 @@ class Levels(nn.Module):
     @property
     def downsampling(self) -> int:
         """The factor between images and latents; it must divide image sizes."""
-        return 2 ** (len(self.channel_mult) - 1)
+        return self.patch * 2 ** (len(self.channel_mult) - 1)
 
     @nn.nowrap
     def _blocks(self, train: bool) -> tuple[Callable[..., Array], ...]:
@@ -107,10 +113,10 @@ class Levels(nn.Module):
                 h = attention(h, "middle_attention")
             return residual(h, lowest, "middle_block_1")
 
-        def output(h: Array) -> Array:
+        def output(h: Array, channels: int) -> Array:
             norm = layers.group_norm(epsilon=EPSILON, dtype=self.dtype, name="output_norm")
             # In float32, so that latents and pixels keep more than the three digits of bfloat16.
-            return layers.convolution(self.out_channels, name="output_conv")(nn.silu(norm(h)))
+            return layers.convolution(channels, name="output_conv")(nn.silu(norm(h)))
 
         return stage, middle, output
 
@@ -134,16 +140,18 @@ class Encoder(Levels):
         if height % self.downsampling or width % self.downsampling:
             raise ValueError(
                 f"image of {height} x {width}: both must be multiples of {self.downsampling}, the"
-                f" downsampling of {len(self.channel_mult)} levels"
+                f" downsampling of {len(self.channel_mult)} levels on patches of {self.patch}"
             )
         stage, middle, output = self._blocks(train)
-        h = layers.convolution(self.channels, dtype=self.dtype, name="input_conv")(x)
+        p = self.patch
+        h = rearrange(x, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
+        h = layers.convolution(self.channels, dtype=self.dtype, name="input_conv")(h)
         for level in range(len(self.channel_mult)):
             if level > 0:
                 name = f"down_{level - 1}_resample"
                 h = layers.Resample("down", self.dtype, centered=False, name=name)(h)
             h = stage(h, level, "down", self.blocks_per_level)
-        return output(middle(h))
+        return output(middle(h), self.out_channels)
 
 
 class Decoder(Levels):
@@ -164,7 +172,9 @@ class Decoder(Levels):
             h = stage(h, level, "up", self.blocks_per_level + 1)
             if level > 0:
                 h = layers.Resample("up", self.dtype, name=f"up_{level}_resample")(h)
-        return output(h)
+        p = self.patch
+        h = output(h, p * p * self.out_channels)
+        return rearrange(h, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
 
 
 class Autoencoder(Levels):
@@ -312,8 +322,8 @@ def _validate(model: Levels) -> None:
         raise ValueError(
             f"attention_downsampling={tuple(model.attention_downsampling)}: choose among {factors}"
         )
-    counts = ["out_channels", "blocks_per_level", "latent_channels", "embed_dim", "num_codes"]
-    for option in counts:
+    counts = ["out_channels", "blocks_per_level", "patch", "latent_channels", "embed_dim"]
+    for option in [*counts, "num_codes"]:
         value = getattr(model, option, None)  # encoders have fewer options than whole models
         if value is not None and value < 1:
             raise ValueError(f"{option}={value} must be at least 1")

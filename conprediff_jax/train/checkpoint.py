@@ -1,10 +1,13 @@
 """Checkpoints by orbax: asynchronous, atomic, and what each one holds.
 
-<workdir>/checkpoints/<step>/
-    ema      moving average of the denoiser: all that sampling opens
-    train    everything else: step, parameters, optimiser state
-    data     state of the grain iterator, one file a process
-    config   the run's config
+A checkpoint is a folder of items that are read independently:
+
+    <workdir>/checkpoints/<step>/
+        ema      moving average of the denoiser, and
+        extra    the task's own state, such as a frozen first stage: all that sampling opens
+        train    step, parameters, optimiser state
+        data     state of the grain iterator, one file a process
+        config   the run's config
 """
 
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from typing import Any
 
 import grain
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
@@ -53,6 +57,7 @@ class Checkpoints:
             ),
             item_handlers={
                 "ema": ocp.StandardCheckpointHandler(),
+                "extra": ocp.StandardCheckpointHandler(),
                 "train": ocp.StandardCheckpointHandler(),
                 "data": grain.checkpoint.CheckpointHandler(),
                 "config": ocp.JsonCheckpointHandler(),
@@ -72,12 +77,12 @@ class Checkpoints:
 
     def save(self, state: TrainState, data: grain.DatasetIterator, config: dict) -> None:
         """Starts writing; the state may be donated as soon as this returns."""
-        train = _all_but_average(state)
         self._manager.save(
             int(state.step),
             args=ocp.args.Composite(
                 ema=ocp.args.StandardSave(state.ema),
-                train=ocp.args.StandardSave(train),
+                extra=ocp.args.StandardSave(_wrapped(state.extra)),
+                train=ocp.args.StandardSave(_trained(state)),
                 data=grain.checkpoint.CheckpointSave(data),
                 config=ocp.args.JsonSave(config),
             ),
@@ -103,33 +108,42 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     ema=ocp.args.StandardRestore(abstract.ema),
-                    train=ocp.args.StandardRestore(_all_but_average(abstract)),
+                    extra=ocp.args.StandardRestore(_wrapped(abstract.extra)),
+                    train=ocp.args.StandardRestore(_trained(abstract)),
                     data=grain.checkpoint.CheckpointRestore(data),
                 ),
             )
-            return TrainState(ema=restored["ema"], **restored["train"])
+            return TrainState(
+                ema=restored["ema"], extra=restored["extra"]["extra"], **restored["train"]
+            )
 
         if not self._steps():
             return None
         return self._newest(load, config, move_aside=True)
 
-    def restore_ema(
-        self, abstract: Callable[[dict], Any], step: int | None = None
-    ) -> tuple[int, dict, Any]:
-        """Step, config and moving average, of one step or of the newest readable checkpoint.
+    def restore_for_inference(
+        self, abstract: Callable[[dict], tuple[Any, Any]], step: int | None = None
+    ) -> tuple[int, dict, Any, Any]:
+        """Step, config, moving average and own state of the task; the newest readable by default.
 
         Args:
-            abstract: gives shapes and shardings of the moving average for a config.
+            abstract: gives shapes and shardings of the moving average and the own state for a
+                config.
             step: which checkpoint.
 
         Raises:
             CheckpointError: there is no such step, or nothing readable.
         """
 
-        def load(step: int) -> tuple[int, dict, Any]:
+        def load(step: int) -> tuple[int, dict, Any, Any]:
             config = self._config(step)
-            args = ocp.args.Composite(ema=ocp.args.StandardRestore(abstract(config)))
-            return step, config, self._manager.restore(step, args=args)["ema"]
+            ema, extra = abstract(config)
+            args = ocp.args.Composite(
+                ema=ocp.args.StandardRestore(ema),
+                extra=ocp.args.StandardRestore(_wrapped(extra)),
+            )
+            restored = self._manager.restore(step, args=args)
+            return step, config, restored["ema"], restored["extra"]["extra"]
 
         return self._newest(load, None, only=step)
 
@@ -184,8 +198,14 @@ class Checkpoints:
             self._manager.reload()
 
 
-def _all_but_average(state: TrainState) -> dict[str, Any]:
-    return {name: value for name, value in vars(state).items() if name != "ema"}
+def _trained(state: TrainState) -> dict[str, Any]:
+    """What training alone needs, and inference never opens."""
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+
+
+def _wrapped(extra: Any) -> dict[str, Any]:
+    """Orbax wants a tree with an array in it, which an empty one is not."""
+    return {"extra": extra, "version": np.array(1, np.int32)}
 
 
 def _check_same_model(config: dict, stored: dict, path: epath.Path) -> None:

@@ -7,7 +7,7 @@ program is that of the plain diffusion model.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -18,11 +18,13 @@ from jaxtyping import Array, Float, Int, Key
 
 from conprediff_jax import random
 from conprediff_jax.context import ContextPrediction
+from conprediff_jax.data import latents as latents_lib
 from conprediff_jax.diffusion.gaussian import GaussianProcess
-from conprediff_jax.models.first_stage import Pixels
+from conprediff_jax.models.first_stage import FirstStage, Pixels
 from conprediff_jax.models.layers import Denoised
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.sampling import SamplingSpec, generate_batches, make_generate
+from conprediff_jax.train import frozen as frozen_lib
 from conprediff_jax.train.task import Batch, Metrics, Step, accumulate
 
 
@@ -48,16 +50,19 @@ class Denoising:
         sampling: how the sample grids are made.
         microbatches: parts that a batch is computed in.
         point_shape: (rows, columns, channels) of the points.
+        latents: folder of latents encoded ahead of time, in which case batches hold `latent` and
+            not `image`; empty to encode on the fly.
     """
 
     seed: int
-    first_stage: Pixels
+    first_stage: FirstStage
     process: GaussianProcess
     denoiser: UNet
     context: ContextPrediction | None
     sampling: SamplingSpec
     microbatches: int
     point_shape: tuple[int, int, int]
+    latents: str = ""
 
     averaged = "denoiser"
 
@@ -68,11 +73,12 @@ class Denoising:
 
     @property
     def batch_keys(self) -> tuple[str, ...]:
-        """Images, and labels where the denoiser has classes."""
-        return ("image", "label") if self.num_classes else ("image",)
+        """Images or their latents, and labels where the denoiser has classes."""
+        source = "latent" if self.latents else "image"
+        return (source, "label") if self.num_classes else (source,)
 
-    def init(self) -> tuple[dict[str, Any], None]:
-        """Initial parameters `{'denoiser': ..., 'context': ...}`.
+    def init(self) -> tuple[dict[str, Any], Any]:
+        """Initial parameters `{'denoiser': ..., 'context': ...}`, and room for the first stage's.
 
         The denoiser's do not depend on whether there is a context decoder.
         """
@@ -88,21 +94,46 @@ class Denoising:
                 channels=self.point_shape[-1],
                 dimensions=len(self.point_shape) - 1,
             )
-        return params, None
+        frozen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.first_stage.abstract())
+        return params, frozen
+
+    def prepare(self, batches: Callable[[], Iterator[Batch]]) -> Any:
+        """The parameters of the first stage, where it has any, and its scale."""
+        if isinstance(self.first_stage, Pixels):
+            return None
+        first_stage = self.first_stage
+        if self.latents and first_stage.scale is None:  # it was measured on the images
+            scale = latents_lib.read_manifest(self.latents).scale
+            first_stage = dataclasses.replace(first_stage, scale=scale)
+        return frozen_lib.load(first_stage, batches)
+
+    def check_latents(self, frozen: dict[str, Any]) -> None:
+        """Raises DataError where latents were not encoded by the first stage of this run."""
+        latents_lib.check_first_stage(
+            self.latents, self.first_stage.model, frozen["autoencoder"], self.point_shape
+        )
 
     def step(self, params: dict[str, Any], extra: Any, batch: Batch, step: Int[Array, ""]) -> Step:
         """Gradient of (1) over the whole batch, and its terms."""
-        indices = jnp.arange(len(batch["image"]))
+        indices = jnp.arange(len(batch[self.batch_keys[0]]))
         streams = (random.stream(self.seed, f"train/{name}", step) for name in Keys._fields)
         keys = Keys(*(random.example_keys(stream, indices) for stream in streams))
-        grad = jax.grad(lambda p, b, k: self.objective(p, b, k, step), has_aux=True)
+        grad = jax.grad(lambda p, b, k: self.objective(p, extra, b, k, step), has_aux=True)
         return Step(*accumulate(grad, params, self.microbatches, batch, keys), extra)
 
     def objective(
-        self, params: dict[str, Any], batch: Batch, keys: Keys, step: Int[Array, ""]
+        self,
+        params: dict[str, Any],
+        frozen: dict[str, Any],
+        batch: Batch,
+        keys: Keys,
+        step: Int[Array, ""],
     ) -> tuple[Float[Array, ""], Metrics]:
         """Equation (1) on one (micro)batch, and its terms."""
-        x_0 = self.first_stage.encode(batch["image"])
+        if self.latents:
+            x_0 = frozen["scale"] * batch["latent"]
+        else:
+            x_0 = self.first_stage.encode(frozen, batch["image"])
         label = batch["label"] if self.num_classes else None
         t = self.process.sample_time(keys.time)
         x_t, noise = self.process.corrupt(keys.noise, x_0, t)
@@ -138,15 +169,16 @@ class Denoising:
             {"params": params}, x_t, t, label=label, train=rng is not None, rngs=rngs
         )
 
-    def preview(self, mesh: Mesh) -> Callable[[Any], np.ndarray]:
+    def preview(self, mesh: Mesh) -> Callable[[Any, Any], np.ndarray]:
         """Samples of the same seeds every time: one sees the same images emerge."""
         generate = make_generate(self, self.sampling.make(self.process), mesh)
         num = self.sampling.num
 
-        def images(params: Any) -> np.ndarray:
+        def images(params: Any, frozen: Any) -> np.ndarray:
             batches = generate_batches(
                 generate,
                 params,
+                frozen,
                 seed=self.seed,
                 num=num,
                 batch_size=min(num, 64),

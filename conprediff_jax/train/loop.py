@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from typing import Any
 
 import grain
 import jax
@@ -39,14 +38,21 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     check_devices(experiment, jax.device_count(), jax.process_count())
     mesh = parallel.make_mesh(experiment.mesh)
     spec = experiment.train
-    abstract = abstract_state(experiment, mesh)
+    task, optimizer = experiment.task, experiment.optimizer.make(spec.steps)
+    abstract = abstract_state(task, optimizer, mesh)
     batches = _open_batches(experiment)
     plain_config = json.loads(config.to_json())
 
     with Checkpoints(workdir, keep=spec.keep) as checkpoints:
         state = checkpoints.restore(abstract, batches, plain_config)
         if state is None:
-            state = init_state(experiment, abstract)
+            state = init_state(task, optimizer, abstract)
+            prepared = task.prepare(lambda: _open_batches(experiment))
+            if prepared is not None:
+                shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.extra)
+                state = state.replace(extra=jax.device_put(prepared, shardings))
+        if experiment.data.latents:
+            task.check_latents(state.extra)
         start = int(state.step)
         if start >= spec.steps:
             logging.info("%s: all %d steps are done", workdir, spec.steps)
@@ -54,11 +60,11 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         reporter = Reporter(workdir, spec, start, lambda: _last_good(checkpoints))
         try:
             _introduce(experiment, mesh, state, workdir, reporter)
-            train_step = make_train_step(experiment, abstract, mesh)
-            sample = experiment.task.preview(mesh)
+            train_step = make_train_step(experiment, optimizer, abstract, mesh)
+            sample = task.preview(mesh)
             for step in range(start + 1, spec.steps + 1):
                 batch = next(batches)
-                batch = parallel.to_global({k: batch[k] for k in experiment.task.batch_keys}, mesh)
+                batch = parallel.to_global({k: batch[k] for k in task.batch_keys}, mesh)
                 state, metrics = train_step(state, batch)
                 reporter.add(step, metrics)
                 last = step == spec.steps
@@ -66,7 +72,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                     reporter.check()  # never save what has diverged
                     checkpoints.save(state, batches, plain_config)
                 if last or (spec.sample_every and step % spec.sample_every == 0):
-                    _show(sample, step, state.ema, workdir, reporter)
+                    _show(sample, step, state, workdir, reporter)
         finally:
             reporter.close()
         checkpoints.wait()
@@ -117,11 +123,11 @@ def _introduce(
     )  # fmt: skip
 
 
-def _show(sample: Callable, step: int, ema: Any, workdir: str, reporter: Reporter) -> None:
+def _show(sample: Callable, step: int, state: TrainState, workdir: str, reporter: Reporter) -> None:
     """Writes a sample grid of the moving average, to a file and to TensorBoard."""
-    jax.block_until_ready(ema)
+    jax.block_until_ready(state)
     with reporter.progress.paused():
-        grid = images.grid(sample(ema))
+        grid = images.grid(sample(state.ema, state.extra))
         if jax.process_index() == 0:
             path = epath.Path(workdir) / "samples" / f"step_{step:07}.png"
             images.write_png(path, grid)

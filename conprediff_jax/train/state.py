@@ -4,11 +4,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 from jax.sharding import Mesh
 
 from conprediff_jax import parallel
-from conprediff_jax.experiment import Experiment
+from conprediff_jax.train.task import Task
 
 
 class TrainState(struct.PyTreeNode):
@@ -29,9 +30,9 @@ class TrainState(struct.PyTreeNode):
     extra: Any
 
 
-def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
+def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
     """The state as shape structs that carry shape, dtype and sharding."""
-    shapes = jax.eval_shape(lambda: _initial(experiment))
+    shapes = jax.eval_shape(lambda: _initial(task, optimizer))
     shardings = parallel.tree_shardings(shapes, mesh)
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
@@ -40,19 +41,21 @@ def abstract_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     )
 
 
-def init_state(experiment: Experiment, abstract: TrainState) -> TrainState:
+def init_state(
+    task: Task, optimizer: optax.GradientTransformation, abstract: TrainState
+) -> TrainState:
     """A fresh state, made in place: no device ever holds more than its part."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda: _initial(experiment), out_shardings=shardings)()
+    return jax.jit(lambda: _initial(task, optimizer), out_shardings=shardings)()
 
 
-def _initial(experiment: Experiment) -> TrainState:
-    params, extra = experiment.task.init()
+def _initial(task: Task, optimizer: optax.GradientTransformation) -> TrainState:
+    params, extra = task.init()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         # A copy: the step donates its state, and no buffer can be donated twice.
-        ema=jax.tree.map(jnp.copy, params[experiment.task.averaged]),
-        opt_state=experiment.optimizer.make(experiment.train.steps).init(params),
+        ema=jax.tree.map(jnp.copy, params[task.averaged]),
+        opt_state=optimizer.init(params),
         extra=extra,
     )

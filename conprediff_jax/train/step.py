@@ -5,6 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import optax
+from flax import traverse_util
 from jax.sharding import Mesh
 
 from conprediff_jax import parallel
@@ -15,11 +16,17 @@ from conprediff_jax.train.task import Batch, Metrics
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def make_train_step(experiment: Experiment, abstract: TrainState, mesh: Mesh) -> TrainStep:
+def make_train_step(
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    mesh: Mesh,
+) -> TrainStep:
     """The jitted step. It donates its state and is compiled once.
 
     Args:
         experiment: what to train, and how.
+        optimizer: `experiment.optimizer`, made.
         abstract: shapes and shardings of the state.
         mesh: where to train.
 
@@ -27,14 +34,15 @@ def make_train_step(experiment: Experiment, abstract: TrainState, mesh: Mesh) ->
         `(state, batch) -> (state, metrics)`; metrics are replicated float32 scalars.
     """
     task, spec = experiment.task, experiment.train
-    optimizer = experiment.optimizer.make(spec.steps)
     learning_rates = experiment.optimizer.learning_rates(spec.steps)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics, extra = task.step(state.params, state.extra, batch, state.step)
+        grads, metrics, extra, assigned = task.step(state.params, state.extra, batch, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
+        if assigned:
+            params = traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | assigned)
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(spec.ema_decay, (1 + step) / (10 + step))
         metrics |= {

@@ -5,8 +5,8 @@ moving average, checkpoints and the log. Pixels, latents, tokens and the first s
 tasks.
 """
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,13 +25,16 @@ class Step(NamedTuple):
         grads: gradient of the batch's mean loss, in the shape of the parameters, float32.
         metrics: float32 scalars; those named `loss...` are shown in the progress line.
         extra: the task's own state after the step.
+        assigned: parameters by path that do not descend but take these values; None for none.
     """
 
     grads: Any
     metrics: Metrics
     extra: Any
+    assigned: dict[tuple[str, ...], Array] | None = None
 
 
+@runtime_checkable
 class Task(Protocol):
     """Something to train.
 
@@ -49,12 +52,23 @@ class Task(Protocol):
         """Parameters, float32, and the task's own state (None where it has none). To be jitted."""
         ...
 
+    def prepare(self, batches: Callable[[], Iterator[Batch]]) -> Any:
+        """What a fresh run loads or measures: takes the place of `init`'s own state, unless None.
+
+        Args:
+            batches: opens this process's batches anew.
+
+        Raises:
+            UserError: what is to be loaded is missing or does not fit.
+        """
+        ...
+
     def step(self, params: dict[str, Any], extra: Any, batch: Batch, step: Int[Array, ""]) -> Step:
         """Gradients and metrics of a batch. To be jitted."""
         ...
 
-    def preview(self, mesh: Mesh) -> Callable[[Any], UInt8[Any, "count height width 3"]]:
-        """A function from the moving average to images for the sample grid."""
+    def preview(self, mesh: Mesh) -> Callable[[Any, Any], UInt8[Any, "count height width 3"]]:
+        """A function from the moving average and the own state to images for the sample grid."""
         ...
 
     def describe(self) -> str:
@@ -62,11 +76,11 @@ class Task(Protocol):
         ...
 
 
-def accumulate(grad: Callable, params: Any, parts: int, *batched: Any) -> tuple[Any, Metrics]:
+def accumulate(grad: Callable, params: Any, parts: int, *batched: Any) -> tuple[Any, Any]:
     """`grad(params, *batched)`, computed in so many microbatches one after the other.
 
     Args:
-        grad: returns gradient and metrics of a mean over the batch.
+        grad: returns gradient and metrics of a mean over the batch, any trees.
         params: parameters.
         parts: microbatches; they must divide the batch.
         *batched: pytrees with the batch in front.

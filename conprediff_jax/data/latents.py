@@ -1,0 +1,379 @@
+"""Latents encoded once, ahead of training: their files, and random access to them.
+
+    <folder>/
+        00000-of-00012.array_record, ...    one record for each record of the data, in its order
+        latents.json                        the manifest; `incomplete.json` while shards are missing
+
+A record is a msgpack map: `latent` and, where images are flipped, `mirrored` (the latent of the
+mirrored image, which is not the mirrored latent), both float32 `[rows, columns, channels]` as the
+autoencoder has them, unscaled; `label` and the kept features as the data have them. A record of an
+undecodable image has neither latent. So record i here is record i of the data, and order, flips and
+captions are drawn as they are for images.
+
+Files are written under another name and moved into place: what has its name is whole.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
+from flax import serialization, traverse_util
+from jax.experimental import multihost_utils
+
+from conprediff_jax.data import sources, transforms
+
+COMPLETE, INCOMPLETE = "latents.json", "incomplete.json"
+COMMAND = "python -m conprediff_jax.precompute"
+VERSION = 1
+
+# Of a `DataSpec`: what latents depend on. The folder of TFDS and the speed of reading are not.
+DATA_FIELDS = ("name", "split", "image_size", "label", "keep")
+
+# Of an autoencoder: what no encoded latent depends on.
+TRAINING_FIELDS = ("parent", "name", "dropout", "codebook_weight", "commitment_weight")
+
+_PARTIAL = ".partial"
+_OPTIONS = "group_size:1,uncompressed"  # random access; noise-like floats hardly compress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a folder of latents holds.
+
+    Attributes:
+        fingerprint: Of the autoencoder, see `fingerprint`.
+        model: Its options, see `described_model`.
+        data: Which images, see `described_data`.
+        class_names: Names of the classes, or None.
+        flip: Whether the latents of mirrored images are there.
+        shape: Rows, columns and channels of a latent.
+        count: Records, undecodable ones included.
+        shard_size: Records of every shard but the last.
+        scale: What latents are to be multiplied by.
+        scale_source: Where that comes from.
+    """
+
+    fingerprint: str
+    model: dict[str, Any]
+    data: dict[str, Any]
+    class_names: tuple[str, ...] | None
+    flip: bool
+    shape: tuple[int, int, int]
+    count: int
+    shard_size: int
+    scale: float
+    scale_source: str
+
+    @property
+    def num_shards(self) -> int:
+        """Files of the folder."""
+        return math.ceil(self.count / self.shard_size)
+
+    def shard_name(self, shard: int) -> str:
+        """File name of a shard."""
+        return f"{shard:05}-of-{self.num_shards:05}.array_record"
+
+    def shard_range(self, shard: int) -> range:
+        """The records in a shard."""
+        start = shard * self.shard_size
+        return range(start, min(start + self.shard_size, self.count))
+
+    def missing(self, folder: pathlib.Path) -> list[int]:
+        """The shards that are not in a folder."""
+        shards = range(self.num_shards)
+        return [shard for shard in shards if not (folder / self.shard_name(shard)).exists()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it is in its file: JSON's types only."""
+        return json.loads(json.dumps({"version": VERSION, **dataclasses.asdict(self)}))
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> "Manifest":
+        """The other way round.
+
+        Raises:
+            ValueError, KeyError, TypeError: The file was not written by this version.
+        """
+        version = stored.pop("version")
+        if version != VERSION:
+            raise ValueError(f"version {version}; this program knows {VERSION}")
+        names, shape = stored.pop("class_names"), tuple(stored.pop("shape"))
+        return cls(**stored, shape=shape, class_names=None if names is None else tuple(names))
+
+
+def described_data(spec: Any) -> dict[str, Any]:
+    """The part of a `DataSpec` that latents depend on."""
+    fields = {name: getattr(spec, name) for name in DATA_FIELDS}
+    return {**fields, "keep": list(spec.keep)}
+
+
+def described_model(model: Any) -> dict[str, Any]:
+    """The options of an autoencoder that its latents depend on, by name, in JSON's types."""
+    options = {
+        field.name: getattr(model, field.name)
+        for field in dataclasses.fields(model)
+        if field.name not in TRAINING_FIELDS
+    }
+    return json.loads(json.dumps({"class": type(model).__name__, **options}, default=str))
+
+
+def fingerprint(model: Any, params: Mapping[str, Any]) -> str:
+    """SHA-256 over an autoencoder's options and, in the order of their paths, its parameters.
+
+    Args:
+        model: The autoencoder, a Flax module.
+        params: Its tree under "params"; the arrays may be divided over devices and processes.
+    """
+    digest = hashlib.sha256(json.dumps(described_model(model), sort_keys=True).encode())
+    for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
+        array = np.asarray(leaf, "<f4")
+        digest.update(f"{path} {array.shape} ".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def differences(theirs: Manifest, ours: Manifest) -> str:
+    """Where two manifests differ, with both values; empty where they do not."""
+    flat, other = (
+        traverse_util.flatten_dict(manifest.to_dict(), sep=".") for manifest in (theirs, ours)
+    )
+    for side in (flat, other):
+        side["fingerprint"] = side["fingerprint"][:12]
+    return ", ".join(
+        f"{key} {flat.get(key)} there, {other.get(key)} here"
+        for key in sorted(flat.keys() | other.keys())
+        if flat.get(key) != other.get(key)
+    )
+
+
+def find_manifest(folder: pathlib.Path) -> Manifest | None:
+    """The manifest of a folder that is complete or begun; None where nothing is there yet.
+
+    Raises:
+        DataError: It is unreadable, or the folder holds other things.
+    """
+    for name in (COMPLETE, INCOMPLETE):
+        path = folder / name
+        if path.exists():
+            try:
+                return Manifest.from_dict(json.loads(path.read_text()))
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise sources.DataError(
+                    f"{path} is unreadable: {sources.first_line(error)}"
+                ) from error
+    if folder.exists() and not folder.is_dir():
+        raise sources.DataError(f"{folder} is a file; latents go into a folder of their own")
+    others = [p.name for p in folder.glob("*") if not p.name.endswith(_PARTIAL)]
+    if others:
+        raise sources.DataError(
+            f"{folder} holds other things ({others[0]}); latents go into a folder of their own"
+        )
+    return None
+
+
+def begin(folder: pathlib.Path, manifest: Manifest) -> None:
+    """Marks a folder as one that is being filled."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_manifest(folder / INCOMPLETE, manifest)
+
+
+def write_shard(
+    folder: pathlib.Path, manifest: Manifest, shard: int, records: Iterable[dict[str, Any]]
+) -> None:
+    """Writes one shard, and moves it into place when it is on disk.
+
+    Args:
+        folder: Where `begin` has been.
+        manifest: The folder's.
+        shard: Its number.
+        records: Maps as in the module docstring, in order.
+    """
+    path = folder / manifest.shard_name(shard)
+    partial = path.with_name(path.name + _PARTIAL)
+    writer = ArrayRecordWriter(str(partial), _OPTIONS)
+    try:
+        for record in records:
+            writer.write(serialization.msgpack_serialize(record))
+    finally:
+        writer.close()
+    _move_into_place(partial, path)
+
+
+def finish(folder: pathlib.Path, manifest: Manifest) -> None:
+    """Marks a folder as complete, once every shard is there."""
+    _write_manifest(folder / COMPLETE, manifest)
+    (folder / INCOMPLETE).unlink(missing_ok=True)
+
+
+def read_manifest(folder: str) -> Manifest:
+    """The manifest of a complete folder.
+
+    Raises:
+        DataError: There is none, or the folder is incomplete.
+    """
+    path = pathlib.Path(folder).expanduser()
+    manifest = find_manifest(path)
+    if manifest is None:
+        raise sources.DataError(f"{folder}: no latents there; run {COMMAND} --out={folder}")
+    missing = manifest.missing(path)
+    if missing or not (path / COMPLETE).exists():
+        raise sources.DataError(
+            f"{folder} is incomplete, {len(missing)} of {manifest.num_shards} shards are missing; "
+            f"run {COMMAND} --out={folder} again: it goes on where it stopped"
+        )
+    return manifest
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LatentSource:
+    """Random access to the latents of a folder; a `Source` whose records hold no image.
+
+    Attributes:
+        records: Undecoded records of all shards.
+        folder: What to call the folder in messages.
+        class_names: Names of the classes, or None.
+        features: Names of what is delivered besides the latents.
+    """
+
+    records: Any
+    folder: str
+    class_names: tuple[str, ...] | None
+    features: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = f"{self.folder}[{index}]"
+        try:
+            record = serialization.msgpack_restore(self.records[index])
+        except Exception as error:  # whatever array_record raises about a damaged chunk
+            raise sources.DataError(f"{name} is damaged: {sources.first_line(error)}") from error
+        wanted = ("latent", "mirrored", *self.features)
+        return {"name": name} | {key: record[key] for key in wanted if key in record}
+
+
+def open_latents(spec: Any) -> LatentSource:
+    """The latents of a `DataSpec`.
+
+    Args:
+        spec: Its `latents` is the folder; what it says of the images must be true of it.
+
+    Raises:
+        DataError: The folder is missing, incomplete, or holds the latents of other images.
+    """
+    manifest = read_manifest(spec.latents)
+    _check_spec(manifest, spec)
+    folder = pathlib.Path(spec.latents).expanduser()
+    paths = [str(folder / manifest.shard_name(shard)) for shard in range(manifest.num_shards)]
+    try:
+        records = ArrayRecordDataSource(paths)
+    except Exception as error:  # whatever array_record raises about a damaged file
+        raise sources.DataError(
+            f"{folder} is damaged: {sources.first_line(error)}; delete that file and run "
+            f"{COMMAND} --out={folder} again"
+        ) from error
+    if len(records) != manifest.count:
+        raise sources.DataError(
+            f"{folder} holds {len(records)} records; its {COMPLETE} says {manifest.count}"
+        )
+    return LatentSource(
+        records=records,
+        folder=spec.latents,
+        class_names=manifest.class_names if spec.label else None,
+        features=(*(["label"] if spec.label else []), *spec.keep),
+    )
+
+
+def check_first_stage(
+    folder: str, model: Any, params: Mapping[str, Any], shape: tuple[int, int, int]
+) -> None:
+    """Checks that latents were encoded by this first stage.
+
+    Args:
+        folder: Of the latents.
+        model: The autoencoder.
+        params: Its parameters.
+        shape: Rows, columns and channels of its latents.
+
+    Raises:
+        DataError: They are of another shape or from other weights.
+    """
+    manifest = read_manifest(folder)
+    if manifest.shape != shape:
+        raise sources.DataError(
+            f"{folder} holds latents of shape {manifest.shape}; the first stage's are {shape}"
+        )
+    ours = fingerprint(model, params)
+    if manifest.fingerprint != ours:
+        raise sources.DataError(
+            f"{folder} was encoded by a first stage with fingerprint {manifest.fingerprint[:12]}; "
+            f"this run's has {ours[:12]}: give that one's weights, or run {COMMAND} into another "
+            "folder"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ToLatentExample(transforms.ToExample):
+    """From a record to an example with `latent` float32 in the place of `image`.
+
+    The draws are those of an image, number for number; `crop` and `size` have had their effect.
+    """
+
+    def make(
+        self, record: dict[str, Any], *, offset: float, mirrored: bool, choice: float
+    ) -> dict[str, Any] | None:
+        """One example as told, or None for an image that could not be decoded; see `ToExample`."""
+        del offset
+        others = dict(record)
+        latents = {False: others.pop("latent", None), True: others.pop("mirrored", None)}
+        if latents[mirrored] is None:
+            return None
+        return {"latent": latents[mirrored], **self.others(others, choice)}
+
+
+def _check_spec(manifest: Manifest, spec: Any) -> None:
+    """Raises DataError where a spec asks for other images than those that were encoded."""
+    theirs, ours = manifest.data, described_data(spec)
+    compared = ["name", "split", "image_size", *(["label"] if spec.label else [])]
+    for field in compared:
+        if theirs[field] != ours[field]:
+            raise sources.DataError(
+                f"config.data.{field} is {ours[field]!r}; the latents in {spec.latents} were "
+                f"encoded with {theirs[field]!r}"
+            )
+    lacking = [name for name in ours["keep"] if name not in theirs["keep"]]
+    if lacking:
+        raise sources.DataError(
+            f"config.data.keep has {', '.join(lacking)}; the latents in {spec.latents} were "
+            f"encoded with {theirs['keep']}"
+        )
+    if spec.flip and not manifest.flip:
+        raise sources.DataError(
+            f"config.data.flip is True; {spec.latents} holds no latents of mirrored images: run "
+            f"{COMMAND} with --config.data.flip=True into another folder"
+        )
+
+
+def _write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
+    partial = path.with_name(path.name + _PARTIAL)
+    partial.write_text(json.dumps(manifest.to_dict(), indent=2) + "\n")
+    _move_into_place(partial, path)
+
+
+def _move_into_place(partial: pathlib.Path, path: pathlib.Path) -> None:
+    """Renames a file once it is on disk, so that not even a power cut leaves half of it."""
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)

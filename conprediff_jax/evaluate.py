@@ -1,0 +1,296 @@
+"""Judges images: of a trained model, of a folder or of an npz.
+
+    python -m conprediff_jax.evaluate --workdir=runs/openmoji --reference=openmoji/people
+        --num=50000 --inception=pt_inception-2015-12-05-6726825d.pth --out=evaluation
+
+    python -m conprediff_jax.evaluate --samples=samples.npz --reference=VIRTUAL_imagenet256.npz
+        --inception=...
+
+With `--inception`, pytorch-fid's weight file: FID, sFID, KID, inception score, precision, recall.
+Without: the same distances on a VGG-16 with fixed random weights, which need no file and are not
+FID. `--clip` and `--captions` add the CLIP score; `--lpips_trunk` and `--lpips_heads` the LPIPS of
+each sample to the reference image of the same place. Definitions are in docs/metrics.md.
+
+Written to `--out`: `metrics.json`, `report.html` and its PNGs, and, of a workdir, the images. A run
+that was broken off goes on where it stopped. Runs in one process, on all of its devices.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+from jax.sharding import Mesh
+
+from conprediff_jax import cli, images, parallel
+from conprediff_jax.diffusion.samplers import SAMPLERS
+from conprediff_jax.errors import UserError
+from conprediff_jax.generation import generate_to
+from conprediff_jax.inference import load
+from conprediff_jax.metrics import clip, features, image_sets, lpips, report
+from conprediff_jax.metrics.bootstrap import Figure, mean_figure
+from conprediff_jax.metrics.clip_score import clip_scores
+from conprediff_jax.metrics.image_sets import ImageSet
+from conprediff_jax.metrics.precision_recall import nearest
+from conprediff_jax.metrics.suite import METRICS, Results, Suite
+from conprediff_jax.sampling import make_generate
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run: its images are judged.")
+_SAMPLES = flags.DEFINE_string("samples", None, "Or a folder of images, or an npz with arr_0.")
+_REFERENCE = flags.DEFINE_string(
+    "reference", None, "TFDS name, folder, npz of images, or statistics.", required=True
+)
+_SPLIT = flags.DEFINE_string("split", "train", "Split of the reference.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS data sets live.")
+_INCEPTION = flags.DEFINE_string("inception", None, "pytorch-fid's weight file.")
+_METRICS = flags.DEFINE_list("metrics", None, f"Of {', '.join(METRICS)}; by default all there are.")
+_CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIP checkpoint, for the CLIP score.")
+_CAPTIONS = flags.DEFINE_string("captions", None, "Text file: the caption of each image, a line.")
+_LPIPS_TRUNK = flags.DEFINE_string("lpips_trunk", None, "torchvision's weights of the trunk.")
+_LPIPS_HEADS = flags.DEFINE_string("lpips_heads", None, "The lpips package's weights of the heads.")
+_LPIPS_NETWORK = flags.DEFINE_enum("lpips_network", "vgg16", list(lpips.TRUNKS), "Which trunk.")
+_BOOTSTRAP = flags.DEFINE_integer("bootstrap", 100, "Replicates; 0: no intervals.", lower_bound=0)
+_ALLOW_FEW = flags.DEFINE_bool("allow_few", False, "Frechet distances of few images all the same.")
+_NUM = flags.DEFINE_integer("num", 50_000, "Images to draw from a workdir.", lower_bound=1)
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint to draw from; the newest when absent.")
+_SAMPLER = flags.DEFINE_enum("sampler", None, list(SAMPLERS), "Sampler; the config's when absent.")
+_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the config's when absent.")
+_ETA = flags.DEFINE_float("eta", None, "Noise of DDIM, 0 to 1; the config's when absent.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of images, subsets and intervals.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", "evaluation", "Folder that results are written to.")
+_CACHE = flags.DEFINE_string(
+    "cache", "~/.cache/conprediff_jax/metrics", "Features of references, converted weights."
+)
+
+_SHOWN, _ROWS, _NEIGHBORS = 64, 8, 5  # images of the grid; samples with neighbours, and how many
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags, computes, and writes JSON, table and report."""
+    del argv
+    if (_WORKDIR.value is None) == (_SAMPLES.value is None):
+        raise UserError("give either --workdir or --samples")
+    if jax.process_count() > 1:
+        raise UserError("evaluation runs in one process, on all of its devices")
+    out, cache = pathlib.Path(_OUT.value), pathlib.Path(_CACHE.value).expanduser()
+    mesh = parallel.make_mesh(parallel.MeshSpec())
+    extractor = features.random_extractor()
+    if _INCEPTION.value:
+        extractor = features.inception_extractor(_INCEPTION.value, cache)
+    suite, judges = _suite(extractor), _judges(cache)
+
+    about: dict[str, str] = {}
+    if _WORKDIR.value:
+        if not _ALLOW_FEW.value:  # before hours are spent
+            suite.check_counts(_NUM.value, 0)
+        samples, about = _draw(_WORKDIR.value, mesh, out)
+    else:
+        samples = image_sets.read_samples(_SAMPLES.value)
+    reference = image_sets.read_reference(
+        _REFERENCE.value, size=samples.size, split=_SPLIT.value, data_dir=_DATA_DIR.value
+    )
+    suite = suite.possible(extractor, reference)
+    _check(suite, samples, reference, extractor)
+
+    figures = {name: judge(samples, reference) for name, judge in judges.items()}
+    runner = features.Runner(extractor, mesh, _BATCH.value)
+    # The memorisation check looks features up, whatever the metrics are.
+    keep = suite.sample_rows() | {"pool"}, suite.reference_rows() | {"pool"}
+    seen = features.extract(runner, samples, out / "features", keep[0])
+    known = features.extract(runner, reference, cache / "features", keep[1])
+    results = suite.compute(seen, known, extractor.labels)
+    results.figures.update(figures)
+    about |= {
+        "samples": f"{samples.name}, {seen.count} images",
+        "reference": f"{reference.name}, {known.count or 'unknown number of'} images",
+        "features": f"{extractor.name} ({extractor.fingerprint})",
+        "intervals": f"95 %, {_BOOTSTRAP.value} bootstrap replicates of the samples",
+        "jax": jax.__version__,
+    }
+    pictures = _pictures(suite, (samples, seen), (reference, known), results, extractor)
+    _write(out, about, results.figures, pictures)
+
+
+def _suite(extractor: features.Extractor) -> Suite:
+    """What to compute; everything asked for by name must be possible."""
+    wanted = _METRICS.value or [metric for metric in METRICS if metric in extractor.labels]
+    for metric in wanted:
+        if metric in METRICS and metric not in extractor.labels:
+            raise UserError(f"--metrics={metric}: needs --inception; {extractor.name} has none")
+    try:
+        return Suite(metrics=wanted, replicates=_BOOTSTRAP.value, seed=_SEED.value)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+
+
+def _judges(cache: pathlib.Path) -> dict[str, Callable[[ImageSet, ImageSet], Figure]]:
+    """Metrics of single images, which have networks of their own."""
+    if (_CLIP.value is None) != (_CAPTIONS.value is None):
+        raise UserError("a CLIP score needs both --clip and --captions")
+    if (_LPIPS_TRUNK.value is None) != (_LPIPS_HEADS.value is None):
+        raise UserError("LPIPS needs both --lpips_trunk and --lpips_heads")
+    rng = np.random.default_rng((_SEED.value, len(METRICS)))
+    options = {"replicates": _BOOTSTRAP.value, "rng": rng}
+    judges = {}
+    if _CLIP.value:
+        loaded, captions = clip.load(_CLIP.value, cache), _read_captions(_CAPTIONS.value)
+
+        def clip_score(samples: ImageSet, reference: ImageSet) -> Figure:
+            del reference
+            if samples.count != len(captions):
+                raise UserError(
+                    f"--captions={_CAPTIONS.value}: {len(captions)} lines for {samples.count} "
+                    "images; one a line for each image, in their order"
+                )
+            return mean_figure(
+                clip_scores(loaded, samples.batches(_BATCH.value), captions), **options
+            )
+
+        judges["CLIP score"] = clip_score
+    if _LPIPS_TRUNK.value:
+        model = lpips.LPIPS(network=_LPIPS_NETWORK.value)
+        params = lpips.load(model, _LPIPS_TRUNK.value, _LPIPS_HEADS.value)
+
+        def distance(samples: ImageSet, reference: ImageSet) -> Figure:
+            return mean_figure(_lpips(model, params, samples, reference), **options)
+
+        judges[f"LPIPS ({_LPIPS_NETWORK.value})"] = distance
+    return judges
+
+
+def _read_captions(path: str) -> list[str]:
+    try:
+        return pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--captions={path}: not a readable text file: {error}") from error
+
+
+def _lpips(model: Any, params: Any, samples: ImageSet, reference: ImageSet) -> np.ndarray:
+    """The distance of every sample to the reference image of the same place."""
+    if (samples.count, samples.size) != (reference.count, reference.size):
+        raise UserError(
+            f"LPIPS compares image by image: {samples.count} samples of {samples.size} do not "
+            f"match {reference.count} reference images of {reference.size}"
+        )
+    apply = jax.jit(lambda x, y: model.apply({"params": params}, x / 127.5 - 1, y / 127.5 - 1))
+    pairs = zip(samples.batches(_BATCH.value), reference.batches(_BATCH.value), strict=True)
+    return np.concatenate([np.asarray(apply(x, y)) for x, y in pairs])
+
+
+def _draw(workdir: str, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[str, str]]:
+    """Draws the images of a workdir, or the rest of them; and says how they came about."""
+    task, params, frozen, step = load(workdir, mesh, _STEP.value)
+    wanted = {"sampler": _SAMPLER.value, "steps": _STEPS.value, "eta": _ETA.value}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    try:
+        spec = dataclasses.replace(task.sampling, num=_NUM.value, **given)
+        sampler = spec.make(task.process)
+    except ValueError as error:
+        raise UserError(f"--{error}") from error
+    generate = make_generate(task, sampler, mesh)
+
+    def draw(indices: np.ndarray) -> np.ndarray:
+        labels = indices % task.num_classes if task.num_classes else None
+        return np.asarray(generate(params, frozen, _SEED.value, indices, labels))
+
+    about = {"workdir": str(pathlib.Path(workdir).resolve()), "step": step, "seed": _SEED.value}
+    about |= {"sampling": dataclasses.asdict(spec)}
+    files = generate_to(out / "samples", draw, num=_NUM.value, batch_size=_BATCH.value, about=about)
+    said = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(spec).items() if k != "num")
+    return image_sets.from_arrays(f"{workdir}, step {step}", files), {
+        "sampling": f"{said}, seed {_SEED.value}"
+    }
+
+
+def _check(
+    suite: Suite, samples: ImageSet, reference: ImageSet, extractor: features.Extractor
+) -> None:
+    """What can be known to be wrong before anything is computed."""
+    missing = [metric for metric in _METRICS.value or () if metric not in suite.metrics]
+    if missing:
+        raise UserError(f"--metrics={missing[0]}: needs images, {reference.name} has statistics")
+    if not _ALLOW_FEW.value:
+        suite.check_counts(samples.count, reference.count)
+    same = reference.size in (None, samples.size)
+    if not same and "spatial" not in extractor.labels:
+        raise UserError(
+            f"{reference.name}: images of {reference.size}, but samples of {samples.size}; "
+            f"{extractor.name} compares images of one size"
+        )
+
+
+def _pictures(
+    suite: Suite,
+    samples: tuple[ImageSet, features.Features],
+    reference: tuple[ImageSet, features.Features],
+    results: Results,
+    extractor: features.Extractor,
+) -> list[report.Picture]:
+    """What the report shows; without images of the reference, the samples alone."""
+    shown = next(samples[0].batches(_SHOWN))
+    pictures = [
+        report.Picture(
+            file="samples",
+            title="Samples",
+            note=f"The first {len(shown)}, not chosen.",
+            pixels=images.grid(shown),
+        )
+    ]
+    if reference[0].batches is None:
+        return pictures
+    rows, many = min(_ROWS, len(shown)), min(_NEIGHBORS, reference[1].count)
+    queries, points = samples[1].rows["pool"][:rows], reference[1].rows["pool"]
+    found = nearest(queries, points, k=many).indices
+    close = reference[0].pick(found.ravel().tolist())
+    if close.shape[1:] == shown.shape[1:]:
+        pictures.append(
+            report.Picture(
+                file="neighbors",
+                title="Nearest images of the reference",
+                note=f"Left a sample; right its {many} nearest images, nearest first, by the "
+                f"features of {extractor.name}. Copies would point to memorised images.",
+                pixels=report.neighbors_picture(
+                    shown[:rows], close.reshape(rows, many, *close.shape[1:])
+                ),
+            )
+        )
+    names = [extractor.labels[metric] for metric in ("precision", "recall")]
+    if all(name in results.figures for name in names):
+        pictures.append(
+            report.Picture(
+                file="precision_recall",
+                title="Precision and recall",
+                note=f"By the number of neighbours k; the point reported is that of k = "
+                f"{suite.neighbor}, with its intervals.",
+                pixels=report.precision_recall_picture(
+                    np.array(list(results.curve.values())),
+                    [f"k = {k}" for k in results.curve],
+                    *(results.figures[name] for name in names),
+                ),
+            )
+        )
+    return pictures
+
+
+def _write(
+    out: pathlib.Path,
+    about: dict[str, str],
+    figures: dict[str, Figure],
+    pictures: list[report.Picture],
+) -> None:
+    """`metrics.json`, `report.html` with its PNGs, and the table on standard output."""
+    found = {name: figure._asdict() for name, figure in figures.items()}
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.json").write_text(json.dumps({**about, "metrics": found}, indent=2) + "\n")
+    page = report.write(out, title="Evaluation", about=about, figures=figures, pictures=pictures)
+    print(report.table(figures), flush=True)
+    logging.info("%s, %s", out / "metrics.json", page)
+
+
+if __name__ == "__main__":
+    cli.run(main)

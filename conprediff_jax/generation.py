@@ -1,0 +1,70 @@
+"""Long generations that can be broken off and taken up again.
+
+    <folder>/about.json       what the images are of
+    <folder>/000000.npz       images 0 to SHARD - 1, `arr_0`; and so on
+
+Image i depends on the seed and i alone, so what is there already is as it would have been.
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+
+import numpy as np
+from absl import logging
+
+from conprediff_jax import images
+from conprediff_jax.errors import UserError
+from conprediff_jax.progress import Progress
+
+SHARD = 1024
+
+
+def generate_to(
+    folder: pathlib.Path,
+    draw: Callable[[np.ndarray], np.ndarray],
+    *,
+    num: int,
+    batch_size: int,
+    about: dict,
+    shard: int = SHARD,
+) -> list[pathlib.Path]:
+    """Draws images 0 to num - 1 into a folder, going on where an earlier call stopped.
+
+    Args:
+        folder: where to.
+        draw: from indices int [batch_size] to images uint8 [batch_size, height, width, 3].
+        num: how many.
+        batch_size: images at a time.
+        about: what the images are of, as plain data; a folder that holds others is refused.
+        shard: images of a file.
+
+    Returns:
+        The files, in order.
+
+    Raises:
+        UserError: the folder holds images of something else.
+    """
+    about = json.loads(json.dumps(about | {"num": num, "shard": shard}))
+    note = folder / "about.json"
+    if note.exists() and json.loads(note.read_text()) != about:
+        raise UserError(f"{folder}: holds images of {note.read_text()}, not of {json.dumps(about)}")
+    folder.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(about))
+    files = [folder / f"{start:06}.npz" for start in range(0, num, shard)]
+    missing = [index for index, file in enumerate(files) if not file.exists()]
+    sizes = [min(shard, num - index * shard) for index in range(len(files))]
+    done = num - sum(sizes[index] for index in missing)
+    progress = Progress(num, done)
+    for index in missing:
+        drawn = []
+        for start in range(0, sizes[index], batch_size):
+            batch = draw(index * shard + start + np.arange(batch_size))[: sizes[index] - start]
+            drawn.append(batch)
+            done += len(batch)
+            speed = progress.mark(done)
+            logging.info(
+                "%d/%d images  %.1f images/s  %s left", done, num, speed, progress.left(speed)
+            )
+        images.write_npz(files[index], np.concatenate(drawn))
+    return files

@@ -1,0 +1,51 @@
+"""CLIP score: do images show what their captions say?
+
+    score = mean_i max(100 cos(E_image(i), E_text(i)), 0)
+
+Source: Hessel et al. 2021 (arXiv 2104.08718), with the factor 100 in which it is now reported
+instead of that paper's 2.5.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from conprediff_jax.metrics.clip import CLIP, Loaded, prepare
+
+
+def clip_scores(
+    clip: Loaded,
+    batches: Iterator[UInt8[np.ndarray, "_batch height width 3"]],
+    captions: Sequence[str],
+) -> Float[np.ndarray, "images"]:
+    """The score of every image with its caption, float32.
+
+    Args:
+        clip: both towers and their tokenizer.
+        batches: images, in the order of the captions.
+        captions: one for each image.
+
+    Raises:
+        ValueError: there are more or fewer images than captions.
+    """
+    model, params, tokenizer = clip
+
+    @jax.jit
+    def score(images, tokens):
+        variables = {"params": params}
+        seen = model.apply(variables, images, method=CLIP.embed_images)
+        read = model.apply(variables, tokens, tokenizer.end, method=CLIP.embed_texts)
+        return (100 * (seen * read).sum(axis=-1)).clip(0)
+
+    scores, first = [], 0
+    for images in batches:
+        texts = captions[first : first + len(images)]
+        first += len(images)
+        if len(texts) < len(images):
+            raise ValueError(f"{len(captions)} captions for more images: one a line for each image")
+        scores.append(np.asarray(score(prepare(images, model.image_size), tokenizer(texts))))
+    if first < len(captions):
+        raise ValueError(f"{len(captions)} captions for {first} images: one a line for each image")
+    return np.concatenate(scores)

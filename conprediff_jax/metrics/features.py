@@ -1,0 +1,246 @@
+"""From images to features, sharded over the mesh, and kept on disk.
+
+    <cache>/<images>-<extractor>/      both named by the fingerprint of their content
+        pool.npz        mu, sigma, count: readable by pytorch-fid
+        pool.npy        the features themselves, float32, where they were asked for
+
+A folder appears only when it is complete. Features are written to disk as they come and mapped into
+memory when they are used, so that no set of them need fit.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from conprediff_jax import parallel
+from conprediff_jax.errors import UserError
+from conprediff_jax.metrics import inception, random_vgg16, weights
+from conprediff_jax.metrics.frechet import Gaussian, Moments
+from conprediff_jax.metrics.image_sets import ImageSet
+from conprediff_jax.progress import Progress
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Extractor:
+    """A feature network.
+
+    Attributes:
+        name: what reports call it.
+        fingerprint: of the network and its weights.
+        apply: from (params, uint8 images) to features by name; `pool` is among them.
+        params: of the network.
+        labels: what a metric on these features is called: its name here -> its published name.
+    """
+
+    name: str
+    fingerprint: str
+    apply: Callable[[Any, Any], dict[str, Any]]
+    params: Any
+    labels: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Features:
+    """The features of a set of images.
+
+    Attributes:
+        gaussians: moments by name of the features.
+        rows: the features themselves, by name, for those that were kept; mapped from disk.
+        count: number of images; 0 where a statistics file does not say.
+    """
+
+    gaussians: Mapping[str, Gaussian]
+    rows: Mapping[str, Float[np.ndarray, "count _features"]]
+    count: int
+
+
+def random_extractor() -> Extractor:
+    """VGG-16 with fixed random weights; needs no file."""
+    name = "random-VGG16"
+    labels = {"frechet": "FD", "kernel": "KD", "precision": "precision", "recall": "recall"}
+    return Extractor(
+        name=name,
+        fingerprint=f"random-vgg16-{random_vgg16.KEY}",
+        apply=lambda params, x: {"pool": random_vgg16.RandomVGG16().apply({"params": params}, x)},
+        params=random_vgg16.params(),
+        labels={metric: f"{label}-{name}" for metric, label in labels.items()},
+    )
+
+
+def inception_extractor(path: str | os.PathLike, cache: str | os.PathLike) -> Extractor:
+    """The 2015 Inception with pytorch-fid's weights.
+
+    Args:
+        path: the weights file.
+        cache: where converted weights are kept.
+
+    Raises:
+        UserError: the file is missing, damaged, or of another network.
+    """
+    try:
+        params = inception.params_from_pytorch_fid(weights.read(path, cache))
+    except ValueError as error:
+        message = str(error)
+        raise UserError(
+            message if message.startswith(str(path)) else f"{path}: {message}"
+        ) from error
+
+    def apply(params: Any, images: Any) -> dict[str, Any]:
+        features = inception.Inception().apply({"params": params}, images)._asdict()
+        return {name: features[name] for name in ("pool", "spatial", "logits")}
+
+    return Extractor(
+        name="Inception (2015)",
+        fingerprint=f"inception-{weights.file_fingerprint(path)}",
+        apply=apply,
+        params=params,
+        labels={
+            "frechet": "FID",
+            "spatial": "sFID",
+            "kernel": "KID",
+            "score": "IS",
+            "precision": "precision",
+            "recall": "recall",
+        },
+    )
+
+
+class Runner:
+    """Runs a feature network on batches, divided over the devices.
+
+    Args:
+        extractor: the network.
+        mesh: devices; every process is given the whole batch.
+        batch_size: images at a time, rounded up to a multiple of the devices.
+    """
+
+    def __init__(self, extractor: Extractor, mesh: Mesh, batch_size: int = 64):
+        parts = mesh.shape["data"] * mesh.shape["fsdp"]
+        self.extractor = extractor
+        self.batch_size = -(-batch_size // parts) * parts
+        self._sharding = parallel.batch_sharding(mesh)
+        self._params = jax.device_put(extractor.params, parallel.replicated(mesh))
+        self._apply = jax.jit(extractor.apply, out_shardings=parallel.replicated(mesh))
+
+    def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
+        """Features of at most `batch_size` images."""
+        count = len(images)
+        if count < self.batch_size:  # one shape, one compilation
+            fill = np.broadcast_to(images[:1], (self.batch_size - count, *images.shape[1:]))
+            images = np.concatenate([images, fill])
+        batch = jax.make_array_from_callback(images.shape, self._sharding, lambda i: images[i])
+        return {k: np.asarray(v)[:count] for k, v in self._apply(self._params, batch).items()}
+
+
+def extract(
+    runner: Runner, images: ImageSet, cache: str | os.PathLike, keep: Collection[str] = ()
+) -> Features:
+    """Features of a set of images: those in the cache, or new ones, which then go there.
+
+    Args:
+        runner: the network.
+        images: the set; one that is only a statistics file gives what it holds.
+        cache: folder that is shared by all sets and networks.
+        keep: features to keep whole; of all others, the moments alone are kept.
+    """
+    if images.batches is None:
+        gaussians = _known(images, runner.extractor)
+        return Features(gaussians=gaussians, rows={}, count=images.count)
+    folder = pathlib.Path(cache) / f"{images.fingerprint}-{runner.extractor.fingerprint}"
+    if not all((folder / f"{name}.npy").exists() for name in keep) or not folder.exists():
+        _compute(runner, images, folder, set(keep))
+    gaussians = {file.stem: _load_gaussian(file) for file in sorted(folder.glob("*.npz"))}
+    count = gaussians["pool"].count
+    if images.gaussians:  # a published file's own moments come first
+        gaussians |= _known(images, runner.extractor)
+    rows = {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
+    return Features(gaussians=gaussians, rows=rows, count=count)
+
+
+def _known(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
+    """The moments that came with a set; they are always Inception's."""
+    if "spatial" in extractor.labels:
+        return dict(images.gaussians)
+    if images.batches is None:
+        raise UserError(
+            f"{images.name}: holds statistics of Inception features, which need --inception; "
+            f"{extractor.name} needs images"
+        )
+    return {}
+
+
+def _compute(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str]) -> None:
+    """Runs the network over all images, and writes features and moments."""
+    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    partial.mkdir(parents=True)
+    moments: dict[str, Moments] = {}
+    files: dict[str, Any] = {}
+    progress = Progress(images.count)
+    done, said = 0, 0
+    try:
+        for batch in images.batches(runner.batch_size):
+            for name, rows in runner(batch).items():
+                if name != "logits":
+                    moments.setdefault(name, Moments()).update(rows)
+                if name in keep:
+                    if name not in files:
+                        files[name] = _Rows(partial / f"{name}.npy", images.count, rows.shape[1])
+                    files[name].append(rows)
+            done += len(batch)
+            if done == images.count or done - said >= max(images.count // 20, runner.batch_size):
+                speed, said = progress.mark(done), done
+                logging.info(
+                    "%s: features of %d/%d images  %.1f images/s  %s left",
+                    images.name, done, images.count, speed, progress.left(speed),
+                )  # fmt: skip
+        for file in files.values():
+            file.close()
+        for name, running in moments.items():
+            gaussian = running.gaussian()
+            np.savez(
+                partial / f"{name}.npz",
+                mu=gaussian.mean,
+                sigma=gaussian.covariance,
+                count=gaussian.count,
+            )
+        shutil.rmtree(folder, ignore_errors=True)  # one that kept fewer features
+        partial.rename(folder)
+    except ValueError as error:
+        raise UserError(f"{images.name}: {error}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+class _Rows:
+    """An npy file that grows up to a number of rows."""
+
+    def __init__(self, path: pathlib.Path, count: int, width: int):
+        self._path = path
+        self._rows = np.lib.format.open_memmap(
+            path, mode="w+", dtype=np.float32, shape=(count, width)
+        )
+        self._done = 0
+
+    def append(self, rows: np.ndarray) -> None:
+        self._rows[self._done : self._done + len(rows)] = rows
+        self._done += len(rows)
+
+    def close(self) -> None:
+        self._rows.flush()
+        if self._done < len(self._rows):  # undecodable images were left out
+            np.save(self._path, np.array(self._rows[: self._done]))
+
+
+def _load_gaussian(path: pathlib.Path) -> Gaussian:
+    with np.load(path) as file:
+        return Gaussian(mean=file["mu"], covariance=file["sigma"], count=int(file["count"]))

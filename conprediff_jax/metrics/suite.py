@@ -1,0 +1,160 @@
+"""All figures of one set of images against another."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from absl import logging
+
+from conprediff_jax.errors import UserError
+from conprediff_jax.metrics.bootstrap import Figure, figure, frechet_figure, mean_figure
+from conprediff_jax.metrics.features import Extractor, Features
+from conprediff_jax.metrics.image_sets import ImageSet
+from conprediff_jax.metrics.inception_score import inception_score
+from conprediff_jax.metrics.kernel import kernel_distance
+from conprediff_jax.metrics.precision_recall import Inside, precision_recall
+
+METRICS = ("frechet", "spatial", "kernel", "score", "precision", "recall")
+ENOUGH = 2048  # a covariance of 2048 features has full rank from there on
+CURVE = (1, 2, 3, 5, 10)  # the k of the plot of precision and recall
+_NEEDS_REFERENCE_ROWS = ("kernel", "precision", "recall")
+
+
+class Results(NamedTuple):
+    """What came out.
+
+    Attributes:
+        figures: by published name.
+        curve: recall and precision for every k of `CURVE`, for the plot; empty without them.
+    """
+
+    figures: dict[str, Figure]
+    curve: dict[int, tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Suite:
+    """What is to be computed.
+
+    Attributes:
+        metrics: of `METRICS`.
+        replicates: bootstrap replicates of every interval; 0 for none.
+        neighbor: k of precision and recall.
+        subsets: subsets of the kernel distance.
+        subset_size: features of a subset.
+        splits: of the inception score.
+        seed: of subsets and replicates.
+    """
+
+    metrics: Sequence[str] = METRICS
+    replicates: int = 100
+    neighbor: int = 3
+    subsets: int = 100
+    subset_size: int = 1000
+    splits: int = 10
+    seed: int = 0
+
+    def __post_init__(self):
+        unknown = [metric for metric in self.metrics if metric not in METRICS]
+        if unknown or not self.metrics:
+            raise ValueError(f"metrics are {list(self.metrics)}: choose from {METRICS}")
+        for name in ("neighbor", "subsets", "splits"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.replicates < 0:
+            raise ValueError(f"replicates is {self.replicates}: it must not be negative")
+
+    def possible(self, extractor: Extractor, reference: ImageSet) -> "Suite":
+        """The same, without what this network or this reference has no features for."""
+        without = [metric for metric in self.metrics if metric not in extractor.labels]
+        if reference.batches is None:
+            without += [metric for metric in self.metrics if metric in _NEEDS_REFERENCE_ROWS]
+            if "spatial" not in reference.gaussians:
+                without.append("spatial")
+        return dataclasses.replace(
+            self, metrics=[metric for metric in self.metrics if metric not in without]
+        )
+
+    def sample_rows(self) -> set[str]:
+        """Features that must be kept of the samples."""
+        keep = {"pool"} if self._any("kernel", "precision", "recall") else set()
+        keep |= {"logits"} if self._any("score") else set()
+        if self.replicates:
+            keep |= {"pool"} if self._any("frechet") else set()
+            keep |= {"spatial"} if self._any("spatial") else set()
+        return keep
+
+    def reference_rows(self) -> set[str]:
+        """Features that must be kept of the reference."""
+        return {"pool"} if self._any(*_NEEDS_REFERENCE_ROWS) else set()
+
+    def check_counts(self, samples: int, reference: int) -> None:
+        """Refuses Frechet distances of too few images; a count of 0 is not known.
+
+        Raises:
+            UserError: a side has fewer than `ENOUGH`.
+        """
+        for side, count in (("samples", samples), ("reference images", reference)):
+            if self._any("frechet", "spatial") and 0 < count < ENOUGH:
+                raise UserError(
+                    f"{count} {side}: a Frechet distance of fewer than {ENOUGH} is badly biased; "
+                    "give more, or --allow_few to compute it all the same"
+                )
+
+    def compute(self, samples: Features, reference: Features, labels: Mapping[str, str]) -> Results:
+        """Every figure, by its published name.
+
+        Raises:
+            UserError: there are too few images for a metric.
+        """
+        inside = None
+        if self._any("precision", "recall"):
+            ks = sorted({*CURVE, self.neighbor})
+            try:
+                inside = precision_recall(samples.rows["pool"], reference.rows["pool"], ks=ks)
+            except ValueError as error:
+                raise UserError(f"precision and recall: {error}") from error
+        figures = {}
+        for metric in self.metrics:
+            logging.info("computing %s", labels[metric])
+            try:
+                figures[labels[metric]] = self._figure(metric, samples, reference, inside)
+            except ValueError as error:
+                raise UserError(f"{labels[metric]}: {error}") from error
+        curve = {}
+        if inside:
+            means = inside.reference.mean(axis=0), inside.samples.mean(axis=0)
+            curve = {k: (float(r), float(p)) for k, r, p in zip(ks, *means, strict=True)}
+        return Results(figures, curve)
+
+    def _figure(
+        self, metric: str, samples: Features, reference: Features, inside: Inside | None
+    ) -> Figure:
+        rng = np.random.default_rng((self.seed, METRICS.index(metric)))
+        options = {"replicates": self.replicates, "rng": rng}
+        if metric in ("frechet", "spatial"):
+            name = {"frechet": "pool", "spatial": "spatial"}[metric]
+            gaussians = samples.gaussians[name], reference.gaussians[name]
+            rows = samples.rows[name] if self.replicates else None
+            return frechet_figure(gaussians[0], rows, gaussians[1], **options)
+        if metric == "kernel":
+            value, influence = kernel_distance(
+                samples.rows["pool"],
+                reference.rows["pool"],
+                subsets=self.subsets,
+                size=self.subset_size,
+                rng=rng,
+            )
+            # To first order, the distance is the mean of these.
+            return mean_figure(value + influence, **options)
+        if metric == "score":
+            logits = samples.rows["logits"]
+            logits = logits[rng.permutation(len(logits))]  # classes may come in turn
+            return figure(lambda rows: inception_score(rows, splits=self.splits), logits, **options)
+        column = sorted({*CURVE, self.neighbor}).index(self.neighbor)
+        rows = inside.samples if metric == "precision" else inside.reference
+        return mean_figure(rows[:, column], **options)
+
+    def _any(self, *metrics: str) -> bool:
+        return any(metric in self.metrics for metric in metrics)

@@ -1,0 +1,116 @@
+"""Loading the parameters of a frozen first stage, and measuring its scale."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from conprediff_jax import parallel
+from conprediff_jax.errors import UserError
+from conprediff_jax.interop import diffusers_autoencoder
+from conprediff_jax.models.autoencoder import AutoencoderKL
+from conprediff_jax.models.first_stage import Latents
+from conprediff_jax.train.checkpoint import FOLDER
+from conprediff_jax.train.task import Batch
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+SCALE_BATCHES = 8
+
+
+class FirstStageError(UserError):
+    """First-stage weights that are missing, or of another model."""
+
+
+def load(first_stage: Latents, batches: Callable[[], Iterator[Batch]]) -> dict[str, Any]:
+    """What `first_stage.abstract()` describes: parameters, and the scale given or measured.
+
+    Args:
+        first_stage: says where the weights are.
+        batches: opens this process's batches; used where the scale is to be measured.
+
+    Raises:
+        FirstStageError: missing weights, or weights of another shape or family.
+    """
+    params = load_params(first_stage)
+    scale = first_stage.scale
+    if scale is None:
+        scale = _measured_scale(first_stage, params, batches())
+        logging.info("first stage: latents are scaled by %.5f, measured", scale)
+    return {"autoencoder": params, "scale": np.float32(scale)}
+
+
+def load_params(first_stage: Latents) -> Any:
+    """Parameters of the autoencoder from a workdir or a diffusers folder; see `load`."""
+    path = epath.Path(first_stage.weights).expanduser()
+    if (path / FOLDER).is_dir():
+        return _from_workdir(first_stage, path)
+    if (path / WEIGHTS).exists():
+        return _from_diffusers(first_stage, path)
+    family = "AutoencoderKL" if isinstance(first_stage.model, AutoencoderKL) else "VQModel"
+    raise FirstStageError(
+        f"config.first_stage.weights is {path}: put there a diffusers {family} (config.json and "
+        f"{WEIGHTS}), or name the workdir of a first stage trained here"
+    )
+
+
+def _from_workdir(first_stage: Latents, path: epath.Path) -> Any:
+    # Late: opening a workdir needs the tasks, and the denoising task needs this file.
+    from conprediff_jax.inference import load as load_trained
+
+    task, params, _, step = load_trained(str(path), parallel.make_mesh(parallel.MeshSpec()))
+    model = getattr(task, "model", None)
+    if type(model) is not type(first_stage.model):
+        raise FirstStageError(
+            f"{path} holds a {type(model or task).__name__}; config.first_stage asks for a "
+            f"{type(first_stage.model).__name__}"
+        )
+    expected = first_stage.abstract()["autoencoder"]
+    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
+        raise FirstStageError(
+            f"{path} holds a {type(model).__name__} of other sizes than config.first_stage: "
+            f"{differing_fields(model, first_stage.model)}"
+        )
+    logging.info("first stage: step %d of %s", step, path)
+    return jax.tree.map(np.asarray, params)
+
+
+def differing_fields(theirs: Any, ours: Any) -> str:
+    """The fields in which two models differ, with both values."""
+    pairs = {
+        field.name: (getattr(theirs, field.name), getattr(ours, field.name))
+        for field in dataclasses.fields(ours)
+        if field.name not in ("parent", "name")
+    }
+    return ", ".join(f"{key} {a} there, {b} here" for key, (a, b) in pairs.items() if a != b)
+
+
+def _from_diffusers(first_stage: Latents, path: epath.Path) -> Any:
+    from safetensors.numpy import load_file
+
+    stored = json.loads((path / "config.json").read_text()).get("_class_name")
+    family = type(first_stage.model).__name__
+    if stored != family:
+        raise FirstStageError(f"{path} holds a {stored}; config.first_stage asks for a {family}")
+    try:
+        return diffusers_autoencoder.params_from_diffusers(
+            load_file(path / WEIGHTS), first_stage.model
+        )
+    except ValueError as error:
+        raise FirstStageError(f"{path}: {error}") from error
+
+
+def _measured_scale(first_stage: Latents, params: Any, batches: Iterator[Batch]) -> float:
+    """One over the standard deviation of the latents of the first batches of all processes."""
+    encode = jax.jit(first_stage.encode_unscaled)
+    variances = [
+        jnp.var(encode(params, jnp.asarray(next(batches)["image"]))) for _ in range(SCALE_BATCHES)
+    ]
+    variance = multihost_utils.process_allgather(jnp.stack(variances)).mean()
+    return float(1 / np.sqrt(variance))

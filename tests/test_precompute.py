@@ -1,0 +1,290 @@
+"""Latents encoded ahead of time: the same as on the fly, whatever happens on the way."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+from safetensors.numpy import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.util.tensor_util import make_ndarray
+from test_commands import ROOT, environment
+
+from conprediff_jax import config as config_lib
+from conprediff_jax import data, parallel
+from conprediff_jax.data import latents, sources
+from conprediff_jax.errors import ConfigError
+from conprediff_jax.experiment import make_experiment
+from conprediff_jax.interop.diffusers_autoencoder import params_to_diffusers
+from conprediff_jax.models.autoencoder import AutoencoderKL
+from conprediff_jax.precompute import precompute
+from conprediff_jax.train import frozen
+from conprediff_jax.train.loop import train
+
+COUNT, BAD = 29, 17  # records, and the one that is no image
+KINDS = ("latent", "mirrored")
+FINGERPRINT = "[0-9a-f]{12}"
+OPTIONS = {"channels": 32, "channel_mult": (1, 2), "blocks_per_level": 1, "latent_channels": 2}
+
+CONFIG = """
+import sys
+sys.path.append("{tests}")
+import tiny
+from conprediff_jax.config import latents
+
+def get_config():
+    config = tiny.get_config()
+    with config.unlocked():
+        config.first_stage = latents("kl", "{weights}", **{options})
+    return config
+"""
+
+
+def write_weights(folder, seed):
+    """A diffusers folder with random weights."""
+    model = AutoencoderKL(**OPTIONS)
+    params = jax.jit(model.init)(jax.random.key(seed), np.zeros((1, 8, 8, 3)))["params"]
+    folder.mkdir()
+    save_file(params_to_diffusers(params, model), folder / frozen.WEIGHTS)
+    (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "kl", seed=0)
+
+
+@pytest.fixture(scope="module")
+def other_weights(tmp_path_factory):
+    return write_weights(tmp_path_factory.mktemp("weights") / "kl", seed=1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def captioned():
+    """Data as of TFDS with labels, several captions an image, and one file that is no image."""
+    rng = np.random.default_rng(0)
+    records = []
+    for index in range(COUNT):
+        file = io.BytesIO()
+        Image.fromarray(rng.integers(0, 256, (8, 12, 3), np.uint8)).save(file, "PNG")
+        image = b"no image" if index == BAD else file.getvalue()
+        captions = np.array([f"{index} {word}".encode() for word in "abc"], object)
+        records.append({"image": image, "label": index % 3, "captions": captions})
+    source = sources.TfdsSource(
+        records=records,
+        title="captioned",
+        label="label",
+        class_names=("x", "y", "z"),
+        keep={"caption": "captions"},
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "open_source", lambda name, **options: source)
+        yield
+
+
+def config_of(weights, **overrides):
+    config = tiny.get_config()
+    with config.unlocked():
+        config.first_stage = config_lib.latents("kl", str(weights), **OPTIONS)
+    config.data.update(name="captioned", keep=("caption",))
+    config.model.num_classes = 3
+    config.context.weight = 0.0
+    config.train.steps = 4
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@pytest.fixture(scope="module")
+def encoded(weights, tmp_path_factory):
+    """A folder of latents."""
+    folder = tmp_path_factory.mktemp("encoded") / "latents"
+    precompute(config_of(weights), str(folder), shard_size=8)
+    return folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def with_latents(folder):
+    return {"data.latents": str(folder)}
+
+
+def test_batches_are_those_of_the_images_encoded(weights, encoded):
+    first_stage = make_experiment(config_of(weights)).task.first_stage
+    encode, params = jax.jit(first_stage.encode_unscaled), frozen.load_params(first_stage)
+    mesh = parallel.make_mesh(parallel.MeshSpec())
+    spec, latent_spec = (
+        make_experiment(config_of(weights, **overrides)).data
+        for overrides in ({}, with_latents(encoded))
+    )
+    images, latent = (
+        data.make_iterator(s, batch_size=8, seed=1, process_index=1, process_count=2)
+        for s in (spec, latent_spec)
+    )
+    for _ in range(6):  # several epochs, across the file that is no image
+        state = latent.get_state()
+        a, b = next(images), next(latent)
+        assert set(a) - {"image"} == set(b) - {"latent"} == {"label", "caption"}
+        for name in ("label", "caption"):
+            np.testing.assert_array_equal(b[name], a[name])
+        expected = encode(params, parallel.to_global({"image": a["image"]}, mesh)["image"])
+        np.testing.assert_array_equal(b["latent"], expected)
+        data.check_batch(b, latent_spec, batch_size=8, num_classes=3)
+        latent.set_state(state)  # a resumed run sees the same batch
+        np.testing.assert_array_equal(next(latent)["latent"], b["latent"])
+    source = data.open_data(latent_spec)
+    assert len(source) == COUNT and source.class_names == ("x", "y", "z")
+    assert "latent" not in source[BAD] and not np.array_equal(*map(source[0].get, KINDS))
+
+
+def test_training_is_the_same_and_knows_its_first_stage(weights, other_weights, encoded, tmp_path):
+    def trace(workdir, **overrides):
+        train(config_of(weights, **overrides), str(workdir))
+        events = EventAccumulator(str(workdir), size_guidance={"tensors": 0}).Reload()
+        return [
+            [make_ndarray(event.tensor_proto).item() for event in events.Tensors(name)]
+            for name in ("loss", "norm/gradient")
+        ]
+
+    on_the_fly = trace(tmp_path / "images")
+    ahead = trace(tmp_path / "latents", **with_latents(encoded))
+    assert np.shape(ahead) == (2, 4)
+    np.testing.assert_allclose(ahead, on_the_fly, rtol=0, atol=1e-6)
+
+    both = rf"fingerprint {FINGERPRINT}; this run's has {FINGERPRINT}"
+    with pytest.raises(data.DataError, match=both):  # a run that begins
+        train(config_of(other_weights, **with_latents(encoded)), str(tmp_path / "wrong"))
+    precompute(config_of(other_weights), str(tmp_path / "others"))
+    with pytest.raises(data.DataError, match=both):  # and one that is resumed
+        train(
+            config_of(weights, **with_latents(tmp_path / "others"), **{"train.steps": 5}),
+            str(tmp_path / "latents"),
+        )
+
+
+class Killed(BaseException):
+    """The end of a process, as far as a process can have it happen to itself."""
+
+
+def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(
+    weights, encoded, tmp_path, monkeypatch
+):
+    folder, written = tmp_path / "latents", []
+
+    class Mortal(latents.ArrayRecordWriter):
+        def write(self, record):
+            written.append(record)
+            if len(written) == 8 + 8 + 3:
+                raise Killed
+            super().write(record)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(latents, "ArrayRecordWriter", Mortal)
+        precompute(config_of(weights), str(folder), shard_size=8)
+    whole = contents(encoded)
+    found = contents(folder)
+    assert len(found) == 4 and len(whole) == 5  # two shards, part of a third, the manifest
+    assert found.pop("incomplete.json") == whole["latents.json"]
+    with pytest.raises(
+        data.DataError, match=r"incomplete, 2 of 4 .* precompute --out=.* again: it goes on"
+    ):
+        data.open_data(make_experiment(config_of(weights, **with_latents(folder))).data)
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.array_record")}
+    precompute(config_of(weights), str(folder), shard_size=8)
+    assert contents(folder) == whole
+    assert times == {path: path.stat().st_mtime_ns for path in times}  # nothing encoded twice
+    (folder / "00001-of-00004.array_record").unlink()  # nor is a complete folder beyond repair
+    precompute(config_of(weights), str(folder), shard_size=8)
+    assert contents(folder) == whole
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"first_stage.weights": "{other}"}, f"fingerprint {FINGERPRINT} there, {FINGERPRINT} he"),
+        ({"data.image_size": 16}, r"data.image_size 8 there, 16 here, shape \[4, 4, 2\] there"),
+        ({"data.flip": False}, "flip True there, False here"),
+        ({"first_stage.scale": 0.5}, "scale .* there, 0.5 here, scale_source measured"),
+        ({"data.crop": "random"}, "config.data.crop is 'random': .*'center' crop"),
+    ],
+)
+def test_another_run_is_refused_in_the_same_folder(
+    overrides, message, weights, other_weights, encoded
+):
+    before = contents(encoded)
+    filled = {
+        k: v.format(other=other_weights) if k.endswith("weights") else v
+        for k, v in overrides.items()
+    }
+    with pytest.raises((data.DataError, ConfigError), match=message) as caught:
+        precompute(config_of(weights, **filled), str(encoded), shard_size=8)
+    assert "\n" not in str(caught.value) and contents(encoded) == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"data.image_size": 16}, "config.data.image_size is 16; .* were encoded with 8"),
+        ({"data.split": "test"}, "config.data.split is 'test'; .* with 'train'"),
+        ({"data.keep": ("title",)}, r"config.data.keep has title; .* with \['caption'\]"),
+        ({"data.crop": "random"}, "config.data: crop is 'random'"),
+        ({"data.latents": "{empty}"}, "no latents there; run .*precompute --out="),
+        ({"data.latents": "{unflipped}"}, "no latents of mirrored images"),
+        ({"data.latents": "{damaged}"}, "damaged"),
+        ({"data.latents": "{foreign}"}, "holds other things"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused(overrides, message, weights, encoded, tmp_path):
+    folders = {name: tmp_path / name for name in ("empty", "unflipped", "damaged", "foreign")}
+    for name in ("unflipped", "damaged"):
+        shutil.copytree(encoded, folders[name])
+    manifest = json.loads((encoded / "latents.json").read_text()) | {"flip": False}
+    (folders["unflipped"] / "latents.json").write_text(json.dumps(manifest))
+    shard = folders["damaged"] / "00002-of-00004.array_record"
+    shard.write_bytes(shard.read_bytes()[:100])
+    tiny.write_images(folders["foreign"], 1)
+    filled = {k: v.format(**folders) if isinstance(v, str) else v for k, v in overrides.items()}
+    with pytest.raises((data.DataError, ConfigError), match=message) as caught:
+        config = config_of(weights, **(with_latents(encoded) | filled))
+        data.open_data(make_experiment(config).data)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_a_denoiser_on_a_first_stage_has_latents(encoded):
+    pixels, vq = tiny.get_config(), config_lib.default_first_stage("vq")
+    for config, message in ((pixels, "kind is 'pixels'"), (vq, "config.task trains a first stage")):
+        with pytest.raises(ConfigError, match=message):
+            precompute(config, str(encoded))
+        config.data.latents = str(encoded)
+        with pytest.raises(ConfigError, match="only a denoiser with a trained first stage"):
+            make_experiment(config)
+
+
+def test_the_command(weights, tmp_path):
+    images = tiny.write_images(tmp_path / "images")
+    file = tmp_path / "latent.py"
+    file.write_text(CONFIG.format(tests=ROOT / "tests", weights=weights, options=OPTIONS))
+
+    def run(*arguments):
+        command = [sys.executable, "-m", "conprediff_jax.precompute", f"--config={file}"]
+        return subprocess.run(
+            [*command, f"--config.data.name={images}", *arguments],
+            cwd=ROOT, env=environment(), capture_output=True, text=True,
+        )  # fmt: skip
+
+    result = run(f"--out={tmp_path / 'latents'}", "--shard_size=20")
+    assert result.returncode == 0, result.stderr
+    for said in ("24/24 images", "images/s", "left", f"--config.data.latents={tmp_path}/latents"):
+        assert said in result.stderr
+    refused = run(f"--config.data.latents={tmp_path / 'latents'}")  # the same, by the config
+    assert refused.returncode == 2, refused.stderr
+    assert refused.stderr.splitlines()[-1].startswith("error: ")
+    assert "shard_size 20 there, 1024 here" in refused.stderr.splitlines()[-1]
