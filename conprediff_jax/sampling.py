@@ -27,6 +27,8 @@ class SamplingSpec:
         sampler: a key of `diffusion.samplers.SAMPLERS`.
         steps: steps, each one call of the denoiser.
         spacing: which times are visited: 'leading', 'trailing' or 'linspace'.
+        steps_offset: added to the times of 'leading'; 1 for the original latent diffusion.
+        final: alpha_bar at the end of DDIM: 'one', or 'first' for the original latent diffusion.
         eta: noise of DDIM, 0 for none to 1.
         clip: limit of the estimated clean points, [-clip, clip]; 0 for none.
         num: images of a grid.
@@ -35,6 +37,8 @@ class SamplingSpec:
     sampler: str = "ddim"
     steps: int = 50
     spacing: str = "trailing"
+    steps_offset: int = 0
+    final: str = "one"
     eta: float = 0.0
     clip: float = 1.0
     num: int = 64
@@ -51,11 +55,13 @@ class SamplingSpec:
         Raises:
             ValueError: steps, spacing, eta or clip are out of range.
         """
-        options = {"eta": self.eta} if self.sampler == "ddim" else {}
+        ddim = {"eta": self.eta, "final_alpha_bar": self.final}
+        options = ddim if self.sampler == "ddim" else {}
         return SAMPLERS[self.sampler](
             process=process,
             steps=self.steps,
             spacing=self.spacing,
+            steps_offset=self.steps_offset,
             clip=self.clip or None,
             **options,
         )

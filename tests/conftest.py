@@ -12,6 +12,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 import jaxtyping
+import pytest
 
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
@@ -19,3 +20,15 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # Every annotated shape of the package is checked on every call a test makes.
 jaxtyping.install_import_hook("conprediff_jax", "beartype.beartype")
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    """`train` takes every device there is; under this fixture it gets one, as on a laptop."""
+    from conprediff_jax import parallel
+
+    with pytest.MonkeyPatch.context() as patch:
+        one, make_mesh = jax.devices()[:1], parallel.make_mesh
+        patch.setattr(jax, "device_count", lambda *_: 1)
+        patch.setattr(parallel, "make_mesh", lambda spec, devices=one: make_mesh(spec, devices))
+        yield

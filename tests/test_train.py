@@ -23,6 +23,8 @@ from conprediff_jax.train.loop import train
 from conprediff_jax.train.report import DivergedError
 from conprediff_jax.train.state import abstract_state, init_state
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def mesh_of(devices=1, **axes):
     return parallel.make_mesh(parallel.MeshSpec(**axes), jax.devices()[:devices])
@@ -70,19 +72,8 @@ def run_config(folder):
     return config
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_device():
-    """`train` takes every device there is; here it gets one, as on a laptop."""
-    with pytest.MonkeyPatch.context() as patch:
-        one = jax.devices()[:1]
-        patch.setattr(jax, "device_count", lambda *_: 1)
-        make_mesh = parallel.make_mesh
-        patch.setattr(parallel, "make_mesh", lambda spec, devices=one: make_mesh(spec, devices))
-        yield
-
-
 @pytest.fixture(scope="module")
-def finished(run_config, tmp_path_factory):
+def finished(run_config, one_device, tmp_path_factory):
     """An uninterrupted run: its workdir and final state."""
     workdir = tmp_path_factory.mktemp("runs") / "whole"
     return workdir, train(run_config, str(workdir))
@@ -389,8 +380,16 @@ def shipped_configs():
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
 
 
-# As published: google/ddpm-cifar10-32 and google/ddpm-celebahq-256.
-DENOISER_SIZES = {"cifar10.py": 35_746_307, "celebahq.py": 113_673_219}
+# As published: google/ddpm-cifar10-32, LDM-4 and LDM-8, VQ-f4 and KL-f8.
+SIZES = {
+    "cifar10.py": 35_746_307,
+    "celebahq.py": 274_056_163,
+    "ffhq.py": 274_056_163,
+    "lsun_bedrooms.py": 274_056_163,
+    "lsun_churches.py": 294_966_916,
+    "first_stage/vq_f4.py": 55_322_782,
+    "first_stage/kl_f8.py": 83_653_863,
+}
 
 
 @pytest.mark.parametrize("name", shipped_configs())
@@ -405,4 +404,4 @@ def test_shipped_configs_build_models_of_the_published_size(name):
     params, _ = jax.eval_shape(experiment.task.init)
     parallel.tree_shardings(params, mesh_of(8, fsdp=2, tensor=2))
     size = sum(leaf.size for leaf in jax.tree.leaves(params[experiment.task.averaged]))
-    assert size == DENOISER_SIZES.get(name, size)
+    assert size == SIZES.get(name, size)

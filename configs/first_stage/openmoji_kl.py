@@ -1,5 +1,5 @@
-"""KL
-"""
+"""KL"""
+
 from conprediff_jax.config import default_first_stage
 
 

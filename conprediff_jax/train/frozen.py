@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -52,7 +52,9 @@ def load_params(first_stage: Latents) -> Any:
     if (path / FOLDER).is_dir():
         return _from_workdir(first_stage, path)
     if (path / WEIGHTS).exists():
-        return _from_diffusers(first_stage, path)
+        from safetensors.numpy import load_file
+
+        return _from_diffusers(first_stage, path, load_file(path / WEIGHTS))
     family = "AutoencoderKL" if isinstance(first_stage.model, AutoencoderKL) else "VQModel"
     raise FirstStageError(
         f"config.first_stage.weights is {path}: put there a diffusers {family} (config.json and "
@@ -91,17 +93,15 @@ def differing_fields(theirs: Any, ours: Any) -> str:
     return ", ".join(f"{key} {a} there, {b} here" for key, (a, b) in pairs.items() if a != b)
 
 
-def _from_diffusers(first_stage: Latents, path: epath.Path) -> Any:
-    from safetensors.numpy import load_file
-
+def _from_diffusers(
+    first_stage: Latents, path: epath.Path, tensors: Mapping[str, np.ndarray]
+) -> Any:
     stored = json.loads((path / "config.json").read_text()).get("_class_name")
     family = type(first_stage.model).__name__
     if stored != family:
         raise FirstStageError(f"{path} holds a {stored}; config.first_stage asks for a {family}")
     try:
-        return diffusers_autoencoder.params_from_diffusers(
-            load_file(path / WEIGHTS), first_stage.model
-        )
+        return diffusers_autoencoder.params_from_diffusers(tensors, first_stage.model)
     except ValueError as error:
         raise FirstStageError(f"{path}: {error}") from error
 

@@ -1,0 +1,39 @@
+"""VQ-f4, the first stage of latent diffusion on faces and bedrooms: 256 x 256 to 64 x 64 x 3.
+
+    python -m conprediff_jax.main --config=configs/first_stage/vq_f4.py
+        --config.loss.lpips_trunk=vgg16-397923af.pth --config.loss.lpips_heads=vgg.pth
+
+55,322,782 parameters and a discriminator of 2.8 M, with the losses and weights of
+latent-diffusion's config of this name. The two files are torchvision's weights of VGG-16 and the
+`lpips` package's heads (version 0.1), which do not come with this project; without them there is no
+LPIPS in the loss, and reconstructions are blurred.
+
+Data: TFDS `celeb_a_hq/256`; the original was trained on OpenImages, so for a general codec give
+another `--config.data.name`.
+Hardware: meant for a TPU v5e-8 or eight GPUs of 40 GB. Hours: not measured. The config is built and
+its size is checked by the tests; we have not run it. The published codec took 658,131 steps and has
+a PSNR of 25.2 on OpenImages.
+"""
+
+from conprediff_jax.config import default_first_stage
+
+
+def get_config():
+    config = default_first_stage("vq")
+    config.dtype = "bfloat16"
+    config.data.update(name="celeb_a_hq/256", image_size=256, flip=True)
+    config.autoencoder.update(
+        channels=128,
+        channel_mult=(1, 2, 4),
+        blocks_per_level=2,
+        latent_channels=3,
+        num_codes=8192,
+        remat=True,
+    )
+    config.loss.update(gan_weight=0.75, gan_start=0)
+    # 4.5e-6 for each image of a batch.
+    config.optimizer.update(
+        learning_rate=4.5e-6 * 64, warmup_steps=1000, b1=0.5, b2=0.9, weight_decay=0.0
+    )
+    config.train.update(steps=500_000, batch_size=64, sample_every=5000, checkpoint_every=5000)
+    return config

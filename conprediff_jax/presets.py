@@ -1,0 +1,79 @@
+"""The published latent diffusion models (Rombach et al. 2022, arXiv 2112.10752, appendix E).
+
+Each is a whole config, context prediction at the paper's strides included (arXiv 2401.02015), to
+which a config file adds its data. Backbones, schedules and learning rates are as published; the
+context section's weight and warm-up are ours, since the paper does not state them.
+"""
+
+from ml_collections import ConfigDict
+
+from conprediff_jax.config import default, latents
+
+
+def ldm_4(weights: str) -> ConfigDict:
+    """LDM-4 with the VQ-f4 first stage: 64 x 64 x 3 latents, a UNet of 274,056,163 parameters.
+
+    Args:
+        weights: of the first stage, see `models.first_stage.Latents`.
+    """
+    config = _latent_diffusion()
+    config.first_stage = latents("vq", weights, scale=1.0)
+    config.model.update(
+        channels=224,
+        channel_mult=(1, 2, 3, 4),
+        blocks_per_level=2,
+        attention_downsampling=(2, 4, 8),
+        head_channels=32,
+    )
+    config.optimizer.learning_rate = 2e-6 * 48
+    config.train.batch_size = 48
+    return config
+
+
+def ldm_8(weights: str) -> ConfigDict:
+    """LDM-8 with the KL-f8 first stage: 32 x 32 x 4 latents, a UNet of 294,966,916 parameters.
+
+    Args:
+        weights: of the first stage, see `models.first_stage.Latents`.
+    """
+    config = _latent_diffusion()
+    # Scaled by their standard deviation, which is measured over the first batches.
+    config.first_stage = latents("kl", weights, channel_mult=(1, 2, 4, 4), latent_channels=4)
+    config.process.update(beta_end=0.0155, loss_norm="l1")
+    config.model.update(
+        channels=192,
+        channel_mult=(1, 2, 2, 4, 4),
+        blocks_per_level=2,
+        attention_downsampling=(1, 2, 4, 8),
+        num_heads=8,
+        head_channels=None,
+        scale_shift_norm=True,
+        resblock_updown=True,
+    )
+    config.optimizer.learning_rate = 5e-5
+    config.train.batch_size = 96
+    return config
+
+
+def _latent_diffusion() -> ConfigDict:
+    config = default().unlock()
+    config.dtype = "bfloat16"
+    config.data.update(image_size=256, flip=True, label=None)
+    config.process.update(
+        schedule="scaled_linear", num_steps=1000, beta_start=0.0015, beta_end=0.0195
+    )
+    config.context.update(weight=0.03, points_per_example=256, warmup_steps=20_000)
+    config.optimizer.update(warmup_steps=10_000, weight_decay=0.01)
+    config.train.update(steps=500_000, ema_decay=0.9999)
+    # The original sampler: range(0, T, T / steps) + 1, ending at alpha_bar_0; latents have no
+    # limits.
+    config.sampling.update(
+        sampler="ddim",
+        steps=200,
+        spacing="leading",
+        steps_offset=1,
+        final="first",
+        clip=0.0,
+        num=16,
+    )
+    return config.lock()

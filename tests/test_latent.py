@@ -1,0 +1,165 @@
+"""Latent diffusion: the command on the box, on real formats; first-stage weights good and bad."""
+
+import importlib.util
+import io
+import json
+import pathlib
+import shutil
+import tarfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import save_file
+
+from conprediff_jax import config as config_lib
+from conprediff_jax import inference, parallel, sampling
+from conprediff_jax.data import DataError, sources
+from conprediff_jax.experiment import make_experiment
+from conprediff_jax.interop.diffusers_autoencoder import params_to_diffusers
+from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
+from conprediff_jax.train import frozen
+from conprediff_jax.train.loop import train
+
+SMALL = {"channels": 32, "channel_mult": (1, 2, 2), "blocks_per_level": 1, "num_codes": 16}
+
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def write_diffusers_folder(folder, model, seed=0):
+    params = jax.jit(model.init)(jax.random.key(seed), np.zeros((1, 8, 8, 3)))["params"]
+    folder.mkdir(parents=True)
+    save_file(params_to_diffusers(params, model), folder / frozen.WEIGHTS)
+    (folder / "config.json").write_text(json.dumps({"_class_name": type(model).__name__}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return write_diffusers_folder(tmp_path_factory.mktemp("weights") / "vq-f4", VQModel(**SMALL))
+
+
+@pytest.fixture(scope="module")
+def celeba(tmp_path_factory):
+    """TFDS's own builder on a file of the format that it asks users to fetch by hand."""
+    data_dir = tmp_path_factory.mktemp("tfds")
+    manual = data_dir / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    with tarfile.open(manual / "data256x256.tar", "w") as tar:
+        for index in range(12):
+            coarse = Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8))
+            file = io.BytesIO()
+            coarse.resize((256, 256)).save(file, "PNG")
+            entry = tarfile.TarInfo(f"{index:05}.png")
+            entry.size = file.tell()
+            file.seek(0)
+            tar.addfile(entry, file)
+    sources.prepare("celeb_a_hq/256", str(data_dir))
+    return data_dir
+
+
+def shipped(name):
+    path = pathlib.Path(__file__).parent.parent / "configs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+def small_celebahq(data_dir, weights, **overrides):
+    """configs/celebahq.py with everything of it but the sizes."""
+    config = shipped("celebahq")
+    config.dtype = "float32"
+    config.data.update(data_dir=str(data_dir), image_size=32)
+    config.first_stage.weights = str(weights)
+    config.first_stage.autoencoder.update(SMALL)
+    config.model.update(
+        channels=32, channel_mult=(1,), blocks_per_level=1, attention_downsampling=()
+    )
+    config.context.update(hidden=16, latent=4, samples=4, iterations=5, points_per_example=8)
+    config.train.update(steps=2, batch_size=4, log_every=1)
+    config.sampling.update(steps=2, num=2)
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(celeba, weights, one_device, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    state = train(small_celebahq(celeba, weights, **{"first_stage.scale": None}), str(workdir))
+    return workdir, state
+
+
+def test_celebahq_runs_from_the_manual_files_to_a_sample(finished):
+    workdir, state = finished
+    assert int(state.step) == 2
+    assert np.asarray(Image.open(workdir / "samples" / "step_0000002.png")).std() > 0
+
+
+def test_the_measured_scale_makes_latents_of_unit_variance(finished, celeba, weights):
+    _, state = finished
+    task = make_experiment(small_celebahq(celeba, weights)).task
+    source = sources.open_source("celeb_a_hq/256", data_dir=str(celeba))
+    files = [Image.open(io.BytesIO(source[i]["image"])).resize((32, 32)) for i in range(12)]
+    points = task.first_stage.encode(state.extra, jnp.asarray(np.stack(files)))
+    assert np.std(points) == pytest.approx(1, rel=0.1)
+    assert float(state.extra["scale"]) != 1
+
+
+def test_a_checkpoint_carries_its_first_stage(finished, weights, tmp_path):
+    """Samples need neither the weights' folder nor the data."""
+    workdir, _ = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    mesh = parallel.make_mesh(parallel.MeshSpec())
+    task, params, stage, _ = inference.load(str(tmp_path / "run"), mesh)
+    stored = frozen.load_params(task.first_stage)
+    jax.tree.map(np.testing.assert_array_equal, stage["autoencoder"], stored)
+    generate = sampling.make_generate(task, task.sampling.make(task.process), mesh)
+    images = generate(params, stage, 0, jnp.arange(2))
+    assert images.shape == (2, 32, 32, 3)
+
+
+def test_decoding_encoded_images_is_the_autoencoder(weights):
+    model = VQModel(**SMALL)
+    first_stage = make_experiment(small_celebahq(".", weights)).task.first_stage
+    stage = {"autoencoder": frozen.load_params(first_stage), "scale": np.float32(0.7)}
+    images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    found = first_stage.decode(stage, first_stage.encode(stage, jnp.asarray(images)))
+    expected, _ = model.apply(
+        {"params": stage["autoencoder"]}, jnp.asarray(images / np.float32(127.5) - 1)
+    )
+    expected = np.clip(np.round(np.asarray(expected) * 127.5 + 127.5), 0, 255)
+    assert np.abs(np.asarray(found, int) - expected).max() <= 1
+
+
+def test_missing_files_are_named_with_their_places(celeba, weights, tmp_path):
+    config = small_celebahq(tmp_path, weights)
+    with pytest.raises(DataError, match=rf"{tmp_path}.*downloads/manual"):
+        train(config, str(tmp_path / "run"))
+    config = small_celebahq(celeba, tmp_path / "vq-f4")
+    with pytest.raises(
+        frozen.FirstStageError, match=rf"put there a diffusers VQModel .*{frozen.WEIGHTS}"
+    ):
+        train(config, str(tmp_path / "run"))
+
+
+def test_weights_of_another_family_or_shape_are_refused(weights, finished, tmp_path):
+    def load(first_stage):
+        config = shipped("celebahq").unlock()
+        config.first_stage = first_stage
+        frozen.load_params(make_experiment(config).task.first_stage)
+
+    kl = {key: value for key, value in SMALL.items() if key != "num_codes"}
+    with pytest.raises(frozen.FirstStageError, match=r"holds a VQModel.*asks for a AutoencoderKL"):
+        load(config_lib.latents("kl", str(weights), **kl))
+    with pytest.raises(frozen.FirstStageError, match=r"\(16, 3\).*\(32, 3\)|\(32, 3\).*\(16, 3\)"):
+        load(config_lib.latents("vq", str(weights), **(SMALL | {"num_codes": 32})))
+    with pytest.raises(frozen.FirstStageError, match=r"holds a Denoising.*asks for a VQModel"):
+        load(config_lib.latents("vq", str(finished[0]), **SMALL))
+    other = write_diffusers_folder(tmp_path / "kl", AutoencoderKL(**kl))
+    with pytest.raises(frozen.FirstStageError, match="holds a AutoencoderKL"):
+        load(config_lib.latents("vq", str(other), **SMALL))
