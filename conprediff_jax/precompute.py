@@ -209,7 +209,9 @@ def _write(
     encode: Encode,
 ) -> None:
     """Encodes and writes shards."""
-    tell = _Teller(sum(len(manifest.shard_range(shard)) for shard in shards))
+    share = range(jax.process_index(), manifest.num_shards, jax.process_count())
+    total, todo = (sum(len(manifest.shard_range(shard)) for shard in s) for s in (share, shards))
+    tell = _Teller(total, total - todo)
     bad = transforms.BadRecords()
     decode = _Decode(transforms.ToExample(size=experiment.data.image_size, bad=bad))
     threads = grain.ReadOptions(num_threads=experiment.data.threads)
@@ -259,8 +261,8 @@ def _encoded(
 class _Teller:
     """Says every few seconds how far the work is."""
 
-    def __init__(self, total: int):
-        self.progress, self.done, self.said = Progress(total), 0, time.monotonic()
+    def __init__(self, total: int, done: int):
+        self.progress, self.done, self.said = Progress(total, done), done, time.monotonic()
 
     def __call__(self, images: int) -> None:
         """Counts images; a line is due when some time has passed, and at the end."""

@@ -96,7 +96,7 @@ def config_of(weights, **overrides):
     config.data.update(name="captioned", keep=("caption",))
     config.model.num_classes = 3
     config.context.weight = 0.0
-    config.train.steps = 4
+    config.train.update(steps=4, checkpoint_every=4)
     config.update_from_flattened_dict(overrides)
     return config
 
@@ -142,6 +142,8 @@ def test_batches_are_those_of_the_images_encoded(weights, encoded):
         np.testing.assert_array_equal(next(latent)["latent"], b["latent"])
     source = data.open_data(latent_spec)
     assert len(source) == COUNT and source.class_names == ("x", "y", "z")
+    evaluated = next(data.evaluation_iterator(latent_spec, batch_size=4))  # images, all the same
+    assert evaluated["image"].shape == (4, 8, 8, 3)
     assert "latent" not in source[BAD] and not np.array_equal(*map(source[0].get, KINDS))
 
 
@@ -194,7 +196,7 @@ def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(
     assert len(found) == 4 and len(whole) == 5  # two shards, part of a third, the manifest
     assert found.pop("incomplete.json") == whole["latents.json"]
     with pytest.raises(
-        data.DataError, match=r"incomplete, 2 of 4 .* precompute --out=.* again: it goes on"
+        data.DataError, match=r"incomplete, 2 of 4 .*precompute .*--out=.* again: it goes on"
     ):
         data.open_data(make_experiment(config_of(weights, **with_latents(folder))).data)
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.array_record")}
@@ -236,7 +238,7 @@ def test_another_run_is_refused_in_the_same_folder(
         ({"data.split": "test"}, "config.data.split is 'test'; .* with 'train'"),
         ({"data.keep": ("title",)}, r"config.data.keep has title; .* with \['caption'\]"),
         ({"data.crop": "random"}, "config.data: crop is 'random'"),
-        ({"data.latents": "{empty}"}, "no latents there; run .*precompute --out="),
+        ({"data.latents": "{empty}"}, "no latents there; run .*precompute .*--out="),
         ({"data.latents": "{unflipped}"}, "no latents of mirrored images"),
         ({"data.latents": "{damaged}"}, "damaged"),
         ({"data.latents": "{foreign}"}, "holds other things"),

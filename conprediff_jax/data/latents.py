@@ -32,14 +32,14 @@ from jax.experimental import multihost_utils
 from conprediff_jax.data import sources, transforms
 
 COMPLETE, INCOMPLETE = "latents.json", "incomplete.json"
-COMMAND = "python -m conprediff_jax.precompute"
+COMMAND = "python -m conprediff_jax.precompute --config=..."
 VERSION = 1
 
 # Of a `DataSpec`: what latents depend on. The folder of TFDS and the speed of reading are not.
 DATA_FIELDS = ("name", "split", "image_size", "label", "keep")
 
 # Of an autoencoder: what no encoded latent depends on.
-TRAINING_FIELDS = ("parent", "name", "dropout", "codebook_weight", "commitment_weight")
+TRAINING_FIELDS = ("parent", "name", "dropout", "codebook_weight", "commitment_weight", "remat")
 
 _PARTIAL = ".partial"
 _OPTIONS = "group_size:1,uncompressed"  # random access; noise-like floats hardly compress
