@@ -219,7 +219,7 @@ def test_lpips_is_read_from_its_files_and_weighted(lpips_files):
     without = make("kl", **lpips_files | {"loss.lpips_trunk": "", "loss.lpips_heads": ""}).task
     assert without.prepare(lambda: iter(())) is None and without.init()[1] == {}
     missing = make("kl", **lpips_files | {"loss.lpips_trunk": "/none.pth"}).task
-    with pytest.raises(UserError, match=r"/none.pth: there is no such file"):
+    with pytest.raises(UserError, match=r"/none.pth: there is no such weights file"):
         missing.prepare(lambda: iter(()))
 
 
@@ -267,7 +267,10 @@ def test_any_mesh_gives_the_trace_of_one_device(followed, monkeypatch):
             assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
 
 
-def test_a_run_writes_pairs_metrics_and_checkpoints(tmp_path):
+def test_a_run_writes_pairs_metrics_and_checkpoints(tmp_path, monkeypatch):
+    one, make_mesh = jax.devices()[:1], parallel.make_mesh
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+    monkeypatch.setattr(parallel, "make_mesh", lambda spec, devices=one: make_mesh(spec, devices))
     folder = tiny.write_images(tmp_path / "images")
     config = tiny_config("vq", **VQ_GAN, **{"data.name": str(folder)})
     state = train(config, str(tmp_path / "run"))

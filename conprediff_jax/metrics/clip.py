@@ -284,8 +284,8 @@ def prepare(
 ) -> UInt8[np.ndarray, "batch size size 3"]:
     """The central square, resized by Pillow's bicubic filter, as CLIP's own code does it."""
     height, width = images.shape[1:3]
-    scale = size / min(height, width)
-    shape = (round(width * scale), round(height * scale))
+    shorter = min(height, width)
+    shape = (width * size // shorter, height * size // shorter)
     left, top = (shape[0] - size) // 2, (shape[1] - size) // 2
     box = (left, top, left + size, top + size)
     resized = [Image.fromarray(i).resize(shape, Image.Resampling.BICUBIC).crop(box) for i in images]

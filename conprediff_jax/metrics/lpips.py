@@ -15,17 +15,16 @@ Krizhevsky (2014, arXiv 1404.5997).
 
 import os
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from conprediff_jax.errors import UserError
 from conprediff_jax.interop.tensors import Table, parameter_shapes
+from conprediff_jax.metrics import weights
 from conprediff_jax.metrics.vgg16 import VGG16
 
 Images = Float[Array, "batch height width 3"]
@@ -109,22 +108,30 @@ class LPIPS(nn.Module):
         return distance
 
 
-def load(model: LPIPS, trunk: str | os.PathLike, heads: str | os.PathLike) -> dict[str, Any]:
+def load(
+    model: LPIPS,
+    trunk: str | os.PathLike,
+    heads: str | os.PathLike,
+    *,
+    cache: str | os.PathLike = "~/.cache/conprediff_jax/weights",
+) -> dict[str, Any]:
     """Parameters from files, as NumPy arrays.
 
     Args:
         model: says which network is expected.
         trunk: torchvision's weights (`features.0.weight` ...; the classifier's are left aside).
-        heads: the `lpips` package's (`lin0.model.1.weight` ...). Both are `.safetensors` files, or
-            `.pth` or `.pt`, which take torch to read.
+        heads: the `lpips` package's (`lin0.model.1.weight` ...). Both are files of safetensors or
+            of torch.
+        cache: where files of torch are kept converted.
 
     Raises:
         UserError: a file is missing, unreadable, or not what it should be.
     """
-    features = {k: v for k, v in _read(trunk).items() if not k.startswith("classifier.")}
-    tensors = {**features, **_read(heads)}
+    cache = pathlib.Path(cache).expanduser()
+    tensors = weights.read(trunk, cache) | weights.read(heads, cache)
+    kept = {name: t for name, t in tensors.items() if not name.startswith("classifier.")}
     try:
-        return table(model).read(tensors)
+        return table(model).read(kept)
     except ValueError as error:
         raise UserError(f"{trunk}, {heads}: {error}") from error
 
@@ -144,27 +151,3 @@ def table(model: LPIPS) -> Table:
     return Table(
         model=f"LPIPS of {model.network}", shapes=shapes, names=names, pointwise=tuple(heads)
     )
-
-
-def _read(path: str | os.PathLike) -> Mapping[str, np.ndarray]:
-    """The tensors of a file by name."""
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise UserError(f"LPIPS weights {path}: there is no such file")
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise UserError(f"LPIPS weights {path}: give a .safetensors, .pth or .pt file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import numpy
-
-            return numpy.load_file(path)
-        import torch
-
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        return {name: tensor.numpy() for name, tensor in tensors.items()}
-    except ImportError as error:
-        message = f"LPIPS weights {path}: reading them takes the package {error.name!r}"
-        raise UserError(message) from error
-    except Exception as error:  # both libraries raise what they like
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"LPIPS weights {path} are unreadable: {reason}") from error

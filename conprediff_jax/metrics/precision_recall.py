@@ -80,6 +80,7 @@ def nearest(
     """
     if len(points) < k:
         raise ValueError(f"{len(points)} images have no {k} neighbours: more are needed")
+    queries, points = _centred(queries, points)
     distances, indices = [], []
     for block in _blocks(queries):
         best = (np.full((len(block), k), np.inf, np.float32), np.zeros((len(block), k), np.int32))

@@ -1,17 +1,19 @@
 """Features of a VGG-16 with fixed random weights, for `FD-random-VGG16`.
 
 For images far from ImageNet, or where no pretrained weights can be had, a random network is a
-published substitute (Naeem et al. 2020, arXiv 2002.09797, the embeddings "R64"). Everything about
-this one is defined here, so that its numbers can be repeated in any language:
+published substitute (Naeem et al. 2020, arXiv 2002.09797, which takes its last layer). This one is
+read after every stage, since the last alone tells noise from drawings badly. Everything about it is
+defined here, so that its numbers can be repeated in any language:
 
     bits        64-bit outputs, in order, of Philox-4x64-10 with key (16, 0), counter from 1
     u           (bits >> 11) / 2^53, in [0, 1)
     weight      (2 u - 1) sqrt(6 / fan_in)   (He et al. 2015); bias 0
     order       the 13 convolutions from input to output, each [out, in, row, column], then the
-                projection [64, 512]
+                projections of stages 1 to 5, each [32, channels]
     input       image / 127.5 - 1 at its own size; where that is under 32 pixels a side, each pixel
                 is first repeated by the smallest whole factor that makes it 32
-    features    projection of the mean over places of relu5_3; 64 numbers
+    features    of every stage, the projection of the mean over places of its last ReLU (relu1_2,
+                relu2_2, relu3_3, relu4_3, relu5_3); 5 x 32 numbers
 
 A distance depends on the size of the images; both sides must have the same. It is never to be
 called FID.
@@ -27,7 +29,7 @@ from jaxtyping import Array, Float, UInt8
 from conprediff_jax.metrics.vgg16 import VGG16
 
 KEY = 16
-FEATURES = 64
+FEATURES = 32  # of a stage
 LEAST = 32
 
 
@@ -42,8 +44,13 @@ class RandomVGG16(nn.Module):
         repeats = -(-LEAST // min(images.shape[1:3]))
         x = images.repeat(repeats, axis=1).repeat(repeats, axis=2)
         x = x.astype(jnp.float32) / 127.5 - 1
-        pooled = VGG16(name="trunk")(x)[-1].mean(axis=(1, 2))
-        return nn.Dense(FEATURES, use_bias=False, precision="highest", name="projection")(pooled)
+        features = []
+        for stage, tap in enumerate(VGG16(name="trunk")(x), 1):
+            project = nn.Dense(
+                FEATURES, use_bias=False, precision="highest", name=f"projection_{stage}"
+            )
+            features.append(project(tap.mean(axis=(1, 2))))
+        return jnp.concatenate(features, axis=-1)
 
 
 def params() -> dict:
@@ -67,6 +74,7 @@ def params() -> dict:
     return traverse_util.unflatten_dict(drawn)
 
 
-def _place(path: tuple[str, ...]) -> int:
-    """Where in the network a parameter is; the projection comes last."""
-    return int(path[1].split("_")[1]) if path[0] == "trunk" else 99
+def _place(path: tuple[str, ...]) -> tuple[bool, int]:
+    """Where in the order of draws a parameter is; the projections come last."""
+    layer = path[-2]
+    return layer.startswith("projection"), int(layer.split("_")[1])

@@ -46,11 +46,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     with Checkpoints(workdir, keep=spec.keep) as checkpoints:
         state = checkpoints.restore(abstract, batches, plain_config)
         if state is None:
-            state = init_state(task, optimizer, abstract)
-            prepared = task.prepare(lambda: _open_batches(experiment))
-            if prepared is not None:
-                shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.extra)
-                state = state.replace(extra=jax.device_put(prepared, shardings))
+            state = _prepared(init_state(task, optimizer, abstract), experiment)
         if experiment.data.latents:
             task.check_latents(state.extra)
         start = int(state.step)
@@ -79,6 +75,15 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         logging.info("checkpoints: %s", checkpoints.folder)
         logging.info("TensorBoard events: tensorboard --logdir %s", workdir)
     return state
+
+
+def _prepared(state: TrainState, experiment: Experiment) -> TrainState:
+    """A fresh state with what the task loads or measures in its place."""
+    extra = experiment.task.prepare(lambda: _open_batches(experiment))
+    if extra is None:
+        return state
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.extra)
+    return state.replace(extra=jax.device_put(extra, shardings))
 
 
 def _open_batches(experiment: Experiment) -> grain.DatasetIterator:
