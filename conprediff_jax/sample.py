@@ -20,6 +20,7 @@ from conprediff_jax.errors import UserError
 from conprediff_jax.inference import load
 from conprediff_jax.progress import Progress
 from conprediff_jax.sampling import generate_batches, make_generate
+from conprediff_jax.train.denoising import Denoising
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest when absent.")
@@ -40,6 +41,8 @@ def main(argv: list[str]) -> None:
     del argv
     mesh = parallel.make_mesh(parallel.MeshSpec())
     task, params, frozen, step = load(_WORKDIR.value, mesh, _STEP.value)
+    if not isinstance(task, Denoising):
+        raise UserError(f"--workdir={_WORKDIR.value} holds a first stage: there is no denoiser")
     num_classes = task.num_classes
     if _LABEL.value is not None and not 0 <= _LABEL.value < (num_classes or 0):
         raise UserError(
