@@ -38,6 +38,7 @@ from conprediff_jax.metrics.image_sets import ImageSet
 from conprediff_jax.metrics.precision_recall import nearest
 from conprediff_jax.metrics.suite import METRICS, Results, Suite
 from conprediff_jax.sampling import make_generate
+from conprediff_jax.train.denoising import Denoising
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run: its images are judged.")
 _SAMPLES = flags.DEFINE_string("samples", None, "Or a folder of images, or an npz with arr_0.")
@@ -154,7 +155,7 @@ def _judges(cache: pathlib.Path) -> dict[str, Callable[[ImageSet, ImageSet], Fig
         judges["CLIP score"] = clip_score
     if _LPIPS_TRUNK.value:
         model = lpips.LPIPS(network=_LPIPS_NETWORK.value)
-        params = lpips.load(model, _LPIPS_TRUNK.value, _LPIPS_HEADS.value)
+        params = lpips.load(model, _LPIPS_TRUNK.value, _LPIPS_HEADS.value, cache=cache)
 
         def distance(samples: ImageSet, reference: ImageSet) -> Figure:
             return mean_figure(_lpips(model, params, samples, reference), **options)
@@ -177,14 +178,21 @@ def _lpips(model: Any, params: Any, samples: ImageSet, reference: ImageSet) -> n
             f"LPIPS compares image by image: {samples.count} samples of {samples.size} do not "
             f"match {reference.count} reference images of {reference.size}"
         )
-    apply = jax.jit(lambda x, y: model.apply({"params": params}, x / 127.5 - 1, y / 127.5 - 1))
+
+    @jax.jit
+    def apply(params, x, y):
+        return model.apply({"params": params}, x / 127.5 - 1, y / 127.5 - 1)
+
+    params = jax.device_put(params)
     pairs = zip(samples.batches(_BATCH.value), reference.batches(_BATCH.value), strict=True)
-    return np.concatenate([np.asarray(apply(x, y)) for x, y in pairs])
+    return np.concatenate([np.asarray(apply(params, x, y)) for x, y in pairs])
 
 
 def _draw(workdir: str, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[str, str]]:
     """Draws the images of a workdir, or the rest of them; and says how they came about."""
     task, params, frozen, step = load(workdir, mesh, _STEP.value)
+    if not isinstance(task, Denoising):
+        raise UserError(f"--workdir={workdir} holds a first stage: there is no denoiser")
     wanted = {"sampler": _SAMPLER.value, "steps": _STEPS.value, "eta": _ETA.value}
     given = {name: value for name, value in wanted.items() if value is not None}
     try:

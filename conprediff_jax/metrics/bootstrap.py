@@ -5,19 +5,24 @@
 with f* the figure of samples drawn again, with replacement, from those there are (Efron 1979). The
 spread is taken about the mean of the f*, and not about f: repeated samples shift figures such as
 the Frechet distance, which are biased in the number of different samples, all in one direction.
-The reference is not drawn again: an interval is one for the samples alone.
+The reference is not drawn again: an interval is one for the samples alone. That of recall, a share
+of the reference, is the exception: there the reference images are drawn, both manifolds given.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
+from absl import logging
 from jaxtyping import Float, Shaped
 
 from conprediff_jax.metrics.frechet import Gaussian, Moments, frechet_distance
+from conprediff_jax.progress import Progress
 
 LEVEL = 0.95
 _ROWS = 4096  # features read at a time
+_SAY_EVERY = 20  # seconds
 
 
 class Figure(NamedTuple):
@@ -93,6 +98,10 @@ def frechet_figure(
 
 
 def _draws(count: int, replicates: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Indices drawn with replacement."""
-    for _ in range(replicates):
+    """Indices drawn with replacement; says how far it is where that takes long."""
+    progress, said = Progress(replicates), time.monotonic()
+    for number in range(replicates):
+        if time.monotonic() - said > _SAY_EVERY:
+            speed, said = progress.mark(number), time.monotonic()
+            logging.info("%d/%d replicates  %s left", number, replicates, progress.left(speed))
         yield rng.integers(count, size=count)

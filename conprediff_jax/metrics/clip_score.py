@@ -33,19 +33,21 @@ def clip_scores(
     model, params, tokenizer = clip
 
     @jax.jit
-    def score(images, tokens):
+    def score(params, images, tokens):
         variables = {"params": params}
         seen = model.apply(variables, images, method=CLIP.embed_images)
         read = model.apply(variables, tokens, tokenizer.end, method=CLIP.embed_texts)
         return (100 * (seen * read).sum(axis=-1)).clip(0)
 
+    params = jax.device_put(params)
     scores, first = [], 0
     for images in batches:
         texts = captions[first : first + len(images)]
         first += len(images)
         if len(texts) < len(images):
             raise ValueError(f"{len(captions)} captions for more images: one a line for each image")
-        scores.append(np.asarray(score(prepare(images, model.image_size), tokenizer(texts))))
+        pixels = prepare(images, model.image_size)
+        scores.append(np.asarray(score(params, pixels, tokenizer(texts))))
     if first < len(captions):
         raise ValueError(f"{len(captions)} captions for {first} images: one a line for each image")
     return np.concatenate(scores)

@@ -1,0 +1,284 @@
+"""The evaluation command, what it reads, and what it refuses."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from conprediff_jax import data, parallel
+from conprediff_jax.errors import UserError
+from conprediff_jax.generation import generate_to
+from conprediff_jax.metrics import features, frechet, image_sets, small, suite
+from conprediff_jax.train.loop import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def evaluate(*arguments):
+    environment = os.environ | {
+        "XLA_FLAGS": "",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "conprediff_jax.evaluate", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def pictures(count, size=8, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
+
+
+def write_folder(folder, images):
+    folder.mkdir(parents=True)
+    for index, pixels in enumerate(images):
+        Image.fromarray(pixels).save(folder / f"{index:03}.png")
+    return folder
+
+
+def joined(image_set, batch_size=3):
+    return np.concatenate(list(image_set.batches(batch_size)))
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return parallel.make_mesh(parallel.MeshSpec())
+
+
+def mean_extractor():
+    """A feature network that a test can follow: the mean colour."""
+    return features.Extractor(
+        name="mean colour",
+        fingerprint="mean",
+        apply=lambda params, x: {"pool": x.mean(axis=(1, 2)) * params},
+        params=np.float32(1),
+        labels={"frechet": "FD", "kernel": "KD", "precision": "precision", "recall": "recall"},
+    )
+
+
+# The command --------------------------------------------------------------------------------------
+
+
+def test_a_workdir_is_evaluated_and_reported(tmp_path):
+    config = tiny.get_config()
+    config.data.name = str(tiny.write_images(tmp_path / "data", 24))
+    config.train.update(steps=1, checkpoint_every=1)
+    train(config, str(tmp_path / "run"))
+    arguments = [f"--reference={tmp_path / 'data'}", f"--cache={tmp_path / 'cache'}"]
+    arguments += [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--num=12"]
+    refused = evaluate(*arguments)
+    assert refused.returncode == 2
+    assert refused.stderr.splitlines()[-1].startswith("error: 12 samples: a Frechet distance of")
+    assert not (tmp_path / "out").exists()
+
+    done = evaluate(*arguments, "--allow_few", "--batch_size=8", "--bootstrap=5")
+    assert done.returncode == 0, done.stderr
+    names = [f"{m}-random-VGG16" for m in ("FD", "KD", "precision", "recall")]
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert list(found["metrics"]) == names
+    for name, line in zip(names, done.stdout.splitlines(), strict=True):
+        assert line.split()[0] == name
+        assert found["metrics"][name]["low"] <= found["metrics"][name]["high"]
+    assert "12/12 images" in done.stderr and "features of 24/24 images" in done.stderr
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert page.count("data:image/png;base64") == 3
+    for name in ("samples", "neighbors", "precision_recall"):
+        assert (tmp_path / "out" / f"{name}.png").exists()
+
+
+def test_samples_are_held_against_a_statistics_file_only_with_its_network(tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    np.savez(tmp_path / "samples.npz", pictures(4))
+    result = evaluate(
+        f"--samples={tmp_path / 'samples.npz'}", f"--reference={tmp_path / 'stats.npz'}",
+        "--allow_few", f"--cache={tmp_path}", f"--out={tmp_path / 'out'}",
+    )  # fmt: skip
+    assert result.returncode == 2
+    assert "which need --inception" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+# Reading ------------------------------------------------------------------------------------------
+
+
+def test_folders_npz_shards_and_data_sets_are_the_same_images(tmp_path):
+    images = pictures(7)
+    folder = write_folder(tmp_path / "folder", images)
+    np.savez(tmp_path / "all.npz", images)
+    np.savez(tmp_path / "a.npz", images[:4])
+    np.savez(tmp_path / "b.npz", images[4:])
+    spec = data.DataSpec(name=str(folder), image_size=8)
+    for found in (
+        image_sets.read_samples(folder),
+        image_sets.read_samples(tmp_path / "all.npz"),
+        image_sets.from_arrays("shards", [tmp_path / "a.npz", tmp_path / "b.npz"]),
+        image_sets.from_data(spec),
+    ):
+        np.testing.assert_array_equal(joined(found), images)
+        assert (found.count, found.size) == (7, (8, 8))
+        np.testing.assert_array_equal(found.pick([5, 0, 5]), images[[5, 0, 5]])
+        assert [len(batch) for batch in found.batches(3)] == [3, 3, 1]
+
+
+def test_adm_batches_give_both_statistics_and_their_images(tmp_path):
+    moments = {"mu": np.ones(3), "sigma": np.eye(3), "mu_s": np.zeros(2), "sigma_s": np.eye(2)}
+    np.savez(tmp_path / "adm.npz", pictures(5), **moments)
+    found = image_sets.read_reference(str(tmp_path / "adm.npz"), size=(8, 8))
+    np.testing.assert_array_equal(found.gaussians["pool"].mean, moments["mu"])
+    np.testing.assert_array_equal(found.gaussians["spatial"].covariance, moments["sigma_s"])
+    assert found.count == 5 and len(joined(found)) == 5
+
+
+def bad_folder(images):
+    return lambda path: write_folder(path, images)
+
+
+def bad_npz(**arrays):
+    def write(path):
+        np.savez(path.with_suffix(".npz"), **arrays)
+        return path.with_suffix(".npz")
+
+    return write
+
+
+def text_file(path):
+    path.with_suffix(".npz").write_text("no npz")
+    return path.with_suffix(".npz")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: path, "no such folder or npz"),
+        (bad_folder([]), "no images there"),
+        (
+            bad_folder([*pictures(1), *pictures(1, 9)]),
+            "9 x 9 pixels, but 000.png has 8 x 8",
+        ),
+        (bad_folder([*pictures(1), pictures(1)[0, ..., 0]]), r"001.png: a grey image"),
+        (bad_folder([np.zeros((8, 8, 4), np.uint8)]), "000.png: an image of mode RGBA"),
+        (bad_npz(images=pictures(2)), "holds images; expected arr_0"),
+        (bad_npz(arr_0=pictures(2)[..., 0]), r"arr_0 is uint8 of shape \(2, 8, 8\); expected RGB"),
+        (bad_npz(arr_0=pictures(2) / 255), "arr_0 is float64"),
+        (bad_npz(mu=np.zeros(2), sigma=np.eye(2)), "holds statistics; samples must be images"),
+        (text_file, "not a readable npz"),
+    ],
+)
+def test_bad_samples_are_named_in_a_line(make, message, tmp_path):
+    path = make(tmp_path / "samples")
+    with pytest.raises(UserError, match=message) as error:
+        image_sets.read_samples(path)
+    assert "\n" not in str(error.value)
+
+
+# Features and figures -----------------------------------------------------------------------------
+
+
+def test_features_are_cached_by_content_and_padding_leaves_no_trace(tmp_path, mesh, monkeypatch):
+    images = pictures(13)
+    np.savez(tmp_path / "a.npz", images)
+    first = image_sets.read_samples(tmp_path / "a.npz")
+    runner = features.Runner(mean_extractor(), mesh, batch_size=3)
+    assert runner.batch_size == 8  # divided over the suite's eight devices
+    moments = features.extract(runner, first, tmp_path / "cache")
+    assert not moments.rows
+    whole = features.extract(runner, first, tmp_path / "cache", {"pool"})
+    means = images.mean(axis=(1, 2))
+    np.testing.assert_allclose(whole.rows["pool"], means, rtol=1e-6)
+    for found in (moments, whole):
+        np.testing.assert_allclose(found.gaussians["pool"].mean, means.mean(0), rtol=1e-6)
+        np.testing.assert_allclose(found.gaussians["pool"].covariance, np.cov(means.T), rtol=1e-4)
+    (tmp_path / "a.npz").rename(tmp_path / "b.npz")
+    monkeypatch.setattr(features, "_compute", None)  # the same content is not computed again
+    again = features.extract(
+        runner, image_sets.read_samples(tmp_path / "b.npz"), tmp_path / "cache"
+    )
+    np.testing.assert_array_equal(again.rows["pool"], whole.rows["pool"])
+
+
+def test_the_suite_computes_what_is_possible_and_refuses_too_few(tmp_path, mesh):
+    runner = features.Runner(mean_extractor(), mesh)
+    sets = {}
+    for name, seed in (("samples", 0), ("reference", 1)):
+        np.savez(tmp_path / f"{name}.npz", pictures(60, seed=seed))
+        found = image_sets.read_samples(tmp_path / f"{name}.npz")
+        sets[name] = features.extract(runner, found, tmp_path / "cache", {"pool"})
+    wanted = suite.Suite(metrics=["frechet", "kernel", "precision", "recall"], replicates=30)
+    results = wanted.compute(sets["samples"], sets["reference"], runner.extractor.labels)
+    expected = frechet.frechet_distance(*(found.gaussians["pool"] for found in sets.values()))
+    assert results.figures["FD"].value == pytest.approx(expected)
+    for figure in results.figures.values():
+        assert figure.low <= figure.value <= figure.high
+    assert sorted(results.curve) == list(suite.CURVE)
+    assert results.curve[3] == (results.figures["recall"].value, results.figures["precision"].value)
+    recalls, precisions = zip(*results.curve.values(), strict=True)
+    assert list(recalls) == sorted(recalls) and list(precisions) == sorted(precisions)
+    with pytest.raises(UserError, match="60 samples: a Frechet distance of fewer than 2048"):
+        wanted.check_counts(60, 5000)
+    with pytest.raises(ValueError, match=r"metrics are .*fid.*: choose from"):
+        suite.Suite(metrics=["fid"])
+
+
+# Long generations ---------------------------------------------------------------------------------
+
+
+def test_a_generation_broken_off_goes_on_and_ends_the_same(tmp_path):
+    drawn = []
+
+    def draw(indices):
+        if drawn and indices[0] == 4 and len(drawn) == 2:
+            drawn.append(None)
+            raise KeyboardInterrupt
+        drawn.append(indices)
+        return np.stack([np.full((2, 2, 3), index, np.uint8) for index in indices])
+
+    options = {"num": 10, "batch_size": 2, "about": {"seed": 0}, "shard": 4}
+    with pytest.raises(KeyboardInterrupt):
+        generate_to(tmp_path / "samples", draw, **options)
+    assert [file.name for file in tmp_path.glob("samples/*.npz")] == ["000000.npz"]
+    files = generate_to(tmp_path / "samples", draw, **options)
+    found = joined(image_sets.from_arrays("all", files))
+    np.testing.assert_array_equal(found[:, 0, 0, 0], np.arange(10))
+    assert len(drawn) == 1 + 2 + 3  # nothing was drawn twice
+    with pytest.raises(UserError, match="holds images of"):
+        generate_to(tmp_path / "samples", draw, **options | {"about": {"seed": 1}})
+
+
+# In the train loop --------------------------------------------------------------------------------
+
+
+def test_small_evaluation_tells_good_samples_from_bad_and_compiles_once(tmp_path, mesh):
+    import dataclasses
+
+    smooth = np.linspace(0, 255, 16 * 8 * 8 * 3).reshape(16, 8, 8, 3).astype(np.uint8)
+    folder = write_folder(tmp_path / "data", smooth)
+
+    @dataclasses.dataclass(frozen=True)
+    class Sampling:
+        num: int
+
+    @dataclasses.dataclass(frozen=True)
+    class Task:
+        sampling: Sampling
+
+        def preview(self, mesh):
+            del mesh
+            return lambda images, extra: images[: self.sampling.num]
+
+    spec = data.DataSpec(name=str(folder), image_size=8)
+    evaluation = small.SmallEvaluation(Task(Sampling(4)), mesh, spec, num=16, batch_size=8)
+    good, bad = evaluation(smooth, None), evaluation(pictures(16), None)
+    assert sorted(good) == ["eval/FD-random-VGG16", "eval/KD-random-VGG16"]
+    assert good["eval/FD-random-VGG16"] == pytest.approx(0, abs=1e-4)
+    assert all(good[name] < bad[name] for name in good)
+    assert evaluation._runner._apply._cache_size() == 1
