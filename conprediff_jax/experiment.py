@@ -140,6 +140,8 @@ def _make_first_stage_training(
     config: ConfigDict, data: DataSpec, train: TrainSpec
 ) -> FirstStageTraining:
     """An autoencoder, with LPIPS where its files are given and a discriminator where it counts."""
+    if train.eval_every:
+        raise ConfigError("config.train.eval_every is for diffusion models: a first stage has 0")
     loss = build(FirstStageLoss, config, "loss")
     cls = config_lib.AUTOENCODERS[config.task]
     model = build(cls, config, "autoencoder", dtype=config.dtype)

@@ -1,10 +1,10 @@
 """The train loop."""
 
 import json
-from collections.abc import Callable
 
 import grain
 import jax
+import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from conprediff_jax import data, images, parallel
 from conprediff_jax.experiment import Experiment, check_devices, make_experiment
+from conprediff_jax.metrics.small import SmallEvaluation
 from conprediff_jax.train.checkpoint import Checkpoints
 from conprediff_jax.train.report import Reporter
 from conprediff_jax.train.state import TrainState, abstract_state, init_state
@@ -57,18 +58,16 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         try:
             _introduce(experiment, mesh, state, workdir, reporter)
             train_step = make_train_step(experiment, optimizer, abstract, mesh)
-            sample = task.preview(mesh)
+            observe = _Observer(experiment, mesh, workdir, reporter)
             for step in range(start + 1, spec.steps + 1):
                 batch = next(batches)
                 batch = parallel.to_global({k: batch[k] for k in task.batch_keys}, mesh)
                 state, metrics = train_step(state, batch)
                 reporter.add(step, metrics)
-                last = step == spec.steps
-                if last or step % spec.checkpoint_every == 0:
+                if step % spec.checkpoint_every == 0 or step == spec.steps:
                     reporter.check()  # never save what has diverged
                     checkpoints.save(state, batches, plain_config)
-                if last or (spec.sample_every and step % spec.sample_every == 0):
-                    _show(sample, step, state, workdir, reporter)
+                observe(step, state)
         finally:
             reporter.close()
         checkpoints.wait()
@@ -128,15 +127,35 @@ def _introduce(
     )  # fmt: skip
 
 
-def _show(sample: Callable, step: int, state: TrainState, workdir: str, reporter: Reporter) -> None:
-    """Writes a sample grid of the moving average, to a file and to TensorBoard."""
-    jax.block_until_ready(state)
-    with reporter.progress.paused():
-        grid = images.grid(sample(state.ema, state.extra))
+class _Observer:
+    """Sample grids and small evaluations of the moving average, when they are due."""
+
+    def __init__(self, experiment: Experiment, mesh: Mesh, workdir: str, reporter: Reporter):
+        self._spec, self._reporter = experiment.train, reporter
+        self._folder = epath.Path(workdir) / "samples"
+        self._sample = experiment.task.preview(mesh)
+        if self._spec.eval_every:
+            self._evaluate = SmallEvaluation(experiment.task, mesh, experiment.data)
+
+    def __call__(self, step: int, state: TrainState) -> None:
+        last, every = step == self._spec.steps, self._spec
+        show = last or (every.sample_every and step % every.sample_every == 0)
+        evaluate = every.eval_every and (last or step % every.eval_every == 0)
+        if not show and not evaluate:
+            return
+        jax.block_until_ready(state)  # the steps still running count as training
+        with self._reporter.progress.paused():
+            if show:
+                self._show(step, images.grid(self._sample(state.ema, state.extra)))
+            if evaluate:
+                self._reporter.scalars(step, self._evaluate(state.ema, state.extra))
+
+    def _show(self, step: int, grid: np.ndarray) -> None:
+        """Writes a grid to a file and to TensorBoard."""
         if jax.process_index() == 0:
-            path = epath.Path(workdir) / "samples" / f"step_{step:07}.png"
+            path = self._folder / f"step_{step:07}.png"
             images.write_png(path, grid)
-            reporter.image(step, "samples", grid)
+            self._reporter.image(step, "samples", grid)
             logging.info("sample grid: %s", path)
 
 

@@ -16,6 +16,7 @@ class TrainSpec:
             early on it is lower, min(ema_decay, (1 + step) / (10 + step)).
         log_every: steps between progress lines and logged metrics (which are means over them).
         sample_every: steps between sample grids; 0 for one at the end only.
+        eval_every: steps between small evaluations (`metrics.small`); 0 for none.
         checkpoint_every: steps between checkpoints; there is one at the end as well.
         keep: checkpoints kept, the newest.
     """
@@ -26,6 +27,7 @@ class TrainSpec:
     ema_decay: float = 0.9999
     log_every: int = 50
     sample_every: int = 5000
+    eval_every: int = 0
     checkpoint_every: int = 5000
     keep: int = 3
 
@@ -40,8 +42,9 @@ class TrainSpec:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
-        if self.sample_every < 0:
-            raise ValueError(f"sample_every is {self.sample_every}: it must not be negative")
+        for name in ("sample_every", "eval_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
         if self.batch_size % self.microbatches:
             raise ValueError(
                 f"microbatches is {self.microbatches}: it must divide batch_size {self.batch_size}"
