@@ -296,6 +296,21 @@ def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(finished, run_con
     assert_same(train(run_config, str(tmp_path)), state)
 
 
+def test_small_evaluations_are_logged_and_change_nothing(finished, run_config, tmp_path):
+    workdir, state = finished
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copytree(workdir / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
+    config = run_config.copy_and_resolve_references()
+    config.train.eval_every = 6
+    assert_same(train(config, str(tmp_path)), state)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [e.step for e in events.Tensors("eval/FD-random-VGG16")] == [6]
+    first_stage = config_lib.default_first_stage("kl")
+    first_stage.train.eval_every = 6
+    with pytest.raises(ConfigError, match="a first stage has 0"):
+        make_experiment(first_stage)
+
+
 def test_unreadable_checkpoints_are_moved_aside(finished, run_config, tmp_path):
     workdir, state = finished
     shutil.copytree(workdir, tmp_path / "run")

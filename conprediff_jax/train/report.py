@@ -76,9 +76,9 @@ class Reporter:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Says and writes numbers that are not of every step."""
-        said = ", ".join(f"{name.removeprefix('eval/')} {value:.4f}" for name, value in
-        values.items()) logging.info("step %d  %s", step, said) self._writer.write_scalars(step,
-        values)
+        said = [f"{name.removeprefix('eval/')} {value:.4f}" for name, value in values.items()]
+        logging.info("step %d  %s", step, ", ".join(said))
+        self._writer.write_scalars(step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Writes a picture to TensorBoard."""
