@@ -6,9 +6,9 @@ import pathlib
 # Before JAX starts: the suite never wants an accelerator, and sharding tests want several devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Unoptimised code compiles four times faster, and compiling is what takes the suite's time.
-QUICK = "--xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = (
-    f"{os.environ.get('XLA_FLAGS', '')} {QUICK} --xla_force_host_platform_device_count=8"
+    os.environ.get("XLA_FLAGS", "")
+    + " --xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 

@@ -1,0 +1,42 @@
+"""Latent diffusion on a laptop's CPU: OpenMoji people and faces, 64 x 64, on latents of 8 x 8 x 16.
+
+First the autoencoder, then this:
+
+    python -m conprediff_jax.main --config=configs/first_stage/openmoji_kl.py
+    python -m conprediff_jax.main --config=configs/openmoji_latent.py
+
+Hardware: 2 CPU cores, 3 GB of memory.
+"""
+
+from conprediff_jax.config import default, latents
+
+
+def get_config():
+    config = default().unlock()
+    config.data.update(name="openmoji/people", image_size=64)
+    config.first_stage = latents(
+        "kl",
+        weights="runs/openmoji_kl",
+        channels=128,
+        channel_mult=(1,),
+        blocks_per_level=1,
+        patch=8,
+        middle_attention=False,
+        latent_channels=16,
+    )
+    config.process.update(
+        schedule="cosine", prediction="x0", weighting="min_snr", snr_max=5.0, snr_min=0.5
+    )
+    config.model.update(channels=96, channel_mult=(1, 2), blocks_per_level=1, head_channels=32)
+    config.context.update(weight=0.03, points_per_example=16, warmup_steps=500)
+    config.optimizer.update(learning_rate=1.5e-3, schedule="cosine", warmup_steps=50)
+    config.train.update(
+        steps=2200,
+        batch_size=32,
+        ema_decay=0.995,
+        log_every=50,
+        sample_every=400,
+        checkpoint_every=400,
+    )
+    config.sampling.clip = 0.0
+    return config.lock()
