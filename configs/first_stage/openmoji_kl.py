@@ -1,6 +1,16 @@
 """A first stage that a laptop trains: OpenMoji people and faces, 64 x 64 to latents of 8 x 8 x 16.
 
     python -m conprediff_jax.main --config=configs/first_stage/openmoji_kl.py
+
+Hardware: 2 CPU cores, 2 GB of memory.
+Hours: 0.1 (4,500 steps at 10 to 14 a second).
+Expected: PSNR 27.0 on the images it was trained on, L1 0.044; outlines and colours are clean in the
+grid, rare colours (a red face) are off. A linear code of the same size, principal components of
+8 x 8 patches, has a PSNR of 20.5.
+
+Patches of 8 x 8 pixels are the first layer's channels, so that all convolutions work on a cheap
+8 x 8 grid; small batches make most of the time. The weight of the KL term keeps a little noise in
+the latents, which the decoder learns to bear: 0.03 at latents of about unit deviation.
 """
 
 from conprediff_jax.config import default_first_stage
