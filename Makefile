@@ -1,4 +1,4 @@
-# make demo    install, train ConPreDiff on OpenMoji, sample: 15 minutes on two CPU cores
+# make demo    install, train ConPreDiff on OpenMoji, sample: 10 minutes on two CPU cores
 # make test    install what the tests need and run them all
 # make clean   remove the environment and what the demo wrote
 
