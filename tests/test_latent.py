@@ -2,7 +2,6 @@
 
 import importlib.util
 import io
-import json
 import pathlib
 import shutil
 import tarfile
@@ -11,14 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
-from safetensors.numpy import save_file
 
 from conprediff_jax import config as config_lib
 from conprediff_jax import inference, parallel, sampling
 from conprediff_jax.data import DataError, sources
 from conprediff_jax.experiment import make_experiment
-from conprediff_jax.interop.diffusers_autoencoder import params_to_diffusers
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.train import frozen
 from conprediff_jax.train.loop import train
@@ -29,17 +27,9 @@ SMALL = {"channels": 32, "channel_mult": (1, 2, 2), "blocks_per_level": 1, "num_
 pytestmark = pytest.mark.usefixtures("one_device")
 
 
-def write_diffusers_folder(folder, model, seed=0):
-    params = jax.jit(model.init)(jax.random.key(seed), np.zeros((1, 8, 8, 3)))["params"]
-    folder.mkdir(parents=True)
-    save_file(params_to_diffusers(params, model), folder / frozen.WEIGHTS)
-    (folder / "config.json").write_text(json.dumps({"_class_name": type(model).__name__}))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return write_diffusers_folder(tmp_path_factory.mktemp("weights") / "vq-f4", VQModel(**SMALL))
+    return tiny.write_autoencoder(tmp_path_factory.mktemp("weights") / "vq-f4", VQModel(**SMALL))
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +150,6 @@ def test_weights_of_another_family_or_shape_are_refused(weights, finished, tmp_p
         load(config_lib.latents("vq", str(weights), **(SMALL | {"num_codes": 32})))
     with pytest.raises(frozen.FirstStageError, match=r"holds a Denoising.*asks for a VQModel"):
         load(config_lib.latents("vq", str(finished[0]), **SMALL))
-    other = write_diffusers_folder(tmp_path / "kl", AutoencoderKL(**kl))
+    other = tiny.write_autoencoder(tmp_path / "kl", AutoencoderKL(**kl))
     with pytest.raises(frozen.FirstStageError, match="holds a AutoencoderKL"):
         load(config_lib.latents("vq", str(other), **SMALL))

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from safetensors.numpy import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
 from test_commands import ROOT, environment
@@ -21,7 +20,6 @@ from conprediff_jax import data, parallel
 from conprediff_jax.data import latents, sources
 from conprediff_jax.errors import ConfigError
 from conprediff_jax.experiment import make_experiment
-from conprediff_jax.interop.diffusers_autoencoder import params_to_diffusers
 from conprediff_jax.models.autoencoder import AutoencoderKL
 from conprediff_jax.precompute import precompute
 from conprediff_jax.train import frozen
@@ -46,24 +44,18 @@ def get_config():
 """
 
 
-def write_weights(folder, seed):
-    """A diffusers folder with random weights."""
-    model = AutoencoderKL(**OPTIONS)
-    params = jax.jit(model.init)(jax.random.key(seed), np.zeros((1, 8, 8, 3)))["params"]
-    folder.mkdir()
-    save_file(params_to_diffusers(params, model), folder / frozen.WEIGHTS)
-    (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL"}))
-    return folder
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("weights") / "kl", seed=0)
+    return tiny.write_autoencoder(
+        tmp_path_factory.mktemp("weights") / "kl", AutoencoderKL(**OPTIONS), seed=0
+    )
 
 
 @pytest.fixture(scope="module")
 def other_weights(tmp_path_factory):
-    return write_weights(tmp_path_factory.mktemp("weights") / "kl", seed=1)
+    return tiny.write_autoencoder(
+        tmp_path_factory.mktemp("weights") / "kl", AutoencoderKL(**OPTIONS), seed=1
+    )
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,11 +1,16 @@
 """A model that compiles in seconds, and images for it; also a config file for the commands."""
 
+import json
 import pathlib
 
+import jax
 import numpy as np
 from PIL import Image
+from safetensors.numpy import save_file
 
 from conprediff_jax.config import default
+from conprediff_jax.interop.diffusers_autoencoder import params_to_diffusers
+from conprediff_jax.train import frozen
 
 
 def get_config():
@@ -27,4 +32,13 @@ def write_images(folder: pathlib.Path, count: int = 24) -> pathlib.Path:
     values = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), np.uint8)
     for index, pixels in enumerate(values):
         Image.fromarray(pixels).save(folder / f"{index:03}.png")
+    return folder
+
+
+def write_autoencoder(folder: pathlib.Path, model, seed: int = 0) -> pathlib.Path:
+    """A diffusers folder of an autoencoder with random weights."""
+    params = jax.jit(model.init)(jax.random.key(seed), np.zeros((1, 8, 8, 3)))["params"]
+    folder.mkdir(parents=True)
+    save_file(params_to_diffusers(params, model), folder / frozen.WEIGHTS)
+    (folder / "config.json").write_text(json.dumps({"_class_name": type(model).__name__}))
     return folder
