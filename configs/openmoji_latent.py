@@ -6,6 +6,9 @@ First the autoencoder, then this:
     python -m conprediff_jax.main --config=configs/openmoji_latent.py
 
 Hardware: 2 CPU cores, 3 GB of memory.
+Hours: 0.2 (2,200 steps at about 3.4 a second), after 0.1 for the autoencoder.
+Expected: final loss about 0.104 (denoise 0.080, context 0.024 after weighting); in the grid, busts,
+figures and scenes with clean outlines at 64 x 64, smudged in a few faces.
 """
 
 from conprediff_jax.config import default, latents
