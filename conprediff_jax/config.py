@@ -62,7 +62,6 @@ MODEL_KEYS = (
     "loss.gan_weight",
     "loss.gan_channels",
     "loss.gan_layers",
-    "optimizer.name",
     "seed",
 )
 
