@@ -193,14 +193,14 @@ def _draw(workdir: str, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[s
     task, params, frozen, step = load(workdir, mesh, _STEP.value)
     if not isinstance(task, Denoising):
         raise UserError(f"--workdir={workdir} holds a first stage: there is no denoiser")
-    wanted = {"sampler": _SAMPLER.value, "steps": _STEPS.value, "eta": _ETA.value}
-    given = {name: value for name, value in wanted.items() if value is not None}
-    try:
-        spec = dataclasses.replace(task.sampling, num=_NUM.value, **given)
-        sampler = spec.make(task.process)
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
-    generate = make_generate(task, sampler, mesh)
+    spec = task.sampling.overridden(
+        task.process,
+        num=_NUM.value,
+        sampler=_SAMPLER.value,
+        steps=_STEPS.value,
+        eta=_ETA.value,
+    )
+    generate = make_generate(task, spec.make(task.process), mesh)
 
     def draw(indices: np.ndarray) -> np.ndarray:
         labels = indices % task.num_classes if task.num_classes else None

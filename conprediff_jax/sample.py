@@ -8,7 +8,6 @@ a folder of single PNGs (anything else). Image i depends on the seed and i alone
 decoder is not part of what is loaded.
 """
 
-import dataclasses
 import pathlib
 
 import numpy as np
@@ -49,18 +48,15 @@ def main(argv: list[str]) -> None:
             f"--label={_LABEL.value}: "
             + (f"the model knows 0 to {num_classes - 1}" if num_classes else "no classes here")
         )
-    wanted = {"sampler": _SAMPLER.value, "steps": _STEPS.value, "eta": _ETA.value}
-    given = {name: value for name, value in wanted.items() if value is not None}
-    try:
-        sampler = dataclasses.replace(task.sampling, **given).make(task.process)
-    except ValueError as error:
-        raise UserError(f"--{error}") from error
+    spec = task.sampling.overridden(
+        task.process, sampler=_SAMPLER.value, steps=_STEPS.value, eta=_ETA.value
+    )
 
     batch_size = min(_BATCH.value, _NUM.value)
     progress = Progress(_NUM.value)
     drawn = []
     for batch in generate_batches(
-        make_generate(task, sampler, mesh),
+        make_generate(task, spec.make(task.process), mesh),
         params,
         frozen,
         seed=_SEED.value,

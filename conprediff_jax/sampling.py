@@ -17,6 +17,7 @@ from jaxtyping import Array, UInt8
 
 from conprediff_jax import parallel, random
 from conprediff_jax.diffusion.samplers import SAMPLERS
+from conprediff_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +66,20 @@ class SamplingSpec:
             clip=self.clip or None,
             **options,
         )
+
+    def overridden(self, process: Any, **flags: Any) -> "SamplingSpec":
+        """These settings with those of a command's flags that are not None.
+
+        Raises:
+            UserError: a flag does not fit the process; the message names it.
+        """
+        given = {name: value for name, value in flags.items() if value is not None}
+        try:
+            spec = dataclasses.replace(self, **given)
+            spec.make(process)
+        except ValueError as error:
+            raise UserError(f"--{error}") from error
+        return spec
 
 
 Generate = Callable[..., UInt8[Array, "..."]]
