@@ -17,16 +17,18 @@ from ml_collections.config_dict import placeholder
 
 from conprediff_jax.context import ContextPrediction
 from conprediff_jax.data import DataSpec
+from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.errors import ConfigError
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.models.first_stage import Pixels
+from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.parallel import MeshSpec
-from conprediff_jax.sampling import SamplingSpec
+from conprediff_jax.sampling import GaussianSampling, TokenSampling
 from conprediff_jax.train.first_stage import FirstStageLoss
 from conprediff_jax.train.optimizer import OptimizerSpec
-from conprediff_jax.train.spec import TrainSpec
+from conprediff_jax.train.spec import ConditionSpec, TrainSpec
 
 T = TypeVar("T")
 
@@ -35,10 +37,16 @@ AUTOENCODERS = {"vq": VQModel, "kl": AutoencoderKL}
 
 # Fields that the builder fills in from other sections.
 DERIVED = {
-    "UNet": ("out_channels", "dtype", "parent", "name"),
+    "UNet": ("out_channels", "learned_null", "dtype", "parent", "name"),
+    "TokenTransformer": (
+        *("num_codes", "grid", "num_steps"),
+        *("learned_null", "dtype", "parent", "name"),
+    ),
+    "CategoricalProcess": ("num_codes",),
     "VQModel": ("out_channels", "dtype", "parent", "name"),
     "AutoencoderKL": ("out_channels", "dtype", "parent", "name"),
     "Latents": ("model",),
+    "Tokens": ("model",),
     "ContextPrediction": ("num_steps", "alpha_bar", "dtype"),
 }
 
@@ -48,9 +56,11 @@ MODEL_KEYS = (
     "data.image_size",
     "first_stage.kind",
     "first_stage.patch",
+    "first_stage.used_codes",
     "first_stage.autoencoder",
     "process",
     "model",
+    "condition",
     "context.strides",
     "context.decoder",
     "context.source",
@@ -68,19 +78,42 @@ MODEL_KEYS = (
 
 def default() -> ConfigDict:
     """Every section and key, with defaults: a plain 64x64 pixel model with context prediction."""
+    return _denoising(
+        first_stage=pixels(),
+        process=section(GaussianProcess),
+        model=section(UNet, channels=128, channel_mult=(1, 2, 2), head_channels=32),
+        sampling=section(GaussianSampling),
+    )
+
+
+def default_discrete(first_stage: ConfigDict) -> ConfigDict:
+    """Every section and key of a discrete model, with VQ-Diffusion's process and optimiser.
+
+    Args:
+        first_stage: what `tokens` returns.
+    """
+    config = _denoising(
+        first_stage=first_stage,
+        process=section(CategoricalProcess),
+        model=section(TokenTransformer, width=512, num_layers=20, num_heads=16),
+        sampling=section(TokenSampling),
+    )
+    config.optimizer.update(b1=0.9, b2=0.96, weight_decay=0.045, clip_norm=0.5)
+    return config
+
+
+def _denoising(**sections: ConfigDict) -> ConfigDict:
     config = ConfigDict(
         {
             "task": "denoising",
             "seed": 0,
             "dtype": "float32",  # of activations: 'float32' or 'bfloat16'
             "data": section(DataSpec, name="openmoji/people"),
-            "first_stage": pixels(),
-            "process": section(GaussianProcess),
-            "model": section(UNet, channels=128, channel_mult=(1, 2, 2), head_channels=32),
+            **sections,
+            "condition": section(ConditionSpec),
             "context": section(ContextPrediction),
             "optimizer": section(OptimizerSpec),
             "train": section(TrainSpec),
-            "sampling": section(SamplingSpec),
             "mesh": section(MeshSpec),
         }
     )
@@ -131,7 +164,7 @@ def latents(kind: str, weights: str, scale: float | None = None, **architecture:
 
     Args:
         kind: 'vq' or 'kl'.
-        weights: where its parameters are, see `models.first_stage.Latents`.
+        weights: where its parameters are, see `models.first_stage.Autoencoded`.
         scale: see there.
         **architecture: of the autoencoder; the defaults are those of VQ-f4.
     """
@@ -141,6 +174,24 @@ def latents(kind: str, weights: str, scale: float | None = None, **architecture:
             "weights": weights,
             "scale": placeholder(float) if scale is None else scale,
             "autoencoder": section(AUTOENCODERS[kind], **architecture),
+        }
+    )
+
+
+def tokens(weights: str, used_codes: int | None = None, **architecture: Any) -> ConfigDict:
+    """A `first_stage` section: the codes of a trained VQ autoencoder.
+
+    Args:
+        weights: where its parameters are, see `models.first_stage.Autoencoded`.
+        used_codes: see `models.first_stage.Tokens`.
+        **architecture: of the autoencoder; the defaults are those of VQ-f4.
+    """
+    return ConfigDict(
+        {
+            "kind": "tokens",
+            "weights": weights,
+            "used_codes": placeholder(int) if used_codes is None else used_codes,
+            "autoencoder": section(VQModel, **architecture),
         }
     )
 

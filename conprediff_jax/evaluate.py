@@ -26,8 +26,7 @@ import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 
-from conprediff_jax import cli, images, parallel
-from conprediff_jax.diffusion.samplers import SAMPLERS
+from conprediff_jax import cli, images, parallel, sampling_flags
 from conprediff_jax.errors import UserError
 from conprediff_jax.generation import generate_to
 from conprediff_jax.inference import load
@@ -58,9 +57,6 @@ _BOOTSTRAP = flags.DEFINE_integer("bootstrap", 100, "Replicates; 0: no intervals
 _ALLOW_FEW = flags.DEFINE_bool("allow_few", False, "Frechet distances of few images all the same.")
 _NUM = flags.DEFINE_integer("num", 50_000, "Images to draw from a workdir.", lower_bound=1)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to draw from; the newest when absent.")
-_SAMPLER = flags.DEFINE_enum("sampler", None, list(SAMPLERS), "Sampler; the config's when absent.")
-_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the config's when absent.")
-_ETA = flags.DEFINE_float("eta", None, "Noise of DDIM, 0 to 1; the config's when absent.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of images, subsets and intervals.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "evaluation", "Folder that results are written to.")
@@ -193,14 +189,8 @@ def _draw(workdir: str, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[s
     task, params, frozen, step = load(workdir, mesh, _STEP.value)
     if not isinstance(task, Denoising):
         raise UserError(f"--workdir={workdir} holds a first stage: there is no denoiser")
-    spec = task.sampling.overridden(
-        task.process,
-        num=_NUM.value,
-        sampler=_SAMPLER.value,
-        steps=_STEPS.value,
-        eta=_ETA.value,
-    )
-    generate = make_generate(task, spec.make(task.process), mesh)
+    spec = task.sampling.overridden(task, num=_NUM.value, **sampling_flags.values())
+    generate = make_generate(task, spec, mesh)
 
     def draw(indices: np.ndarray) -> np.ndarray:
         labels = indices % task.num_classes if task.num_classes else None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -9,18 +10,21 @@ from conprediff_jax import config as config_lib
 from conprediff_jax.config import build
 from conprediff_jax.context import ContextPrediction
 from conprediff_jax.data import DataSpec
+from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.errors import ConfigError
 from conprediff_jax.metrics.lpips import LPIPS
+from conprediff_jax.models.autoencoder import VQModel
 from conprediff_jax.models.discriminator import Discriminator
-from conprediff_jax.models.first_stage import FirstStage, Latents, Pixels
+from conprediff_jax.models.first_stage import FirstStage, Latents, Pixels, Tokens
+from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.parallel import MeshSpec
-from conprediff_jax.sampling import SamplingSpec
+from conprediff_jax.sampling import GaussianSampling, SamplingSpec, TokenSampling
 from conprediff_jax.train.denoising import Denoising
 from conprediff_jax.train.first_stage import FirstStageLoss, FirstStageTraining
 from conprediff_jax.train.optimizer import OptimizerSpec
-from conprediff_jax.train.spec import TrainSpec
+from conprediff_jax.train.spec import ConditionSpec, TrainSpec
 from conprediff_jax.train.task import Task
 
 DTYPES = ("float32", "bfloat16")
@@ -64,7 +68,9 @@ def make_experiment(config: ConfigDict) -> Experiment:
         raise ConfigError(f"config.dtype is {config.dtype!r}: choose one of {DTYPES}")
     data = build(DataSpec, config, "data")
     train = build(TrainSpec, config, "train")
-    if data.latents and (not denoising or config.first_stage.get("kind") == "pixels"):
+    if data.latents and (
+        not denoising or config.first_stage.get("kind") not in config_lib.AUTOENCODERS
+    ):
         raise ConfigError(
             f"config.data.latents is {data.latents!r}: only a denoiser with a trained first stage "
             "(config.first_stage.kind 'vq' or 'kl') reads latents"
@@ -83,20 +89,18 @@ def make_experiment(config: ConfigDict) -> Experiment:
 def _make_denoising(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Denoising:
     """Diffusion, with context prediction unless its weight is 0."""
     first_stage = _make_first_stage(config)
-    process = build(GaussianProcess, config, "process")
-    sampling = build(SamplingSpec, config, "sampling")
     with config_lib.naming("config.first_stage"):
         point_shape = first_stage.point_shape(data.image_size)
-    with config_lib.naming("config.sampling"):
-        sampling.make(process)
-    denoiser = build(UNet, config, "model", out_channels=point_shape[-1], dtype=config.dtype)
-    if point_shape[0] % denoiser.downsampling:
-        scale = data.image_size // point_shape[0]
+    condition = build(ConditionSpec, config, "condition")
+    if condition.dropout and not config.model.num_classes:
         raise ConfigError(
-            f"config.data.image_size is {data.image_size}: it must be a multiple of "
-            f"{scale * denoiser.downsampling}, {scale} (first stage) x {denoiser.downsampling} "
-            f"(the UNet's {len(denoiser.channel_mult)} levels)"
+            f"config.condition.dropout is {condition.dropout}: there is no condition to drop, "
+            "config.model.num_classes is None"
         )
+    make = _make_discrete if isinstance(first_stage, Tokens) else _make_continuous
+    process, denoiser, sampling = make(
+        config, first_stage, point_shape, learned_null=condition.dropout > 0, dtype=config.dtype
+    )
     context = None
     if config.context.weight:
         context = build(
@@ -107,7 +111,7 @@ def _make_denoising(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Den
             alpha_bar=process.alpha_bar,
             dtype=config.dtype,
         )
-    return Denoising(
+    task = Denoising(
         seed=config.seed,
         first_stage=first_stage,
         process=process,
@@ -116,24 +120,59 @@ def _make_denoising(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Den
         sampling=sampling,
         microbatches=train.microbatches,
         point_shape=point_shape,
+        condition=condition,
         latents=data.latents,
     )
+    with config_lib.naming("config.sampling"):
+        task.check_sampling(sampling)
+    return task
+
+
+def _make_continuous(
+    config: ConfigDict, first_stage: FirstStage, point_shape: tuple[int, int, int], **options: Any
+) -> tuple[GaussianProcess, UNet, SamplingSpec]:
+    """Gaussian diffusion of patches or latents by a UNet."""
+    process = build(GaussianProcess, config, "process")
+    denoiser = build(UNet, config, "model", out_channels=point_shape[-1], **options)
+    if point_shape[0] % denoiser.downsampling:
+        size = config.data.image_size
+        scale = size // point_shape[0]
+        raise ConfigError(
+            f"config.data.image_size is {size}: it must be a multiple of "
+            f"{scale * denoiser.downsampling}, {scale} (first stage) x {denoiser.downsampling} "
+            f"(the UNet's {len(denoiser.channel_mult)} levels)"
+        )
+    return process, denoiser, build(GaussianSampling, config, "sampling")
+
+
+def _make_discrete(
+    config: ConfigDict, first_stage: Tokens, point_shape: tuple[int, int], **options: Any
+) -> tuple[CategoricalProcess, TokenTransformer, SamplingSpec]:
+    """Mask-and-replace diffusion of tokens by a transformer."""
+    codes = {"num_codes": first_stage.num_codes}
+    process = build(CategoricalProcess, config, "process", **codes)
+    shape = {"grid": point_shape, "num_steps": process.num_steps}
+    denoiser = build(TokenTransformer, config, "model", **codes, **shape, **options)
+    return process, denoiser, build(TokenSampling, config, "sampling")
 
 
 def _make_first_stage(config: ConfigDict) -> FirstStage:
     """The frozen codec of a diffusion model."""
-    kinds = ("pixels", *config_lib.AUTOENCODERS)
+    kinds = {"pixels": Pixels, "tokens": Tokens} | dict.fromkeys(config_lib.AUTOENCODERS, Latents)
     kind = config.first_stage.get("kind")
     if kind not in kinds:
-        raise ConfigError(f"config.first_stage.kind is {kind!r}: choose one of {kinds}")
+        raise ConfigError(f"config.first_stage.kind is {kind!r}: choose one of {tuple(kinds)}")
     if kind == "pixels":
         return build(Pixels, config, "first_stage", others=("kind",))
     with config_lib.naming("config.first_stage"):
         # float32 whatever the denoiser has: latents are made once and seen many times.
         model = build(
-            config_lib.AUTOENCODERS[kind], config.first_stage, "autoencoder", dtype="float32"
+            config_lib.AUTOENCODERS.get(kind, VQModel),
+            config.first_stage,
+            "autoencoder",
+            dtype="float32",
         )
-    return build(Latents, config, "first_stage", others=("kind", "autoencoder"), model=model)
+    return build(kinds[kind], config, "first_stage", others=("kind", "autoencoder"), model=model)
 
 
 def _make_first_stage_training(

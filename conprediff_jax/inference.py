@@ -42,13 +42,13 @@ def load(workdir: str, mesh: Mesh, step: int | None = None) -> Trained:
 
     def abstract(config: dict) -> tuple[Any, Any]:
         task = make_experiment(ConfigDict(config)).task
-        params, frozen = jax.eval_shape(task.init)
+        params, extra = jax.eval_shape(task.init)
         sharding = parallel.replicated(mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            (params[task.averaged], frozen),
+            (params[task.averaged], extra),
         )
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step, config, params, frozen = checkpoints.restore_for_inference(abstract, step)
-    return Trained(make_experiment(ConfigDict(config)).task, params, frozen, step)
+        step, config, params, extra = checkpoints.restore_for_inference(abstract, step)
+    return Trained(make_experiment(ConfigDict(config)).task, params, extra.get("frozen"), step)

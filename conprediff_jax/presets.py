@@ -14,7 +14,7 @@ def ldm_4(weights: str) -> ConfigDict:
     """LDM-4 with the VQ-f4 first stage: 64 x 64 x 3 latents, a UNet of 274,056,163 parameters.
 
     Args:
-        weights: of the first stage, see `models.first_stage.Latents`.
+        weights: of the first stage, see `models.first_stage.Autoencoded`.
     """
     config = _latent_diffusion()
     config.first_stage = latents("vq", weights, scale=1.0)
@@ -34,7 +34,7 @@ def ldm_8(weights: str) -> ConfigDict:
     """LDM-8 with the KL-f8 first stage: 32 x 32 x 4 latents, a UNet of 294,966,916 parameters.
 
     Args:
-        weights: of the first stage, see `models.first_stage.Latents`.
+        weights: of the first stage, see `models.first_stage.Autoencoded`.
     """
     config = _latent_diffusion()
     # Scaled by their standard deviation, which is measured over the first batches.

@@ -13,8 +13,7 @@ import pathlib
 import numpy as np
 from absl import flags, logging
 
-from conprediff_jax import cli, images, parallel
-from conprediff_jax.diffusion.samplers import SAMPLERS
+from conprediff_jax import cli, images, parallel, sampling_flags
 from conprediff_jax.errors import UserError
 from conprediff_jax.inference import load
 from conprediff_jax.progress import Progress
@@ -24,9 +23,6 @@ from conprediff_jax.train.denoising import Denoising
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest when absent.")
 _NUM = flags.DEFINE_integer("num", 64, "Number of images.", lower_bound=1)
-_SAMPLER = flags.DEFINE_enum("sampler", None, list(SAMPLERS), "Sampler; the config's when absent.")
-_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; the config's when absent.")
-_ETA = flags.DEFINE_float("eta", None, "Noise of DDIM, 0 to 1; the config's when absent.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed; image i is a function of the seed and i.")
 _LABEL = flags.DEFINE_integer("label", None, "Class of every image; all in turn when absent.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
@@ -48,15 +44,13 @@ def main(argv: list[str]) -> None:
             f"--label={_LABEL.value}: "
             + (f"the model knows 0 to {num_classes - 1}" if num_classes else "no classes here")
         )
-    spec = task.sampling.overridden(
-        task.process, sampler=_SAMPLER.value, steps=_STEPS.value, eta=_ETA.value
-    )
+    spec = task.sampling.overridden(task, **sampling_flags.values())
 
     batch_size = min(_BATCH.value, _NUM.value)
     progress = Progress(_NUM.value)
     drawn = []
     for batch in generate_batches(
-        make_generate(task, spec.make(task.process), mesh),
+        make_generate(task, spec, mesh),
         params,
         frozen,
         seed=_SEED.value,

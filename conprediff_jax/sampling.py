@@ -16,41 +16,79 @@ from jax.sharding import Mesh
 from jaxtyping import Array, UInt8
 
 from conprediff_jax import parallel, random
-from conprediff_jax.diffusion.samplers import SAMPLERS
+from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.diffusion.samplers import SAMPLERS, CategoricalSampler, Sampler
 from conprediff_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSpec:
-    """The `sampling` section: how the grids of a run, and `sample.py` by default, are made.
+    """What the `sampling` sections of all models share.
+
+    Attributes:
+        steps: steps, each one call of the denoiser or more.
+        guidance: scale of classifier-free guidance; 1 for none.
+        num: images of a grid.
+    """
+
+    steps: int = 50
+    guidance: float = 1.0
+    num: int = 64
+
+    def __post_init__(self):
+        if self.num < 1:
+            raise ValueError(f"num is {self.num}: it must be at least 1")
+        if self.guidance < 0:
+            raise ValueError(f"guidance is {self.guidance}: it must not be negative")
+
+    def overridden(self, task: Any, **flags: Any) -> "SamplingSpec":
+        """These settings with those of a command's flags that are not None.
+
+        Raises:
+            UserError: a flag does not fit the model; the message names it.
+        """
+        given = {name: value for name, value in flags.items() if value is not None}
+        fields = [field.name for field in dataclasses.fields(self)]
+        for name in given:
+            if name not in fields:
+                raise UserError(
+                    f"--{name} does not fit this model: its sampling has {', '.join(fields)}"
+                )
+        try:
+            spec = dataclasses.replace(self, **given)
+            task.check_sampling(spec)
+        except ValueError as error:
+            raise UserError(f"--{error}") from error
+        return spec
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussianSampling(SamplingSpec):
+    """The `sampling` section of continuous models: grids of a run, and `sample.py` by default.
 
     Attributes:
         sampler: a key of `diffusion.samplers.SAMPLERS`.
-        steps: steps, each one call of the denoiser.
         spacing: which times are visited: 'leading', 'trailing' or 'linspace'.
         steps_offset: added to the times of 'leading'; 1 for the original latent diffusion.
         final: alpha_bar at the end of DDIM: 'one', or 'first' for the original latent diffusion.
         eta: noise of DDIM, 0 for none to 1.
         clip: limit of the estimated clean points, [-clip, clip]; 0 for none.
-        num: images of a grid.
     """
 
     sampler: str = "ddim"
-    steps: int = 50
     spacing: str = "trailing"
     steps_offset: int = 0
     final: str = "one"
     eta: float = 0.0
     clip: float = 1.0
-    num: int = 64
 
     def __post_init__(self):
+        super().__post_init__()
         if self.sampler not in SAMPLERS:
             raise ValueError(f"sampler is {self.sampler!r}: choose one of {tuple(SAMPLERS)}")
-        if self.num < 1:
-            raise ValueError(f"num is {self.num}: it must be at least 1")
 
-    def make(self, process: Any) -> Any:
+    def make(self, process: GaussianProcess) -> Sampler:
         """The sampler for a process.
 
         Raises:
@@ -67,41 +105,65 @@ class SamplingSpec:
             **options,
         )
 
-    def overridden(self, process: Any, **flags: Any) -> "SamplingSpec":
-        """These settings with those of a command's flags that are not None.
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenSampling(SamplingSpec):
+    """The `sampling` section of discrete models; see `CategoricalSampler` for what they do.
+
+    Attributes:
+        truncation: share of the mass of a token's distribution that is kept, in (0, 1].
+        reveal: 'posterior', 'random' (high-quality inference) or 'purity'.
+        tokens_per_call: at most so many tokens are revealed by one call; 0 for no limit.
+        purity_weight: how much purer tokens are drawn more sharply; only for 'purity'.
+        purity_temperature: 1 chooses tokens in proportion to purity, 0 the purest; only for
+            'purity'.
+    """
+
+    steps: int = 100
+    truncation: float = 0.86
+    reveal: str = "posterior"
+    tokens_per_call: int = 0
+    purity_weight: float = 0.0
+    purity_temperature: float = 1.0
+
+    def make(self, process: CategoricalProcess) -> CategoricalSampler:
+        """The sampler for a process.
 
         Raises:
-            UserError: a flag does not fit the process; the message names it.
+            ValueError: a field is outside its choices or range.
         """
-        given = {name: value for name, value in flags.items() if value is not None}
-        try:
-            spec = dataclasses.replace(self, **given)
-            spec.make(process)
-        except ValueError as error:
-            raise UserError(f"--{error}") from error
-        return spec
+        return CategoricalSampler(
+            process=process,
+            steps=self.steps,
+            truncation=self.truncation,
+            reveal=self.reveal,
+            tokens_per_call=self.tokens_per_call or None,
+            purity_weight=self.purity_weight,
+            purity_temperature=self.purity_temperature,
+        )
 
 
 Generate = Callable[..., UInt8[Array, "..."]]
 
 
-def make_generate(task: Any, sampler: Any, mesh: Mesh) -> Generate:
+def make_generate(task: Any, spec: SamplingSpec, mesh: Mesh) -> Generate:
     """A jitted `(params, frozen, seed, indices, labels) -> uint8 images [batch, h, w, 3]`.
 
     `labels` is None for a model without classes. Images are divided over the mesh's batch axes
     where their number allows it.
     """
+    sampler = spec.make(task.process)
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def generate(params, frozen, seed, indices, labels=None):
         prior = random.example_keys(random.stream(seed, "sample/prior"), indices)
         steps = random.example_keys(random.stream(seed, "sample/steps"), indices)
-        x_T = jax.vmap(lambda rng: jax.random.normal(rng, task.point_shape))(prior)
+        x_T = task.process.prior(prior, task.point_shape)
         if len(indices) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
             x_T = jax.lax.with_sharding_constraint(x_T, parallel.batch_sharding(mesh))
 
         def denoise(x_t, t):
-            return task.denoise(params, x_t, t, label=labels).output
+            return task.predict(params, x_t, t, label=labels, guidance=spec.guidance)
 
         return task.first_stage.decode(frozen, sampler.sample(denoise, x_T, steps))
 

@@ -39,13 +39,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Key
 
-from conprediff_jax.diffusion.process import Corrupted
-
-LOG_ZERO = -70.0  # stands for log 0, so that 0 log 0 is 0; the published models' floor
+from conprediff_jax.diffusion.guidance import LOG_ZERO, guided_log_probs
+from conprediff_jax.diffusion.process import Corrupted, Times, uniform_times
 
 Tokens = Int[Array, "batch *grid"]
 LogProbs = Float[Array, "batch *grid codes"]
-Times = Int[Array, "batch"]
+Time = Int[Array, "batch"]
 Table = Float64[np.ndarray, "time"]
 
 
@@ -163,6 +162,8 @@ class CategoricalProcess:
         gamma_end: gamma_bar at time T-1.
         auxiliary_weight: Of the auxiliary loss; 0 leaves the variational bound alone.
         adaptive_auxiliary: Multiply that weight by `2 - t/T`.
+        importance: Train at times in proportion to their root mean square loss; see
+            `TimeImportance`. False: uniformly.
 
     Raises:
         ValueError: If a field is out of range; the message names the field.
@@ -176,6 +177,7 @@ class CategoricalProcess:
     gamma_end: float = 0.99999
     auxiliary_weight: float = 5e-4
     adaptive_auxiliary: bool = True
+    importance: bool = True
 
     def __post_init__(self):
         for field, least in (("num_codes", 1), ("num_steps", 2), ("auxiliary_weight", 0)):
@@ -255,15 +257,31 @@ class CategoricalProcess:
         table = self.transitions(times, times - 1)
         return jax.tree.map(lambda column: column.astype(np.float32), table)
 
-    def alpha_bar(self, t: Times) -> Float[Array, "batch"]:
+    def alpha_bar(self, t: Time) -> Float[Array, "batch"]:
         """The chance that a code is kept until `t`, in (0, 1), float32."""
         return jnp.asarray(self.alpha_bars, jnp.float32)[t]
 
-    def sample_time(self, rngs: Key[Array, "batch"]) -> Times:
-        """Draws a time uniform on 0 .. T-1 for every example, int32; or see `TimeImportance`."""
-        return jax.vmap(lambda rng: jax.random.randint(rng, (), 0, self.num_steps))(rngs)
+    def init_history(self) -> "TimeImportance | None":
+        """No losses yet; None where times are uniform."""
+        return TimeImportance.init(self.num_steps) if self.importance else None
 
-    def corrupt(self, rngs: Key[Array, "batch"], x_0: Tokens, t: Times) -> Corrupted:
+    def sample_time(
+        self, rngs: Key[Array, "batch"], history: "TimeImportance | None" = None
+    ) -> Times:
+        """Draws a time for every example: by importance with a history, else uniformly."""
+        return uniform_times(rngs, self.num_steps) if history is None else history.draw(rngs)
+
+    def remember(
+        self, history: "TimeImportance | None", t: Time, loss: Float[Array, "batch"]
+    ) -> "TimeImportance | None":
+        """The history with the losses of a batch."""
+        return None if history is None else history.update(t, loss)
+
+    def prior(self, rngs: Key[Array, "batch"], shape: tuple[int, ...]) -> Int[Array, "batch *grid"]:
+        """Masks everywhere, `[batch, *shape]`, int32."""
+        return jnp.full((len(rngs), *shape), self.mask_token, jnp.int32)
+
+    def corrupt(self, rngs: Key[Array, "batch"], x_0: Tokens, t: Time) -> Corrupted:
         """Draws `x_t`, int32, from one uniform number a token, which is its noise. Eq. (1)."""
 
         def draw(rng: Array) -> tuple[Array, Array]:
@@ -283,7 +301,7 @@ class CategoricalProcess:
         x_t = jnp.where(replaced, code, jnp.where(unmasked, x_0, self.mask_token))
         return Corrupted(x_t.astype(jnp.int32), noise)
 
-    def predict_x0(self, output: LogProbs, x_t: Tokens, t: Times) -> LogProbs:
+    def predict_x0(self, output: LogProbs, x_t: Tokens, t: Time) -> LogProbs:
         """Log-probabilities of x_0 out of logits, limited to [LOG_ZERO, 0], float32.
 
         Raises:
@@ -296,17 +314,21 @@ class CategoricalProcess:
             )
         return jnp.clip(jax.nn.log_softmax(output.astype(jnp.float32)), LOG_ZERO, 0.0)
 
+    def guide(self, conditional: LogProbs, unconditional: LogProbs, scale: float) -> LogProbs:
+        """Guided log-probabilities of x_0 out of logits; see `guidance.guided_log_probs`."""
+        return guided_log_probs(conditional, unconditional, scale)
+
     def posterior(
-        self, log_p_x0: LogProbs, x_t: Tokens, t: Times
+        self, log_p_x0: LogProbs, x_t: Tokens, t: Time
     ) -> Float[Array, "batch *grid codes+1"]:
         """The distribution of the tokens one step before `t`; see the function `posterior`."""
         return posterior(log_p_x0, x_t, self._gather(t))
 
-    def _gather(self, t: Times) -> Transition:
+    def _gather(self, t: Time) -> Transition:
         return jax.tree.map(lambda column: jnp.asarray(column)[t], self._single_steps)
 
     def loss(
-        self, output: LogProbs, x_0: Tokens, x_t: Tokens, noise: Array, t: Times
+        self, output: LogProbs, x_0: Tokens, x_t: Tokens, noise: Array, t: Time
     ) -> Float[Array, "batch"]:
         """T (L_t + w_t A_t) of every example, in nats a token, float32.
 
@@ -322,7 +344,7 @@ class CategoricalProcess:
             x_0: Clean tokens, no masks.
             x_t: Corrupted tokens.
             noise: Part of the shared protocol, not needed here.
-            t: Times.
+            t: Time.
         """
         log_p_x0 = self.predict_x0(output, x_t, t)
         right = x_0[..., None] == jnp.arange(self.num_codes)
@@ -370,13 +392,13 @@ class TimeImportance(NamedTuple):
         learned = (1 - UNIFORM_SHARE) * root / jnp.sum(root) + UNIFORM_SHARE * uniform
         return jnp.where(jnp.all(self.counts >= HISTORY), learned, uniform)
 
-    def draw(self, rngs: Key[Array, "batch"]) -> tuple[Times, Float[Array, "batch"]]:
-        """Draws a time for every example, int32, and the weight 1 / (T p(t)) of its loss."""
+    def draw(self, rngs: Key[Array, "batch"]) -> Times:
+        """Draws a time for every example."""
         p = self.probabilities()
         t = jax.vmap(lambda rng: jax.random.categorical(rng, jnp.log(p)))(rngs)
-        return t.astype(jnp.int32), 1 / (len(p) * p[t])
+        return Times(t.astype(jnp.int32), 1 / (len(p) * p[t]))
 
-    def update(self, t: Times, loss: Float[Array, "batch"]) -> "TimeImportance":
+    def update(self, t: Time, loss: Float[Array, "batch"]) -> "TimeImportance":
         """Remembers the losses, not yet weighted, of a batch of examples, in their order."""
         equal = t[:, None] == t[None, :]
         earlier = jnp.sum(jnp.tril(equal, -1), axis=1)  # examples of the same time, before

@@ -27,7 +27,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from conprediff_jax.diffusion import schedules
-from conprediff_jax.diffusion.process import Corrupted
+from conprediff_jax.diffusion.guidance import extrapolated
+from conprediff_jax.diffusion.process import Corrupted, Times, uniform_times
 
 PREDICTIONS = ("epsilon", "x0", "v")
 LOSS_NORMS = ("l1", "l2")
@@ -37,7 +38,7 @@ WEIGHTINGS = ("constant", "min_snr")
 MIN_ALPHA_BAR = 1e-20
 
 Points = Float[Array, "batch *grid channels"]
-Times = Int[Array, "batch"]
+Time = Int[Array, "batch"]
 
 
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
@@ -45,7 +46,7 @@ def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{field} is {value!r}; choose one of {', '.join(choices)}")
 
 
-def _gather(table: np.ndarray, t: Times, like: Points) -> Float[Array, "batch ..."]:
+def _gather(table: np.ndarray, t: Time, like: Points) -> Float[Array, "batch ..."]:
     """`table[t]` in float32, shaped to broadcast against `like`."""
     return jnp.asarray(table, jnp.float32)[t].reshape((-1,) + (1,) * (like.ndim - 1))
 
@@ -118,30 +119,45 @@ class GaussianProcess:
         power = {"l1": 0.5, "l2": 1.0}[self.loss_norm]
         return np.clip(snr, self.snr_min, self.snr_max) / squared_scale**power
 
-    def _signal(self, t: Times, like: Points) -> Float[Array, "batch ..."]:
+    def _signal(self, t: Time, like: Points) -> Float[Array, "batch ..."]:
         return _gather(np.sqrt(self.alpha_bars), t, like)
 
-    def _sigma(self, t: Times, like: Points) -> Float[Array, "batch ..."]:
+    def _sigma(self, t: Time, like: Points) -> Float[Array, "batch ..."]:
         return _gather(np.sqrt(1 - self.alpha_bars), t, like)
 
-    def alpha_bar(self, t: Times) -> Float[Array, "batch"]:
+    def alpha_bar(self, t: Time) -> Float[Array, "batch"]:
         """The share of the signal's power kept at `t`, in (0, 1), float32."""
         return jnp.asarray(self.alpha_bars, jnp.float32)[t]
 
-    def sample_time(self, rngs: Key[Array, "batch"]) -> Times:
-        """Draws a time uniform on 0 .. T-1 for every example, int32."""
-        return jax.vmap(lambda rng: jax.random.randint(rng, (), 0, self.num_steps))(rngs)
+    def init_history(self) -> None:
+        """Nothing: times are uniform."""
+        return None
 
-    def corrupt(self, rngs: Key[Array, "batch"], x_0: Points, t: Times) -> Corrupted:
+    def sample_time(self, rngs: Key[Array, "batch"], history: None = None) -> Times:
+        """Draws a time uniform on 0 .. T-1 for every example."""
+        del history
+        return uniform_times(rngs, self.num_steps)
+
+    def remember(self, history: None, t: Time, loss: Float[Array, "batch"]) -> None:
+        """Nothing."""
+        del history, t, loss
+
+    def prior(
+        self, rngs: Key[Array, "batch"], shape: tuple[int, ...]
+    ) -> Float[Array, "batch *grid channels"]:
+        """Standard normal points, `[batch, *shape]`, float32."""
+        return jax.vmap(lambda rng: jax.random.normal(rng, shape, jnp.float32))(rngs)
+
+    def corrupt(self, rngs: Key[Array, "batch"], x_0: Points, t: Time) -> Corrupted:
         """Draws `x_t` and the standard normal noise in it. Eq. (1)."""
         noise = jax.vmap(lambda rng: jax.random.normal(rng, x_0.shape[1:], jnp.float32))(rngs)
         return Corrupted(self.add_noise(x_0, noise, t), noise)
 
-    def add_noise(self, x_0: Points, noise: Points, t: Times) -> Points:
+    def add_noise(self, x_0: Points, noise: Points, t: Time) -> Points:
         """`x_t` made of the given clean data and noise. Eq. (1)."""
         return self._signal(t, x_0) * x_0 + self._sigma(t, x_0) * noise
 
-    def target(self, x_0: Points, noise: Points, t: Times) -> Points:
+    def target(self, x_0: Points, noise: Points, t: Time) -> Points:
         """What the network should answer: epsilon, x_0 or v (eq. 2), float32."""
         x_0, noise = x_0.astype(jnp.float32), noise.astype(jnp.float32)
         match self.prediction:
@@ -153,7 +169,7 @@ class GaussianProcess:
                 return self._signal(t, x_0) * noise - self._sigma(t, x_0) * x_0
 
     def loss(
-        self, output: Points, x_0: Points, x_t: Points, noise: Points, t: Times
+        self, output: Points, x_0: Points, x_t: Points, noise: Points, t: Time
     ) -> Float[Array, "batch"]:
         """The weighted mean error of every example over its points and channels, float32.
 
@@ -162,7 +178,7 @@ class GaussianProcess:
             x_0: Clean data.
             x_t: Corrupted data; part of the shared protocol, not needed here.
             noise: The standard normal noise in `x_t`.
-            t: Times.
+            t: Time.
         """
         del x_t
         error = output.astype(jnp.float32) - self.target(x_0, noise, t)
@@ -170,7 +186,7 @@ class GaussianProcess:
         weight = jnp.asarray(self.loss_weights, jnp.float32)[t]
         return weight * jnp.mean(error, axis=tuple(range(1, error.ndim)))
 
-    def to_x0_and_epsilon(self, output: Points, x_t: Points, t: Times) -> tuple[Points, Points]:
+    def to_x0_and_epsilon(self, output: Points, x_t: Points, t: Time) -> tuple[Points, Points]:
         """The estimates of x_0 and of epsilon that `output` amounts to; eq. (1) holds for them.
 
         Always finite: `alpha_bar` is at least `MIN_ALPHA_BAR` (checked when the process is made)
@@ -187,10 +203,14 @@ class GaussianProcess:
             case _:
                 return signal * x_t - sigma * output, signal * output + sigma * x_t
 
-    def to_epsilon(self, x_0: Points, x_t: Points, t: Times) -> Points:
+    def to_epsilon(self, x_0: Points, x_t: Points, t: Time) -> Points:
         """The noise that takes `x_0` to `x_t`: eq. (1) solved for epsilon."""
         return (x_t - self._signal(t, x_t) * x_0) / self._sigma(t, x_t)
 
-    def predict_x0(self, output: Points, x_t: Points, t: Times) -> Points:
+    def predict_x0(self, output: Points, x_t: Points, t: Time) -> Points:
         """The estimate of x_0 that `output` amounts to, float32, not clipped."""
         return self.to_x0_and_epsilon(output, x_t, t)[0]
+
+    def guide(self, conditional: Points, unconditional: Points, scale: float) -> Points:
+        """`u + s (c - u)`, whatever is predicted: epsilon, x_0 and v are linear in each other."""
+        return extrapolated(conditional, unconditional, scale)

@@ -3,12 +3,29 @@
 A process takes clean data `x_0` to corrupted data `x_t` at a time `t` in 0 .. T-1, and says what a
 network that saw `x_t` should have answered. It knows no network: `output` is whatever array the
 network returned. The trainer, the samplers and the context loss speak to a process through these
-five methods only.
+methods only.
+
+A process may prefer times at which the loss is large. What it remembers of past losses, its
+`history`, is a tree of arrays that the trainer keeps; None where times are uniform.
 """
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
+
+
+class Times(NamedTuple):
+    """Training times.
+
+    Attributes:
+        t: In 0 .. T-1, int32.
+        weight: 1 / (T p(t)), float32: what makes the mean of weighted losses that of uniform times.
+    """
+
+    t: Int[Array, "batch"]
+    weight: Float[Array, "batch"]
 
 
 class Corrupted(NamedTuple):
@@ -32,8 +49,20 @@ class Process(Protocol):
 
     num_steps: int
 
-    def sample_time(self, rngs: Key[Array, "batch"]) -> Int[Array, "batch"]:
-        """Draws a training time in 0 .. T-1 for every example."""
+    def init_history(self) -> Any:
+        """The history before any loss is known."""
+        ...
+
+    def sample_time(self, rngs: Key[Array, "batch"], history: Any = None) -> Times:
+        """Draws a training time for every example."""
+        ...
+
+    def remember(self, history: Any, t: Int[Array, "batch"], loss: Float[Array, "batch"]) -> Any:
+        """The history after a whole batch of losses, not yet weighted."""
+        ...
+
+    def prior(self, rngs: Key[Array, "batch"], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
+        """Draws what sampling starts from, `[batch, *shape]`, `shape` being that of one example."""
         ...
 
     def corrupt(
@@ -62,6 +91,24 @@ class Process(Protocol):
         """The estimate of the clean data that a network's output amounts to."""
         ...
 
+    def guide(
+        self,
+        conditional: Shaped[Array, "batch *prediction"],
+        unconditional: Shaped[Array, "batch *prediction"],
+        scale: float,
+    ) -> Shaped[Array, "batch *prediction"]:
+        """Classifier-free guidance: one output made of those with and without the condition.
+
+        A scale of 0 is unconditional, 1 conditional, more pushes away from the unconditional.
+        """
+        ...
+
     def alpha_bar(self, t: Int[Array, "batch"]) -> Float[Array, "batch"]:
         """The share of the signal kept at `t`, in [0, 1], float32."""
         ...
+
+
+def uniform_times(rngs: Key[Array, "batch"], num_steps: int) -> Times:
+    """A time uniform on 0 .. T-1 for every example, of weight 1."""
+    t = jax.vmap(lambda rng: jax.random.randint(rng, (), 0, num_steps))(rngs)
+    return Times(t, jnp.ones(t.shape))

@@ -1,7 +1,9 @@
 """First stages: frozen codecs between images and the points that are diffused.
 
-A first stage has `point_shape`, `encode` and `decode`. Its parameters, where it has any, are
-frozen: they are an argument of both, are stored beside the denoiser and never trained.
+Points are patches of pixels or latents, both vectors, or tokens, which are indices of vectors. The
+context of a point is predicted in vectors, so every first stage says what vectors its points are.
+The parameters, where there are any, are frozen: they are an argument of every function, are stored
+beside the denoiser and never trained.
 """
 
 import dataclasses
@@ -10,32 +12,38 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 from einops import rearrange
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
+from conprediff_jax.models.quantizer import nearest_codes
 
 Images = UInt8[Array, "batch height width channels"]
 Points = Float[Array, "batch rows columns point_channels"]
+Codes = Int[Array, "batch rows columns"]
 
 
 @runtime_checkable
 class FirstStage(Protocol):
-    """Between uint8 images and float32 points; `frozen` is what `abstract` describes."""
+    """Between uint8 images and points; `frozen` is what `abstract` describes."""
 
-    def point_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(rows, columns, channels) of the points of a square image, or ValueError."""
+    def point_shape(self, image_size: int) -> tuple[int, ...]:
+        """Shape of the points of a square image, without the batch, or ValueError."""
         ...
 
     def abstract(self) -> dict[str, Any]:
         """Shapes and dtypes of the frozen parameters."""
         ...
 
-    def encode(self, frozen: dict[str, Any], images: Images) -> Points:
+    def encode(self, frozen: dict[str, Any], images: Images) -> Shaped[Array, "batch *point"]:
         """From images to points."""
         ...
 
-    def decode(self, frozen: dict[str, Any], points: Points) -> Images:
+    def decode(self, frozen: dict[str, Any], points: Shaped[Array, "batch *point"]) -> Images:
         """From points to images."""
+        ...
+
+    def vectors(self, frozen: dict[str, Any], points: Shaped[Array, "batch *point"]) -> Points:
+        """What the context is predicted in: the vectors of points, or of estimates of them."""
         ...
 
 
@@ -83,30 +91,29 @@ class Pixels:
         p = self.patch
         return to_uint8(rearrange(points, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p))
 
+    def vectors(self, frozen: dict[str, Any], points: Points) -> Points:
+        """The points themselves."""
+        del frozen
+        return points
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Latents:
-    """Latents of a trained autoencoder, scaled to about unit variance (arXiv 2112.10752, app. G).
-
-    A VQ model's latents are taken before quantisation and quantised in decoding; a KL model's are
-    the mean of its posterior.
+class Autoencoded:
+    """Base of the first stages that are a trained autoencoder.
 
     Attributes:
-        model: the autoencoder. weights: where its parameters come from: a workdir that trained it,
-        or a diffusers folder. scale: what latents are multiplied by; None: one over their standard
-        deviation, measured over
-            the first batches.
+        model: The autoencoder.
+        weights: Where its parameters come from: a workdir that trained it, or a diffusers folder.
     """
 
     model: VQModel | AutoencoderKL
     weights: str
-    scale: float | None = None
 
-    def point_shape(self, image_size: int) -> tuple[int, int, int]:
+    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """(rows, columns, channels) of the latents of a square image.
 
         Raises:
-            ValueError: the autoencoder's downsampling does not divide the image size.
+            ValueError: The autoencoder's downsampling does not divide the image size.
         """
         factor = self.model.downsampling
         if image_size % factor:
@@ -114,21 +121,44 @@ class Latents:
         return image_size // factor, image_size // factor, self.model.latent_dim
 
     def abstract(self) -> dict[str, Any]:
-        """Shapes of the autoencoder's parameters and of the scale."""
+        """Shapes of the autoencoder's parameters."""
         side = self.model.downsampling
         images = jnp.zeros((1, side, side, 3))
         params = jax.eval_shape(lambda: self.model.init(jax.random.key(0), images)["params"])
-        return {"autoencoder": params, "scale": jax.ShapeDtypeStruct((), jnp.float32)}
-
-    def encode(self, frozen: dict[str, Any], images: Images) -> Points:
-        """From uint8 images to scaled float32 latents."""
-        return frozen["scale"] * self.encode_unscaled(frozen["autoencoder"], images)
+        return {"autoencoder": params}
 
     def encode_unscaled(self, params: Any, images: Images) -> Points:
-        """Latents as the autoencoder has them."""
+        """Latents as the autoencoder has them, float32."""
         encoded = self.model.apply({"params": params}, scaled(images), method="encode")
         latents = encoded.mode() if isinstance(self.model, AutoencoderKL) else encoded
         return latents.astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latents(Autoencoded):
+    """Latents of a trained autoencoder, scaled to about unit variance (arXiv 2112.10752, app. G).
+
+    A VQ model's latents are taken before quantisation and quantised in decoding; a KL model's are
+    the mean of its posterior.
+
+    Attributes:
+        scale: What latents are multiplied by; None: one over their standard deviation, measured
+            over the first batches.
+    """
+
+    scale: float | None = None
+
+    def point_shape(self, image_size: int) -> tuple[int, int, int]:
+        """That of the latents."""
+        return self.latent_shape(image_size)
+
+    def abstract(self) -> dict[str, Any]:
+        """Shapes of the autoencoder's parameters and of the scale."""
+        return super().abstract() | {"scale": jax.ShapeDtypeStruct((), jnp.float32)}
+
+    def encode(self, frozen: dict[str, Any], images: Images) -> Points:
+        """From uint8 images to scaled latents."""
+        return frozen["scale"] * self.encode_unscaled(frozen["autoencoder"], images)
 
     def decode(self, frozen: dict[str, Any], points: Points) -> Images:
         """From scaled latents to uint8 images."""
@@ -136,6 +166,85 @@ class Latents:
         return to_uint8(
             self.model.apply({"params": frozen["autoencoder"]}, latents, method="decode")
         )
+
+    def vectors(self, frozen: dict[str, Any], points: Points) -> Points:
+        """The points themselves."""
+        del frozen
+        return points
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokens(Autoencoded):
+    """Codes of a trained VQ autoencoder, one index a point.
+
+    Many codebooks have codes that no image of the data takes. With `used_codes` = K only the K
+    codes that the data takes most are kept, tokens count the kept ones, and a latent takes the
+    nearest of them (VQ-Diffusion keeps 2,887 of 8,192; Gu et al. 2022, arXiv 2111.14822).
+
+    Attributes:
+        used_codes: K; None: all codes of the model.
+
+    Raises:
+        ValueError: There are not so many codes.
+    """
+
+    used_codes: int | None = None
+
+    def __post_init__(self):
+        if not 1 <= self.num_codes <= self.model.num_codes:
+            raise ValueError(
+                f"used_codes is {self.used_codes}: it must lie in 1 .. {self.model.num_codes}, the "
+                "codes of the autoencoder"
+            )
+
+    @property
+    def num_codes(self) -> int:
+        """K."""
+        return self.model.num_codes if self.used_codes is None else self.used_codes
+
+    def point_shape(self, image_size: int) -> tuple[int, int]:
+        """(rows, columns) of the tokens of a square image."""
+        return self.latent_shape(image_size)[:2]
+
+    def abstract(self) -> dict[str, Any]:
+        """Shapes of the autoencoder's parameters, and of the indices of the kept codes."""
+        return super().abstract() | {"codes": jax.ShapeDtypeStruct((self.num_codes,), jnp.int32)}
+
+    def codebook(self, frozen: dict[str, Any]) -> Float[Array, "codes channels"]:
+        """The kept codes."""
+        return frozen["autoencoder"]["quantizer"]["codebook"][frozen["codes"]]
+
+    def encode(self, frozen: dict[str, Any], images: Images) -> Codes:
+        """From uint8 images to tokens, int32: the nearest kept code of every latent."""
+        latents = self.encode_unscaled(frozen["autoencoder"], images)
+        return nearest_codes(latents, self.codebook(frozen))
+
+    def decode(self, frozen: dict[str, Any], points: Codes) -> Images:
+        """From tokens to uint8 images."""
+        return to_uint8(
+            self.model.apply(
+                {"params": frozen["autoencoder"]},
+                self.codebook(frozen)[points],
+                quantize=False,
+                method="decode",
+            )
+        )
+
+    def vectors(
+        self, frozen: dict[str, Any], points: Shaped[Array, "batch rows columns *codes"]
+    ) -> Points:
+        """Codes standardised over the codebook: to mean 0 and deviation 1 in every channel.
+
+        Args:
+            frozen: Holds the codes.
+            points: Tokens, int32; or log-probabilities of them, `[batch, rows, columns, K]`, whose
+                expected vectors are meant.
+        """
+        codebook = self.codebook(frozen)
+        codebook = (codebook - codebook.mean(axis=0)) / codebook.std(axis=0)
+        if jnp.issubdtype(points.dtype, jnp.integer):
+            return codebook[points]
+        return jnp.exp(points) @ codebook
 
 
 def scaled(images: Images) -> Float[Array, "batch height width channels"]:

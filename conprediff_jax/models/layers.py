@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Real
+from jaxtyping import Array, Bool, Float, Int, Real
 
 GROUPS = 32  # of every group norm of this family
 group_norm = functools.partial(nn.GroupNorm, GROUPS, epsilon=1e-5)  # float32 statistics
@@ -44,6 +44,58 @@ class Denoised(NamedTuple):
 
     output: Array
     features: Array
+
+
+class Null(nn.Module):
+    """A learned stand-in for a text that is left out, for classifier-free guidance.
+
+    Source: Tang et al. 2022, "Improved Vector Quantized Diffusion Models" (arXiv 2205.16007).
+    """
+
+    @nn.compact
+    def __call__(self, text: Tokens, left_out: Bool[Array, "batch"]) -> Tokens:
+        """The text of every example, or the stand-in."""
+        null = self.param("embedding", nn.initializers.normal(0.02), text.shape[1:])
+        return jnp.where(left_out[:, None, None], null.astype(text.dtype), text)
+
+
+def condition(
+    model: nn.Module,
+    label: Int[Array, "batch"] | None,
+    text: Tokens | None,
+    unconditional: Bool[Array, "batch"] | None,
+) -> tuple[Int[Array, "batch"] | None, Tokens | None]:
+    """Label and text of a denoiser, checked; where unconditional, those that stand for none.
+
+    Args:
+        model: Has `num_classes`, `text_dim` and `learned_null`. With a learned null, labels are
+            0 .. num_classes, the last being the null, and the model gets a parameter `null_text`.
+        label: Classes, if and only if the model has `num_classes`.
+        text: Text tokens, if and only if the model has `text_dim`.
+        unconditional: Which examples are to be denoised without; None for none of them.
+
+    Raises:
+        ValueError: If the presence of an argument, or the shape of the text, does not fit.
+    """
+    for name, value, option in [("label", label, "num_classes"), ("text", text, "text_dim")]:
+        size = getattr(model, option)
+        if (value is None) != (size is None):
+            given = "missing" if value is None else "given"
+            raise ValueError(f"{name} is {given}, but the model has {option}={size}")
+    if text is not None and text.shape[-1] != model.text_dim:
+        raise ValueError(f"text of {text.shape[-1]} channels, but text_dim={model.text_dim}")
+    if not model.learned_null:
+        if unconditional is not None:
+            raise ValueError("unconditional is given, but the model has learned_null=False")
+        return label, text
+    if unconditional is None:
+        given = label if text is None else text
+        unconditional = jnp.zeros(len(given), bool)
+    if label is not None:
+        label = jnp.where(unconditional, model.num_classes, label)
+    if text is not None:
+        text = Null(name="null_text")(text, unconditional)
+    return label, text
 
 
 def timestep_embedding(
@@ -181,12 +233,14 @@ class Attention(nn.Module):
         qkv_bias: Whether the query, key and value projections have a bias.
         zero_init: Start the output projection at zero.
         dtype: Of the activations; the softmax is float32.
+        kernel_init: Initial values of the projections.
     """
 
     heads: int
     qkv_bias: bool = True
     zero_init: bool = False
     dtype: DTypeLike = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(
@@ -197,13 +251,15 @@ class Attention(nn.Module):
         dense = functools.partial(nn.Dense, channels, dtype=self.dtype)
 
         def project(inputs: Array, name: str) -> Array:
-            projected = dense(use_bias=self.qkv_bias, name=name)(inputs)
+            projected = dense(use_bias=self.qkv_bias, kernel_init=self.kernel_init, name=name)(
+                inputs
+            )
             return projected.reshape(*inputs.shape[:-1], self.heads, channels // self.heads)
 
         values = jax.nn.dot_product_attention(
             project(x, "query"), project(context, "key"), project(context, "value")
         )
-        init = nn.initializers.zeros if self.zero_init else nn.initializers.lecun_normal()
+        init = nn.initializers.zeros if self.zero_init else self.kernel_init
         return dense(kernel_init=init, name="out")(values.reshape(x.shape))
 
 

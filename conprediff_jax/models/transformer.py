@@ -27,7 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from conprediff_jax.models import layers
 
@@ -87,7 +87,7 @@ class TokenBlock(nn.Module):
     Attributes:
         num_heads: Heads of both attentions.
         num_steps: Size of the table of times.
-        num_classes: Size of the table of labels; None for no labels.
+        num_labels: Size of the table of labels; not used without a label.
         convolutional: See `TokenFeedForward`.
         dropout: Rate behind each of the three branches; 0 draws nothing.
         dtype: Of the activations.
@@ -95,7 +95,7 @@ class TokenBlock(nn.Module):
 
     num_heads: int
     num_steps: int
-    num_classes: int | None = None
+    num_labels: int = 0
     convolutional: bool = False
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
@@ -114,7 +114,9 @@ class TokenBlock(nn.Module):
 
         def attend(name: str, h: Array, context: Array | None = None) -> Array:
             tokens = h.reshape(len(h), -1, h.shape[-1])
-            attention = layers.Attention(self.num_heads, dtype=self.dtype, name=name)
+            attention = layers.Attention(
+                self.num_heads, dtype=self.dtype, kernel_init=_INIT, name=name
+            )
             attended = attention(tokens, tokens if context is None else context)
             return drop(attended.reshape(h.shape))
 
@@ -126,7 +128,7 @@ class TokenBlock(nn.Module):
         if label is None:
             h = _layer_norm(dtype=self.dtype, name="feed_forward_norm")(x)
         else:
-            h = ada_norm(self.num_classes, name="feed_forward_norm")(x, label)
+            h = ada_norm(self.num_labels, name="feed_forward_norm")(x, label)
         feed_forward = TokenFeedForward(self.convolutional, self.dtype, name="feed_forward")
         return x + drop(feed_forward(h))
 
@@ -143,6 +145,8 @@ class TokenTransformer(nn.Module):
         num_steps: T; times are 0 .. T-1.
         text_dim: Channels of the text tokens; None for a model without text.
         num_classes: Number of labels; None for a model without labels.
+        learned_null: Whether the model has learned stand-ins for a label or text that is left out,
+            as classifier-free guidance asks for.
         convolutional: Use convolutions in the feed-forward layers, as the published models of 16x16
             tokens do.
         dropout: Rate behind attention and feed-forward layers, in training. Drawn from the stream
@@ -162,6 +166,7 @@ class TokenTransformer(nn.Module):
     num_steps: int = 100
     text_dim: int | None = None
     num_classes: int | None = None
+    learned_null: bool = False
     convolutional: bool = False
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
@@ -179,6 +184,7 @@ class TokenTransformer(nn.Module):
         *,
         label: Int[Array, "batch"] | None = None,
         text: Float[Array, "batch text_length text_dim"] | None = None,
+        unconditional: Bool[Array, "batch"] | None = None,
         train: bool = False,
     ) -> layers.Denoised:
         """Denoises a batch of grids.
@@ -188,6 +194,7 @@ class TokenTransformer(nn.Module):
             t: Diffusion times 0 .. T-1.
             label: Classes, if and only if the model has `num_classes`.
             text: Text tokens, if and only if the model has `text_dim`.
+            unconditional: Examples to be denoised without label and text; needs `learned_null`.
             train: Whether dropout is active.
 
         Returns:
@@ -197,7 +204,8 @@ class TokenTransformer(nn.Module):
         Raises:
             ValueError: If the shape of `x`, or the presence of `label` or `text`, does not fit.
         """
-        self._check_inputs(x, label, text)
+        self._check_shape(x)
+        label, text = layers.condition(self, label, text, unconditional)
         embed = functools.partial(_embed, features=self.width, dtype=self.dtype)
         rows, columns = map(jnp.arange, self.grid)
         h = embed(self.num_codes + 1, name="token_embedding")(x)
@@ -209,7 +217,7 @@ class TokenTransformer(nn.Module):
             h = block(
                 num_heads=self.num_heads,
                 num_steps=self.num_steps,
-                num_classes=self.num_classes,
+                num_labels=(self.num_classes or 0) + self.learned_null,
                 convolutional=self.convolutional,
                 dropout=self.dropout if train else 0.0,
                 dtype=self.dtype,
@@ -221,17 +229,10 @@ class TokenTransformer(nn.Module):
         output = _dense(self.num_codes, dtype=jnp.float32, name="output")(features)
         return layers.Denoised(output, features)
 
-    def _check_inputs(self, x: Array, label: Array | None, text: Array | None) -> None:
-        """Raises ValueError where the inputs do not fit the options."""
+    def _check_shape(self, x: Array) -> None:
+        """Raises ValueError where the input does not fit the options."""
         if x.shape[1:] != tuple(self.grid):
             raise ValueError(f"grid of {x.shape[1:]} tokens, but the model has {tuple(self.grid)}")
-        for name, value, option in [("label", label, "num_classes"), ("text", text, "text_dim")]:
-            size = getattr(self, option)
-            if (value is None) != (size is None):
-                given = "missing" if value is None else "given"
-                raise ValueError(f"{name} is {given}, but the model has {option}={size}")
-        if text is not None and text.shape[-1] != self.text_dim:
-            raise ValueError(f"text of {text.shape[-1]} channels, but text_dim={self.text_dim}")
 
 
 def _validate(model: TokenTransformer) -> None:

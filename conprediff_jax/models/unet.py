@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int, Real
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from conprediff_jax.models import layers
 
@@ -43,6 +43,8 @@ class UNet(nn.Module):
         resblock_updown: Change the resolution in residual blocks instead of convolutions.
         dropout: Rate inside residual blocks, in training. Drawn from the stream "dropout".
         num_classes: Classes of the label embedding; None for a model without labels.
+        learned_null: Whether the model has learned stand-ins for a label or text that is left out,
+            as classifier-free guidance asks for.
         text_dim: Channels of the text tokens; None for a model without text.
         transformer_depth: Transformer blocks in each spatial transformer (used with `text_dim`).
         dtype: Of the activations. Parameters and the output are float32.
@@ -63,6 +65,7 @@ class UNet(nn.Module):
     resblock_updown: bool = False
     dropout: float = 0.0
     num_classes: int | None = None
+    learned_null: bool = False
     text_dim: int | None = None
     transformer_depth: int = 1
     dtype: DTypeLike = jnp.float32
@@ -85,6 +88,7 @@ class UNet(nn.Module):
         *,
         label: Int[Array, "batch"] | None = None,
         text: Float[Array, "batch text_length text_dim"] | None = None,
+        unconditional: Bool[Array, "batch"] | None = None,
         train: bool = False,
     ) -> layers.Denoised:
         """Denoises a batch of images.
@@ -94,6 +98,7 @@ class UNet(nn.Module):
             t: Diffusion times 0 .. T-1, integer or fractional.
             label: Classes, if and only if the model has `num_classes`.
             text: Text tokens, if and only if the model has `text_dim`.
+            unconditional: Examples to be denoised without label and text; needs `learned_null`.
             train: Whether dropout is active.
 
         Returns:
@@ -103,7 +108,8 @@ class UNet(nn.Module):
         Raises:
             ValueError: If the shape of `x`, or the presence of `label` or `text`, does not fit.
         """
-        self._check_inputs(x, label, text)
+        self._check_shape(x)
+        label, text = layers.condition(self, label, text, unconditional)
         residual, attention, resample = self._blocks(self._embed(t, label), text, train)
         levels = range(len(self.channel_mult))
 
@@ -150,7 +156,11 @@ class UNet(nn.Module):
         if label is not None:
             init = nn.initializers.normal(1.0)
             embed = nn.Embed(
-                self.num_classes, width, self.dtype, embedding_init=init, name="label_embedding"
+                self.num_classes + self.learned_null,
+                width,
+                self.dtype,
+                embedding_init=init,
+                name="label_embedding",
             )
             e = e + embed(label)
         return nn.silu(e)
@@ -188,21 +198,14 @@ class UNet(nn.Module):
 
         return residual, attention, resample
 
-    def _check_inputs(self, x: Array, label: Array | None, text: Array | None) -> None:
-        """Raises ValueError where the inputs do not fit the options."""
+    def _check_shape(self, x: Array) -> None:
+        """Raises ValueError where the input does not fit the options."""
         height, width = x.shape[1:3]
         if height % self.downsampling or width % self.downsampling:
             raise ValueError(
                 f"image of {height} x {width}: both must be multiples of {self.downsampling}, the"
                 f" downsampling of {len(self.channel_mult)} levels"
             )
-        for name, value, option in [("label", label, "num_classes"), ("text", text, "text_dim")]:
-            size = getattr(self, option)
-            if (value is None) != (size is None):
-                given = "missing" if value is None else "given"
-                raise ValueError(f"{name} is {given}, but the model has {option}={size}")
-        if text is not None and text.shape[-1] != self.text_dim:
-            raise ValueError(f"text of {text.shape[-1]} channels, but text_dim={self.text_dim}")
 
 
 def _validate(unet: UNet) -> None:

@@ -27,7 +27,7 @@ RULES: tuple[tuple[str, int | None], ...] = (
     (r"feed_forward/(in|gate)/(kernel|bias)$", OUTPUTS),
     (r"feed_forward/out/kernel$", INPUTS),
     (r"(kernel|bias|scale|embedding|stride_embedding|positional_\w+)$", NOTHING),
-    (r"(quantizer/codebook|averages/(usage|sums))$", NOTHING),
+    (r"(quantizer/codebook|averages/(usage|sums)|frozen/codes|history/(squares|counts))$", NOTHING),
 )
 
 # Smaller arrays cost more to gather than to keep.

@@ -1,9 +1,11 @@
 """The main task: a diffusion model that also predicts the context of every point.
 
-    L = mean_batch L_denoise(x_0, t) + w(step) * lambda_t * mean_i sum_s w_s W_2^2(i, s)         (1)
+    L = mean_batch r_t (L_denoise(x_0, t) + w(step) * lambda_t * mean_i sum_s w_s W_2^2(i, s))   (1)
 
-Source: arXiv 2401.02015, section 3. With `context.weight = 0` there is no context decoder and the
-program is that of the plain diffusion model.
+with r_t = 1 / (T p(t)) for times drawn with probability p(t). Points x_0 are pixels, latents or
+tokens; what the decoder predicts are the vectors of neighbouring points. Source: arXiv 2401.02015,
+section 3. With `context.weight = 0` there is no context decoder and the program is that of the
+plain diffusion model.
 """
 
 import dataclasses
@@ -14,17 +16,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from conprediff_jax import random
 from conprediff_jax.context import ContextPrediction
 from conprediff_jax.data import latents as latents_lib
-from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.diffusion.process import Process, Times
 from conprediff_jax.models.first_stage import FirstStage, Pixels
 from conprediff_jax.models.layers import Denoised
+from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.sampling import SamplingSpec, generate_batches, make_generate
 from conprediff_jax.train import frozen as frozen_lib
+from conprediff_jax.train.spec import ConditionSpec
 from conprediff_jax.train.task import Batch, Metrics, Step, accumulate
 
 
@@ -35,11 +39,15 @@ class Keys(NamedTuple):
     noise: Key[Array, "batch"]
     context: Key[Array, "batch"]
     dropout: Key[Array, "batch"]
+    condition: Key[Array, "batch"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoising:
     """Diffusion on the points of a first stage, with or without context prediction; a `Task`.
+
+    Its own state holds `frozen`, the first stage's parameters, and `history`, what the process
+    remembers of past losses.
 
     Attributes:
         seed: of every random stream.
@@ -49,19 +57,21 @@ class Denoising:
         context: None for the plain diffusion model.
         sampling: how the sample grids are made.
         microbatches: parts that a batch is computed in.
-        point_shape: (rows, columns, channels) of the points.
+        point_shape: of the points: (rows, columns, channels), or (rows, columns) of tokens.
+        condition: what is done to labels in training.
         latents: folder of latents encoded ahead of time, in which case batches hold `latent` and
             not `image`; empty to encode on the fly.
     """
 
     seed: int
     first_stage: FirstStage
-    process: GaussianProcess
-    denoiser: UNet
+    process: Process
+    denoiser: UNet | TokenTransformer
     context: ContextPrediction | None
     sampling: SamplingSpec
     microbatches: int
-    point_shape: tuple[int, int, int]
+    point_shape: tuple[int, ...]
+    condition: ConditionSpec
     latents: str = ""
 
     averaged = "denoiser"
@@ -77,40 +87,58 @@ class Denoising:
         source = "latent" if self.latents else "image"
         return (source, "label") if self.num_classes else (source,)
 
-    def init(self) -> tuple[dict[str, Any], Any]:
-        """Initial parameters `{'denoiser': ..., 'context': ...}`, and room for the first stage's.
+    def check_sampling(self, spec: SamplingSpec) -> None:
+        """Raises ValueError where the model cannot be sampled so; the message names the field."""
+        spec.make(self.process)
+        if spec.guidance != 1 and not self.condition.dropout:
+            raise ValueError(
+                f"guidance is {spec.guidance}: it must be 1 for a model that never trained without "
+                "its condition (config.condition.dropout 0)"
+            )
 
-        The denoiser's do not depend on whether there is a context decoder.
+    def init(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Initial parameters `{'denoiser': ..., 'context': ...}`, and the own state.
+
+        The denoiser's do not depend on whether there is a context decoder. The first stage's are
+        zeros until `prepare` has read them.
         """
-        x = jnp.zeros((1, *self.point_shape))
-        label = jnp.zeros(1, jnp.int32) if self.num_classes else None
         key = random.stream(self.seed, "init/denoiser")
-        params = {"denoiser": self.denoiser.init(key, x, jnp.zeros(1), label=label)["params"]}
+        x = self.process.prior(key[None], self.point_shape)
+        t = jnp.zeros(1, jnp.int32)
+        label = jnp.zeros(1, jnp.int32) if self.num_classes else None
+        params = {"denoiser": self.denoiser.init(key, x, t, label=label)["params"]}
+        frozen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.first_stage.abstract())
         if self.context:
-            prediction = self.context.source == "prediction"
+            vectors = jax.eval_shape(self.first_stage.vectors, frozen, x)
+            h = vectors
+            if self.context.source == "features":
+                h = jax.eval_shape(
+                    lambda p: self.denoise(p, x, t, label=label).features, params["denoiser"]
+                )
             params["context"] = self.context.init(
                 random.stream(self.seed, "init/context"),
-                features=self.point_shape[-1] if prediction else self.denoiser.channels,
-                channels=self.point_shape[-1],
-                dimensions=len(self.point_shape) - 1,
+                features=h.shape[-1],
+                channels=vectors.shape[-1],
+                dimensions=vectors.ndim - 2,
             )
-        frozen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.first_stage.abstract())
-        return params, frozen
+        return params, {"frozen": frozen, "history": self.process.init_history()}
 
     def prepare(self, batches: Callable[[], Iterator[Batch]]) -> Any:
-        """The parameters of the first stage, where it has any, and its scale."""
+        """The own state with the parameters of the first stage, where it has any."""
         if isinstance(self.first_stage, Pixels):
             return None
         first_stage = self.first_stage
         if self.latents and first_stage.scale is None:  # it was measured on the images
             scale = latents_lib.read_manifest(self.latents).scale
             first_stage = dataclasses.replace(first_stage, scale=scale)
-        return frozen_lib.load(first_stage, batches)
+        frozen = frozen_lib.load(first_stage, batches)
+        return {"frozen": frozen, "history": self.process.init_history()}
 
-    def check_latents(self, frozen: dict[str, Any]) -> None:
+    def check_latents(self, extra: dict[str, Any]) -> None:
         """Raises DataError where latents were not encoded by the first stage of this run."""
+        params = extra["frozen"]["autoencoder"]
         latents_lib.check_first_stage(
-            self.latents, self.first_stage.model, frozen["autoencoder"], self.point_shape
+            self.latents, self.first_stage.model, params, self.point_shape
         )
 
     def step(self, params: dict[str, Any], extra: Any, batch: Batch, step: Int[Array, ""]) -> Step:
@@ -118,8 +146,17 @@ class Denoising:
         indices = jnp.arange(len(batch[self.batch_keys[0]]))
         streams = (random.stream(self.seed, f"train/{name}", step) for name in Keys._fields)
         keys = Keys(*(random.example_keys(stream, indices) for stream in streams))
-        grad = jax.grad(lambda p, b, k: self.objective(p, extra, b, k, step), has_aux=True)
-        return Step(*accumulate(grad, params, self.microbatches, batch, keys), extra)
+        # Of the whole batch, however it is split: the history wants every loss at once.
+        times = self.process.sample_time(keys.time, extra["history"])
+
+        def grad(params: Any, *arguments: Any) -> tuple[tuple[Any, Metrics], Array]:
+            objective = jax.grad(self.objective, has_aux=True)
+            grads, (metrics, losses) = objective(params, extra["frozen"], *arguments, step)
+            return (grads, metrics), losses
+
+        means, losses = accumulate(grad, params, self.microbatches, batch, keys, times)
+        history = self.process.remember(extra["history"], times.t, losses)
+        return Step(*means, extra | {"history": history})
 
     def objective(
         self,
@@ -127,58 +164,96 @@ class Denoising:
         frozen: dict[str, Any],
         batch: Batch,
         keys: Keys,
+        times: Times,
         step: Int[Array, ""],
-    ) -> tuple[Float[Array, ""], Metrics]:
-        """Equation (1) on one (micro)batch, and its terms."""
+    ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, "batch"]]]:
+        """Equation (1) on one (micro)batch; its terms, and L_denoise of every example."""
+        t, weight = times
         if self.latents:
             x_0 = frozen["scale"] * batch["latent"]
         else:
             x_0 = self.first_stage.encode(frozen, batch["image"])
-        label = batch["label"] if self.num_classes else None
-        t = self.process.sample_time(keys.time)
         x_t, noise = self.process.corrupt(keys.noise, x_0, t)
         output, features = self.denoise(
-            params["denoiser"], x_t, t, label=label, rng=keys.dropout[0]
+            params["denoiser"],
+            x_t,
+            t,
+            label=batch["label"] if self.num_classes else None,
+            unconditional=self._dropped(keys.condition),
+            rng=keys.dropout[0],
         )
-        denoise = self.process.loss(output, x_0, x_t, noise, t).mean()
+        losses = self.process.loss(output, x_0, x_t, noise, t)
+        denoise = (weight * losses).mean()
         if self.context is None:
-            return denoise, {"loss": denoise, "loss/denoise": denoise}
+            return denoise, ({"loss": denoise, "loss/denoise": denoise}, losses)
         h = features
         if self.context.source == "prediction":
-            h = self.process.predict_x0(output, x_t, t)
-        weighted, distance = self.context.loss(params["context"], h, x_0, t, keys.context)
-        context = weighted.mean()
+            h = self.first_stage.vectors(frozen, self.process.predict_x0(output, x_t, t))
+        vectors = self.first_stage.vectors(frozen, x_0)
+        weighted, distance = self.context.loss(params["context"], h, vectors, t, keys.context)
+        context = (weight * weighted).mean()
         loss = denoise + self.context.warmup(step) * context
         metrics = {"loss": loss, "loss/denoise": denoise, "loss/context": context}
         for stride, column in zip(self.context.strides, distance.T, strict=True):
             metrics[f"distance/stride_{stride}"] = column.mean()
-        return loss, metrics
+        return loss, (metrics, losses)
+
+    def _dropped(self, rngs: Key[Array, "batch"]) -> Bool[Array, "batch"] | None:
+        """Which examples are trained without their condition; None where none ever is."""
+        if not self.condition.dropout:
+            return None
+        return jax.vmap(lambda rng: jax.random.bernoulli(rng, self.condition.dropout))(rngs)
 
     def denoise(
         self,
         params: Any,
-        x_t: Float[Array, "batch *point"],
+        x_t: Shaped[Array, "batch *point"],
         t: Int[Array, "batch"],
         *,
         label: Int[Array, "batch"] | None = None,
+        unconditional: Bool[Array, "batch"] | None = None,
         rng: Key[Array, ""] | None = None,
     ) -> Denoised:
         """The denoiser's answer; with `rng` in training mode, which draws dropout from it."""
-        rngs = {} if rng is None else {"dropout": rng}
         return self.denoiser.apply(
-            {"params": params}, x_t, t, label=label, train=rng is not None, rngs=rngs
+            {"params": params},
+            x_t,
+            t,
+            label=label,
+            unconditional=unconditional,
+            train=rng is not None,
+            rngs={} if rng is None else {"dropout": rng},
         )
+
+    def predict(
+        self,
+        params: Any,
+        x_t: Shaped[Array, "batch *point"],
+        t: Int[Array, "batch"],
+        *,
+        label: Int[Array, "batch"] | None = None,
+        guidance: float = 1.0,
+    ) -> Shaped[Array, "batch *prediction"]:
+        """The denoiser's output, guided; both answers are computed as one batch."""
+        if guidance == 1:
+            return self.denoise(params, x_t, t, label=label).output
+        twice = jax.tree.map(
+            lambda x: jnp.concatenate([x, x]), {"x_t": x_t, "t": t, "label": label}
+        )
+        unconditional = jnp.arange(2 * len(t)) >= len(t)
+        output = self.denoise(params, **twice, unconditional=unconditional).output
+        return self.process.guide(*jnp.split(output, 2), guidance)
 
     def preview(self, mesh: Mesh) -> Callable[[Any, Any], np.ndarray]:
         """Samples of the same seeds every time: one sees the same images emerge."""
-        generate = make_generate(self, self.sampling.make(self.process), mesh)
+        generate = make_generate(self, self.sampling, mesh)
         num = self.sampling.num
 
-        def images(params: Any, frozen: Any) -> np.ndarray:
+        def images(params: Any, extra: Any) -> np.ndarray:
             batches = generate_batches(
                 generate,
                 params,
-                frozen,
+                extra["frozen"],
                 seed=self.seed,
                 num=num,
                 batch_size=min(num, 64),

@@ -209,11 +209,12 @@ class FirstStageTraining:
             metrics |= self._usage(self._counts(codes))
             return Step(grads, metrics, extra | {"averages": averages}, {CODEBOOK: codebook})
 
-        def grad(*arguments: Any) -> tuple[Any, tuple[Metrics, Any]]:
+        def grad(*arguments: Any) -> tuple[tuple[Any, Metrics, Any], None]:
             grads, metrics, codes = self.gradients(*arguments, frozen, step)
-            return grads, (metrics, self._counts(codes))
+            return (grads, metrics, self._counts(codes)), None
 
-        grads, (metrics, counts) = accumulate(grad, params, self.microbatches, batch, keys)
+        means, _ = accumulate(grad, params, self.microbatches, batch, keys)
+        grads, metrics, counts = means
         return Step(grads, metrics | self._usage(counts), extra)
 
     def gradients(

@@ -1,6 +1,7 @@
-"""Loading the parameters of a frozen first stage, and measuring its scale."""
+"""Loading the parameters of a frozen first stage, and measuring its scale or its used codes."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,30 +16,36 @@ from jax.experimental import multihost_utils
 from conprediff_jax import parallel
 from conprediff_jax.errors import UserError
 from conprediff_jax.interop import diffusers_autoencoder
+from conprediff_jax.models import quantizer
 from conprediff_jax.models.autoencoder import AutoencoderKL
-from conprediff_jax.models.first_stage import Latents
+from conprediff_jax.models.first_stage import Autoencoded, Latents, Tokens
 from conprediff_jax.train.checkpoint import FOLDER
 from conprediff_jax.train.task import Batch
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCALE_BATCHES = 8
+CODE_BATCHES = 256
 
 
 class FirstStageError(UserError):
     """First-stage weights that are missing, or of another model."""
 
 
-def load(first_stage: Latents, batches: Callable[[], Iterator[Batch]]) -> dict[str, Any]:
-    """What `first_stage.abstract()` describes: parameters, and the scale given or measured.
+def load(first_stage: Autoencoded, batches: Callable[[], Iterator[Batch]]) -> dict[str, Any]:
+    """What `first_stage.abstract()` describes: parameters, and what goes with them.
+
+    That is the scale of latents, given or measured, or the indices of the codes that tokens count.
 
     Args:
         first_stage: says where the weights are.
-        batches: opens this process's batches; used where the scale is to be measured.
+        batches: opens this process's batches; used where something is to be measured.
 
     Raises:
         FirstStageError: missing weights, or weights of another shape or family.
     """
     params = load_params(first_stage)
+    if isinstance(first_stage, Tokens):
+        return {"autoencoder": params, "codes": _kept_codes(first_stage, params, batches)}
     scale = first_stage.scale
     if scale is None:
         scale = _measured_scale(first_stage, params, batches())
@@ -46,7 +53,7 @@ def load(first_stage: Latents, batches: Callable[[], Iterator[Batch]]) -> dict[s
     return {"autoencoder": params, "scale": np.float32(scale)}
 
 
-def load_params(first_stage: Latents) -> Any:
+def load_params(first_stage: Autoencoded) -> Any:
     """Parameters of the autoencoder from a workdir or a diffusers folder; see `load`."""
     path = epath.Path(first_stage.weights).expanduser()
     if (path / FOLDER).is_dir():
@@ -62,7 +69,7 @@ def load_params(first_stage: Latents) -> Any:
     )
 
 
-def _from_workdir(first_stage: Latents, path: epath.Path) -> Any:
+def _from_workdir(first_stage: Autoencoded, path: epath.Path) -> Any:
     # Late: opening a workdir needs the tasks, and the denoising task needs this file.
     from conprediff_jax.inference import load as load_trained
 
@@ -94,7 +101,7 @@ def differing_fields(theirs: Any, ours: Any) -> str:
 
 
 def _from_diffusers(
-    first_stage: Latents, path: epath.Path, tensors: Mapping[str, np.ndarray]
+    first_stage: Autoencoded, path: epath.Path, tensors: Mapping[str, np.ndarray]
 ) -> Any:
     stored = json.loads((path / "config.json").read_text()).get("_class_name")
     family = type(first_stage.model).__name__
@@ -114,3 +121,29 @@ def _measured_scale(first_stage: Latents, params: Any, batches: Iterator[Batch])
     ]
     variance = multihost_utils.process_allgather(jnp.stack(variances)).mean()
     return float(1 / np.sqrt(variance))
+
+
+def _kept_codes(
+    first_stage: Tokens, params: Any, batches: Callable[[], Iterator[Batch]]
+) -> np.ndarray:
+    """Indices of the kept codes, ascending, int32: those most used in up to `CODE_BATCHES`."""
+    total = first_stage.model.num_codes
+    if first_stage.num_codes == total:
+        return np.arange(total, dtype=np.int32)
+
+    @jax.jit
+    def count(params: Any, images: Any) -> Any:
+        vectors = first_stage.encode_unscaled(params, images)
+        indices = quantizer.nearest_codes(vectors, params["quantizer"]["codebook"])
+        return quantizer.count_codes(indices, total)
+
+    counts = np.zeros(total, np.int64)
+    for batch in itertools.islice(batches(), CODE_BATCHES):
+        counts += np.asarray(count(params, batch["image"]), np.int64)
+    counts = multihost_utils.process_allgather(counts).reshape(-1, total).sum(axis=0)
+    kept = np.sort(np.argsort(-counts, kind="stable")[: first_stage.num_codes])
+    logging.info(
+        "first stage: %d of %d codes are used; the %d kept stand for %.3f %% of %d tokens",
+        (counts > 0).sum(), total, len(kept), 100 * counts[kept].sum() / counts.sum(), counts.sum(),
+    )  # fmt: skip
+    return kept.astype(np.int32)

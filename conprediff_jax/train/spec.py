@@ -51,3 +51,19 @@ class TrainSpec:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConditionSpec:
+    """The `condition` section.
+
+    Attributes:
+        dropout: share of examples trained without their condition, which classifier-free guidance
+            asks for; the published models have 0.1. 0: guidance is not to be had.
+    """
+
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout is {self.dropout}: it must lie in [0, 1)")

@@ -80,24 +80,27 @@ def accumulate(grad: Callable, params: Any, parts: int, *batched: Any) -> tuple[
     """`grad(params, *batched)`, computed in so many microbatches one after the other.
 
     Args:
-        grad: returns gradient and metrics of a mean over the batch, any trees.
+        grad: returns two trees: of means over the batch, such as gradients and metrics, and of
+            values for every example, the batch in front.
         params: parameters.
         parts: microbatches; they must divide the batch.
         *batched: pytrees with the batch in front.
 
     Returns:
-        Gradient and metrics of the whole batch.
+        Both trees for the whole batch.
     """
     if parts == 1:
         return grad(params, *batched)
 
     # Every device keeps its own examples: microbatch m takes each parts-th one, not a block.
     split = jax.tree.map(lambda x: rearrange(x, "(b m) ... -> m b ...", m=parts), batched)
-    shapes = jax.eval_shape(grad, params, *jax.tree.map(lambda x: x[0], split))
+    shapes, _ = jax.eval_shape(grad, params, *jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
     def add(total, part):
-        return jax.tree.map(jnp.add, total, grad(params, *part)), None
+        means, examples = grad(params, *part)
+        return jax.tree.map(jnp.add, total, means), examples
 
-    total, _ = jax.lax.scan(add, zeros, split)
-    return jax.tree.map(lambda leaf: leaf / parts, total)
+    total, examples = jax.lax.scan(add, zeros, split)
+    means = jax.tree.map(lambda leaf: leaf / parts, total)
+    return means, jax.tree.map(lambda x: rearrange(x, "m b ... -> (b m) ..."), examples)

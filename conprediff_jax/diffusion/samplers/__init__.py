@@ -1,6 +1,7 @@
-"""Samplers of a Gaussian process, by name."""
+"""Samplers: those of a Gaussian process by name, and that of a categorical one."""
 
 from conprediff_jax.diffusion.samplers.base import Sampler, step_noise
+from conprediff_jax.diffusion.samplers.categorical import CategoricalSampler
 from conprediff_jax.diffusion.samplers.ddim import DDIM
 from conprediff_jax.diffusion.samplers.ddpm import DDPM
 from conprediff_jax.diffusion.samplers.dpm_solver import DPMSolverPP2M
@@ -11,4 +12,12 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "dpm_solver": DPMSolverPP2M,
 }
 
-__all__ = ["DDIM", "DDPM", "SAMPLERS", "DPMSolverPP2M", "Sampler", "step_noise"]
+__all__ = [
+    "DDIM",
+    "DDPM",
+    "SAMPLERS",
+    "CategoricalSampler",
+    "DPMSolverPP2M",
+    "Sampler",
+    "step_noise",
+]
