@@ -72,12 +72,12 @@ def test_draws_belong_to_the_example():
     """An example's time and noise depend on its key alone, and cover their ranges."""
     process = GaussianProcess(num_steps=10)
     rngs = jax.random.split(jax.random.key(0), 500)
-    t = process.sample_time(rngs)
+    t = process.sample_time(rngs).t
     assert set(np.asarray(t)) == set(range(10))
     x_0 = jnp.zeros((500, 7, 3))
     noise = process.corrupt(rngs, x_0, t).noise
     assert abs(noise.mean()) < 0.04 and abs(noise.std() - 1) < 0.03
-    np.testing.assert_array_equal(process.sample_time(rngs[3:5]), t[3:5])
+    np.testing.assert_array_equal(process.sample_time(rngs[3:5]).t, t[3:5])
     np.testing.assert_array_equal(process.corrupt(rngs[3:5], x_0[3:5], t[3:5]).noise, noise[3:5])
 
 

@@ -95,9 +95,9 @@ def test_the_measured_scale_makes_latents_of_unit_variance(finished, celeba, wei
     task = make_experiment(small_celebahq(celeba, weights)).task
     source = sources.open_source("celeb_a_hq/256", data_dir=str(celeba))
     files = [Image.open(io.BytesIO(source[i]["image"])).resize((32, 32)) for i in range(12)]
-    points = task.first_stage.encode(state.extra, jnp.asarray(np.stack(files)))
+    points = task.first_stage.encode(state.extra["frozen"], jnp.asarray(np.stack(files)))
     assert np.std(points) == pytest.approx(1, rel=0.1)
-    assert float(state.extra["scale"]) != 1
+    assert float(state.extra["frozen"]["scale"]) != 1
 
 
 def test_a_checkpoint_carries_its_first_stage(finished, weights, tmp_path):
@@ -108,7 +108,7 @@ def test_a_checkpoint_carries_its_first_stage(finished, weights, tmp_path):
     task, params, stage, _ = inference.load(str(tmp_path / "run"), mesh)
     stored = frozen.load_params(task.first_stage)
     jax.tree.map(np.testing.assert_array_equal, stage["autoencoder"], stored)
-    generate = sampling.make_generate(task, task.sampling.make(task.process), mesh)
+    generate = sampling.make_generate(task, task.sampling, mesh)
     images = generate(params, stage, 0, jnp.arange(2))
     assert images.shape == (2, 32, 32, 3)
 

@@ -11,6 +11,7 @@ import optax
 import pytest
 import tiny
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import assert_same, mesh_of
 
 from conprediff_jax import config as config_lib
 from conprediff_jax import inference, parallel, sampling
@@ -21,13 +22,9 @@ from conprediff_jax.train import step as step_lib
 from conprediff_jax.train.checkpoint import CheckpointError, Checkpoints
 from conprediff_jax.train.loop import train
 from conprediff_jax.train.report import DivergedError
-from conprediff_jax.train.state import abstract_state, init_state
+from conprediff_jax.train.state import abstract_state
 
 pytestmark = pytest.mark.usefixtures("one_device")
-
-
-def mesh_of(devices=1, **axes):
-    return parallel.make_mesh(parallel.MeshSpec(**axes), jax.devices()[:devices])
 
 
 def random_batch(size=8):
@@ -42,22 +39,7 @@ def make(**overrides):
 
 
 def run(experiment, mesh, steps=3):
-    """Final state and loss trace of a few steps on one batch, and the compiled step."""
-    optimizer = experiment.optimizer.make(experiment.train.steps)
-    abstract = abstract_state(experiment.task, optimizer, mesh)
-    state = init_state(experiment.task, optimizer, abstract)
-    train_step = step_lib.make_train_step(experiment, optimizer, abstract, mesh)
-    batch, trace = parallel.to_global(random_batch(), mesh), []
-    for _ in range(steps):
-        state, metrics = train_step(state, batch)
-        trace.append(jax.device_get(metrics))
-    assert train_step._cache_size() == 1  # one compilation
-    return state, trace
-
-
-def assert_same(a, b):
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(x, y)
+    return tiny.run_steps(experiment, mesh, random_batch(), steps)
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +100,7 @@ def test_weight_zero_trains_the_plain_model():
                 for name in ("time", "noise", "dropout")
             ]
             x_0 = task.first_stage.encode({}, image)
-            t = process.sample_time(keys[0])
+            t = process.sample_time(keys[0]).t
             x_t, noise = process.corrupt(keys[1], x_0, t)
             output = denoiser.apply({"params": params}, x_t, t, train=True).output
             return process.loss(output, x_0, x_t, noise, t).mean()
@@ -243,20 +225,17 @@ def test_sampling_never_sees_the_context_decoder(finished, tmp_path):
     shutil.copytree(workdir, stripped)
     shutil.rmtree(stripped / "checkpoints" / "6" / "train")  # where the decoder's parameters are
     found = inference.load(str(stripped), mesh)
-    sampler = whole.task.sampling.make(whole.task.process)
-    generate = sampling.make_generate(whole.task, sampler, mesh)
+    generate = sampling.make_generate(whole.task, whole.task.sampling, mesh)
     images = generate(whole.params, {}, 0, jnp.arange(4))
     assert_same(images, generate(found.params, {}, 0, jnp.arange(4)))
     text = generate.lower(whole.params, {}, 0, jnp.arange(4)).compile().as_text()
-    assert "denoiser" not in text or "context" not in text
     assert "trunk" not in text and "log_sigma" not in text
 
 
 def test_an_image_depends_on_seed_and_index_alone(finished):
     def load(mesh):
         task, params, _, _ = inference.load(str(finished[0]), mesh)
-        sampler = task.sampling.make(task.process)
-        return sampling.make_generate(task, sampler, mesh), params
+        return sampling.make_generate(task, task.sampling, mesh), params
 
     one, params = load(mesh_of())
     alone = one(params, {}, 3, jnp.array([5]))

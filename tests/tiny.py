@@ -8,9 +8,12 @@ import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
 
+from conprediff_jax import parallel
 from conprediff_jax.config import default
 from conprediff_jax.interop.diffusers_autoencoder import params_to_diffusers
 from conprediff_jax.train import frozen
+from conprediff_jax.train.state import abstract_state, init_state
+from conprediff_jax.train.step import make_train_step
 
 
 def get_config():
@@ -42,3 +45,29 @@ def write_autoencoder(folder: pathlib.Path, model, seed: int = 0) -> pathlib.Pat
     save_file(params_to_diffusers(params, model), folder / frozen.WEIGHTS)
     (folder / "config.json").write_text(json.dumps({"_class_name": type(model).__name__}))
     return folder
+
+
+def mesh_of(devices=1, **axes):
+    return parallel.make_mesh(parallel.MeshSpec(**axes), jax.devices()[:devices])
+
+
+def run_steps(experiment, mesh, batch, steps=3, extra=None):
+    """Final state and trace of metrics of a few steps on one batch."""
+    optimizer = experiment.optimizer.make(experiment.train.steps)
+    abstract = abstract_state(experiment.task, optimizer, mesh)
+    state = init_state(experiment.task, optimizer, abstract)
+    if extra is not None:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state.extra)
+        state = state.replace(extra=jax.device_put(extra, shardings))
+    train_step = make_train_step(experiment, optimizer, abstract, mesh)
+    batch, trace = parallel.to_global(batch, mesh), []
+    for _ in range(steps):
+        state, metrics = train_step(state, batch)
+        trace.append(jax.device_get(metrics))
+    assert train_step._cache_size() == 1  # one compilation
+    return state, trace
+
+
+def assert_same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)

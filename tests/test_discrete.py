@@ -1,0 +1,282 @@
+"""Discrete models in the trainer: tokens, times by importance, guidance, any mesh, resume."""
+
+import importlib.util
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from conprediff_jax import config as config_lib
+from conprediff_jax import inference, sampling
+from conprediff_jax.errors import ConfigError, UserError
+from conprediff_jax.experiment import make_experiment
+from conprediff_jax.models.autoencoder import VQModel
+from conprediff_jax.models.first_stage import Tokens, to_uint8
+from conprediff_jax.train import frozen
+from conprediff_jax.train.loop import train
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+# 8 x 8 images to 4 x 4 tokens of 16 codes.
+VQ = {
+    "channels": 32,
+    "channel_mult": (1, 1),
+    "blocks_per_level": 1,
+    "middle_attention": False,
+    "latent_channels": 4,
+    "num_codes": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return tiny.write_autoencoder(tmp_path_factory.mktemp("weights") / "vq", VQModel(**VQ))
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jnp.asarray(np.random.default_rng(1).integers(0, 256, (8, 8, 8, 3), np.uint8))
+
+
+@pytest.fixture(scope="module")
+def config(weights, tmp_path_factory):
+    config = config_lib.default_discrete(config_lib.tokens(str(weights), **VQ)).unlock()
+    base = tiny.get_config()
+    for section in ("context", "optimizer", "train"):
+        config[section] = base[section]
+    folder = tiny.write_images(tmp_path_factory.mktemp("data") / "images")
+    config.data.update(name=str(folder), image_size=8)
+    config.process.num_steps = 6
+    config.model.update(width=32, num_layers=1, num_heads=2)
+    config.sampling.update(num=4, steps=3)
+    return config.lock()
+
+
+def make(config, **overrides):
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict(overrides)
+    return make_experiment(config)
+
+
+def load(stage, *batches):
+    loaded = frozen.load(stage, lambda: iter([{"image": batch} for batch in batches]))
+    return jax.tree.map(jnp.asarray, loaded)
+
+
+def loaded(experiment):
+    """The task's own state, with what it loads."""
+    return experiment.task.prepare(lambda: iter(()))
+
+
+def complete(history):
+    """A history of ten losses a time, so that times are drawn in proportion to them."""
+    squares = np.linspace(1, 9, 60, dtype=np.float32).reshape(6, 10)
+    return history._replace(squares=squares, counts=np.full(6, 10, np.int32))
+
+
+# --- tokens ---------------------------------------------------------------------------------------
+
+
+def test_tokens_decode_to_the_autoencoders_reconstruction(weights, images):
+    model = VQModel(**VQ)
+    stage = Tokens(model=model, weights=str(weights))
+    stored = load(stage)
+    tokens = stage.encode(stored, jnp.asarray(images))
+    assert tokens.shape == (8, 4, 4) and tokens.dtype == jnp.int32
+    expected, _ = model.apply({"params": stored["autoencoder"]}, images / 127.5 - 1)
+    found = np.asarray(stage.decode(stored, tokens), int)
+    assert np.abs(found - np.asarray(to_uint8(expected), int)).max() <= 1
+
+
+def test_unused_codes_are_left_out(weights, images):
+    """Of the codes that these images take, the five most frequent are kept and renumbered."""
+    whole = Tokens(model=VQModel(**VQ), weights=str(weights))
+    stored = load(whole)
+    counts = np.bincount(np.asarray(whole.encode(stored, images)).ravel(), minlength=16)
+    stage = Tokens(model=VQModel(**VQ), weights=str(weights), used_codes=5)
+    kept = load(stage, images[:4], images[4:])
+    codes = np.asarray(kept["codes"])
+    assert len(codes) == 5 and list(codes) == sorted(codes)
+    assert counts[codes].min() >= np.delete(counts, codes).max()
+    tokens = np.asarray(stage.encode(kept, images))
+    assert set(tokens.ravel()) <= set(range(5))
+    # The nearest of those kept, in NumPy.
+    latents = np.asarray(stage.encode_unscaled(kept["autoencoder"], images))
+    codebook = np.asarray(kept["autoencoder"]["quantizer"]["codebook"])[codes]
+    distance = np.square(latents[..., None, :] - codebook).sum(-1)
+    np.testing.assert_array_equal(tokens, distance.argmin(-1))
+
+
+def test_context_vectors_are_the_standardised_codes(weights, images):
+    stage = Tokens(model=VQModel(**VQ), weights=str(weights))
+    stored = load(stage)
+    codebook = np.asarray(stored["autoencoder"]["quantizer"]["codebook"])
+    standard = (codebook - codebook.mean(0)) / codebook.std(0)
+    tokens = stage.encode(stored, images)
+    np.testing.assert_allclose(
+        stage.vectors(stored, tokens), standard[np.asarray(tokens)], atol=1e-5
+    )
+    # A distribution stands for its expected vector.
+    p = np.random.default_rng(0).dirichlet(np.ones(16), (2, 4, 4)).astype(np.float32)
+    np.testing.assert_allclose(stage.vectors(stored, jnp.log(p)), p @ standard, atol=1e-5)
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+def test_every_mesh_and_split_gives_the_same_run(config, images):
+    """The times drawn by importance too: their history is the same to the bit."""
+    batch = {"image": np.asarray(images)}
+    whole = make(config)
+    extra = loaded(whole)
+    extra |= {"history": complete(extra["history"])}
+    state, trace = tiny.run_steps(whole, tiny.mesh_of(), batch, extra=extra)
+    assert state.extra["history"].counts.sum() == 60 + 3 * len(images)
+    for experiment, mesh in [
+        (whole, tiny.mesh_of(4, fsdp=2)),
+        (whole, tiny.mesh_of(4, tensor=2)),
+        (make(config, **{"train.microbatches": 4}), tiny.mesh_of()),
+    ]:
+        other, other_trace = tiny.run_steps(experiment, mesh, batch, extra=extra)
+        np.testing.assert_array_equal(state.extra["history"].counts, other.extra["history"].counts)
+        for ours, theirs in zip(trace, other_trace, strict=True):
+            for name, value in ours.items():
+                np.testing.assert_allclose(theirs[name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_weighted_losses_have_the_mean_of_uniform_times(config, images):
+    """E_p[L / (T p)] is the mean over all times: summed exactly over every time, not drawn."""
+    process = make(config).task.process
+    history = jax.tree.map(jnp.asarray, complete(process.init_history()))
+    p = history.probabilities()
+    times = process.sample_time(jax.random.split(jax.random.key(0), 4000), history)
+    np.testing.assert_allclose(times.weight, 1 / (6 * p[times.t]), rtol=1e-5)
+    frequency = np.bincount(times.t, minlength=6) / 4000
+    np.testing.assert_allclose(frequency, p, atol=4 * np.sqrt(0.25 / 4000))
+
+
+@pytest.mark.parametrize("source", ["features", "prediction"])
+def test_context_prediction_reaches_the_denoiser(config, images, source):
+    """Through `context/` as it is, and without changing what else is computed."""
+    experiment = make(config, **{"context.source": source, "context.weight": 1.0})
+    extra = loaded(experiment)
+    params, _ = jax.jit(experiment.task.init)()
+    step = jax.jit(experiment.task.step)(params, extra, {"image": images}, jnp.int32(0))
+    plain = make(config, **{"context.weight": 0.0}).task
+    alone = jax.jit(plain.step)(
+        {"denoiser": params["denoiser"]}, extra, {"image": images}, jnp.int32(0)
+    )
+    np.testing.assert_allclose(alone.metrics["loss"], step.metrics["loss/denoise"], rtol=1e-5)
+    moved = jax.tree.map(
+        lambda a, b: np.abs(a - b).max(), step.grads["denoiser"], alone.grads["denoiser"]
+    )
+    assert max(jax.tree.leaves(moved)) > 1e-4
+    assert set(step.metrics) - set(alone.metrics) == {
+        "loss/context",
+        "distance/stride_1",
+        "distance/stride_2",
+    }
+
+
+def test_a_resumed_run_repeats_the_uninterrupted_one(config, tmp_path):
+    """History and codes included; and the checkpoint samples without the weights' folder."""
+    state = train(config, str(tmp_path / "whole"))
+    shutil.copytree(tmp_path / "whole/checkpoints/3", tmp_path / "half/checkpoints/3")
+    tiny.assert_same(train(config, str(tmp_path / "half")), state)
+    assert state.extra["history"].counts.sum() == 6 * 8
+
+    mesh = tiny.mesh_of()
+    task, params, stage, step = inference.load(str(tmp_path / "half"), mesh)
+    assert step == 6
+    spec = task.sampling.overridden(task, reveal="purity", purity_weight=1.0, truncation=1.0)
+    for sampler in (task.sampling, spec):
+        drawn = sampling.make_generate(task, sampler, mesh)(params, stage, 0, jnp.arange(4))
+        assert drawn.shape == (4, 8, 8, 3) and drawn.dtype == jnp.uint8
+    with pytest.raises(UserError, match=r"--eta does not fit this model: .*truncation"):
+        task.sampling.overridden(task, eta=1.0)
+    with pytest.raises(UserError, match=r"--guidance is 2.0: .*config.condition.dropout"):
+        task.sampling.overridden(task, guidance=2.0)
+
+
+# --- conditions -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def conditional(config):
+    overrides = {"data.label": "label", "model.num_classes": 3, "condition.dropout": 0.4}
+    tokens = make(config, **overrides)
+    # With as many groups as channels, a norm would take out what a label adds.
+    continuous = make(tiny.get_config(), **overrides, **{"model.scale_shift_norm": True})
+    return {"discrete": tokens, "continuous": continuous}
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_guidance_combines_the_two_answers(conditional, kind):
+    task = conditional[kind].task
+    params = jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(x.size), x.shape) / 5,
+        jax.jit(task.init)()[0]["denoiser"],
+    )
+    rngs = jax.random.split(jax.random.key(0), 4)
+    x_t, t = task.process.prior(rngs, task.point_shape), jnp.array([5, 3, 2, 0])
+    label, every = jnp.array([0, 1, 2, 1]), jnp.ones(4, bool)
+    conditional_output = task.denoise(params, x_t, t, label=label).output
+    output = task.denoise(params, x_t, t, label=label, unconditional=every).output
+    # Without its condition, an example does not know its label.
+    other = task.denoise(params, x_t, t, label=(label + 1) % 3, unconditional=every).output
+    np.testing.assert_array_equal(output, other)
+    assert np.abs(output - conditional_output).max() > 1e-3
+    predict = {s: task.predict(params, x_t, t, label=label, guidance=s) for s in (0.0, 1.0, 3.0)}
+
+    def x_0(output):
+        return task.process.predict_x0(output, x_t, t)
+
+    np.testing.assert_allclose(x_0(predict[0.0]), x_0(output), atol=1e-4)
+    np.testing.assert_allclose(x_0(predict[1.0]), x_0(conditional_output), atol=1e-4)
+    expected = task.process.guide(conditional_output, output, 3.0)
+    np.testing.assert_allclose(predict[3.0], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["discrete", "continuous"])
+def test_dropped_conditions_train_the_null(conditional, images, kind):
+    experiment = conditional[kind]
+    params, extra = jax.jit(experiment.task.init)()
+    batch = {"image": images, "label": np.zeros(8, np.int32)}
+    extra = loaded(experiment) or extra
+    grads = jax.jit(experiment.task.step)(params, extra, batch, jnp.int32(0)).grads["denoiser"]
+    table = grads["label_embedding"] if kind == "continuous" else (
+        grads["block_0"]["feed_forward_norm"]["index_embedding"]
+    )  # fmt: skip
+    moved = np.abs(table["embedding"]).max(axis=1)
+    if kind == "discrete":  # the UNet's residual branches start at zero and pass nothing on yet
+        assert moved[0] > 0 and moved[3] > 0
+    assert moved.shape == (4,) and not moved[1:3].any()
+
+
+def test_configs_that_contradict_themselves(config):
+    for overrides, message in [
+        ({"condition.dropout": 0.1}, "config.condition.dropout is 0.1: there is no condition"),
+        ({"first_stage.used_codes": 17}, "config.first_stage: used_codes is 17: .* 1 .. 16"),
+        ({"sampling.reveal": "best"}, "config.sampling: reveal is 'best'"),
+        ({"sampling.guidance": 2.0}, "config.sampling: guidance is 2.0"),
+        ({"data.latents": "somewhere"}, "config.data.latents is 'somewhere'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            make(config, **overrides)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*_discrete.py"))
+)
+def test_shipped_configs_are_consistent(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    task = make_experiment(module.get_config()).task
+    params, _ = jax.eval_shape(task.init)
+    assert params["denoiser"]["token_embedding"]["embedding"].shape[0] == task.process.num_codes + 1
+    assert {"denoiser", "context"} == set(params)
