@@ -1,16 +1,16 @@
-"""CLIP, its tokenizer and its score against transformers."""
+"""CLIP, its preparation of images and its score against transformers."""
 
 import json
-import unicodedata
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import pre_tokenizers
 from torch import nn
 
 from conprediff_jax.errors import UserError
-from conprediff_jax.metrics import clip, clip_score, tokenizer
+from conprediff_jax.metrics import clip, clip_score
 
 
 def rng():
@@ -24,7 +24,8 @@ def clip_folder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("clip")
     merges = ["a n", "an d</w>", "c a", "ca t</w>", "r e", "re d</w>", "i n", "t h", "th e</w>"]
-    symbols = [*tokenizer._SYMBOLS, *(s + "</w>" for s in tokenizer._SYMBOLS)]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    symbols = [*alphabet, *(symbol + "</w>" for symbol in alphabet)]
     symbols += ["".join(merge.split()) for merge in merges]
     vocabulary = {s: i for i, s in enumerate([*symbols, "<|startoftext|>", "<|endoftext|>"])}
     (folder / "vocab.json").write_text(json.dumps(vocabulary))
@@ -67,17 +68,9 @@ def test_clip_score_equals_transformers(clip_folder, tmp_path):
         clip_score.clip_scores(loaded, iter([images]), CAPTIONS[:3])
 
 
-def test_tokens_and_prepared_images_are_those_of_transformers(clip_folder):
+def test_prepared_images_are_those_of_transformers():
     import transformers
 
-    theirs = transformers.CLIPTokenizer.from_pretrained(clip_folder)
-    ours = tokenizer.load(clip_folder, 16)
-    for caption in CAPTIONS:
-        text = unicodedata.normalize("NFC", caption)
-        expected = theirs(text, max_length=16, truncation=True)["input_ids"]
-        found = ours([caption])[0].tolist()
-        assert found[: len(expected)] == expected
-        assert set(found[len(expected) :]) <= {ours.end}
     wide = rng().integers(0, 256, (1, 40, 61, 3), np.uint8)
     resize = transformers.CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size=24)
     expected = resize(Image.fromarray(wide[0]), do_rescale=False, do_normalize=False)

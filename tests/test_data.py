@@ -38,13 +38,6 @@ def damaged(tmp_path, numbered):
     return tmp_path
 
 
-@pytest.fixture(scope="session")
-def tfds_dir(tmp_path_factory):
-    root = str(tmp_path_factory.mktemp("tfds"))
-    sources.prepare("openmoji/people", root)
-    return root
-
-
 def spec_of(root, **changes):
     return data.DataSpec(name=str(root), **{"image_size": 4, "threads": 2, **changes})
 
@@ -249,52 +242,6 @@ def test_subfolders_are_classes_and_splits(tmp_path):
         data.num_examples(spec_of(tmp_path, split="test"))
 
 
-def test_openmoji_has_pictures_captions_and_categories(tfds_dir):
-    by_name = {"name": "openmoji/people", "data_dir": tfds_dir}
-    fields = {"keep": ["caption"], "label": "category", "image_size": 32, "threads": 2}
-    spec = data.DataSpec(**by_name, **fields)
-    batch = next(data.make_iterator(spec, batch_size=64, seed=0))
-    data.check_batch(batch, spec, batch_size=64, num_classes=5)
-    assert set(batch["label"]) <= {0, 1}  # faces and persons
-    assert (batch["image"][:, 0, 0] >= 250).mean() > 0.8  # the corners are white
-    assert batch["image"].std(axis=(1, 2, 3)).min() > 10  # and none is empty
-
-    # The same files by their path, and the two splits: nothing in both.
-    directory = f"{tfds_dir}/openmoji/people/17.0.0"
-    splits = {
-        split: [
-            data.open_data(data.DataSpec(name=directory, split=split, **fields))[i]["caption"]
-            for i in range(100)
-        ]
-        for split in ("train", "test")
-    }
-    assert not set(splits["train"]) & set(splits["test"])
-    sizes = [data.num_examples(data.DataSpec(**by_name, split=s)) for s in ("train", "test")]
-    assert sum(sizes) == 1611 and 0.08 < sizes[1] / sum(sizes) < 0.12
-    info = sources.make_builder("openmoji/people", tfds_dir).info
-    assert "OpenMoji" in info.description and "CC BY-SA 4.0" in info.description
-
-
-def test_openmoji_names_and_categories():
-    from conprediff_jax.data.openmoji import openmoji_dataset_builder as openmoji
-
-    categories = dict(openmoji.drawings().values())
-    assert len(categories) == len(openmoji.drawings())  # no two drawings share a caption
-    expected = {
-        "woman health worker medium skin tone": "person",
-        "astronaut dark skin tone": "person",
-        "woman medium-light skin tone red hair": "person",
-        "grinning face": "face",
-        "dog face": "other",
-        "baby bottle": "other",
-        "people holding hands": "group",
-        "flag of Iceland": "flag",
-        "eight o'clock": "other",
-    }
-    assert {caption: categories[caption] for caption in expected} == expected
-    assert "red hair" not in categories  # a component, not an emoji
-
-
 def test_missing_data_says_where_it_belongs(tmp_path):
     def message(**fields):
         with pytest.raises(data.DataError) as caught:
@@ -311,13 +258,6 @@ def test_missing_data_says_where_it_belongs(tmp_path):
     assert "leading ./" in message(name="celebs")
 
 
-def test_a_missing_feature_names_those_there_are(tfds_dir):
-    for wrong in ({"keep": ["title"]}, {"label": "kind"}):
-        spec = data.DataSpec(name="openmoji/people", data_dir=tfds_dir, **wrong)
-        with pytest.raises(data.DataError, match=r"no feature .*; it has caption, category, image"):
-            data.open_data(spec)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -326,6 +266,7 @@ def test_a_missing_feature_names_those_there_are(tfds_dir):
         ({"image_size": 0}, "image_size is 0; at least 1"),
         ({"threads": -1}, "threads is -1"),
         ({"keep": "caption"}, "list of feature names"),
+        ({"text": ""}, "text is empty; it is the name of a feature"),
     ],
 )
 def test_a_wrong_spec_is_refused(changes, message):

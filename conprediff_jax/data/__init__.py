@@ -2,6 +2,7 @@
 
 from conprediff_jax.data.pipeline import (
     DataSpec,
+    captions,
     check_batch,
     evaluation_iterator,
     make_iterator,
@@ -9,10 +10,13 @@ from conprediff_jax.data.pipeline import (
     open_data,
 )
 from conprediff_jax.data.sources import DataError
+from conprediff_jax.data.tokenizers import Tokenizer
 
 __all__ = [
     "DataError",
     "DataSpec",
+    "Tokenizer",
+    "captions",
     "check_batch",
     "evaluation_iterator",
     "make_iterator",

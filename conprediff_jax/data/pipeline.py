@@ -15,13 +15,16 @@ not: whether a record can be decoded does not change.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from conprediff_jax.data import latents, sources, transforms
+from conprediff_jax.data.tokenizers import Tokenizer
+
+_NO_TEXT = "text is None; it names the feature that holds the captions"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class DataSpec:
         shuffle: Whether the order is drawn anew every epoch.
         label: Feature delivered as `label`; the default where there is one; None for no labels.
         keep: Further features to deliver, such as `caption`.
+        text: Feature that holds the captions, such as `caption`; delivered under its own name, as
+            those of `keep` are, and as `text`, see `make_iterator`. None for no texts.
         threads: Threads that read and decode; 0 to do it in the caller's.
         workers: Worker processes, each with its own threads; 0 for none. Pillow decodes without
             the interpreter lock, so threads usually do. A program that asks for workers must be
@@ -59,6 +64,7 @@ class DataSpec:
     shuffle: bool = True
     label: str | None = "label"
     keep: Sequence[str] = ()
+    text: str | None = None
     threads: int = 8
     workers: int = 0
     prefetch: int = 2
@@ -75,7 +81,10 @@ class DataSpec:
                 raise ValueError(f"{field} is {getattr(self, field)}; at least {least}")
         if isinstance(self.keep, str):
             raise ValueError(f"keep is the text {self.keep!r}; it is a list of feature names")
-        object.__setattr__(self, "keep", tuple(self.keep))
+        if self.text == "":
+            raise ValueError("text is empty; it is the name of a feature, or None for no texts")
+        missing = () if self.text is None or self.text in self.keep else (self.text,)
+        object.__setattr__(self, "keep", (*self.keep, *missing))
 
 
 def open_data(spec: DataSpec) -> sources.Source:
@@ -101,6 +110,26 @@ def num_examples(spec: DataSpec) -> int:
     return len(open_data(spec))
 
 
+def captions(spec: DataSpec, *, limit: int | None = None) -> Iterator[str]:
+    """All captions, in the order of the data: what to train a tokenizer on.
+
+    Args:
+        spec: Its `text` is the feature that holds them.
+        limit: If given, at most so many records are read, evenly spaced.
+
+    Raises:
+        DataError: The data are missing, or lack that feature.
+        ValueError: The spec has no `text`.
+    """
+    if spec.text is None:
+        raise ValueError(_NO_TEXT)
+    source = open_data(spec)
+    count = len(source) if limit is None else min(limit, len(source))
+    for i in range(count):
+        caption = source[i * len(source) // count][spec.text]
+        yield from caption if isinstance(caption, list) else [caption]
+
+
 def make_iterator(
     spec: DataSpec,
     *,
@@ -109,6 +138,7 @@ def make_iterator(
     process_index: int = 0,
     process_count: int = 1,
     repeat: bool = True,
+    tokenizer: Tokenizer | None = None,
 ) -> grain.DatasetIterator:
     """Batches for training.
 
@@ -120,18 +150,23 @@ def make_iterator(
         process_count: All of them, `jax.process_count()`.
         repeat: False for a single epoch, whose last, short batch is dropped. The number of batches
             may then differ between processes by one.
+        tokenizer: Makes token ids of the captions that `spec.text` names.
 
     Returns:
         An iterator of dicts: `image` uint8 `[batch, size, size, 3]`, or in its place `latent`
         float32 `[batch, rows, columns, channels]`; `label` int32 `[batch]` where there are labels;
-        every kept feature, text as an array of str `[batch]`. Undecodable images are left out and
-        the batch filled with the next ones; more than max(10, 1 %) of them raise `DataError`.
-        `get_state()` and `set_state()` as in the module docstring.
+        every kept feature, text as an array of str `[batch]`; `text` where the spec has one: int32
+        token ids `[batch, length]`, or str `[batch]` without a tokenizer. Of an image's captions
+        one is drawn anew every epoch; an image without any has the empty one. Undecodable images
+        are left out and the batch filled with the next ones; more than max(10, 1 %) of them raise
+        `DataError`. `get_state()` and `set_state()` as in the module docstring.
 
     Raises:
         DataError: The data are missing, or a single epoch of them does not fill a batch.
     """
     _check_process(batch_size, process_index, process_count)
+    if tokenizer is not None and spec.text is None:
+        raise ValueError(_NO_TEXT)
     source = open_data(spec)
     if not repeat and len(source) < batch_size * process_count:
         raise sources.DataError(
@@ -139,7 +174,13 @@ def make_iterator(
             f"{batch_size} in each of {process_count} processes"
         )
     make_example = latents.ToLatentExample if spec.latents else transforms.ToExample
-    example = make_example(size=spec.image_size, crop=spec.crop, flip=spec.flip)
+    example = make_example(
+        size=spec.image_size,
+        crop=spec.crop,
+        flip=spec.flip,
+        text=spec.text,
+        tokenizer=tokenizer,
+    )
     stream = grain.MapDataset.source(source).seed(seed)
     if spec.shuffle:
         stream = stream.shuffle()
@@ -151,7 +192,12 @@ def make_iterator(
 
 
 def evaluation_iterator(
-    spec: DataSpec, *, batch_size: int, process_index: int = 0, process_count: int = 1
+    spec: DataSpec,
+    *,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    tokenizer: Tokenizer | None = None,
 ) -> grain.DatasetIterator:
     """One pass in the order of the source: centre crops, no flips, the first of several captions.
 
@@ -163,6 +209,7 @@ def evaluation_iterator(
         batch_size: Examples a batch of this process.
         process_index: This process, `jax.process_index()`.
         process_count: All of them, `jax.process_count()`.
+        tokenizer: Makes token ids of the captions that `spec.text` names.
 
     Returns:
         An iterator of dicts as from `make_iterator`, with `mask` bool `[batch]`: false for what
@@ -172,14 +219,22 @@ def evaluation_iterator(
         DataError: The data are missing, or too many images cannot be decoded.
     """
     _check_process(batch_size, process_index, process_count)
+    if tokenizer is not None and spec.text is None:
+        raise ValueError(_NO_TEXT)
     records = open_data(dataclasses.replace(spec, latents=""))
-    source = _OnePass(records, spec, batch_size * process_count)
+    example = transforms.ToExample(size=spec.image_size, text=spec.text, tokenizer=tokenizer)
+    source = _OnePass(records, example, batch_size * process_count)
     stream = grain.MapDataset.source(source)[process_index::process_count]
     return _batches(stream, spec, batch_size, drop_remainder=False)
 
 
 def check_batch(
-    batch: dict[str, Any], spec: DataSpec, *, batch_size: int, num_classes: int | None = None
+    batch: dict[str, Any],
+    spec: DataSpec,
+    *,
+    batch_size: int,
+    num_classes: int | None = None,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Checks a batch against what the model was built for; once, before the first step.
 
@@ -188,9 +243,10 @@ def check_batch(
         spec: What was asked for.
         batch_size: Examples a batch.
         num_classes: Classes the model knows; None when it knows no classes.
+        tokenizer: What made the token ids of `text`; None when the model reads no texts.
 
     Raises:
-        DataError: Shape, dtype, value or label does not fit; the message says which.
+        DataError: Shape, dtype, value, label or text does not fit; the message says which.
     """
     if spec.latents:
         _check_latents(batch["latent"], spec, batch_size)
@@ -199,6 +255,8 @@ def check_batch(
     missing = [name for name in spec.keep if name not in batch]
     if missing:
         raise sources.DataError(f"{spec.name}: batches lack {', '.join(missing)}")
+    if tokenizer is not None:
+        _check_tokens(batch.get("text"), spec, (batch_size, tokenizer.length))
     if num_classes is None:
         return
     if "label" not in batch:
@@ -237,12 +295,25 @@ def _check_latents(latent: np.ndarray, spec: DataSpec, batch_size: int) -> None:
         raise sources.DataError(f"{spec.latents}: a latent of the first batch is not finite")
 
 
+def _check_tokens(tokens: np.ndarray | None, spec: DataSpec, shape: tuple[int, int]) -> None:
+    if tokens is None:
+        raise sources.DataError(
+            f"{spec.name}: has no texts, and the model reads them; config.data.text names the "
+            "feature that holds the captions"
+        )
+    if tokens.shape != shape or tokens.dtype != np.int32:
+        raise sources.DataError(
+            f"{spec.name}: texts have shape {tokens.shape} and dtype {tokens.dtype}; expected "
+            f"token ids, {shape} and int32"
+        )
+
+
 class _OnePass:
     """The examples of one pass, filled up to a multiple of `multiple`."""
 
-    def __init__(self, source: sources.Source, spec: DataSpec, multiple: int):
+    def __init__(self, source: sources.Source, example: transforms.ToExample, multiple: int):
         self.source = source
-        self.example = transforms.ToExample(size=spec.image_size)
+        self.example = example
         self.length = math.ceil(len(source) / multiple) * multiple
 
     def __len__(self) -> int:

@@ -22,6 +22,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from conprediff_jax.data import sources
+from conprediff_jax.data.tokenizers import Tokenizer
 
 CROPS = ("center", "random")
 
@@ -124,16 +125,23 @@ class BadRecords:
 class ToExample:
     """From a record to an example: `image` uint8 `[size, size, 3]`, `label` int32, kept features.
 
+    With `text` named, its caption is there once more as `text`: a str, or int32 token ids
+    `[length]` where there is a tokenizer.
+
     Attributes:
         size: Pixels a side.
         crop: `center`, or `random`: a place along the longer side drawn for each example.
         flip: Whether to mirror left and right, with probability one half.
+        text: The kept feature that holds the caption, or None.
+        tokenizer: Makes token ids of captions; None to leave them as they are.
         bad: Where undecodable records are counted.
     """
 
     size: int
     crop: str = "center"
     flip: bool = False
+    text: str | None = None
+    tokenizer: Tokenizer | None = None
     bad: BadRecords = dataclasses.field(default_factory=BadRecords)
 
     def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any] | None:
@@ -176,7 +184,10 @@ class ToExample:
         example = {key: value for key, value in record.items() if key not in ("image", "name")}
         for key, value in example.items():
             if isinstance(value, list):
-                example[key] = value[int(choice * len(value))]
+                example[key] = value[int(choice * len(value))] if value else ""
         if "label" in example:
             example["label"] = np.int32(example["label"])
+        if self.text is not None:
+            caption = example[self.text]
+            example["text"] = self.tokenizer([caption])[0] if self.tokenizer else caption
         return example

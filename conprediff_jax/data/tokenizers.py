@@ -1,0 +1,347 @@
+"""Tokenizers: from captions to the token ids that a text encoder reads.
+
+The work is done by the library `tokenizers`; here is which parts of it make CLIP's, BERT's and T5's
+tokenizers, what it takes to learn a small vocabulary from a data set's captions, and plain words
+about prompts that do not fit. The text of a `tokenizer.json` is all there is to a tokenizer,
+length and padding included, so that a checkpoint can carry it.
+
+Sources: byte-pair encoding, Sennrich et al. 2016 (arXiv 1508.07909); word pieces, Schuster and
+Nakajima 2012; CLIP's pieces, Radford et al. 2021 (arXiv 2103.00020), section 2.4.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import textwrap
+from collections.abc import Iterable
+
+import numpy as np
+import tokenizers
+from jaxtyping import Int32
+from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+
+from conprediff_jax.errors import UserError
+
+# The special tokens of a vocabulary learnt here: padding, unknown, start and end.
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[START]", "[END]")
+
+_CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
+_CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+# What fills up a text where no file says so: the first of these that a vocabulary has.
+_PADS = ("[PAD]", "<pad>", _CLIP_END)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """How well texts fit a tokenizer.
+
+    Attributes:
+        texts: How many there are.
+        truncated: How many are cut off at the end.
+        tokens: How many tokens they have, cut-off ones left out, special ones included.
+        unknown: How many of the tokens stand for what the vocabulary lacks.
+    """
+
+    texts: int
+    truncated: int
+    tokens: int
+    unknown: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tokenizer:
+    """From texts to token ids, all texts of one length.
+
+    Attributes:
+        backend: The library's, with truncation and padding to one length.
+    """
+
+    backend: tokenizers.Tokenizer
+
+    def __post_init__(self):
+        padding, truncation = self.backend.padding, self.backend.truncation
+        lengths = [padding and padding["length"], truncation and truncation["max_length"]]
+        if lengths[0] is None or lengths[0] != lengths[1]:
+            raise ValueError(
+                f"texts are filled up to {lengths[0]} tokens and cut off at {lengths[1]}: both "
+                "must be the same number"
+            )
+
+    @property
+    def length(self) -> int:
+        """Tokens of a text, special ones and padding included."""
+        return self.backend.padding["length"]
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are 0 .. vocab_size - 1."""
+        return max(self.backend.get_vocab().values()) + 1
+
+    @property
+    def pad(self) -> int:
+        """The token id that fills up a text."""
+        return self.backend.padding["pad_id"]
+
+    @functools.cached_property
+    def end(self) -> int:
+        """The token id that ends a text, before it is filled up."""
+        empty = self.backend.encode("")
+        return empty.ids[sum(empty.attention_mask) - 1]
+
+    @functools.cached_property
+    def unknown(self) -> int | None:
+        """The token id of what the vocabulary lacks; None where it lacks nothing."""
+        model = json.loads(self.to_json())["model"]
+        token = model.get("unk_token")
+        return model.get("unk_id") if token is None else self.backend.token_to_id(token)
+
+    def __call__(self, texts: Iterable[str]) -> Int32[np.ndarray, "texts length"]:
+        """The token ids of texts: long ones are cut off, short ones filled up.
+
+        Raises:
+            TypeError: `texts` is a single text.
+        """
+        return np.array([encoding.ids for encoding in self._encode(texts)], np.int32).reshape(
+            -1, self.length
+        )
+
+    def report(self, texts: Iterable[str]) -> Report:
+        """Counts what `__call__` leaves out of texts."""
+        encodings = self._encode(texts)
+        return Report(
+            texts=len(encodings),
+            truncated=sum(bool(encoding.overflowing) for encoding in encodings),
+            tokens=sum(sum(encoding.attention_mask) for encoding in encodings),
+            unknown=sum(len(self._unknown_spans(encoding)) for encoding in encodings),
+        )
+
+    def check(self, prompt: str) -> None:
+        """Checks a user's prompt; captions of a data set may have any of these faults.
+
+        Raises:
+            UserError: It is empty, longer than is read, or has what the vocabulary lacks.
+        """
+        (encoding,) = self._encode([prompt])
+        if not prompt.strip():
+            raise UserError("the prompt is empty: say what the image should show")
+        unknown = [prompt[start:end] for start, end in self._unknown_spans(encoding)]
+        if unknown:
+            named = ", ".join(repr(piece) for piece in dict.fromkeys(unknown))
+            raise UserError(
+                f"the prompt {_short(prompt)!r} has {named}, which the vocabulary does not know: "
+                "use other words"
+            )
+        cut = self._cut_off(prompt, encoding)
+        if cut:
+            raise UserError(
+                f"the prompt is longer than the {self.length} tokens that are read: shorten it, "
+                f"{_short(cut)!r} at its end would be cut off"
+            )
+
+    def to_json(self) -> str:
+        """The text of a `tokenizer.json`."""
+        return self.backend.to_str()
+
+    @classmethod
+    def from_json(cls, text: str) -> "Tokenizer":
+        """The other way round.
+
+        Raises:
+            ValueError: The text is no tokenizer, or one without a length.
+        """
+        try:
+            backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises plain Exceptions
+            raise ValueError(f"not the text of a tokenizer.json: {error}") from error
+        return cls(backend)
+
+    @classmethod
+    def from_file(
+        cls, path: str | os.PathLike, *, length: int, pad: str | None = None
+    ) -> "Tokenizer":
+        """Reads a published tokenizer.
+
+        Args:
+            path: A folder with `tokenizer.json`; with `vocab.json` and `merges.txt`, CLIP's; or
+                with `vocab.txt`, BERT's. Or one of these files. A `tokenizer_config.json` beside
+                them says what fills up a text and whether BERT's letters become lower case.
+            length: Tokens of a text.
+            pad: The token that fills up a text, where the files' own is not wanted.
+
+        Raises:
+            UserError: A file is missing or unreadable, or the vocabulary has no such token.
+        """
+        path = pathlib.Path(path).expanduser()
+        folder = path if path.is_dir() else path.parent
+        try:
+            backend, config = _read(path), _read_config(folder)
+        except UserError:
+            raise
+        except Exception as error:  # the library raises plain Exceptions
+            raise UserError(f"{path}: not a readable tokenizer: {error}") from error
+        told = config.get("pad_token") or (backend.padding or {}).get("pad_token")
+        told = told.get("content") if isinstance(told, dict) else told
+        candidates = [pad] if pad else [told, *_PADS]
+        known = [token for token in candidates if token and backend.token_to_id(token) is not None]
+        if not known:
+            raise UserError(f"{path}: the vocabulary has no {pad or 'padding token'}; name another")
+        return cls(_with_length(backend, length, known[0]))
+
+    @classmethod
+    def train(cls, captions: Iterable[str], *, vocab_size: int, length: int) -> "Tokenizer":
+        """Learns a vocabulary: pairs of symbols are merged, the commonest first.
+
+        Capital letters become small. The same captions give the same vocabulary, in any order and
+        in every process.
+
+        Args:
+            captions: What to learn from.
+            vocab_size: Tokens there may be: the special ones, letters, and what they merge to.
+            length: Tokens of a text, start and end included.
+
+        Raises:
+            ValueError: There are no captions, or their letters alone are more than `vocab_size`.
+        """
+        pad, unknown, start, end = SPECIAL_TOKENS
+        backend = tokenizers.Tokenizer(models.BPE(unk_token=unknown, fuse_unk=True))
+        backend.normalizer = normalizers.BertNormalizer(strip_accents=False)
+        backend.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.WhitespaceSplit(),
+                pre_tokenizers.Metaspace(),  # marks where words begin
+                pre_tokenizers.Punctuation(),
+            ]
+        )
+        # No prefix or suffix within words: with one, the library's order of symbols is random.
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+        )
+        backend.train_from_iterator(captions, trainer)
+        size = backend.get_vocab_size()
+        if size == len(SPECIAL_TOKENS):
+            raise ValueError("there are no captions to learn a vocabulary from")
+        if size > vocab_size:
+            raise ValueError(f"vocab_size is {vocab_size}; the letters of the captions take {size}")
+        return cls(_with_length(_between(backend, start, end), length, pad))
+
+    def _encode(self, texts: Iterable[str]) -> list[tokenizers.Encoding]:
+        if isinstance(texts, str):
+            raise TypeError(f"texts is the single text {texts!r}; a list of texts is expected")
+        texts = [str(text) for text in texts]
+        # One at a time in the pipeline's threads: the library's own are for many.
+        return (
+            self.backend.encode_batch(texts)
+            if len(texts) > 1
+            else [*map(self.backend.encode, texts)]
+        )
+
+    def _unknown_spans(self, encoding: tokenizers.Encoding) -> list[tuple[int, int]]:
+        """Where in the text unknown tokens come from."""
+        rows = zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        return [span for token, special, span in rows if token == self.unknown and not special]
+
+    def _cut_off(self, text: str, encoding: tokenizers.Encoding) -> str:
+        """The words of a text that are not, or not wholly, read."""
+        starts = [
+            start
+            for part in encoding.overflowing
+            for (start, _), special in zip(part.offsets, part.special_tokens_mask, strict=True)
+            if not special
+        ]
+        if not starts:
+            return ""
+        return text[text.rfind(" ", 0, min(starts) + 1) + 1 :]
+
+
+def _read(path: pathlib.Path) -> tokenizers.Tokenizer:
+    """The library's tokenizer, without a length; see `Tokenizer.from_file`."""
+    folder = path if path.is_dir() else path.parent
+    names = ("tokenizer.json", "vocab.json", "vocab.txt") if path.is_dir() else (path.name,)
+    name = next((name for name in names if (folder / name).exists()), None)
+    if name is None:
+        raise UserError(
+            f"{path}: no tokenizer there; expected tokenizer.json, vocab.json and merges.txt, or "
+            "vocab.txt (from a spiece.model, transformers' save_pretrained makes a tokenizer.json)"
+        )
+    if name == "vocab.json" or name == "merges.txt":
+        return _clip(folder)
+    if name.endswith(".txt"):
+        return _bert(folder / name, _read_config(folder).get("do_lower_case", True))
+    return tokenizers.Tokenizer.from_file(str(folder / name))
+
+
+def _read_config(folder: pathlib.Path) -> dict:
+    path = folder / "tokenizer_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _clip(folder: pathlib.Path) -> tokenizers.Tokenizer:
+    """CLIP's, of lower-case words in bytes, the last one of each marked."""
+    model = models.BPE.from_file(
+        str(folder / "vocab.json"),
+        str(folder / "merges.txt"),
+        unk_token=_CLIP_END,
+        end_of_word_suffix="</w>",
+    )
+    missing = [token for token in (_CLIP_START, _CLIP_END) if model.token_to_id(token) is None]
+    if missing:
+        raise UserError(f"{folder}/vocab.json: has no {missing[0]}: not CLIP's vocabulary")
+    backend = tokenizers.Tokenizer(model)
+    backend.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFC(),
+            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
+            normalizers.Lowercase(),
+        ]
+    )
+    words = tokenizers.Regex(_CLIP_WORDS)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(words, behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    backend.add_special_tokens([_CLIP_START, _CLIP_END])
+    return _between(backend, _CLIP_START, _CLIP_END)
+
+
+def _bert(path: pathlib.Path, lowercase: bool) -> tokenizers.Tokenizer:
+    """BERT's, of word pieces."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    vocabulary = {line: number for number, line in enumerate(lines)}
+    missing = [token for token in _BERT_TOKENS if token not in vocabulary]
+    if missing:
+        raise UserError(f"{path}: has no {missing[0]}: not BERT's vocabulary")
+    _, unknown, start, end = _BERT_TOKENS
+    backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
+    backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    backend.add_special_tokens(list(_BERT_TOKENS))
+    return _between(backend, start, end)
+
+
+def _between(backend: tokenizers.Tokenizer, start: str, end: str) -> tokenizers.Tokenizer:
+    """The same tokenizer, with every text put between two tokens."""
+    backend.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (start, end)],
+    )
+    return backend
+
+
+def _with_length(backend: tokenizers.Tokenizer, length: int, pad: str) -> tokenizers.Tokenizer:
+    """The same tokenizer, with all texts of one length."""
+    least = backend.num_special_tokens_to_add(is_pair=False) + 1
+    if length < least:
+        raise ValueError(f"length is {length}; at least {least}, special tokens included")
+    backend.enable_truncation(length)
+    backend.enable_padding(length=length, pad_id=backend.token_to_id(pad), pad_token=pad)
+    return backend
+
+
+def _short(text: str) -> str:
+    return textwrap.shorten(text, 80, placeholder=" ...")

@@ -1,0 +1,40 @@
+"""Text encoders: from token ids to the sequence that cross-attention reads.
+
+All three are transformers with the norm before each branch,
+
+    x + attention(norm(x)),   x + feed_forward(norm(x))                                          (1)
+
+and a norm behind the last block. What they differ in:
+
+    CLIP   learned positions; a token sees those before it; W_out (x -> x sigmoid(1.702 x)) W_in
+    BERT   learned positions; all tokens see each other, padding included; GELU; q, k, v unbiased
+    T5     a bias of the attention for each distance; padding is hidden; no other bias anywhere;
+           softmax(q k^T + b) v, unscaled;   W_out (gelu(W_gate x) * W_in x);                    (2)
+           root-mean-square norms
+
+A query i and a key j at the distance d = |j - i| share a bias with all others in their bucket, of
+n buckets in all,
+
+    (n / 2) [j > i] + min(place(d), n / 2 - 1),       m = n / 4                                  (3)
+    place(d) = d                                                       where d < m
+               m + floor(m log(d / m) / log(max_distance / m))         elsewhere                 (4)
+
+Parameter paths follow the scheme of the token transformer:
+
+    token_embedding   position_embedding or, in T5, distance_embedding   output_norm
+    block_{i}/{attention,feed_forward}_norm   block_{i}/attention/{query, key, value, out}
+    block_{i}/feed_forward/{in, gate, out}
+
+Sources: CLIP, Radford et al. 2021 (arXiv 2103.00020); BERT, the transformer trained along with
+latent diffusion's text-to-image model, Rombach et al. 2022 (arXiv 2112.10752), section 4.3.1; T5,
+Raffel et al. 2020 (arXiv 1910.10683), in version 1.1 with Shazeer's gated GELU (arXiv 2002.05202).
+"""
+
+from conprediff_jax.models.text.bert import BERTText
+from conprediff_jax.models.text.clip import CLIPText
+from conprediff_jax.models.text.encoder import TextEncoder
+from conprediff_jax.models.text.t5 import T5Text
+
+TEXT_ENCODERS = {"clip": CLIPText, "t5": T5Text, "bert": BERTText}
+
+__all__ = ["TEXT_ENCODERS", "BERTText", "CLIPText", "T5Text", "TextEncoder"]

@@ -1,0 +1,61 @@
+"""CLIP's text encoder."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from conprediff_jax.models.text import layers
+from conprediff_jax.models.text.encoder import Encoded, TokenIds, validate
+
+
+class CLIPText(nn.Module):
+    """CLIP's text tower up to its final norm; the defaults are those of ViT-B/32.
+
+    ViT-L/14 has width 768, 12 heads and 3072 hidden channels. `vocab_size`, `length` and `width`
+    are those of `TextEncoder`.
+
+    Attributes:
+        num_layers: Number of blocks.
+        num_heads: Attention heads; they divide `width`.
+        hidden: Hidden channels of the feed-forward layers.
+        activation: A key of `layers.ACTIVATIONS`.
+        unit: Whether every encoded token is divided by its length, as VQ-Diffusion does.
+        dtype: Of the activations. Parameters and the output are float32.
+        remat: Recompute every block in the backward pass.
+
+    Raises:
+        ValueError: If an option is out of range, at construction.
+    """
+
+    vocab_size: int = 49408
+    length: int = 77
+    width: int = 512
+    num_layers: int = 12
+    num_heads: int = 8
+    hidden: int = 2048
+    activation: str = "quick_gelu"
+    unit: bool = False
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self):
+        validate(self)
+        if self.activation not in layers.ACTIVATIONS:
+            raise ValueError(
+                f"activation={self.activation!r} must be one of {list(layers.ACTIVATIONS)}"
+            )
+        if self.width % self.num_heads:
+            raise ValueError(f"num_heads={self.num_heads} must divide width={self.width}")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, tokens: TokenIds) -> Encoded:
+        """See `TextEncoder`."""
+        x = layers.encode(
+            self,
+            tokens,
+            head_channels=self.width // self.num_heads,
+            activation=self.activation,
+            causal=True,
+        )
+        return x / jnp.linalg.norm(x, axis=-1, keepdims=True) if self.unit else x

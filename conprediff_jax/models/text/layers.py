@@ -1,0 +1,181 @@
+"""The layers of the text encoders, and the transformer that CLIP and BERT have in common."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float
+
+from conprediff_jax.models.layers import Tokens
+from conprediff_jax.models.text.encoder import Encoded, TextEncoder, TokenIds, check_length
+
+# By the names that published configs have; the last one is the approximation by tanh.
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_new": functools.partial(jax.nn.gelu, approximate=True),
+}
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention of the tokens of a text.
+
+    Attributes:
+        heads: Number of heads.
+        head_channels: Channels of a head; all heads together need not be as wide as the tokens.
+        qkv_bias: Whether the query, key and value projections have a bias.
+        out_bias: Whether the output projection has one.
+        causal: Whether a token sees itself and those before it only.
+        scale: Of the logits; None for one over the root of `head_channels`.
+        query_gain: Of the variance of the initial query projection.
+        dtype: Of the activations; the softmax is float32.
+    """
+
+    heads: int
+    head_channels: int
+    qkv_bias: bool = True
+    out_bias: bool = True
+    causal: bool = False
+    scale: float | None = None
+    query_gain: float = 1.0
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Tokens,
+        bias: Float[Array, "1 heads length length"] | None = None,
+        mask: Bool[Array, "batch 1 1 length"] | None = None,
+    ) -> Tokens:
+        """Attends from every token to every token that it may see.
+
+        Args:
+            x: The tokens.
+            bias: Added to the logits.
+            mask: False for keys that are hidden.
+        """
+
+        def project(name: str, gain: float = 1.0) -> Array:
+            dense = nn.Dense(
+                self.heads * self.head_channels,
+                use_bias=self.qkv_bias,
+                kernel_init=nn.initializers.variance_scaling(gain, "fan_in", "truncated_normal"),
+                dtype=self.dtype,
+                name=name,
+            )
+            return dense(x).reshape(*x.shape[:-1], self.heads, self.head_channels)
+
+        values = jax.nn.dot_product_attention(
+            project("query", self.query_gain),
+            project("key"),
+            project("value"),
+            bias=bias,
+            mask=mask,
+            scale=self.scale,
+            is_causal=self.causal,
+        )
+        out = nn.Dense(x.shape[-1], use_bias=self.out_bias, dtype=self.dtype, name="out")
+        return out(values.reshape(*x.shape[:-1], -1))
+
+
+class FeedForward(nn.Module):
+    """Two dense layers, the first of them gated where asked.
+
+    Attributes:
+        hidden: Channels between them.
+        activation: A key of `ACTIVATIONS`.
+        gated: Let the activation act on a gate, see eq. (2), and leave out all biases.
+        dtype: Of the activations.
+    """
+
+    hidden: int
+    activation: str
+    gated: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        """Maps tokens to tokens, each on its own."""
+        dense = functools.partial(nn.Dense, use_bias=not self.gated, dtype=self.dtype)
+        activation = ACTIVATIONS[self.activation]
+        h = activation(dense(self.hidden, name="gate" if self.gated else "in")(x))
+        if self.gated:
+            h = h * dense(self.hidden, name="in")(x)
+        return dense(x.shape[-1], name="out")(h)
+
+
+class Block(nn.Module):
+    """A block with layer norms, eq. (1); CLIP's image tower has the same.
+
+    Attributes:
+        heads: Number of heads.
+        head_channels: Channels of a head.
+        hidden: Hidden channels of the feed-forward layers.
+        activation: A key of `ACTIVATIONS`.
+        causal: See `Attention`.
+        qkv_bias: See `Attention`.
+        dtype: Of the activations.
+    """
+
+    heads: int
+    head_channels: int
+    hidden: int
+    activation: str
+    causal: bool = False
+    qkv_bias: bool = True
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        """Maps tokens to tokens."""
+        norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
+        attention = Attention(
+            self.heads,
+            self.head_channels,
+            qkv_bias=self.qkv_bias,
+            causal=self.causal,
+            dtype=self.dtype,
+            name="attention",
+        )
+        feed_forward = FeedForward(
+            self.hidden, self.activation, dtype=self.dtype, name="feed_forward"
+        )
+        x = x + attention(norm(name="attention_norm")(x))
+        return x + feed_forward(norm(name="feed_forward_norm")(x))
+
+
+def embedding(rows: int, width: int, std: float, dtype: DTypeLike, name: str) -> nn.Embed:
+    """A table of vectors that starts out normal."""
+    init = nn.initializers.normal(std)
+    return nn.Embed(rows, width, embedding_init=init, dtype=dtype, name=name)
+
+
+def encode(encoder: TextEncoder, tokens: TokenIds, **options: Any) -> Encoded:
+    """Blocks over tokens with learned positions, and a norm; called while `encoder` is.
+
+    Args:
+        encoder: Its sizes are those of the transformer, which becomes its submodules.
+        tokens: Of `encoder.length`.
+        **options: Of every `Block`, besides those sizes.
+
+    Raises:
+        ValueError: The texts are longer or shorter.
+    """
+    check_length(encoder, tokens)
+    sizes = {"width": encoder.width, "std": 0.02, "dtype": encoder.dtype}
+    x = embedding(encoder.vocab_size, **sizes, name="token_embedding")(tokens)
+    positions = embedding(encoder.length, **sizes, name="position_embedding")
+    x = x + positions(jnp.arange(encoder.length))
+    block = nn.remat(Block) if encoder.remat else Block
+    for i in range(encoder.num_layers):
+        x = block(
+            encoder.num_heads,
+            hidden=encoder.hidden,
+            dtype=encoder.dtype,
+            name=f"block_{i}",
+            **options,
+        )(x)
+    return nn.LayerNorm(1e-5, dtype=jnp.float32, name="output_norm")(x)

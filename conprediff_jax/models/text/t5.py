@@ -1,0 +1,136 @@
+"""T5's encoder; equations are those of the package."""
+
+import functools
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int32
+
+from conprediff_jax.models.layers import Tokens
+from conprediff_jax.models.text import layers
+from conprediff_jax.models.text.encoder import Encoded, TokenIds, check_length, validate
+
+
+class T5Block(nn.Module):
+    """A block of T5, eqs. (1) and (2).
+
+    Attributes:
+        heads: Number of heads.
+        head_channels: Channels of a head.
+        hidden: Hidden channels of the feed-forward layers.
+        dtype: Of the activations.
+    """
+
+    heads: int
+    head_channels: int
+    hidden: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Tokens,
+        bias: Float[Array, "1 heads length length"],
+        mask: Bool[Array, "batch 1 1 length"],
+    ) -> Tokens:
+        """Maps tokens to tokens, given what to add for their distances and which are no padding."""
+        norm = functools.partial(nn.RMSNorm, epsilon=1e-6, dtype=self.dtype)
+        attention = layers.Attention(
+            self.heads,
+            self.head_channels,
+            qkv_bias=False,
+            out_bias=False,
+            scale=1.0,
+            query_gain=1 / self.head_channels,  # in the place of the scale
+            dtype=self.dtype,
+            name="attention",
+        )
+        feed_forward = layers.FeedForward(
+            self.hidden, "gelu_new", gated=True, dtype=self.dtype, name="feed_forward"
+        )
+        x = x + attention(norm(name="attention_norm")(x), bias, mask)
+        return x + feed_forward(norm(name="feed_forward_norm")(x))
+
+
+class T5Text(nn.Module):
+    """The encoder of T5 1.1; the defaults are those of its "base", "xxl" is 4096 wide.
+
+    `vocab_size`, `length` and `width` (T5's `d_model`) are those of `TextEncoder`.
+
+    Attributes:
+        num_layers: Number of blocks.
+        num_heads: Attention heads.
+        head_channels: Channels of a head (`d_kv`).
+        hidden: Hidden channels of the feed-forward layers (`d_ff`).
+        num_buckets: Distances that are told apart, both directions together; a multiple of 4.
+        max_distance: Distances from here on share a bucket.
+        pad: The token id that fills up a text, and is hidden.
+        dtype: Of the activations. Parameters and the output are float32.
+        remat: Recompute every block in the backward pass.
+
+    Raises:
+        ValueError: If an option is out of range, at construction.
+    """
+
+    vocab_size: int = 32128
+    length: int = 77
+    width: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    head_channels: int = 64
+    hidden: int = 2048
+    num_buckets: int = 32
+    max_distance: int = 128
+    pad: int = 0
+    dtype: DTypeLike = jnp.float32
+    remat: bool = False
+
+    def __post_init__(self):
+        validate(self)
+        if self.num_buckets < 4 or self.num_buckets % 4:
+            raise ValueError(f"num_buckets={self.num_buckets} must be a multiple of 4")
+        if self.max_distance <= self.num_buckets // 4:
+            raise ValueError(
+                f"max_distance={self.max_distance} must be above a quarter of "
+                f"num_buckets={self.num_buckets}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, tokens: TokenIds) -> Encoded:
+        """See `TextEncoder`."""
+        check_length(self, tokens)
+        embed = functools.partial(layers.embedding, dtype=self.dtype)
+        x = embed(self.vocab_size, self.width, std=1.0, name="token_embedding")(tokens)
+        buckets = distance_buckets(self.length, self.num_buckets, self.max_distance)
+        std = self.width**-0.5
+        biases = embed(self.num_buckets, self.num_heads, std=std, name="distance_embedding")
+        bias = biases(jnp.asarray(buckets)).transpose(2, 0, 1)[None]
+        mask = (tokens != self.pad)[:, None, None]
+        block = nn.remat(T5Block) if self.remat else T5Block
+        for i in range(self.num_layers):
+            x = block(
+                self.num_heads, self.head_channels, self.hidden, self.dtype, name=f"block_{i}"
+            )(x, bias, mask)
+        return nn.RMSNorm(1e-6, dtype=jnp.float32, name="output_norm")(x)
+
+
+def distance_buckets(
+    length: int, num_buckets: int, max_distance: int
+) -> Int32[np.ndarray, "length length"]:
+    """The bucket of every query and key, eqs. (3) and (4).
+
+    Args:
+        length: Tokens of a text.
+        num_buckets: n, a multiple of 4.
+        max_distance: Distances from here on share a bucket.
+    """
+    distance = np.arange(length)[None] - np.arange(length)[:, None]
+    d, m = np.abs(distance), num_buckets // 4
+    # In float32 and in this order: at whole powers it rounds as the published models do.
+    log = np.log(np.maximum(d, 1).astype(np.float32) / np.float32(m))
+    steps = log / np.float32(np.log(max_distance / m)) * np.float32(m)
+    place = np.minimum(np.where(d < m, d, m + steps.astype(np.int32)), 2 * m - 1)
+    return (place + 2 * m * (distance > 0)).astype(np.int32)
