@@ -13,14 +13,9 @@ import scipy.stats
 import torch
 
 from conprediff_jax.diffusion import Process
-from conprediff_jax.diffusion.categorical import (
-    HISTORY,
-    LOG_ZERO,
-    CategoricalProcess,
-    TimeImportance,
-    posterior,
-)
-from conprediff_jax.diffusion.guidance import guided_log_probs
+from conprediff_jax.diffusion.categorical import CategoricalProcess, posterior
+from conprediff_jax.diffusion.guidance import LOG_ZERO, guided_log_probs
+from conprediff_jax.diffusion.importance import HISTORY, TimeImportance
 from conprediff_jax.diffusion.samplers.categorical import CategoricalSampler, truncate
 
 NOISY = {"alpha_start": 0.8, "alpha_end": 0.1, "gamma_start": 0.1, "gamma_end": 0.8}

@@ -26,8 +26,7 @@ posterior, where x_0 is known, q(x_t | x_s) cancels:
                                           / (alpha_bar_s w_j / W + beta_bar_s))           (4)
 
 Sources: Gu et al. 2022, "Vector Quantized Diffusion Model for Text-to-Image Synthesis" (arXiv
-2111.14822), eqs. (7), (8), (11); importance sampling of t: Nichol & Dhariwal 2021, "Improved
-Denoising Diffusion Probabilistic Models" (arXiv 2102.09672), eq. (18).
+2111.14822), eqs. (7), (8), (11).
 """
 
 import dataclasses
@@ -40,6 +39,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Key
 
 from conprediff_jax.diffusion.guidance import LOG_ZERO, guided_log_probs
+from conprediff_jax.diffusion.importance import TimeImportance
 from conprediff_jax.diffusion.process import Corrupted, Times, uniform_times
 
 Tokens = Int[Array, "batch *grid"]
@@ -261,19 +261,19 @@ class CategoricalProcess:
         """The chance that a code is kept until `t`, in (0, 1), float32."""
         return jnp.asarray(self.alpha_bars, jnp.float32)[t]
 
-    def init_history(self) -> "TimeImportance | None":
+    def init_history(self) -> TimeImportance | None:
         """No losses yet; None where times are uniform."""
         return TimeImportance.init(self.num_steps) if self.importance else None
 
     def sample_time(
-        self, rngs: Key[Array, "batch"], history: "TimeImportance | None" = None
+        self, rngs: Key[Array, "batch"], history: TimeImportance | None = None
     ) -> Times:
         """Draws a time for every example: by importance with a history, else uniformly."""
         return uniform_times(rngs, self.num_steps) if history is None else history.draw(rngs)
 
     def remember(
-        self, history: "TimeImportance | None", t: Time, loss: Float[Array, "batch"]
-    ) -> "TimeImportance | None":
+        self, history: TimeImportance | None, t: Time, loss: Float[Array, "batch"]
+    ) -> TimeImportance | None:
         """The history with the losses of a batch."""
         return None if history is None else history.update(t, loss)
 
@@ -359,55 +359,3 @@ class CategoricalProcess:
         bound = jnp.where(t == 0, likelihood, kl)
         weight = jnp.asarray(self.auxiliary_weights, jnp.float32)[t]
         return self.num_steps * (bound + weight * likelihood)
-
-
-HISTORY = 10  # losses remembered of every time
-UNIFORM_SHARE = 0.001  # of the draws, so that no weight exceeds 1 / UNIFORM_SHARE
-
-
-class TimeImportance(NamedTuple):
-    """Times drawn in proportion to the root mean square of their last losses.
-
-    A state and its pure functions. They act on the whole batch and move values without adding
-    them up, so they give the same bits however the batch is sharded.
-
-    Attributes:
-        squares: Squared losses, the last `HISTORY` of every time, `[T, HISTORY]`, float32.
-        counts: How many losses every time has had, `[T]`, int32.
-    """
-
-    squares: Float[Array, "time history"]
-    counts: Int[Array, "time"]
-
-    @classmethod
-    def init(cls, num_steps: int) -> "TimeImportance":
-        """The state before any loss is known."""
-        return cls(jnp.zeros((num_steps, HISTORY)), jnp.zeros(num_steps, jnp.int32))
-
-    def probabilities(self) -> Float[Array, "time"]:
-        """The chance of every time: uniform until each has had `HISTORY` losses."""
-        root = jnp.sqrt(jnp.mean(self.squares, axis=1)) + 1e-10
-        root = root.at[0].set(root[1])  # L_0 is a likelihood, on another scale; as published
-        uniform = 1 / len(root)
-        learned = (1 - UNIFORM_SHARE) * root / jnp.sum(root) + UNIFORM_SHARE * uniform
-        return jnp.where(jnp.all(self.counts >= HISTORY), learned, uniform)
-
-    def draw(self, rngs: Key[Array, "batch"]) -> Times:
-        """Draws a time for every example."""
-        p = self.probabilities()
-        t = jax.vmap(lambda rng: jax.random.categorical(rng, jnp.log(p)))(rngs)
-        return Times(t.astype(jnp.int32), 1 / (len(p) * p[t]))
-
-    def update(self, t: Time, loss: Float[Array, "batch"]) -> "TimeImportance":
-        """Remembers the losses, not yet weighted, of a batch of examples, in their order."""
-        equal = t[:, None] == t[None, :]
-        earlier = jnp.sum(jnp.tril(equal, -1), axis=1)  # examples of the same time, before
-        later = jnp.sum(jnp.triu(equal, 1), axis=1)
-        slot = (self.counts[t] + earlier) % HISTORY
-        # Of more than HISTORY equal times the last are kept: two never go to one slot.
-        row = jnp.where(later < HISTORY, t, len(self.counts))
-        squares = jnp.square(jax.lax.stop_gradient(loss).astype(jnp.float32))
-        return TimeImportance(
-            self.squares.at[row, slot].set(squares, mode="drop", unique_indices=True),
-            self.counts.at[t].add(1),
-        )
