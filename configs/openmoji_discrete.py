@@ -1,4 +1,17 @@
-"""Discrete diffusion on a laptop's CPU: OpenMoji people and faces, 64 x 64, as 8 x 8 tokens."""
+"""Discrete diffusion on a laptop's CPU: OpenMoji people and faces, 64 x 64, as 8 x 8 tokens.
+
+First the tokenizer, then this:
+
+    python -m conprediff_jax.main --config=configs/first_stage/openmoji_vq.py
+    python -m conprediff_jax.main --config=configs/openmoji_discrete.py
+
+Hardware: 2 CPU cores, 3 GB of memory.
+Hours: 0.2 (3,200 steps at 4.7 a second, two grids), after 0.1 for the tokenizer.
+Expected: a final loss of about 3.1 nats a token (denoise 2.9, context 0.19 after weighting), 4.6
+bits a token on the test split (21.7 before training); in the grid busts, faces, figures and
+vehicles, most of them clean, a few smeared. Sampling by purity, one token a call, is what makes
+them: drawn from the posterior, only half of the grid can be recognised after so few steps.
+"""
 
 from conprediff_jax.config import default_discrete, tokens
 
@@ -17,14 +30,15 @@ def get_config():
     config = default_discrete(first_stage).unlock()
     config.data.update(name="openmoji/people", image_size=64)
     config.model.update(width=192, num_layers=6, num_heads=6)
-    config.context.update(weight=0.03, points_per_example=16, warmup_steps=500)
+    config.context.update(weight=0.3, points_per_example=16, warmup_steps=500)
     config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100)
     config.train.update(
-        steps=2600,
-        batch_size=32,
+        steps=3200,
+        batch_size=16,
         ema_decay=0.995,
-        log_every=50,
-        sample_every=400,
-        checkpoint_every=400,
+        log_every=100,
+        sample_every=1600,
+        checkpoint_every=1600,
     )
+    config.sampling.update(reveal="purity", tokens_per_call=1, purity_weight=2.0)
     return config.lock()

@@ -22,6 +22,7 @@ from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.errors import ConfigError
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.models.first_stage import Pixels
+from conprediff_jax.models.text import TEXT_ENCODERS
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.parallel import MeshSpec
@@ -37,14 +38,15 @@ AUTOENCODERS = {"vq": VQModel, "kl": AutoencoderKL}
 
 # Fields that the builder fills in from other sections.
 DERIVED = {
-    "UNet": ("out_channels", "learned_null", "dtype", "parent", "name"),
+    "UNet": ("out_channels", "text_dim", "learned_null", "dtype", "parent", "name"),
     "TokenTransformer": (
-        *("num_codes", "grid", "num_steps"),
+        *("num_codes", "grid", "num_steps", "text_dim"),
         *("learned_null", "dtype", "parent", "name"),
     ),
     "CategoricalProcess": ("num_codes",),
     "VQModel": ("out_channels", "dtype", "parent", "name"),
     "AutoencoderKL": ("out_channels", "dtype", "parent", "name"),
+    **dict.fromkeys(("CLIPText", "T5Text", "BERTText"), ("dtype", "parent", "name")),
     "Latents": ("model",),
     "Tokens": ("model",),
     "ContextPrediction": ("num_steps", "alpha_bar", "dtype"),
@@ -61,6 +63,8 @@ MODEL_KEYS = (
     "process",
     "model",
     "condition",
+    "text.kind",
+    "text.encoder",
     "context.strides",
     "context.decoder",
     "context.source",
@@ -110,6 +114,7 @@ def _denoising(**sections: ConfigDict) -> ConfigDict:
             "dtype": "float32",  # of activations: 'float32' or 'bfloat16'
             "data": section(DataSpec, name="openmoji/people"),
             **sections,
+            "text": ConfigDict({"kind": "none"}),
             "condition": section(ConditionSpec),
             "context": section(ContextPrediction),
             "optimizer": section(OptimizerSpec),
@@ -192,6 +197,35 @@ def tokens(weights: str, used_codes: int | None = None, **architecture: Any) -> 
             "weights": weights,
             "used_codes": placeholder(int) if used_codes is None else used_codes,
             "autoencoder": section(VQModel, **architecture),
+        }
+    )
+
+
+def text(
+    kind: str,
+    *,
+    weights: str = "",
+    tokenizer: str = "",
+    prompts: tuple[str, ...] = ("",),
+    **architecture: Any,
+) -> ConfigDict:
+    """A `text` section: captions as a condition; see `train.text.TextCondition`.
+
+    Args:
+        kind: of the encoder: 'clip', 't5' or 'bert'.
+        weights: see there.
+        tokenizer: see there.
+        prompts: see there.
+        **architecture: of the encoder; the defaults are those of its published model.
+    """
+    return ConfigDict(
+        {
+            "kind": kind,
+            "weights": weights,
+            "tokenizer": tokenizer,
+            "vocabulary": "",
+            "prompts": prompts,
+            "encoder": section(TEXT_ENCODERS[kind], **architecture),
         }
     )
 

@@ -26,6 +26,7 @@ from conprediff_jax.train.first_stage import FirstStageLoss, FirstStageTraining
 from conprediff_jax.train.optimizer import OptimizerSpec
 from conprediff_jax.train.spec import ConditionSpec, TrainSpec
 from conprediff_jax.train.task import Task
+from conprediff_jax.train.text import make_text
 
 DTYPES = ("float32", "bfloat16")
 
@@ -64,6 +65,8 @@ def make_experiment(config: ConfigDict) -> Experiment:
     denoising = task == "denoising"
     default = config_lib.default() if denoising else config_lib.default_first_stage(task)
     config_lib.check_keys(config, list(default), "config")
+    # A checkpoint may be older than a section; it was trained with what is now the default.
+    config = ConfigDict({**default, **config})
     if config.dtype not in DTYPES:
         raise ConfigError(f"config.dtype is {config.dtype!r}: choose one of {DTYPES}")
     data = build(DataSpec, config, "data")
@@ -92,15 +95,24 @@ def _make_denoising(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Den
     with config_lib.naming("config.first_stage"):
         point_shape = first_stage.point_shape(data.image_size)
     condition = build(ConditionSpec, config, "condition")
-    if condition.dropout and not config.model.num_classes:
+    text = make_text(config)
+    if condition.dropout and not (text or config.model.num_classes):
         raise ConfigError(
             f"config.condition.dropout is {condition.dropout}: there is no condition to drop, "
-            "config.model.num_classes is None"
+            "config.model.num_classes is None and config.text.kind 'none'"
         )
+    if text and config.model.num_classes:
+        raise ConfigError(
+            f"config.text.kind is {config.text.kind!r}: config.model.num_classes must be None, a "
+            "model has one condition"
+        )
+    if condition.null == "empty" and not text:
+        raise ConfigError("config.condition.null is 'empty': only captions can be empty")
+    options = {"learned_null": condition.learned_null, "dtype": config.dtype}
+    if text:
+        options["text_dim"] = text.encoder.width
     make = _make_discrete if isinstance(first_stage, Tokens) else _make_continuous
-    process, denoiser, sampling = make(
-        config, first_stage, point_shape, learned_null=condition.dropout > 0, dtype=config.dtype
-    )
+    process, denoiser, sampling = make(config, first_stage, point_shape, **options)
     context = None
     if config.context.weight:
         context = build(
@@ -121,6 +133,7 @@ def _make_denoising(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Den
         microbatches=train.microbatches,
         point_shape=point_shape,
         condition=condition,
+        text=text,
         latents=data.latents,
     )
     with config_lib.naming("config.sampling"):

@@ -2,14 +2,15 @@
 
 import math
 import os
+import textwrap
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from einops import rearrange
 from etils import epath
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 Images = UInt8[np.ndarray, "count height width channels"]
 
@@ -34,6 +35,29 @@ def grid(
     images[len(images) - missing :] = 255
     joined = rearrange(images, "(r c) h w k -> (r h) (c w) k", c=columns)
     return np.pad(joined, ((gap, 0), (gap, 0), (0, 0)), constant_values=255)
+
+
+def captioned(
+    images: Images, captions: Sequence[str], *, least: int = 96
+) -> UInt8[np.ndarray, "count captioned_height captioned_width channels"]:
+    """Every image with its caption below it, in small print, broken into lines.
+
+    Args:
+        images: uint8, with three channels.
+        captions: one for every image.
+        least: see `grid`; narrow images leave no room for words.
+    """
+    scale = math.ceil(least / images.shape[1])
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    width, font = images.shape[2], ImageFont.load_default(size=10)
+    broken = [textwrap.wrap(caption, max(8, width // 6)) or [""] for caption in captions]
+    room = 12 * max(map(len, broken)) + 4
+    labels = []
+    for lines in broken:
+        label = Image.new("RGB", (width, room), "white")
+        ImageDraw.Draw(label).multiline_text((1, 0), "\n".join(lines), "black", font, spacing=2)
+        labels.append(np.asarray(label))
+    return np.concatenate([images, np.stack(labels)], axis=1)
 
 
 def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> None:

@@ -1,13 +1,18 @@
-"""The published latent diffusion models (Rombach et al. 2022, arXiv 2112.10752, appendix E).
+"""Published models, as whole configs.
+
+Latent diffusion: Rombach et al. 2022, arXiv 2112.10752, appendix E; VQ-Diffusion: Gu et al. 2022,
+arXiv 2111.14822, section 4 and the published configurations.
 
 Each is a whole config, context prediction at the paper's strides included (arXiv 2401.02015), to
 which a config file adds its data. Backbones, schedules and learning rates are as published; the
 context section's weight and warm-up are ours, since the paper does not state them.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
-from conprediff_jax.config import default, latents
+from conprediff_jax.config import default, default_discrete, latents, tokens
 
 
 def ldm_4(weights: str) -> ConfigDict:
@@ -52,6 +57,53 @@ def ldm_8(weights: str) -> ConfigDict:
     )
     config.optimizer.learning_rate = 5e-5
     config.train.batch_size = 96
+    return config
+
+
+def vq_diffusion_f16(
+    weights: str, num_codes: int = 1024, used_codes: int | None = None
+) -> ConfigDict:
+    """VQ-Diffusion on 16 x 16 tokens: 20 layers, 512 wide, convolutions in the feed-forward layers.
+
+    Args:
+        weights: of the first stage, VQGAN-f16 (Esser et al. 2021, arXiv 2012.09841), see
+            `models.first_stage.Autoencoded`.
+        num_codes: of its codebook.
+        used_codes: see `models.first_stage.Tokens`.
+    """
+    codec = {"channel_mult": (1, 1, 2, 2, 4), "attention_downsampling": (16,)}
+    config = _vq_diffusion(weights, used_codes, num_codes=num_codes, **codec)
+    config.process.auxiliary_weight = 1e-3
+    config.model.update(width=512, num_layers=20, num_heads=16, convolutional=True)
+    config.optimizer.update(learning_rate=4.5e-4, warmup_steps=5000)
+    return config
+
+
+def vq_diffusion_f8(weights: str, used_codes: int) -> ConfigDict:
+    """VQ-Diffusion on 32 x 32 tokens: 19 layers, 1024 wide; for captions.
+
+    Args:
+        weights: of the first stage, VQGAN-f8 of 8,192 codes, see `models.first_stage.Autoencoded`.
+        used_codes: see `models.first_stage.Tokens`.
+    """
+    codec = {"channel_mult": (1, 1, 2, 4), "attention_downsampling": (8,)}
+    config = _vq_diffusion(weights, used_codes, num_codes=8192, **codec)
+    config.process.auxiliary_weight = 5e-4
+    config.model.update(width=1024, num_layers=19, num_heads=16)
+    config.optimizer.update(learning_rate=2e-4, warmup_steps=1000)
+    return config
+
+
+def _vq_diffusion(weights: str, used_codes: int | None, **codec: Any) -> ConfigDict:
+    first_stage = tokens(weights, used_codes, channels=128, latent_channels=256, **codec)
+    config = default_discrete(first_stage).unlock()
+    config.dtype = "bfloat16"
+    config.data.update(image_size=256, flip=True, label=None)
+    # The loss is in nats a token, some hundred times that of continuous models.
+    config.context.update(weight=0.3, points_per_example=64, warmup_steps=20_000)
+    # Published: a moving average of decay 0.99, updated every 25 steps.
+    config.train.update(steps=500_000, batch_size=256, ema_decay=0.9996)
+    config.sampling.num = 16
     return config
 
 

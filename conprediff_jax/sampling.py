@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Int32, UInt8
 
 from conprediff_jax import parallel, random
 from conprediff_jax.diffusion.categorical import CategoricalProcess
@@ -147,23 +147,29 @@ Generate = Callable[..., UInt8[Array, "..."]]
 
 
 def make_generate(task: Any, spec: SamplingSpec, mesh: Mesh) -> Generate:
-    """A jitted `(params, frozen, seed, indices, labels) -> uint8 images [batch, h, w, 3]`.
+    """A jitted `(params, frozen, seed, indices, labels, texts) -> uint8 images [batch, h, w, 3]`.
 
-    `labels` is None for a model without classes. Images are divided over the mesh's batch axes
+    `labels` is None for a model without classes, and `texts`, token ids of captions, for one that
+    reads none. Images are divided over the mesh's batch axes
     where their number allows it.
     """
     sampler = spec.make(task.process)
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
-    def generate(params, frozen, seed, indices, labels=None):
+    def generate(params, frozen, seed, indices, labels=None, texts=None):
         prior = random.example_keys(random.stream(seed, "sample/prior"), indices)
         steps = random.example_keys(random.stream(seed, "sample/steps"), indices)
         x_T = task.process.prior(prior, task.point_shape)
         if len(indices) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
             x_T = jax.lax.with_sharding_constraint(x_T, parallel.batch_sharding(mesh))
 
+        told = {"label": labels}
+        if texts is not None:
+            told["text"] = task.encode_text(params, frozen, texts)
+            told["empty"] = task.encode_text(params, frozen, task.text.empty)
+
         def denoise(x_t, t):
-            return task.predict(params, x_t, t, label=labels, guidance=spec.guidance)
+            return task.predict(params, x_t, t, **told, guidance=spec.guidance)
 
         return task.first_stage.decode(frozen, sampler.sample(denoise, x_T, steps))
 
@@ -180,14 +186,17 @@ def generate_batches(
     batch_size: int,
     num_classes: int | None = None,
     label: int | None = None,
+    texts: Int32[np.ndarray, "num length"] | None = None,
 ) -> Iterator[np.ndarray]:
     """Images 0 to num - 1 in batches of one size; what the last one has too much is dropped.
 
     A model with classes gets `label` for every image, or takes all classes in turn when it is None.
+    A model that reads captions gets the token ids of one for every image.
     """
     for start in range(0, num, batch_size):
         indices = jnp.arange(start, start + batch_size)
         labels = None
         if num_classes:
             labels = indices % num_classes if label is None else jnp.full_like(indices, label)
-        yield np.asarray(generate(params, frozen, seed, indices, labels))[: num - start]
+        told = None if texts is None else texts[np.minimum(indices, num - 1)]
+        yield np.asarray(generate(params, frozen, seed, indices, labels, told))[: num - start]

@@ -17,9 +17,11 @@ _REVEAL = flags.DEFINE_enum(
 )
 _TOKENS = flags.DEFINE_integer("tokens_per_call", None, "At most so many tokens a call; 0: all.")
 _PURITY = flags.DEFINE_float("purity_weight", None, "Sharper draws of purer tokens.")
+_TEMPERATURE = flags.DEFINE_float("purity_temperature", None, "0: the purest tokens first.")
 
 
 def values() -> dict[str, Any]:
     """Their values by field of the sampling section; None where the config's is to be taken."""
-    given = (_SAMPLER, _STEPS, _GUIDANCE, _ETA, _TRUNCATION, _REVEAL, _TOKENS, _PURITY)
+    continuous, discrete = (_SAMPLER, _ETA), (_TRUNCATION, _REVEAL, _TOKENS, _PURITY, _TEMPERATURE)
+    given = (_STEPS, _GUIDANCE, *continuous, *discrete)
     return {flag.name: flag.value for flag in given}

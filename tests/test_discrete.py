@@ -1,7 +1,6 @@
 """Discrete models in the trainer: tokens, times by importance, guidance, any mesh, resume."""
 
-import importlib.util
-import pathlib
+import itertools
 import shutil
 
 import jax
@@ -14,6 +13,7 @@ from conprediff_jax import config as config_lib
 from conprediff_jax import inference, sampling
 from conprediff_jax.errors import ConfigError, UserError
 from conprediff_jax.experiment import make_experiment
+from conprediff_jax.metrics import held_out
 from conprediff_jax.models.autoencoder import VQModel
 from conprediff_jax.models.first_stage import Tokens, to_uint8
 from conprediff_jax.train import frozen
@@ -202,6 +202,59 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(config, tmp_path):
         task.sampling.overridden(task, guidance=2.0)
 
 
+def test_the_bound_counts_every_time_and_the_prior(config, images):
+    """On a model whose every answer is uniform, against sums over transition matrices in NumPy."""
+    task = make(config, **{"context.weight": 0.0}).task
+    params = jax.tree.map(jnp.zeros_like, jax.jit(task.init)()[0]["denoiser"])
+    process, frozen_ = task.process, jax.tree.map(jnp.asarray, loaded(make(config)))["frozen"]
+    times = held_out.evaluated_times(task, 20)
+    assert list(times) == list(range(6))
+    losses = held_out.make_losses(task, tiny.mesh_of(), times)
+    batch = {"image": images, "mask": np.ones(8, bool)}
+    rows = np.concatenate(
+        list(held_out.losses_of(losses, params, frozen_, iter([batch] * 99), 792))
+    )
+    assert rows.shape == (792, 6)
+
+    one = np.eye(17)[3]
+    q = [one, *(one @ matrix for matrix in cumulative(process))]  # of x_t, x_0 being code 3
+    expected = np.log(16)  # L_0
+    single = [np.linalg.solve(a, b) for a, b in itertools.pairwise(cumulative(process))]
+    uniform = np.append(np.full(16, 1 / 16), 0)
+    for t in range(1, 6):
+        before = cumulative(process)[t - 1]
+        for x_t in range(17):
+            likelihood = single[t - 1][:, x_t]
+            true = one @ before * likelihood
+            # p(x_s | x_t) averages the posteriors of every x_0 with p(x_0 | x_t) uniform.
+            every = before[:16] * likelihood
+            every = (every / every.sum(1, keepdims=True) * uniform[:16, None]).sum(0)
+            posterior = true / true.sum()
+            some = posterior > 0
+            kl = np.sum(posterior[some] * np.log(posterior[some] / every[some]))
+            expected += q[t + 1][x_t] * kl
+    last, gamma = q[-1], process.gamma_bars[-1]
+    expected += np.sum(last * np.log(last / np.append(np.full(16, (1 - gamma) / 16), gamma)))
+    bits = held_out.bits_per_token(process, rows)
+    error = bits.std() / np.sqrt(len(bits))
+    assert bits.mean() == pytest.approx(expected / np.log(2), abs=4 * error)
+    assert error < 0.02 * bits.mean()
+
+
+def cumulative(process):
+    """The 17 x 17 matrices of q(x_t | x_0), row x_0, for every time."""
+    matrices = []
+    for alpha, beta, gamma in zip(
+        process.alpha_bars, process.beta_bars, process.gamma_bars, strict=True
+    ):
+        matrix = np.zeros((17, 17))
+        matrix[:16, :16] = alpha * np.eye(16) + beta
+        matrix[:16, 16] = gamma
+        matrix[16, 16] = 1
+        matrices.append(matrix)
+    return matrices
+
+
 # --- conditions -----------------------------------------------------------------------------------
 
 
@@ -267,16 +320,3 @@ def test_configs_that_contradict_themselves(config):
     ]:
         with pytest.raises(ConfigError, match=message):
             make(config, **overrides)
-
-
-@pytest.mark.parametrize(
-    "path", sorted((pathlib.Path(__file__).parent.parent / "configs").glob("*_discrete.py"))
-)
-def test_shipped_configs_are_consistent(path):
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    task = make_experiment(module.get_config()).task
-    params, _ = jax.eval_shape(task.init)
-    assert params["denoiser"]["token_embedding"]["embedding"].shape[0] == task.process.num_codes + 1
-    assert {"denoiser", "context"} == set(params)

@@ -117,11 +117,11 @@ def test_weight_zero_trains_the_plain_model():
 
 def test_context_gradients_reach_the_trunk():
     experiment = make()
-    params, _ = jax.jit(experiment.task.init)()
+    params, extra = jax.jit(experiment.task.init)()
     batch = jax.tree.map(jnp.asarray, random_batch())
 
     def gradient(experiment):
-        return jax.jit(lambda p: experiment.task.step(p, {}, batch, jnp.int32(0)).grads)(params)
+        return jax.jit(experiment.task.step)(params, extra, batch, jnp.int32(0)).grads
 
     plain = make(**{"context.weight": 0.0})
     difference = jax.tree.map(
@@ -136,12 +136,12 @@ def test_context_gradients_reach_the_trunk():
 
 @pytest.mark.parametrize("source", ["features", "prediction"])
 def test_microbatches_give_the_gradients_of_the_whole_batch(source):
-    params, _ = jax.jit(make(**{"context.source": source}).task.init)()
+    params, extra = jax.jit(make(**{"context.source": source}).task.init)()
     batch = jax.tree.map(jnp.asarray, random_batch())
 
     def gradient(parts):
         task = make(**{"context.source": source, "train.microbatches": parts}).task
-        return jax.jit(lambda p: task.step(p, {}, batch, jnp.int32(0))[:2])(params)
+        return jax.jit(task.step)(params, extra, batch, jnp.int32(0))[:2]
 
     (whole, metrics), (parts, parts_metrics) = gradient(1), gradient(4)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
@@ -321,9 +321,9 @@ def test_divergence_stops_the_run_and_saves_nothing_bad(run_config, tmp_path):
     with pytest.raises(DivergedError, match=r"step \d is not finite: loss .*last good checkpoint"):
         train(config, str(tmp_path))
     with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+        params, extra = jax.eval_shape(make().task.init)
         _, _, ema, _ = checkpoints.restore_for_inference(
-            lambda _: (jax.eval_shape(make().task.init)[0]["denoiser"], {}),
-            checkpoints.latest_step,
+            lambda _: (params["denoiser"], extra), checkpoints.latest_step
         )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ema))
 
@@ -374,13 +374,15 @@ def shipped_configs():
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
 
 
-# As published: google/ddpm-cifar10-32, LDM-4 and LDM-8, VQ-f4 and KL-f8.
+# As published: google/ddpm-cifar10-32, LDM-4 and LDM-8, VQ-Diffusion (and its null text), VQ-f4 and
+# KL-f8.
 SIZES = {
     "cifar10.py": 35_746_307,
     "celebahq.py": 274_056_163,
     "ffhq.py": 274_056_163,
     "lsun_bedrooms.py": 274_056_163,
     "lsun_churches.py": 294_966_916,
+    "coco_discrete.py": 388_780_871 + 77 * 512,
     "first_stage/vq_f4.py": 55_322_782,
     "first_stage/kl_f8.py": 83_653_863,
 }

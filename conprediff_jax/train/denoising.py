@@ -9,6 +9,7 @@ plain diffusion model.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from conprediff_jax import random
 from conprediff_jax.context import ContextPrediction
+from conprediff_jax.data import Tokenizer
 from conprediff_jax.data import latents as latents_lib
 from conprediff_jax.diffusion.process import Process, Times
 from conprediff_jax.models.first_stage import FirstStage, Pixels
@@ -30,6 +32,7 @@ from conprediff_jax.sampling import SamplingSpec, generate_batches, make_generat
 from conprediff_jax.train import frozen as frozen_lib
 from conprediff_jax.train.spec import ConditionSpec
 from conprediff_jax.train.task import Batch, Metrics, Step, accumulate
+from conprediff_jax.train.text import TextCondition
 
 
 class Keys(NamedTuple):
@@ -58,7 +61,8 @@ class Denoising:
         sampling: how the sample grids are made.
         microbatches: parts that a batch is computed in.
         point_shape: of the points: (rows, columns, channels), or (rows, columns) of tokens.
-        condition: what is done to labels in training.
+        condition: what is done to labels and captions in training.
+        text: captions as a condition; None for none.
         latents: folder of latents encoded ahead of time, in which case batches hold `latent` and
             not `image`; empty to encode on the fly.
     """
@@ -72,6 +76,7 @@ class Denoising:
     microbatches: int
     point_shape: tuple[int, ...]
     condition: ConditionSpec
+    text: TextCondition | None = None
     latents: str = ""
 
     averaged = "denoiser"
@@ -83,9 +88,16 @@ class Denoising:
 
     @property
     def batch_keys(self) -> tuple[str, ...]:
-        """Images or their latents, and labels where the denoiser has classes."""
+        """Images or their latents, and the labels or captions that the denoiser reads."""
         source = "latent" if self.latents else "image"
+        if self.text:
+            return source, "text"
         return (source, "label") if self.num_classes else (source,)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What makes token ids of captions; None when they are not read."""
+        return self.text.tokenize if self.text and self.text.vocabulary else None
 
     def check_sampling(self, spec: SamplingSpec) -> None:
         """Raises ValueError where the model cannot be sampled so; the message names the field."""
@@ -105,15 +117,25 @@ class Denoising:
         key = random.stream(self.seed, "init/denoiser")
         x = self.process.prior(key[None], self.point_shape)
         t = jnp.zeros(1, jnp.int32)
-        label = jnp.zeros(1, jnp.int32) if self.num_classes else None
-        params = {"denoiser": self.denoiser.init(key, x, t, label=label)["params"]}
+        given = {}
+        if self.num_classes:
+            given["label"] = jnp.zeros(1, jnp.int32)
+        if self.text:
+            given["text"] = jnp.zeros((1, self.text.encoder.length, self.text.encoder.width))
+        params = {"denoiser": dict(self.denoiser.init(key, x, t, **given)["params"])}
         frozen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.first_stage.abstract())
+        if self.text:
+            encoder = self.text.init(random.stream(self.seed, "init/text"))
+            if self.text.frozen:
+                frozen["text_encoder"] = jax.tree.map(jnp.zeros_like, encoder)
+            else:
+                params["denoiser"]["text_encoder"] = encoder
         if self.context:
             vectors = jax.eval_shape(self.first_stage.vectors, frozen, x)
             h = vectors
             if self.context.source == "features":
                 h = jax.eval_shape(
-                    lambda p: self.denoise(p, x, t, label=label).features, params["denoiser"]
+                    lambda p: self.denoise(p, x, t, **given).features, params["denoiser"]
                 )
             params["context"] = self.context.init(
                 random.stream(self.seed, "init/context"),
@@ -124,14 +146,17 @@ class Denoising:
         return params, {"frozen": frozen, "history": self.process.init_history()}
 
     def prepare(self, batches: Callable[[], Iterator[Batch]]) -> Any:
-        """The own state with the parameters of the first stage, where it has any."""
-        if isinstance(self.first_stage, Pixels):
+        """The own state with the parameters of first stage and text encoder, if they have any."""
+        frozen, first_stage = {}, self.first_stage
+        if not isinstance(first_stage, Pixels):
+            if self.latents and first_stage.scale is None:  # it was measured on the images
+                scale = latents_lib.read_manifest(self.latents).scale
+                first_stage = dataclasses.replace(first_stage, scale=scale)
+            frozen |= frozen_lib.load(first_stage, batches)
+        if self.text and self.text.frozen:
+            frozen["text_encoder"] = self.text.load()
+        if not frozen:
             return None
-        first_stage = self.first_stage
-        if self.latents and first_stage.scale is None:  # it was measured on the images
-            scale = latents_lib.read_manifest(self.latents).scale
-            first_stage = dataclasses.replace(first_stage, scale=scale)
-        frozen = frozen_lib.load(first_stage, batches)
         return {"frozen": frozen, "history": self.process.init_history()}
 
     def check_latents(self, extra: dict[str, Any]) -> None:
@@ -178,8 +203,7 @@ class Denoising:
             params["denoiser"],
             x_t,
             t,
-            label=batch["label"] if self.num_classes else None,
-            unconditional=self._dropped(keys.condition),
+            **self._condition(params["denoiser"], frozen, batch, keys.condition),
             rng=keys.dropout[0],
         )
         losses = self.process.loss(output, x_0, x_t, noise, t)
@@ -198,11 +222,35 @@ class Denoising:
             metrics[f"distance/stride_{stride}"] = column.mean()
         return loss, (metrics, losses)
 
-    def _dropped(self, rngs: Key[Array, "batch"]) -> Bool[Array, "batch"] | None:
-        """Which examples are trained without their condition; None where none ever is."""
-        if not self.condition.dropout:
-            return None
-        return jax.vmap(lambda rng: jax.random.bernoulli(rng, self.condition.dropout))(rngs)
+    def _condition(
+        self, params: Any, frozen: dict[str, Any], batch: Batch, rngs: Key[Array, "batch"]
+    ) -> dict[str, Array]:
+        """What the denoiser is told of a batch: label or text, and for which examples neither."""
+        told, tokens = {}, batch.get("text")
+        if self.num_classes:
+            told["label"] = batch["label"]
+        if self.condition.dropout:
+            dropped = jax.vmap(lambda rng: jax.random.bernoulli(rng, self.condition.dropout))(rngs)
+            if self.condition.learned_null:
+                told["unconditional"] = dropped
+            else:
+                tokens = jnp.where(dropped[:, None], self.text.empty, tokens)
+        if self.text:
+            told["text"] = self.encode_text(params, frozen, tokens)
+        return told
+
+    def encode_text(
+        self, params: Any, frozen: dict[str, Any], tokens: Int[Array, "batch length"]
+    ) -> Float[Array, "batch length width"]:
+        """Captions as the denoiser reads them.
+
+        Args:
+            params: of the denoiser; with those of the text encoder where it is trained along.
+            frozen: with those of the text encoder where it is not.
+            tokens: of the captions.
+        """
+        encoder = frozen["text_encoder"] if self.text.frozen else params["text_encoder"]
+        return self.text.encode(encoder, tokens)
 
     def denoise(
         self,
@@ -211,15 +259,18 @@ class Denoising:
         t: Int[Array, "batch"],
         *,
         label: Int[Array, "batch"] | None = None,
+        text: Float[Array, "batch length width"] | None = None,
         unconditional: Bool[Array, "batch"] | None = None,
         rng: Key[Array, ""] | None = None,
     ) -> Denoised:
         """The denoiser's answer; with `rng` in training mode, which draws dropout from it."""
+        params = {name: value for name, value in params.items() if name != "text_encoder"}
         return self.denoiser.apply(
             {"params": params},
             x_t,
             t,
             label=label,
+            text=text,
             unconditional=unconditional,
             train=rng is not None,
             rngs={} if rng is None else {"dropout": rng},
@@ -232,22 +283,39 @@ class Denoising:
         t: Int[Array, "batch"],
         *,
         label: Int[Array, "batch"] | None = None,
+        text: Float[Array, "batch length width"] | None = None,
+        empty: Float[Array, "1 length width"] | None = None,
         guidance: float = 1.0,
     ) -> Shaped[Array, "batch *prediction"]:
-        """The denoiser's output, guided; both answers are computed as one batch."""
+        """The denoiser's output, guided; both answers are computed as one batch.
+
+        Args:
+            params: of the denoiser.
+            x_t: noisy points.
+            t: their times.
+            label: their classes, for a model that has them.
+            text: their encoded captions, for a model that reads them.
+            empty: the encoded empty caption, where that stands for no condition.
+            guidance: scale of classifier-free guidance, see `Process.guide`.
+        """
         if guidance == 1:
-            return self.denoise(params, x_t, t, label=label).output
-        twice = jax.tree.map(
-            lambda x: jnp.concatenate([x, x]), {"x_t": x_t, "t": t, "label": label}
-        )
-        unconditional = jnp.arange(2 * len(t)) >= len(t)
-        output = self.denoise(params, **twice, unconditional=unconditional).output
+            return self.denoise(params, x_t, t, label=label, text=text).output
+        twice = {"x_t": x_t, "t": t, "label": label, "text": text}
+        twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), twice)
+        if self.condition.learned_null:
+            twice["unconditional"] = jnp.arange(2 * len(t)) >= len(t)
+        else:
+            twice["text"] = jnp.concatenate([text, jnp.broadcast_to(empty, text.shape)])
+        output = self.denoise(params, **twice).output
         return self.process.guide(*jnp.split(output, 2), guidance)
 
     def preview(self, mesh: Mesh) -> Callable[[Any, Any], np.ndarray]:
         """Samples of the same seeds every time: one sees the same images emerge."""
         generate = make_generate(self, self.sampling, mesh)
-        num = self.sampling.num
+        num, texts = self.sampling.num, None
+        if self.text:
+            prompts = itertools.cycle(self.text.prompts)
+            texts = self.tokenizer(itertools.islice(prompts, num))
 
         def images(params: Any, extra: Any) -> np.ndarray:
             batches = generate_batches(
@@ -258,6 +326,7 @@ class Denoising:
                 num=num,
                 batch_size=min(num, 64),
                 num_classes=self.num_classes,
+                texts=texts,
             )
             return np.concatenate(list(batches))
 

@@ -135,6 +135,7 @@ class FirstStageTraining:
     averaged = "autoencoder"
     batch_keys = ("image",)
     num_classes = None
+    tokenizer = None
 
     def __post_init__(self):
         size, factor = self.data.image_size, self.model.downsampling

@@ -53,6 +53,9 @@ class TrainSpec:
             raise ValueError(f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
 
 
+NULLS = ("learned", "empty")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConditionSpec:
     """The `condition` section.
@@ -60,10 +63,20 @@ class ConditionSpec:
     Attributes:
         dropout: share of examples trained without their condition, which classifier-free guidance
             asks for; the published models have 0.1. 0: guidance is not to be had.
+        null: what stands for no condition: 'learned', or the 'empty' caption, as in latent
+            diffusion; labels have a learned one only.
     """
 
     dropout: float = 0.0
+    null: str = "learned"
 
     def __post_init__(self):
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: it must lie in [0, 1)")
+        if self.null not in NULLS:
+            raise ValueError(f"null is {self.null!r}: choose one of {NULLS}")
+
+    @property
+    def learned_null(self) -> bool:
+        """Whether the denoiser has parameters for no condition."""
+        return self.dropout > 0 and self.null == "learned"

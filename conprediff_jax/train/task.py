@@ -14,6 +14,8 @@ from einops import rearrange
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
+from conprediff_jax.data import Tokenizer
+
 Batch = dict[str, Shaped[Array, "batch ..."]]
 Metrics = dict[str, Float[Array, ""]]
 
@@ -42,11 +44,13 @@ class Task(Protocol):
         averaged: the key of the parameters whose moving average is kept, sampled and handed on.
         batch_keys: the parts of a batch that `step` reads.
         num_classes: classes that labels must belong to; None when labels are not read.
+        tokenizer: what makes token ids of captions; None when they are not read.
     """
 
     averaged: str
     batch_keys: tuple[str, ...]
     num_classes: int | None
+    tokenizer: Tokenizer | None
 
     def init(self) -> tuple[dict[str, Any], Any]:
         """Parameters, float32, and the task's own state (None where it has none). To be jitted."""
