@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from conprediff_jax import parallel
-from conprediff_jax.experiment import make_experiment
+from conprediff_jax.experiment import Experiment, make_experiment
 from conprediff_jax.train.checkpoint import Checkpoints
 from conprediff_jax.train.denoising import Denoising
 
@@ -52,3 +52,18 @@ def load(workdir: str, mesh: Mesh, step: int | None = None) -> Trained:
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step, config, params, extra = checkpoints.restore_for_inference(abstract, step)
     return Trained(make_experiment(ConfigDict(config)).task, params, extra.get("frozen"), step)
+
+
+def load_experiment(workdir: str, step: int | None = None) -> Experiment:
+    """What a workdir's run was: its data and all else that its config describes.
+
+    Args:
+        workdir: of a training run.
+        step: of the checkpoint whose config counts; the newest when None.
+
+    Raises:
+        CheckpointError: the workdir holds no checkpoint.
+    """
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        config = checkpoints.config(checkpoints.latest_step if step is None else step)
+    return make_experiment(ConfigDict(config))

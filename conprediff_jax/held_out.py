@@ -1,0 +1,89 @@
+"""The denoising loss of trained models on held-out images, time by time; bits a token if discrete.
+
+    python -m conprediff_jax.held_out --workdir=runs/with,runs/without --split=test --num=256
+
+Every model sees the same images with the same noise, so that models of one process can be compared
+number by number. The loss is that of the config, for discrete models the variational bound in nats
+a token, without the auxiliary loss. Its mean over the times and, for discrete models, the bound in
+bits a token are printed with their standard errors over the images; all is written to
+`<first workdir>/held_out.json`, or to --out.
+"""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+from absl import flags, logging
+
+from conprediff_jax import cli, data, parallel
+from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.errors import UserError
+from conprediff_jax.inference import load, load_experiment
+from conprediff_jax.metrics import held_out
+from conprediff_jax.progress import Progress
+from conprediff_jax.train.denoising import Denoising
+
+_WORKDIRS = flags.DEFINE_list("workdir", None, "Workdirs of training runs.", required=True)
+_STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest when absent.")
+_SPLIT = flags.DEFINE_string("split", "test", "Split of the data of each model's config.")
+_NUM = flags.DEFINE_integer("num", 256, "Images, or as many as there are.", lower_bound=1)
+_TIMES = flags.DEFINE_integer("times", 20, "Times of a continuous process.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch_size", 32, "Images at a time.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "JSON file.")
+
+
+def main(argv: list[str]) -> None:
+    """Evaluates every workdir in turn, prints a table and writes the JSON file."""
+    del argv
+    found = {workdir: _evaluate(workdir) for workdir in _WORKDIRS.value}
+    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIRS.value[0]) / "held_out.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(out.name + ".partial")
+    partial.write_text(json.dumps(found, indent=2) + "\n")
+    partial.replace(out)
+    for workdir, result in found.items():
+        summary = "   ".join(
+            f"{name} {mean:.5g} +- {error:.2g}" for name, (mean, error) in result["means"].items()
+        )
+        print(f"{workdir}, step {result['step']}, {result['images']} images:   {summary}")
+    logging.info("losses of every time: %s", out)
+
+
+def _evaluate(workdir: str) -> dict:
+    mesh = parallel.make_mesh(parallel.MeshSpec())
+    task, params, frozen, step = load(workdir, mesh, _STEP.value)
+    if not isinstance(task, Denoising):
+        raise UserError(f"--workdir={workdir} holds a first stage: there is no denoiser")
+    spec = dataclasses.replace(load_experiment(workdir, step).data, split=_SPLIT.value)
+    num = min(_NUM.value, data.num_examples(spec))
+    times = held_out.evaluated_times(task, _TIMES.value)
+    batches = data.evaluation_iterator(spec, batch_size=_BATCH.value)
+    progress, parts = Progress(num), []
+    losses = held_out.make_losses(task, mesh, times)
+    for part in held_out.losses_of(losses, params, frozen, batches, num):
+        parts.append(part)
+        done = sum(map(len, parts))
+        speed = progress.mark(done)
+        logging.info(
+            "%s: %d/%d images  %.1f images/s  %s left", workdir, done, num, speed,
+            progress.left(speed),
+        )  # fmt: skip
+    rows = np.concatenate(parts)
+    means = {"loss": rows.mean(axis=1)}
+    if isinstance(task.process, CategoricalProcess):
+        means["bits per token"] = held_out.bits_per_token(task.process, rows)
+    return {
+        "step": step,
+        "images": num,
+        "times": times.tolist(),
+        "losses": rows.mean(axis=0).tolist(),
+        "means": {
+            name: (float(values.mean()), float(values.std() / np.sqrt(len(values))))
+            for name, values in means.items()
+        },
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)
