@@ -49,7 +49,11 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS data sets live.")
 _INCEPTION = flags.DEFINE_string("inception", None, "pytorch-fid's weight file.")
 _METRICS = flags.DEFINE_list("metrics", None, f"Of {', '.join(METRICS)}; by default all there are.")
 _CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIP checkpoint, for the CLIP score.")
-_CAPTIONS = flags.DEFINE_string("captions", None, "Text file: the caption of each image, a line.")
+_CAPTIONS = flags.DEFINE_string(
+    "captions",
+    None,
+    "Text file: the caption of each image, a line; what a model that reads captions is asked for.",
+)
 _LPIPS_TRUNK = flags.DEFINE_string("lpips_trunk", None, "torchvision's weights of the trunk.")
 _LPIPS_HEADS = flags.DEFINE_string("lpips_heads", None, "The lpips package's weights of the heads.")
 _LPIPS_NETWORK = flags.DEFINE_enum("lpips_network", "vgg16", list(lpips.TRUNKS), "Which trunk.")
@@ -192,9 +196,15 @@ def _draw(workdir: str, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[s
     spec = task.sampling.overridden(task, num=_NUM.value, **sampling_flags.values())
     generate = make_generate(task, spec, mesh)
 
+    captions = None
+    if task.text:
+        prompts = _read_captions(_CAPTIONS.value) if _CAPTIONS.value else task.text.prompts
+        captions = task.tokenizer(prompts)
+
     def draw(indices: np.ndarray) -> np.ndarray:
         labels = indices % task.num_classes if task.num_classes else None
-        return np.asarray(generate(params, frozen, _SEED.value, indices, labels))
+        texts = None if captions is None else captions[indices % len(captions)]
+        return np.asarray(generate(params, frozen, _SEED.value, indices, labels, texts))
 
     about = {"workdir": str(pathlib.Path(workdir).resolve()), "step": step, "seed": _SEED.value}
     about |= {"sampling": dataclasses.asdict(spec)}

@@ -163,10 +163,7 @@ def make_generate(task: Any, spec: SamplingSpec, mesh: Mesh) -> Generate:
         if len(indices) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
             x_T = jax.lax.with_sharding_constraint(x_T, parallel.batch_sharding(mesh))
 
-        told = {"label": labels}
-        if texts is not None:
-            told["text"] = task.encode_text(params, frozen, texts)
-            told["empty"] = task.encode_text(params, frozen, task.text.empty)
+        told = task.told(params, frozen, label=labels, tokens=texts)
 
         def denoise(x_t, t):
             return task.predict(params, x_t, t, **told, guidance=spec.guidance)

@@ -276,6 +276,32 @@ class Denoising:
             rngs={} if rng is None else {"dropout": rng},
         )
 
+    def told(
+        self,
+        params: Any,
+        frozen: dict[str, Any],
+        *,
+        label: Int[Array, "batch"] | None = None,
+        tokens: Int[Array, "batch length"] | None = None,
+    ) -> dict[str, Array]:
+        """What `predict` is told of a batch, once for all steps: classes, or encoded captions.
+
+        Args:
+            params: of the denoiser.
+            frozen: of first stage and text encoder.
+            label: classes, for a model that has them.
+            tokens: token ids of captions, for a model that reads them.
+
+        Raises:
+            ValueError: the model reads captions, and there are none.
+        """
+        if self.text is None:
+            return {} if label is None else {"label": label}
+        if tokens is None:
+            raise ValueError("the model reads captions: give token ids, of empty ones if need be")
+        told = {"text": self.encode_text(params, frozen, tokens)}
+        return told | {"empty": self.encode_text(params, frozen, self.text.empty)}
+
     def predict(
         self,
         params: Any,

@@ -1,10 +1,11 @@
 """Samplers: those of a Gaussian process by name, and that of a categorical one."""
 
-from conprediff_jax.diffusion.samplers.base import Sampler, step_noise
+from conprediff_jax.diffusion.samplers.base import Known, Sampler, step_noise
 from conprediff_jax.diffusion.samplers.categorical import CategoricalSampler
 from conprediff_jax.diffusion.samplers.ddim import DDIM
 from conprediff_jax.diffusion.samplers.ddpm import DDPM
 from conprediff_jax.diffusion.samplers.dpm_solver import DPMSolverPP2M
+from conprediff_jax.diffusion.samplers.repaint import RePaint, jump_schedule
 
 SAMPLERS: dict[str, type[Sampler]] = {
     "ddpm": DDPM,
@@ -18,6 +19,9 @@ __all__ = [
     "SAMPLERS",
     "CategoricalSampler",
     "DPMSolverPP2M",
+    "Known",
+    "RePaint",
     "Sampler",
+    "jump_schedule",
     "step_noise",
 ]

@@ -9,6 +9,14 @@ DPM-Solver++(2M) are all of one form,
 with z standard normal, so a sampler *is* its table of coefficients: computed once in float64, and
 run by one `lax.scan` in float32.
 
+Where the clean points are known in part, that part of x_t is drawn anew from q(x_t | x_0) before
+every call of the network, and the rest is sampled:
+
+    x_t <- mask (sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) z') + (1 - mask) x_t       (2)
+
+The known part is replaced as in Song et al. 2021, "Score-Based Generative Modeling through
+Stochastic Differential Equations" (arXiv 2011.13456), section 5.
+
 The spacings are those of Lin et al. 2023, "Common Diffusion Noise Schedules and Sample Steps are
 Flawed" (arXiv 2305.08891), table 2.
 """
@@ -21,7 +29,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float64, Int, Int64, Key
+from jaxtyping import Array, Bool, Float, Float64, Int, Int64, Key, Shaped
 
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 
@@ -40,6 +48,22 @@ class Coefficients(NamedTuple):
     epsilon: StepTable | None = None
     previous_x_0: StepTable | None = None
     noise: StepTable | None = None
+
+
+class Known(NamedTuple):
+    """The part of the clean data that is known.
+
+    Attributes:
+        x_0: Clean points or tokens; where they are not known, anything finite.
+        mask: True where they are known.
+    """
+
+    x_0: Shaped[Array, "batch *point"]
+    mask: Bool[Array, "batch *point"]
+
+    def into(self, x: Array, values: Array | None = None) -> Array:
+        """`x` with the known part replaced by `values`, by the clean data when None."""
+        return jnp.where(self.mask, self.x_0 if values is None else values, x)
 
 
 def step_noise(
@@ -138,13 +162,18 @@ class Sampler(abc.ABC):
         return spaced_times(self.process.num_steps, self.steps, self.spacing, self.steps_offset)
 
     @property
+    def call_times(self) -> Int64[np.ndarray, "calls"]:
+        """The time of every call of the network, in order: here each time visited, once."""
+        return self.times
+
+    @property
     def num_model_calls(self) -> int:
         """How often `sample` calls the network."""
-        return self.steps
+        return len(self.call_times)
 
     @abc.abstractmethod
     def coefficients(self) -> Coefficients:
-        """The table of eq. (1), float64."""
+        """The table of eq. (1), float64, one entry a call of the network."""
 
     def alpha_bar_steps(self, final: float = 1.0) -> tuple[StepTable, StepTable]:
         """`alpha_bar` at the start and at the end of every step; the last ends at `final`."""
@@ -161,7 +190,13 @@ class Sampler(abc.ABC):
         x_0 = jnp.clip(x_0, -self.clip, self.clip)
         return x_0, self.process.to_epsilon(x_0, x_t, t)
 
-    def sample(self, denoise: Denoise, x_T: Points, rngs: Key[Array, "batch"]) -> Points:
+    def sample(
+        self,
+        denoise: Denoise,
+        x_T: Points,
+        rngs: Key[Array, "batch"],
+        known: Known | None = None,
+    ) -> Points:
         """Runs the reverse process. Jit the caller: the network is compiled once.
 
         Args:
@@ -170,10 +205,12 @@ class Sampler(abc.ABC):
             x_T: Where to start, standard normal. Draw it per example, from keys other than `rngs`.
             rngs: One key per example, for the noise of the steps (`step_noise`). An example's
                 result depends on its own key and not on the batch around it.
+            known: The part of the sample that is given, eq. (2); None for none.
 
         Returns:
-            The sample, of the shape of `x_T`, float32, not clipped.
+            The sample, of the shape of `x_T`, float32, not clipped. Its known part is `known.x_0`.
         """
+        calls = self.num_model_calls
         table = jax.tree.map(lambda column: column.astype(np.float32), self.coefficients())
         x_T = x_T.astype(jnp.float32)
 
@@ -181,12 +218,15 @@ class Sampler(abc.ABC):
             x_t, previous_x_0 = carry
             index, time, c = this_step
             t = jnp.full(x_t.shape[:1], time)
+            if known is not None:  # eq. (2), with noise of its own
+                z = step_noise(rngs, calls + index, x_t.shape[1:])
+                x_t = known.into(x_t, self.process.add_noise(known.x_0, z, t))
             x_0, epsilon = self.estimate(denoise(x_t, t), x_t, t)
             z = None if c.noise is None else step_noise(rngs, index, x_t.shape[1:])
             terms = zip(c, (x_t, x_0, epsilon, previous_x_0, z), strict=True)
             x_s = sum(scale * term for scale, term in terms if scale is not None)  # eq. (1)
             return (x_s, x_0), None
 
-        steps = (jnp.arange(self.steps), self.times.astype(np.int32), table)
+        steps = (jnp.arange(calls), self.call_times.astype(np.int32), table)
         (x_0, _), _ = jax.lax.scan(step, (x_T, jnp.zeros_like(x_T)), steps)
-        return x_0
+        return x_0 if known is None else known.into(x_0)

@@ -11,6 +11,10 @@ Every call of the network gives p(x_0 | x_t). What happens then depends on the `
 Under 'posterior' a step makes independent draws for tokens that depend on each other; the other two
 choose how many tokens are drawn together. The last call draws every token from p(x_0 | x_t).
 
+Tokens that are known stand in x_t as they are, at every call, and are never drawn. The others
+follow the process's own schedule: of u unknown tokens out of n, (2) and (3) have revealed
+floor(u c / n) when they would have revealed c of n.
+
 Sources: eq. (1), its skipped steps and truncation: Gu et al. 2022, "Vector Quantized Diffusion
 Model for Text-to-Image Synthesis" (arXiv 2111.14822) and its published code; eqs. (2), (3): Tang et
 al. 2022, "Improved Vector Quantized Diffusion Models" (arXiv 2205.16007), eq. (11).
@@ -31,7 +35,7 @@ from conprediff_jax.diffusion.categorical import (
     Tokens,
     posterior,
 )
-from conprediff_jax.diffusion.samplers.base import Denoise, spaced_times
+from conprediff_jax.diffusion.samplers.base import Denoise, Known, spaced_times
 
 REVEALS = ("posterior", "random", "purity")
 
@@ -143,7 +147,13 @@ class CategoricalSampler:
             np.concatenate([*parts, [num_tokens]]).astype(np.int64),
         )
 
-    def sample(self, denoise: Denoise, x_T: Tokens, rngs: Key[Array, "batch"]) -> Tokens:
+    def sample(
+        self,
+        denoise: Denoise,
+        x_T: Tokens,
+        rngs: Key[Array, "batch"],
+        known: Known | None = None,
+    ) -> Tokens:
         """Runs the reverse process. Jit the caller: the network is compiled once.
 
         Args:
@@ -152,45 +162,57 @@ class CategoricalSampler:
             x_T: Where to start: `process.mask_token` everywhere.
             rngs: One key per example. An example's result depends on its own key and not on the
                 batch around it.
+            known: The tokens that are given; None for none.
 
         Returns:
-            Tokens without masks, of the shape of `x_T`, int32.
+            Tokens without masks, of the shape of `x_T`, int32. The known ones are `known.x_0`.
         """
-        calls = self.calls(int(np.prod(x_T.shape[1:])))
+        num_tokens = int(np.prod(x_T.shape[1:]))
+        calls = self.calls(num_tokens)
         table = jax.tree.map(
             lambda column: column.astype(np.float32),
             self.process.transitions(calls.times, calls.previous),
         )
 
+        unknown = jnp.full(len(x_T), num_tokens)
+        if known is not None:
+            unknown = jnp.sum(~known.mask, axis=tuple(range(1, x_T.ndim)))
+
+        def given(x: Array) -> Array:
+            return x if known is None else known.into(x)
+
         def step(x_t, this_call):
-            index, time, final, count, transition = this_call
+            index, time, final, before, after, transition = this_call
             t = jnp.full(x_t.shape[:1], time)
             log_p = self.process.predict_x0(denoise(x_t, t), x_t, t)
             if self.truncation < 1:
                 log_p = truncate(log_p, self.truncation)
             keys = jax.vmap(lambda rng: jax.random.fold_in(rng, index))(rngs)
             if self.reveal == "posterior":
-                return _draw(keys, posterior(log_p, x_t, transition)), None
-            return self._reveal(keys, log_p, x_t, count, final), None
+                return given(_draw(keys, posterior(log_p, x_t, transition))), None
+            counts = unknown * after // num_tokens - unknown * before // num_tokens
+            return given(self._reveal(keys, log_p, x_t, counts, final)), None
 
+        revealed = np.cumsum(calls.counts).astype(np.int32)
         columns = (
             jnp.arange(len(calls.times)),
             calls.times.astype(np.int32),
             calls.previous < 0,
-            calls.counts.astype(np.int32),
+            revealed - calls.counts.astype(np.int32),
+            revealed,
             table,
         )
-        return jax.lax.scan(step, x_T.astype(jnp.int32), columns)[0]
+        return jax.lax.scan(step, given(x_T.astype(jnp.int32)), columns)[0]
 
     def _reveal(
         self,
         keys: Key[Array, "batch"],
         log_p: LogProbs,
         x_t: Tokens,
-        count: Int[Array, ""],
+        counts: Int[Array, "batch"],
         final: Bool[Array, ""],
     ) -> Tokens:
-        """Draws `count` of the masked tokens, or in the final call all tokens. Eqs. (2), (3)."""
+        """Draws so many of the masked tokens, or in the final call all tokens. Eqs. (2), (3)."""
         draw_keys, choice_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         rank = jnp.zeros(x_t.shape)
         temperature = 1.0
@@ -201,7 +223,7 @@ class CategoricalSampler:
             purity = jnp.exp(rank - jnp.max(rank, axis=tuple(range(1, rank.ndim)), keepdims=True))
             power = 1 + self.purity_weight * jnp.where(final, 0.0, purity)
             log_p = power[..., None] * log_p
-        chosen = _choose(choice_keys, rank, temperature, x_t == self.process.mask_token, count)
+        chosen = _choose(choice_keys, rank, temperature, x_t == self.process.mask_token, counts)
         return jnp.where(final | chosen, _draw(draw_keys, log_p), x_t)
 
 
@@ -215,18 +237,18 @@ def _choose(
     log_score: Float[Array, "batch *grid"],
     temperature: float,
     eligible: Bool[Array, "batch *grid"],
-    count: Int[Array, ""],
+    counts: Int[Array, "batch"],
 ) -> Bool[Array, "batch *grid"]:
-    """Chooses `count` eligible tokens of every example, or all where there are fewer.
+    """Chooses so many eligible tokens of every example, or all where there are fewer.
 
     At temperature 1 this is drawing without replacement in proportion to the scores, by Gumbel
     noise and sorting.
     """
 
-    def one(key: Array, log_score: Array, eligible: Array) -> Array:
+    def one(key: Array, log_score: Array, eligible: Array, count: Array) -> Array:
         noisy = log_score + temperature * jax.random.gumbel(key, log_score.shape)
         noisy = jnp.where(eligible, noisy, -jnp.inf).reshape(-1)
         place = jnp.argsort(jnp.argsort(noisy, descending=True)).reshape(eligible.shape)
         return eligible & (place < count)
 
-    return jax.vmap(one)(keys, log_score, eligible)
+    return jax.vmap(one)(keys, log_score, eligible, counts)

@@ -1,0 +1,209 @@
+"""Judges fillings: of one model or several, side by side, under every kind of mask.
+
+    python -m conprediff_jax.evaluate_inpainting --workdir=runs/context,runs/no_context
+        --masks=thin,thick,every_second_line,super_resolve,expand,half --num=100 --samples=2
+        [--lpips_trunk=vgg16-397923af.pth --lpips_heads=vgg.pth] --out=inpainting
+
+Images are a folder or a data set; by default the test split of what the first model was trained on.
+All models see the same images and masks, and start from the same noise. Of the filled region: PSNR,
+SSIM and how much the fillings of an image differ (spread); of whole images: LPIPS to the original,
+where its weights are given, and FD-random-VGG16 of all fillings from all originals. Definitions
+are in docs/inpainting.md.
+
+Written to --out: inpainting.json, table.txt, which is also printed, and MODEL_MASK.png with the
+first images. A run that was broken off goes on at the model and mask where it stopped.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags, logging
+from jax.sharding import Mesh
+
+from conprediff_jax import cli, images, inpainting, parallel
+from conprediff_jax import inpainting_flags as shared
+from conprediff_jax.data import holes as holes_lib
+from conprediff_jax.data.holes import Hole
+from conprediff_jax.data.masks import MASKS, filled_share
+from conprediff_jax.errors import UserError
+from conprediff_jax.metrics import features, lpips
+from conprediff_jax.metrics.bootstrap import Figure
+from conprediff_jax.metrics.fillings import FillingJudge, check, table
+
+_PROTOCOL = ["thin", "thick", "every_second_line", "super_resolve", "expand", "half"]
+
+_WORKDIR = flags.DEFINE_list("workdir", None, "Workdirs of training runs.", required=True)
+_NUM = flags.DEFINE_integer("num", 100, "Images, the first.", lower_bound=2)
+_MASKS = flags.DEFINE_list("masks", _PROTOCOL, f"Of {', '.join(MASKS)}; or files or folders.")
+_SAMPLES = flags.DEFINE_integer("samples", 2, "Fillings of every image.", lower_bound=1)
+_BOOTSTRAP = flags.DEFINE_integer("bootstrap", 100, "Replicates; 0: no intervals.", lower_bound=0)
+_LPIPS_TRUNK = flags.DEFINE_string("lpips_trunk", None, "torchvision's weights of the trunk.")
+_LPIPS_HEADS = flags.DEFINE_string("lpips_heads", None, "The lpips package's weights of the heads.")
+_LPIPS_NETWORK = flags.DEFINE_enum("lpips_network", "vgg16", list(lpips.TRUNKS), "Which trunk.")
+_OUT = flags.DEFINE_string("out", "inpainting", "Folder that results are written to.")
+_CACHE = flags.DEFINE_string("cache", "~/.cache/conprediff_jax/metrics", "Converted weights.")
+
+_ROWS = 8  # of a picture
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags, fills, judges, and writes JSON, table and pictures."""
+    del argv
+    if jax.process_count() > 1:
+        raise UserError("evaluation runs in one process, on all of its devices")
+    mesh, out = parallel.make_mesh(parallel.MeshSpec()), pathlib.Path(_OUT.value)
+    judge, results = _judge(mesh), Results(out / "inpainting.json")
+    names, holes, size = _names(_WORKDIR.value), {}, 0
+    for name, workdir in names.items():
+        trained = inpainting.open_workdir(workdir, mesh, shared.STEP.value)
+        task = trained.task
+        inpainting.check_condition(task, shared.LABEL.value, shared.PROMPT.value)
+        spec = inpainting.sampling_for(task, **shared.sampling())
+        if not holes:
+            holes, size = _read(workdir, trained.step), inpainting.image_size(task)
+        if inpainting.image_size(task) != size:
+            raise UserError(
+                f"--workdir={workdir}: a model of images of {inpainting.image_size(task)}, and the "
+                f"first one's have {size}: all must have one size"
+            )
+        fill = inpainting.make_fill(task, spec, mesh)
+        for masks, cut in holes.items():
+            about = _about(workdir, trained.step, repr(spec), masks)
+            if results.has(name, masks, about):
+                continue
+            logging.info("%s, %s", name, masks)
+            found = inpainting.fill_holes(
+                fill,
+                trained,
+                cut,
+                seed=shared.SEED.value,
+                samples=_SAMPLES.value,
+                batch_size=shared.BATCH.value,
+                label=shared.LABEL.value,
+                prompt=shared.PROMPT.value or "",
+            )
+            rows = [np.stack([h.image, h.masked, *f]) for h, f in zip(cut, found, strict=True)]
+            picture = images.grid(np.concatenate(rows[:_ROWS]), columns=len(rows[0]))
+            images.write_png(out / f"{name}_{masks}.png", picture)
+            results.add(name, masks, about, judge(cut, found))
+    text = table(results.figures(list(names), list(holes)))
+    (out / "table.txt").write_text(text + "\n")
+    print(text, flush=True)
+    logging.info("%s, %s", results.path, out / "table.txt")
+
+
+class Results:
+    """Figures by model and mask, kept in a file as they come.
+
+    Args:
+        path: of the JSON file; what is there already counts where it is about the same.
+    """
+
+    def __init__(self, path: pathlib.Path):
+        self.path = path
+        try:
+            self._cells: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
+        except ValueError as error:
+            raise UserError(f"{path}: not a file of results ({error}): move it away") from error
+
+    def has(self, model: str, masks: str, about: Mapping[str, Any]) -> bool:
+        """Whether these figures are there."""
+        return self._cells.get(f"{model}, {masks}", {}).get("about") == about
+
+    def add(
+        self, model: str, masks: str, about: Mapping[str, Any], figures: Mapping[str, Figure]
+    ) -> None:
+        """Adds figures, and writes the file anew."""
+        metrics = {name: figure._asdict() for name, figure in figures.items()}
+        self._cells[f"{model}, {masks}"] = {"about": about, "metrics": metrics}
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(self._cells, indent=2) + "\n")
+        partial.replace(self.path)
+
+    def figures(
+        self, models: Sequence[str], masks: Sequence[str]
+    ) -> dict[str, dict[str, dict[str, Figure]]]:
+        """By metric, model and mask."""
+        found: dict[str, dict[str, dict[str, Figure]]] = {}
+        for model in models:
+            for mask in masks:
+                for metric, figure in self._cells[f"{model}, {mask}"]["metrics"].items():
+                    rows = found.setdefault(metric, {})
+                    rows.setdefault(model, {})[mask] = Figure(**figure)
+        return found
+
+
+def _names(workdirs: Sequence[str]) -> dict[str, str]:
+    """Workdirs by what the table calls them: their last part, where that tells them apart."""
+    short = [pathlib.Path(workdir).resolve().name for workdir in workdirs]
+    if len(set(short)) < len(short):
+        short = [workdir.strip("/").replace("/", "-") for workdir in workdirs]
+    if len(set(short)) < len(short):
+        raise UserError(f"--workdir={','.join(workdirs)}: one of them is named twice")
+    return dict(zip(short, workdirs, strict=True))
+
+
+def _read(workdir: str, step: int) -> dict[str, list[Hole]]:
+    """The same images under every mask, by its name; that of a path is its last part."""
+    pictures = inpainting.read_pictures(
+        shared.IMAGES.value, workdir, step, split=shared.SPLIT.value, num=_NUM.value
+    )
+    holes = {}
+    for masks in _MASKS.value:
+        name = pathlib.Path(masks).name
+        if name in holes:
+            raise UserError(f"--masks={','.join(_MASKS.value)}: two are called {name}")
+        holes[name] = holes_lib.cut(
+            pictures, masks, polarity=shared.POLARITY.value, seed=shared.SEED.value
+        )
+        check(holes[name])
+        shares = [filled_share(hole.mask) for hole in holes[name]]
+        logging.info("%s fills %.1f %% of an image", name, 100 * np.mean(shares))
+    return holes
+
+
+def _judge(mesh: Mesh) -> FillingJudge:
+    """The metrics."""
+    if (_LPIPS_TRUNK.value is None) != (_LPIPS_HEADS.value is None):
+        raise UserError("LPIPS needs both --lpips_trunk and --lpips_heads")
+    distances = {}
+    if _LPIPS_TRUNK.value:
+        model = lpips.LPIPS(network=_LPIPS_NETWORK.value)
+        cache = pathlib.Path(_CACHE.value).expanduser()
+        params = lpips.load(model, _LPIPS_TRUNK.value, _LPIPS_HEADS.value, cache=cache)
+        params = jax.device_put(params)
+
+        @jax.jit
+        def distance(x, y):
+            return model.apply({"params": params}, x / 127.5 - 1, y / 127.5 - 1)
+
+        distances[f"LPIPS ({_LPIPS_NETWORK.value})"] = lambda x, y: np.asarray(distance(x, y))
+    runner = features.Runner(features.random_extractor(), mesh, shared.BATCH.value)
+    return FillingJudge(runner, distances, replicates=_BOOTSTRAP.value, seed=shared.SEED.value)
+
+
+def _about(workdir: str, step: int, sampling: str, masks: str) -> dict[str, Any]:
+    """What decides about a figure: everything must be as it was for it to be used again."""
+    data = (shared.IMAGES.value, shared.SPLIT.value, _NUM.value, shared.POLARITY.value)
+    return {
+        "workdir": str(pathlib.Path(workdir).resolve()),
+        "step": step,
+        "sampling": sampling,
+        "images": ", ".join(map(str, data)),
+        "masks": masks,
+        "samples": _SAMPLES.value,
+        "label": shared.LABEL.value,
+        "prompt": shared.PROMPT.value,
+        "seed": shared.SEED.value,
+        "lpips": [_LPIPS_NETWORK.value, _LPIPS_TRUNK.value, _LPIPS_HEADS.value],
+        "bootstrap": _BOOTSTRAP.value,
+        "jax": jax.__version__,
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)
