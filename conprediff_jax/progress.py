@@ -11,16 +11,21 @@ class Progress:
     Args:
         total: units of the whole work.
         done: units done before this program started; they do not count for the speed.
+
+    Attributes:
+        seconds: between the last two marks, pauses left out.
     """
 
     def __init__(self, total: int, done: int = 0):
         self.total, self.done = total, done
+        self.seconds = 0.0
         self._marked, self._marked_at = done, time.monotonic()
 
     def mark(self, done: int) -> float:
         """Notes how much is done; returns units a second since the last mark."""
         now = time.monotonic()
-        speed = (done - self._marked) / max(now - self._marked_at, 1e-9)
+        self.seconds = max(now - self._marked_at, 1e-9)
+        speed = (done - self._marked) / self.seconds
         self.done, self._marked, self._marked_at = done, done, now
         return speed
 

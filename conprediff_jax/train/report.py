@@ -1,6 +1,7 @@
 """What a run says: progress lines, TensorBoard events, and a stop when the loss is no number."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ from absl import logging
 from conprediff_jax.errors import UserError
 from conprediff_jax.progress import Progress
 from conprediff_jax.train.spec import TrainSpec
+from conprediff_jax.train.throughput import WAITING, Clock, MeasuredStep
 
 
 class DivergedError(UserError):
@@ -23,10 +25,16 @@ class Reporter:
         spec: says how often.
         first_step: steps done before this run of the program.
         last_good: says where the last good checkpoint is.
+        began: when the run was started, by `time.monotonic`; now, if not given.
     """
 
     def __init__(
-        self, workdir: str, spec: TrainSpec, first_step: int, last_good: Callable[[], str]
+        self,
+        workdir: str,
+        spec: TrainSpec,
+        first_step: int,
+        last_good: Callable[[], str],
+        began: float | None = None,
     ):
         # Takes seconds, and is needed for nothing else than writing events.
         import tensorflow as tf
@@ -37,10 +45,22 @@ class Reporter:
         self.progress = Progress(spec.steps, first_step)
         self._spec, self._last_good = spec, last_good
         self._running = False
+        self._clock = Clock(began)
+        self._measured: MeasuredStep | None = None
+        self._peak_share: float | None = None
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._writer = metric_writers.MultiWriter([])
         if jax.process_index() == 0:
             self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
+
+    def measure(self, train_step: MeasuredStep) -> None:
+        """Takes the step whose use of the device is to be logged, where its peak is known."""
+        self._measured = train_step
+
+    def fetch(self, batches: Iterator[Any]) -> Any:
+        """The next batch; the time that the device waited for it is logged."""
+        last = next(iter(self._pending[-1][1].values())) if self._pending else None
+        return self._clock.fetch(batches, last)
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
         """Takes the metrics of a step; says and writes their means when `log_every` is due.
@@ -51,6 +71,9 @@ class Reporter:
         self._pending.append((step, metrics))
         if not self._running:  # the first step compiles, which is not part of the speed
             jax.block_until_ready(metrics)
+            if self._measured and jax.process_index() == 0:
+                self._peak_share = self._measured.peak_share()
+            self._clock.reset()
             self.progress.mark(step)
             self._running = True
             logging.info("step %d: compiled, running", step)
@@ -101,6 +124,10 @@ class Reporter:
         speed = self.progress.mark(step)
         means["speed/steps_per_second"] = speed
         means["speed/images_per_second"] = speed * self._spec.batch_size
+        if speed:  # the run's first step took no time that counts
+            means |= self._clock.interval(self.progress.seconds)
+            if self._peak_share is not None:
+                means["speed/mfu"] = self._peak_share * speed
         self._writer.write_scalars(step, means)
         terms = [f"{k.removeprefix('loss/')} {v:.4f}" for k, v in means.items() if "loss/" in k]
         logging.info(
@@ -113,3 +140,10 @@ class Reporter:
             speed * self._spec.batch_size,
             self.progress.left(speed),
         )
+        waiting = means.get("speed/data_wait", 0.0)
+        if waiting > WAITING:
+            logging.warning(
+                "steps waited for data %.0f %% of the time: raise config.data.threads or workers, "
+                "or encode latents ahead of time",
+                100 * waiting,
+            )

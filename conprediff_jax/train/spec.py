@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from conprediff_jax.train.throughput import trace_window
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSpec:
@@ -17,6 +19,7 @@ class TrainSpec:
         log_every: steps between progress lines and logged metrics (which are means over them).
         sample_every: steps between sample grids; 0 for one at the end only.
         eval_every: steps between small evaluations (`metrics.small`); 0 for none.
+        profile: 'START:STOP', the steps to trace for a profiler; empty for none.
         checkpoint_every: steps between checkpoints; there is one at the end as well.
         keep: checkpoints kept, the newest.
     """
@@ -28,10 +31,13 @@ class TrainSpec:
     log_every: int = 50
     sample_every: int = 5000
     eval_every: int = 0
+    profile: str = ""
     checkpoint_every: int = 5000
     keep: int = 3
 
     def __post_init__(self):
+        if self.profile:
+            trace_window(self.profile)
         for name in (
             "steps",
             "batch_size",

@@ -1,0 +1,106 @@
+"""Compiles a config for a TPU slice that is not there, and says what it will need and do.
+
+    python -m conprediff_jax.plan --config=configs/celebahq.py --topology=v5e:4x4
+        [--config.mesh.fsdp=4] [--out=plan.json] [--nosampler] [--nocontext_share]
+    python -m conprediff_jax.plan --config=configs/celebahq.py --topology=v5e-16 --sweep
+
+Topologies: chips, as v5e:4x4 or v4:4x4x4, or names of Cloud TPU: v5e-16, v4-128 (64 chips), v5p-64
+(32 chips). The real train step and sampler are compiled by libtpu, on any machine: pip install
+"conprediff_jax[plan]". A large model takes minutes a program; programs are not kept.
+
+Every figure is of one chip. FLOPs and HBM bytes are read from the compiled program, with loops
+counted as often as they run; times are those of a roofline, which no real step reaches.
+`--sweep` tries batches, remat and fsdp, and writes a table, a JSON file and a plot.
+"""
+
+import json
+import pathlib
+
+import jax
+from absl import flags, logging
+from ml_collections import config_flags
+
+from conprediff_jax import cli
+from conprediff_jax.errors import UserError
+from conprediff_jax.planning import sweep as sweep_lib
+from conprediff_jax.planning import tables
+from conprediff_jax.planning.plans import Plan, make_plan
+from conprediff_jax.planning.topology import EXAMPLES, Topology
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+_TOPOLOGY = flags.DEFINE_string("topology", None, f"A TPU slice: {EXAMPLES}.", required=True)
+_OUT = flags.DEFINE_string("out", None, "JSON file; plans/<config>_<topology>.json when absent.")
+_SAMPLER = flags.DEFINE_bool("sampler", True, "Compile the sampler too.")
+_SHARE = flags.DEFINE_bool("context_share", True, "Compile without context prediction too.")
+_SWEEP = flags.DEFINE_bool("sweep", False, "Search for the best plan that fits.")
+_PER_CHIP = flags.DEFINE_list("sweep_per_chip", ["1", "2", "4", "8"], "Examples a chip.")
+_REMAT = flags.DEFINE_list("sweep_remat", ["0", "1"], "Activations computed twice, 0 or 1.")
+_FSDP = flags.DEFINE_list("sweep_fsdp", ["1", "4"], "Sizes of the fsdp axis.")
+flags.mark_flag_as_required("config")
+
+
+def main(argv: list[str]) -> None:
+    """Reads the flags, compiles and reports."""
+    del argv
+    file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not file.is_file():  # ml_collections would say so only later, and at length
+        raise UserError(f"--config={file}: there is no such file")
+    jax.config.update("jax_platforms", "cpu")  # accelerators of this machine are not touched
+    jax.config.update("jax_enable_compilation_cache", False)  # it cannot read such programs again
+    topology = Topology.parse(_TOPOLOGY.value)
+    name = f"{file.stem}_{topology.generation}_{'x'.join(map(str, topology.shape))}"
+    out = pathlib.Path(_OUT.value or pathlib.Path("plans") / f"{name}.json")
+    if _SWEEP.value:
+        _sweep(topology, out)
+        return
+    plan = make_plan(_CONFIG.value, topology, context_share=_SHARE.value, sampler=_sampled())
+    print(tables.describe(plan))
+    _write(out, json.dumps(plan.as_dict(), indent=1))
+    logging.info("written to %s", out)
+
+
+def _sampled() -> bool:
+    """First stages are not sampled."""
+    return _SAMPLER.value and _CONFIG.value.task == "denoising"
+
+
+def _sweep(topology: Topology, out: pathlib.Path) -> None:
+    """Searches, and writes what came of it after every plan: a sweep may take hours."""
+    plans: list[Plan] = []
+
+    def done(plan: Plan) -> None:
+        plans.append(plan)
+        _write(out, json.dumps([p.as_dict() for p in plans], indent=1))
+        logging.info("%s", tables.markdown([tables.row(plan)]))
+
+    sweep_lib.sweep(
+        _CONFIG.value,
+        topology,
+        per_chip=_integers("sweep_per_chip", _PER_CHIP.value, 1),
+        remat=[bool(value) for value in _integers("sweep_remat", _REMAT.value, 0)],
+        fsdp=_integers("sweep_fsdp", _FSDP.value, 1),
+        done=done,
+    )
+    print(tables.markdown([tables.row(plan) for plan in plans]))
+    chosen = sweep_lib.best(plans)
+    print("\nbest: " + (tables.describe(chosen) if chosen else "nothing fits"))
+    picture = out.with_suffix(".png")
+    sweep_lib.plot(plans, picture)
+    logging.info("%d plans written to %s, plot: %s", len(plans), out, picture)
+
+
+def _integers(flag: str, values: list[str], least: int) -> list[int]:
+    if not all(value.isdigit() and int(value) >= least for value in values):
+        raise UserError(f"--{flag}={','.join(values)}: whole numbers of at least {least}")
+    return [int(value) for value in values]
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text + "\n")
+    partial.rename(path)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,101 @@
+"""Searching batch, remat and mesh for the plan that trains on most images a second, at best.
+
+A batch that does not fit will not fit any larger, so larger ones are not compiled; nor are several
+parts of a batch tried, which save memory that remat or fsdp save better.
+"""
+
+import itertools
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from conprediff_jax.errors import UserError
+from conprediff_jax.planning.plans import Plan, make_plan
+from conprediff_jax.planning.topology import Topology
+
+
+def sweep(
+    config: ConfigDict,
+    topology: Topology,
+    *,
+    per_chip: Sequence[int],
+    remat: Sequence[bool],
+    fsdp: Sequence[int],
+    done: Callable[[Plan], None] = lambda plan: None,
+) -> list[Plan]:
+    """Plans for every combination that may fit.
+
+    Args:
+        config: what to train; its batch, remat and mesh are replaced.
+        topology: where.
+        per_chip: examples a chip.
+        remat: whether to compute activations twice.
+        fsdp: sizes of that axis; those that do not divide the chips are left out.
+        done: told every plan as soon as it is there.
+
+    Raises:
+        UserError: there is nothing to try.
+    """
+    sizes = [size for size in fsdp if topology.chips % size == 0]
+    settings = list(itertools.product(sizes, remat))
+    if not settings or not per_chip:
+        raise UserError(f"--sweep: none of fsdp {list(fsdp)} divides {topology.chips} chips")
+    plans: list[Plan] = []
+    for size, recompute in settings:
+        for examples in sorted(per_chip):
+            candidate = config.copy_and_resolve_references()
+            candidate.train.batch_size = examples * topology.chips
+            candidate.train.microbatches = 1
+            candidate.model.remat = recompute
+            candidate.mesh.update(data=-1, fsdp=size, tensor=1)
+            logging.info(
+                "sweep: fsdp %d, remat %s, %d examples a chip",
+                size, "on" if recompute else "off", examples,
+            )  # fmt: skip
+            plan = make_plan(candidate, topology, context_share=False, sampler=False)
+            plans.append(plan)
+            done(plan)
+            if not plan.train.fits:
+                break
+    return plans
+
+
+def best(plans: Iterable[Plan]) -> Plan | None:
+    """The plan of most images a second among those that fit; the one of least memory if equal."""
+    fitting = [plan for plan in plans if plan.train.fits]
+    key = lambda plan: (plan.images_per_second, -plan.train.needed)  # noqa: E731
+    return max(fitting, key=key, default=None)
+
+
+def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
+    """Images a second over examples a chip, and the memory they need; one line a setting."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (speed, memory) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    settings = itertools.groupby(plans, key=lambda plan: (plan.mesh["fsdp"], plan.remat))
+    for (size, recompute), group in settings:
+        group = list(group)
+        fitting = [plan for plan in group if plan.train.fits]
+        label = f"fsdp {size}, remat {'on' if recompute else 'off'}"
+        examples = [plan.batch_size / plan.topology.chips for plan in fitting]
+        speed.plot(examples, [p.images_per_second for p in fitting], marker="o", label=label)
+        known = [plan for plan in group if plan.train.needed]
+        memory.plot(
+            [plan.batch_size / plan.topology.chips for plan in known],
+            [plan.train.needed / 1e9 for plan in known],
+            marker="o",
+            label=label,
+        )
+    chip = plans[0].topology.chip
+    memory.axhline(chip.hbm_bytes / 1e9, color="black", linestyle="--", label="a chip has")
+    speed.set(xlabel="examples a chip", ylabel="images/s at best", title=str(plans[0].topology))
+    memory.set(xlabel="examples a chip", ylabel="GB a chip", ylim=(0, None))
+    memory.legend()
+    speed.set_ylim(bottom=0)
+    figure.savefig(path)
+    pyplot.close(figure)

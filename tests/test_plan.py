@@ -1,0 +1,400 @@
+"""Plans: accounts of compiled programs against hand counts and XLA's own, slices, sweeps."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from conprediff_jax import parallel
+from conprediff_jax.errors import UserError
+from conprediff_jax.experiment import make_experiment
+from conprediff_jax.planning import liveness, plans, programs, sweep, tables
+from conprediff_jax.planning import memory as memory_lib
+from conprediff_jax.planning.account import Account, Roofline, roofline
+from conprediff_jax.planning.chips import CHIPS, peak_flops
+from conprediff_jax.planning.collectives import by_axis, collectives, replica_groups
+from conprediff_jax.planning.cost import Cost, program_cost
+from conprediff_jax.planning.hlo import Module, _shapes
+from conprediff_jax.planning.memory import Memory
+from conprediff_jax.planning.topology import Topology
+
+MESH = {"data": 2, "fsdp": 4}
+
+
+def compiled(function, *shapes, dtype=jnp.float32):
+    structs = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    return jax.jit(function).lower(*structs).compile()
+
+
+def account(program):
+    return program_cost(Module(program.as_text()))
+
+
+# --- FLOPs and bytes ------------------------------------------------------------------------------
+
+
+def test_loops_count_as_often_as_they_run():
+    """Five times three products of 64 x 64 matrices, and as many tanh."""
+
+    def inner(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.tanh(x @ w), None), x, None, length=3)[0]
+
+    def outer(x, w):
+        return jax.lax.scan(lambda x, _: (inner(x, w), None), x, None, length=5)[0]
+
+    flops = account(compiled(outer, (64, 64), (64, 64))).flops
+    products = 15 * 2 * 64**3
+    assert products + 15 * 64**2 <= flops < 1.01 * products
+
+
+def test_bytes_of_a_loop_are_those_of_its_slices():
+    """A scan reads a row of the stacked inputs and writes one of the outputs in every round."""
+
+    def run(x):
+        return jax.lax.scan(lambda total, row: (total + row.sum(), row * 2), 0.0, x)[1]
+
+    once = 4 * 1000 * 4096  # the whole input, read once
+    total = account(compiled(run, (1000, 4096))).bytes
+    assert 2 * once <= total < 10 * once  # not 1000 times
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"window_strides": (1, 1), "padding": "SAME"},
+        {"window_strides": (2, 2), "padding": ((0, 1), (2, 0))},
+        {"window_strides": (1, 1), "padding": ((3, 3), (3, 3)), "rhs_dilation": (2, 3)},
+        {"window_strides": (1, 1), "padding": ((1, 2), (1, 2)), "lhs_dilation": (2, 2)},
+        {"window_strides": (1, 1), "padding": "VALID", "feature_group_count": 4},
+    ],
+)
+def test_convolutions_cost_what_xla_says(options):
+    groups = options.get("feature_group_count", 1)
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"), **options
+    )
+    program = compiled(convolve, (2, 9, 11, 8), (3, 3, 8 // groups, 16))
+    np.testing.assert_allclose(account(program).flops, program.cost_analysis()["flops"], rtol=0.02)
+
+
+def test_a_whole_train_step_costs_what_xla_says():
+    """But for transcendental functions, which XLA counts apart, and what its loops repeat."""
+    config = tiny.get_config()
+    config.context.weight = 0.0
+    config.model.channels = 64
+    mesh = parallel.make_mesh(parallel.MeshSpec(), jax.devices()[:1])
+    program = programs.lower_train_step(make_experiment(config), mesh).compile()
+    analysis = program.cost_analysis()
+    expected = analysis["flops"] + analysis["transcendentals"]
+    np.testing.assert_allclose(account(program).flops, expected, rtol=0.1)
+
+
+def test_shapes_are_padded_to_their_tiles():
+    (small,) = _shapes("bf16[3,5]{1,0:T(8,128)(2,1)}")
+    assert (small.payload, small.nbytes, small.memory) == (3 * 5 * 2, 8 * 128 * 2, 0)
+    (turned,) = _shapes("f32[300,5]{0,1:T(8,128)S(1)}")  # the first dimension is the minor one
+    assert (turned.nbytes, turned.memory) == (8 * 384 * 4, 1)
+    pair = _shapes("(f32[]{:T(128)}, pred[7]{0})")
+    assert [shape.payload for shape in pair] == [4, 7]
+
+
+def test_limits_of_loops_are_read_from_their_conditions():
+    """As a TPU's compiler leaves them: no count beside the loop, the limit carried along."""
+    text = """
+%body (p: (s32[], f32[8], s32[])) -> (s32[], f32[8], s32[]) {
+  %p = (s32[], f32[8], s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%p), index=0
+  %x = f32[8]{0} get-tuple-element(%p), index=1
+  %n = s32[] get-tuple-element(%p), index=2
+  %twice = f32[8]{0} add(%x, %x)
+  ROOT %next = (s32[], f32[8], s32[]) tuple(%i, %twice, %n)
+}
+%condition (q: (s32[], f32[8], s32[])) -> pred[] {
+  %q = (s32[], f32[8], s32[]) parameter(0)
+  %j = s32[] get-tuple-element(%q), index=0
+  %m = s32[] get-tuple-element(%q), index=2
+  ROOT %less = pred[] compare(%j, %m), direction=DIRECTION
+}
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %zero = s32[] constant(0)
+  %limit = s32[] constant(12)
+  %start = f32[8]{0} parameter(0)
+  %begin = (s32[], f32[8], s32[]) tuple(%zero, %start, /*index=2*/%limit)
+  %loop = (s32[], f32[8], s32[]) while(%begin), condition=%condition, body=%body
+  ROOT %end = f32[8]{0} get-tuple-element(%loop), index=1
+}
+"""
+    known = Module(text.replace("DIRECTION", "LT"))
+    assert program_cost(known).flops == 12 * 8 and not known.unknown_loops
+    unknown = Module(text.replace("DIRECTION", "NE"))
+    assert program_cost(unknown).flops == 8 and unknown.unknown_loops == {"loop"}
+
+
+def test_the_fullest_moment_by_hand():
+    """h waits while b is made of a: three arrays of 32 bytes, two of them of the forward pass."""
+    module = Module("""
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  %h = f32[8]{0} tanh(%x), metadata={op_name="jit(f)/jvp(Net)/tanh"}
+  %a = f32[8]{0} negate(%h), metadata={op_name="jit(f)/jvp(Net)/neg"}
+  %b = f32[8]{0} exponential(%a), metadata={op_name="jit(f)/transpose(jvp(Net))/exp"}
+  %s = f32[]{:S(1)} constant(1)
+  %view = f32[2,4]{1,0} bitcast(%b)
+  %c = f32[2,4]{1,0} add(%view, %view), metadata={op_name="jit(f)/transpose(jvp(Net))/add"}
+  %d = f32[8]{0} bitcast(%c)
+  ROOT %result = f32[8]{0} multiply(%d, %h), metadata={op_name="jit(f)/mul"}
+}
+""")
+    assert liveness.peak(module) == liveness.Peak(total=96, activations=64)
+
+
+# --- collectives ----------------------------------------------------------------------------------
+
+
+def on_mesh(function, spec, shape):
+    """Collectives of a function of one array, per device, on a mesh of 2 x 4."""
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), tuple(MESH))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    struct = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+    return collectives(Module(jax.jit(mapped).lower(struct).compile().as_text()), MESH)
+
+
+BYTES = 4 * 16 * 32  # of the array on one device
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "axes", "traffic"),
+    [
+        (lambda x: jax.lax.psum(x, "data"), "all-reduce", ("data",), 2 * BYTES / 2),
+        (lambda x: jax.lax.psum(x, "fsdp"), "all-reduce", ("fsdp",), 2 * BYTES * 3 / 4),
+        (lambda x: jax.lax.psum(x, tuple(MESH)), "all-reduce", tuple(MESH), 2 * BYTES * 7 / 8),
+        (lambda x: jax.lax.all_gather(x, "fsdp").sum(0), "all-gather", ("fsdp",), 3 * BYTES),
+        (
+            lambda x: jnp.tile(jax.lax.psum_scatter(x, "fsdp", tiled=True), (4, 1)),
+            "reduce-scatter",
+            ("fsdp",),
+            BYTES * 3 / 4,
+        ),
+        (
+            lambda x: jax.lax.all_to_all(x, "data", 0, 0, tiled=True),
+            "all-to-all",
+            ("data",),
+            BYTES / 2,
+        ),
+        (
+            lambda x: jax.lax.ppermute(x, "fsdp", [(0, 1), (1, 2), (2, 3), (3, 0)]),
+            "collective-permute",
+            ("fsdp",),
+            BYTES,
+        ),
+    ],
+)
+def test_collectives_by_hand(function, kind, axes, traffic):
+    (found,) = on_mesh(function, P(("data", "fsdp")), (8 * 16, 32))
+    assert (found.kind, found.axes) == (kind, axes)
+    assert found.payload == BYTES
+    assert found.traffic == traffic
+
+
+def test_collectives_in_loops_count_every_round():
+    def rounds(x):
+        return jax.lax.scan(lambda x, _: (jax.lax.psum(x * 2, "data"), None), x, None, length=5)[0]
+
+    total = by_axis(on_mesh(rounds, P(("data", "fsdp")), (8 * 16, 32)))
+    assert total == {"data": {"payload": 5 * BYTES, "traffic": 5 * BYTES, "operations": 5}}
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("replica_groups={{0,1},{2,3}}, x", [(0, 1), (2, 3)]),
+        ("replica_groups={}, x", [(0, 1, 2, 3, 4, 5, 6, 7)]),
+        ("replica_groups=[2,4]<=[8], x", [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0), x", [(0, 4), (1, 5), (2, 6), (3, 7)]),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}, x", [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ("replica_groups=mesh['a'=2,'b'=1,'c'=4] {'a','b'}, x", [(0, 4), (1, 5), (2, 6), (3, 7)]),
+        (
+            "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, x",
+            [(0, 1), (2, 3)],
+        ),
+        ("replica_groups=mesh['a'=8] {'a':(2)2}, x", [(0, 2), (1, 3), (4, 6), (5, 7)]),
+        ("source_target_pairs={{0,1},{1,0},{2,2}}, x", [(0, 1), (1, 0)]),
+    ],
+)
+def test_replica_groups_in_every_notation(text, groups):
+    assert replica_groups(text, 8) == groups
+
+
+def train_collectives(devices, weight=0.5, **mesh):
+    config = tiny.get_config()
+    config.context.weight = weight
+    config.train.batch_size = 2 * devices
+    mesh = parallel.make_mesh(parallel.MeshSpec(**mesh), jax.devices()[:devices])
+    program = programs.lower_train_step(make_experiment(config), mesh).compile()
+    return collectives(Module(program.as_text()), dict(mesh.shape))
+
+
+def test_gradients_are_all_that_data_parallel_chips_exchange():
+    """As many bytes on two chips as on eight: those of the parameters, and a few scalars."""
+    params = jax.eval_shape(make_experiment(tiny.get_config()).task.init)[0]
+    gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    for devices in (2, 8):
+        found = train_collectives(devices)
+        assert {(c.kind, c.axes) for c in found} == {("all-reduce", ("data",))}
+        assert gradients <= sum(c.payload for c in found) <= gradients + 1024
+
+
+def test_fsdp_gathers_parameters_along_its_own_axis():
+    found = by_axis(train_collectives(8, fsdp=4))
+    assert set(found) <= {"data", "fsdp", "data+fsdp"} and "fsdp" in found
+
+
+# --- slices, memory, rooflines --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "slice_", "chips"),
+    [
+        ("v5e:4x4", "v5e:4x4", 16),
+        ("v5e-16", "v5e:4x4", 16),
+        ("v5e-256", "v5e:16x16", 256),
+        ("v4-128", "v4:4x4x4", 64),  # TensorCores, two a chip
+        ("v5p-64", "v5p:2x4x4", 32),
+        ("v6e-8", "v6e:2x4", 8),
+    ],
+)
+def test_slices_by_name(name, slice_, chips):
+    topology = Topology.parse(name)
+    assert (str(topology), topology.chips) == (slice_, chips)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("h100:8", "TPU slices only"),
+        ("v5e", "such as v5e:4x4"),
+        ("v5e-7", "there are v5e-4, v5e-8"),
+        ("v4-5", "v4-8, v4-16"),
+        ("v5e:4x4x4", "2 dimensions"),
+        ("v4:4x4", "3 dimensions"),
+    ],
+)
+def test_no_such_slice(name, message):
+    with pytest.raises(UserError, match=message):
+        Topology.parse(name)
+
+
+def test_peaks_are_known_by_device_kind():
+    assert peak_flops("TPU v5 lite") == CHIPS["v5e"].flops == 197e12
+    assert peak_flops("TPU v5") == CHIPS["v5p"].flops
+    assert peak_flops("NVIDIA H100 PCIe") < peak_flops("NVIDIA H100 80GB HBM3") == 989e12
+    assert peak_flops("cpu") is None
+
+
+def test_memory_of_arguments_is_that_of_their_shards():
+    experiment = make_experiment(tiny.get_config())
+
+    def given(**axes):
+        mesh = parallel.make_mesh(parallel.MeshSpec(**axes), jax.devices()[:8])
+        batch = programs.abstract_batch(experiment, mesh)
+        return memory_lib.arguments(programs.train_state(experiment, mesh), batch)
+
+    whole, divided = given(), given(fsdp=8)
+    parameters = jax.tree.leaves(jax.eval_shape(experiment.task.init)[0])
+    assert whole.parameters == 4 * sum(leaf.size for leaf in parameters)
+    assert 2 * whole.parameters <= whole.optimizer <= 2 * whole.parameters + 16
+    assert whole.batch == 8 * 8 * 3  # one image
+    assert divided.parameters < 0.4 * whole.parameters  # small arrays stay whole
+    assert divided.batch == whole.batch
+
+
+def test_what_the_compiler_would_have_needed():
+    error = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (48.00G) exceeds"
+    assert memory_lib.needed(ValueError(error)) == 48 * 2**30
+    used = "Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm."
+    assert memory_lib.needed(ValueError(used)) == 20.5 * 2**30
+
+
+def test_the_longest_of_three_times_bounds_a_step():
+    chip = CHIPS["v5e"]
+    cost = Cost(flops=197e12, bytes=3 * 819e9)
+    times = roofline(Account(fits=True, memory=Memory(), needed=0, cost=cost), chip)
+    assert times == Roofline(compute=1.0, memory=3.0, interconnect=0.0)
+    assert (times.step, times.bound_by) == (3.0, "memory")
+
+
+# --- sweeps and whole plans -----------------------------------------------------------------------
+
+
+def fake_plan(config, topology, **_):
+    """A chip holds two examples, four with remat, which costs a quarter more FLOPs."""
+    examples, remat = config.train.batch_size // topology.chips, config.model.remat
+    flops = examples * (1.25 if remat else 1.0) * 1e12 + 1e12
+    return plans.Plan(
+        topology=topology,
+        mesh={"data": topology.chips // config.mesh.fsdp, "fsdp": config.mesh.fsdp, "tensor": 1},
+        batch_size=config.train.batch_size,
+        microbatches=1,
+        remat=remat,
+        train=Account(
+            fits=examples <= (4 if remat else 2),
+            memory=Memory(activations=examples),
+            needed=examples,
+            cost=Cost(flops, 1.0),
+        ),
+    )
+
+
+def test_a_sweep_stops_where_memory_ends_and_finds_the_best(monkeypatch, tmp_path):
+    monkeypatch.setattr(sweep, "make_plan", fake_plan)
+    found = sweep.sweep(
+        tiny.get_config(),
+        Topology.parse("v5e-16"),
+        per_chip=[8, 1, 2, 4],
+        remat=[False, True],
+        fsdp=[1, 3],  # 3 does not divide 16 chips
+    )
+    tried = [(plan.remat, plan.batch_size // 16, plan.train.fits) for plan in found]
+    assert tried == [
+        (False, 1, True), (False, 2, True), (False, 4, False),
+        (True, 1, True), (True, 2, True), (True, 4, True), (True, 8, False),
+    ]  # fmt: skip
+    # Two examples cost 3 TFLOP, four with remat 6: the same speed for each; less memory wins.
+    assert tried[found.index(sweep.best(found))] == (False, 2, True)
+    assert sweep.best([plan for plan in found if not plan.train.fits]) is None
+    sweep.plot(found, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000
+    lines = tables.markdown([tables.row(plan) for plan in found]).splitlines()
+    assert len(lines) == 9 and len({len(line) for line in lines}) == 1
+
+
+def test_a_plan_for_a_slice_that_is_not_there():
+    pytest.importorskip("libtpu")
+    config = tiny.get_config()
+    config.train.batch_size = 16
+    plan = plans.make_plan(config, Topology.parse("v5e:2x2"))
+    assert plan.train.fits and plan.mesh == {"data": 4, "fsdp": 1, "tensor": 1}
+    assert plan.train.cost.flops > 0.9 * plan.train.xla.flops
+    assert set(plan.train.traffic) == {"data"}
+    share = plan.context_share
+    assert 0 < share["FLOPs"] < 1 and share["collectives"] <= 0
+    assert plan.sampler.cost.flops > 0 and not plan.train.unknown_loops
+    text = tables.describe(plan)
+    assert "train step: fits" in text and "images/s" in text and "sampler" in text
+    assert json.loads(json.dumps(plan.as_dict()))["chips"] == 4
+
+
+def test_a_plan_that_does_not_fit_says_so():
+    pytest.importorskip("libtpu")
+    config = tiny.get_config()
+    config.data.image_size = 256
+    config.train.batch_size = 4 * 8192
+    plan = plans.make_plan(config, Topology.parse("v5e:2x2"), context_share=False, sampler=False)
+    assert not plan.train.fits and plan.train.needed > CHIPS["v5e"].hbm_bytes
+    assert plan.images_per_second == 0 and "DOES NOT FIT" in tables.describe(plan)
