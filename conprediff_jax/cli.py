@@ -1,4 +1,7 @@
-"""What every command shares: one line for a user's error, quiet libraries, cached compilation."""
+"""What every command shares: one line for a user's error, quiet libraries, cached compilation.
+
+Exit codes: 0 done; 2 the user's error; 75 (EX_TEMPFAIL) stopped by SIGTERM, to be started again.
+"""
 
 import logging as python_logging
 import os
@@ -10,12 +13,18 @@ import jax
 from absl import app, flags, logging
 
 from conprediff_jax.errors import UserError
+from conprediff_jax.parallel import processes
 
 USER_ERROR_CODE = 2
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Runs a command: `absl.app.run`, except that a user's error is one line and exit code 2."""
+def run(main: Callable[[list[str]], None], *, several: bool = False) -> None:
+    """Runs a command: `absl.app.run`, except that a user's error is one line and exit code 2.
+
+    Args:
+        main: the command.
+        several: whether it can be one of several processes; see `parallel.processes`.
+    """
     # TensorFlow only writes events here; without this it announces its oneDNN kernels.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -24,15 +33,28 @@ def run(main: Callable[[list[str]], None]) -> None:
     handler = logging.get_absl_handler()
     handler.python_handler.setFormatter(_OneLine())
     handler.addFilter(_ours_or_serious)
+    if several:
+        flags.DEFINE_bool(
+            "distributed", False, "Find the other processes of this run by Cloud TPU, Slurm or MPI."
+        )
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
             _fail(f"unexpected argument {argv[1]!r}: options begin with --")
         _cache_compilations()
         try:
+            if several:
+                processes.join(automatic=flags.FLAGS.distributed)
+                if jax.process_index():  # what all do, the first one says
+                    logging.set_verbosity(logging.WARNING)
+            else:
+                processes.refuse_several()
             main(argv)
         except UserError as error:
             _fail(str(error))
+        except processes.Preempted as stop:
+            logging.info("%s", stop)
+            sys.exit(processes.AGAIN)
 
     app.run(guarded, flags_parser=_parse_flags)
 

@@ -4,7 +4,11 @@
         [--config.train.steps=2000] [--config.context.weight=0.1] ...
 
 Any key of the config can be set on the command line. Started again with the same workdir, a run
-goes on from its newest checkpoint.
+goes on from its newest checkpoint; on SIGTERM it saves one and exits with 75, "start me again".
+
+Several processes train together when each is started with JAX_COORDINATOR_ADDRESS (host:port of the
+first), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or with --distributed on Cloud TPU, Slurm or Open MPI;
+launch/ does so. They need a workdir that all of them see.
 """
 
 import pathlib
@@ -33,4 +37,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, several=True)

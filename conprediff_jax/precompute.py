@@ -6,7 +6,8 @@
 
 Where `config.data.flip` is set, mirrored images are encoded too. A scale that the config does not
 give is measured as training would measure it. Started again with the same --out, the command goes
-on after the last whole shard; another config or other weights are refused there.
+on after the last whole shard; another config or other weights are refused there. Several processes,
+started as those of training are (see `main`), take shards in turn.
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from conprediff_jax.data.sources import Source
 from conprediff_jax.errors import ConfigError, UserError
 from conprediff_jax.experiment import Experiment, make_experiment
 from conprediff_jax.models.first_stage import Latents
+from conprediff_jax.parallel import processes
 from conprediff_jax.progress import Progress
 from conprediff_jax.train import frozen
 
@@ -55,6 +57,7 @@ def main(argv: list[str]) -> None:
     out = _OUT.value or _CONFIG.value.data.get("latents")
     if not out:
         raise UserError("--out is missing: a folder for the latents")
+    processes.exit_when_asked()
     precompute(_CONFIG.value, out, _SHARD_SIZE.value)
 
 
@@ -282,4 +285,4 @@ def _wait_for_all(name: str) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, several=True)

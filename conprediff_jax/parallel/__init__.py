@@ -1,12 +1,21 @@
-"""Meshes and sharding rules."""
+"""Meshes and sharding rules; several processes, and their common end."""
 
+from conprediff_jax.parallel.activations import divided_batch
 from conprediff_jax.parallel.mesh import BATCH_AXES, MeshSpec, make_mesh
-from conprediff_jax.parallel.sharding import batch_sharding, replicated, to_global, tree_shardings
+from conprediff_jax.parallel.sharding import (
+    batch_sharding,
+    batch_share,
+    replicated,
+    to_global,
+    tree_shardings,
+)
 
 __all__ = [
     "BATCH_AXES",
     "MeshSpec",
     "batch_sharding",
+    "batch_share",
+    "divided_batch",
     "make_mesh",
     "replicated",
     "to_global",

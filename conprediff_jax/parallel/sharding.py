@@ -5,6 +5,11 @@ and what the `tensor` axis divides: the outputs of a layer (last dimension), its
 before), or nothing. The first match counts. The `fsdp` axis then divides the largest dimension that
 is left and divisible. Optimiser moments and moving averages end in the path of their parameter and
 follow it; scalars are replicated.
+
+So a column-parallel layer makes the heads or hidden units of its device, and a row-parallel one
+merges them again with one sum over the `tensor` axis, of which everything else is a replica
+(Shoeybi et al. 2019, "Megatron-LM", arXiv 1909.08053, section 3). Heads are divided where the axis
+divides their number; elsewhere the layer's values are gathered before they are attended to.
 """
 
 import re
@@ -88,7 +93,40 @@ def path_name(path: tuple) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
+def batch_share(mesh: Mesh) -> tuple[int, int]:
+    """Which part of every batch this process holds, and of how many: (index, count).
+
+    Raises:
+        ValueError: the parts of the processes overlap, or differ in size.
+    """
+    return share_of(jax.process_index(), mesh.devices)
+
+
+def share_of(process: int, devices: np.ndarray) -> tuple[int, int]:
+    """As `batch_share`, for a process and the mesh's devices by (data, fsdp, tensor).
+
+    Processes between which only the `tensor` axis runs hold the same examples, and so one part.
+    """
+    rows = devices.reshape(-1, devices.shape[-1])
+    held: dict[int, set[int]] = {}
+    for row, columns in enumerate(rows):
+        for device in columns:
+            held.setdefault(device.process_index, set()).add(row)
+    parts = sorted({tuple(sorted(part)) for part in held.values()})
+    if len({len(part) for part in parts}) > 1 or sum(map(len, parts)) != len(rows):
+        raise ValueError(
+            f"tensor is {devices.shape[-1]}: it must divide the devices of a process or be a "
+            "multiple of them, so that processes hold whole parts of the batch"
+        )
+    return parts.index(tuple(sorted(held[process]))), len(parts)
+
+
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Joins the parts of a batch that the processes have read to global arrays; does not wait."""
+    """Joins the parts of a batch that the processes have read to global arrays; does not wait.
+
+    Args:
+        batch: this process's part by `batch_share`.
+        mesh: where it goes.
+    """
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}

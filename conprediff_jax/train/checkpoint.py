@@ -6,7 +6,7 @@ A checkpoint is a folder of items that are read independently:
         ema      moving average of the denoiser, and
         extra    the task's own state, such as a frozen first stage: all that sampling opens
         train    step, parameters, optimiser state
-        data     state of the grain iterator, one file a process
+        data     states of the data iterators, one file a process; see `batches`
         config   the run's config
 """
 
@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from conprediff_jax import config as config_lib
 from conprediff_jax.errors import UserError
+from conprediff_jax.train.batches import Batches
 from conprediff_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
@@ -75,7 +76,7 @@ class Checkpoints:
         """Step of the newest complete checkpoint; one still being written does not count."""
         return max(self._steps(), default=None)
 
-    def save(self, state: TrainState, data: grain.DatasetIterator, config: dict) -> None:
+    def save(self, state: TrainState, data: Batches, config: dict) -> None:
         """Starts writing; the state may be donated as soon as this returns."""
         self._manager.save(
             int(state.step),
@@ -92,12 +93,11 @@ class Checkpoints:
         """Waits until what was saved is on disk."""
         self._manager.wait_until_finished()
 
-    def restore(
-        self, abstract: TrainState, data: grain.DatasetIterator, config: dict
-    ) -> TrainState | None:
+    def restore(self, abstract: TrainState, data: Batches, config: dict) -> TrainState | None:
         """The newest readable state, and `data` set to where it was; None if there is none.
 
-        Unreadable checkpoints are named in the log and moved aside, out of the way of new ones.
+        It may have been written by other processes, on another mesh. Unreadable checkpoints are
+        named in the log and moved aside, out of the way of new ones.
 
         Raises:
             CheckpointError: the checkpoint is of another model, or none is readable.
@@ -110,9 +110,9 @@ class Checkpoints:
                     ema=ocp.args.StandardRestore(abstract.ema),
                     extra=ocp.args.StandardRestore(_wrapped(abstract.extra)),
                     train=ocp.args.StandardRestore(_trained(abstract)),
-                    data=grain.checkpoint.CheckpointRestore(data),
                 ),
             )
+            data.restore(self.folder / str(step) / "data")
             return TrainState(
                 ema=restored["ema"], extra=restored["extra"]["extra"], **restored["train"]
             )
@@ -136,7 +136,7 @@ class Checkpoints:
         """
 
         def load(step: int) -> tuple[int, dict, Any, Any]:
-            config = self._config(step)
+            config = self.config(step)
             ema, extra = abstract(config)
             args = ocp.args.Composite(
                 ema=ocp.args.StandardRestore(ema),
@@ -147,7 +147,8 @@ class Checkpoints:
 
         return self._newest(load, None, only=step)
 
-    def _config(self, step: int) -> dict:
+    def config(self, step: int) -> dict:
+        """The run's config that a checkpoint was written with."""
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["config"]
 
@@ -162,7 +163,7 @@ class Checkpoints:
         only: int | None = None,
         move_aside: bool = False,
     ) -> Any:
-        """`load` of the newest step for which it works."""
+        """`load` of the newest step for which it works, in every process."""
         steps = self._steps()
         if only is not None:
             if only not in steps:
@@ -170,14 +171,17 @@ class Checkpoints:
             steps = [only]
         unreadable = []
         for step in reversed(steps):
+            reason = ""
             try:
                 if config is not None:
-                    _check_same_model(config, self._config(step), self.folder / str(step))
+                    _check_same_model(config, self.config(step), self.folder / str(step))
                 loaded = load(step)
             except CheckpointError:
                 raise
             except Exception as error:  # orbax, tensorstore and grain raise what they like
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
+            if _anywhere(bool(reason)):
+                reason = reason or "another process cannot read its part"
                 logging.warning("checkpoint %s is unreadable: %s", self.folder / str(step), reason)
                 unreadable.append(step)
                 continue
@@ -196,6 +200,13 @@ class Checkpoints:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("moved unreadable checkpoints")
             self._manager.reload()
+
+
+def _anywhere(value: bool) -> bool:
+    """Whether it is true in some process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
 def _trained(state: TrainState) -> dict[str, Any]:

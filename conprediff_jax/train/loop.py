@@ -1,8 +1,8 @@
 """The train loop."""
 
 import json
+import time
 
-import grain
 import jax
 import numpy as np
 from absl import logging
@@ -10,13 +10,18 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from conprediff_jax import config as config_lib
 from conprediff_jax import data, images, parallel
 from conprediff_jax.experiment import Experiment, check_devices, make_experiment
 from conprediff_jax.metrics.small import SmallEvaluation
+from conprediff_jax.parallel.processes import Preempted, Preemption
+from conprediff_jax.train.batches import Batches
 from conprediff_jax.train.checkpoint import Checkpoints
 from conprediff_jax.train.report import Reporter
 from conprediff_jax.train.state import TrainState, abstract_state, init_state
 from conprediff_jax.train.step import make_train_step
+from conprediff_jax.train.text import with_vocabulary
+from conprediff_jax.train.throughput import MeasuredStep
 
 
 def train(config: ConfigDict, workdir: str) -> TrainState:
@@ -34,76 +39,91 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         DataError: the data are missing or do not fit the config.
         CheckpointError: the workdir holds a run of another model, or nothing readable.
         DivergedError: the loss became NaN or infinite.
+        Preempted: SIGTERM came, to any process; the last step that was done has been saved.
     """
+    began = time.monotonic()
+    config = with_vocabulary(config)
     experiment = make_experiment(config)
     check_devices(experiment, jax.device_count(), jax.process_count())
-    mesh = parallel.make_mesh(experiment.mesh)
+    with config_lib.naming("config.mesh"):
+        mesh = parallel.make_mesh(experiment.mesh)
     spec = experiment.train
     task, optimizer = experiment.task, experiment.optimizer.make(spec.steps)
     abstract = abstract_state(task, optimizer, mesh)
-    batches = _open_batches(experiment)
+    batches = _open_batches(experiment, mesh)
     plain_config = json.loads(config.to_json())
 
-    with Checkpoints(workdir, keep=spec.keep) as checkpoints:
+    with Preemption() as preemption, Checkpoints(workdir, keep=spec.keep) as checkpoints:
         state = checkpoints.restore(abstract, batches, plain_config)
         if state is None:
-            state = _prepared(init_state(task, optimizer, abstract), experiment)
+            state = _prepared(init_state(task, optimizer, abstract), experiment, mesh)
         if experiment.data.latents:
             task.check_latents(state.extra)
         start = int(state.step)
         if start >= spec.steps:
             logging.info("%s: all %d steps are done", workdir, spec.steps)
             return state
-        reporter = Reporter(workdir, spec, start, lambda: _last_good(checkpoints))
+        reporter = Reporter(workdir, spec, start, lambda: _last_good(checkpoints), began)
+        train_step = MeasuredStep(
+            make_train_step(experiment, optimizer, abstract, mesh), start, spec.profile, workdir
+        )
+        reporter.measure(train_step)
         try:
             _introduce(experiment, mesh, state, workdir, reporter)
-            train_step = make_train_step(experiment, optimizer, abstract, mesh)
             observe = _Observer(experiment, mesh, workdir, reporter)
             for step in range(start + 1, spec.steps + 1):
-                batch = next(batches)
+                batch = reporter.fetch(batches)
                 batch = parallel.to_global({k: batch[k] for k in task.batch_keys}, mesh)
                 state, metrics = train_step(state, batch)
                 reporter.add(step, metrics)
-                if step % spec.checkpoint_every == 0 or step == spec.steps:
+                stop = preemption.reached() and step < spec.steps
+                if stop or step % spec.checkpoint_every == 0 or step == spec.steps:
                     reporter.check()  # never save what has diverged
-                    checkpoints.save(state, batches, plain_config)
+                    with reporter.progress.paused():
+                        checkpoints.save(state, batches, plain_config)
+                if stop:  # leaving `checkpoints` waits for it
+                    raise Preempted(f"asked to stop: step {step} is saved, start again to go on")
                 observe(step, state)
         finally:
+            train_step.close()
             reporter.close()
         checkpoints.wait()
-        logging.info("checkpoints: %s", checkpoints.folder)
-        logging.info("TensorBoard events: tensorboard --logdir %s", workdir)
+        logging.info("checkpoints: %s; TensorBoard: --logdir %s", checkpoints.folder, workdir)
     return state
 
 
-def _prepared(state: TrainState, experiment: Experiment) -> TrainState:
+def _prepared(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainState:
     """A fresh state with what the task loads or measures in its place."""
-    extra = experiment.task.prepare(lambda: _open_batches(experiment))
+    extra = experiment.task.prepare(lambda: _open_batches(experiment, mesh))
     if extra is None:
         return state
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state.extra)
     return state.replace(extra=jax.device_put(extra, shardings))
 
 
-def _open_batches(experiment: Experiment) -> grain.DatasetIterator:
-    """This process's batches, the first of them checked and put back."""
-    batch_size = experiment.train.batch_size // jax.process_count()
-    batches = data.make_iterator(
+def _open_batches(experiment: Experiment, mesh: Mesh) -> Batches:
+    """This process's share of the batches, the first of them checked and put back."""
+    with config_lib.naming("config.mesh"):
+        index, count = parallel.batch_share(mesh)
+    batch_size = experiment.train.batch_size // count
+    iterator = data.make_iterator(
         experiment.data,
         batch_size=batch_size,
         seed=experiment.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        process_index=index,
+        process_count=count,
+        tokenizer=experiment.task.tokenizer,
     )
-    beginning = batches.get_state()
+    beginning = iterator.get_state()
     data.check_batch(
-        next(batches),
+        next(iterator),
         experiment.data,
         batch_size=batch_size,
         num_classes=experiment.task.num_classes,
+        tokenizer=experiment.task.tokenizer,
     )
-    batches.set_state(beginning)
-    return batches
+    iterator.set_state(beginning)
+    return Batches(iterator, (index, count))
 
 
 def _introduce(

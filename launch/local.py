@@ -1,0 +1,149 @@
+#!/usr/bin/env python3
+"""Runs a command as several processes of this machine, and again when it asks for that.
+
+    python launch/local.py --processes=2 --
+        python -m conprediff_jax.main --config=configs/openmoji.py
+
+Every process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. One process takes
+all accelerators of a machine, so this is for CPUs: to try out what a cluster will do.
+
+When a process exits with 75 (it was preempted and has saved), all are started again. When one dies
+otherwise, the rest are killed, and all are started again up to --restarts times, unless the command
+itself was wrong (exit code 2). SIGTERM is passed on, and then nothing is started again.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+AGAIN, USER_ERROR = 75, 2
+
+
+def main() -> int:
+    """Reads the flags, and starts the command until it is done."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--processes", type=int, required=True, help="how many")
+    parser.add_argument("--devices", type=int, help="simulated CPU devices of each; JAX's own if 0")
+    parser.add_argument("--port", type=int, help="of the first process; a free one by default")
+    parser.add_argument("--restarts", type=int, default=0, help="after failures, at most")
+    parser.add_argument("--grace", type=float, default=120, help="seconds for the last to end")
+    parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
+    parser.add_argument("command", nargs="+", help="after --")
+    options = parser.parse_args()
+    if options.dry_run:
+        for environment in environments(options):
+            settings = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+            print(" ".join([*settings, shlex.join(options.command)]))
+        return 0
+    launcher = Launcher(options)
+    signal.signal(signal.SIGTERM, launcher.stop)
+    failures = 0
+    while True:
+        code = launcher.run()
+        if code != AGAIN:
+            failures += 1
+        done = code in (0, USER_ERROR) or failures > options.restarts
+        if launcher.stopped or done:
+            return code
+        print(f"local: exit code {code}, starting again", flush=True)
+
+
+def environments(options: argparse.Namespace) -> list[dict[str, str]]:
+    """What each process finds in its environment, besides what is there."""
+    port = options.port
+    if not port:
+        with socket.socket() as probe:
+            probe.bind(("localhost", 0))
+            port = probe.getsockname()[1]
+    shared = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": str(options.processes),
+    }
+    if options.devices:
+        flag = f"--xla_force_host_platform_device_count={options.devices}"
+        shared["JAX_PLATFORMS"] = "cpu"
+        shared["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    return [shared | {"JAX_PROCESS_ID": str(index)} for index in range(options.processes)]
+
+
+class Launcher:
+    """Starts all processes, watches them, and ends them together."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.stopped = options, False
+        self._processes: list[subprocess.Popen] = []
+
+    def stop(self, *_) -> None:
+        """Passes SIGTERM on."""
+        self.stopped = True
+        for process in self._processes:
+            if process.poll() is None:
+                process.terminate()
+
+    def run(self) -> int:
+        """One start of all; the exit code of the first that failed, or `AGAIN`, or 0."""
+        self._processes = [
+            subprocess.Popen(
+                self.options.command,
+                env=os.environ | environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+            )
+            for environment in environments(self.options)
+        ]
+        pids = " ".join(str(process.pid) for process in self._processes)
+        print(f"local: started {pids}", flush=True)
+        readers = [
+            threading.Thread(target=_copy, args=(index, process))
+            for index, process in enumerate(self._processes)
+        ]
+        for reader in readers:
+            reader.start()
+        if self.stopped:  # while they were being started
+            self.stop()
+        try:
+            code = self._wait()
+        finally:
+            for process in self._processes:
+                process.kill()
+            for reader in readers:
+                reader.join()
+        return code
+
+    def _wait(self) -> int:
+        """Until all have ended, or one has failed, or the last take too long."""
+        deadline = None
+        while True:
+            codes = [process.poll() for process in self._processes]
+            ended = [code for code in codes if code is not None]
+            failed = [code for code in ended if code not in (0, AGAIN)]
+            if failed:
+                return failed[0] if failed[0] > 0 else 128 - failed[0]
+            if len(ended) == len(codes):
+                return max(ended)
+            if ended and deadline is None:
+                deadline = time.monotonic() + self.options.grace
+            if deadline is not None and time.monotonic() > deadline:
+                print("local: some processes do not end, killing them", flush=True)
+                return max(ended) or 1
+            time.sleep(0.05)
+
+
+def _copy(index: int, process: subprocess.Popen) -> None:
+    """Prints a process's lines with its number in front."""
+    for line in process.stdout:
+        print(f"[{index}] {line}", end="", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
