@@ -1,5 +1,18 @@
 """ConPreDiff in JAX: diffusion models that learn to predict the context of every point.
 
+`load` opens a trained model in a notebook; see `conprediff_jax.api`.
+
 Source: *Improving Diffusion-Based Image Synthesis with Context Prediction*, NeurIPS 2023,
 arXiv 2401.02015.
 """
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, on first use: `import conprediff_jax` alone imports neither JAX nor a model."""
+    if name == "load":
+        from conprediff_jax.api import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

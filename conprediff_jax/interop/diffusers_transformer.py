@@ -1,4 +1,4 @@
-"""Token transformer parameters to and from the names and layouts of diffusers.
+"""Token transformers to and from diffusers: names and layouts of parameters, and `config.json`.
 
 Fits `Transformer2DModel` over discrete inputs, with `norm_type="ada_norm"`, `attention_bias=True`
 and `activation_fn="geglu-approximate"`, as the published text-to-image model has them. One table of
@@ -12,12 +12,13 @@ tokens]. It has neither labels nor convolutions.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from conprediff_jax.interop import tensors
+from conprediff_jax.interop import model_shapes, tensors
+from conprediff_jax.interop.diffusers_options import DiffusersError, Options
+from conprediff_jax.models.layers import GROUPS
 from conprediff_jax.models.transformer import TokenTransformer
 
 # Our layers -> theirs, within a block.
@@ -87,13 +88,7 @@ def _table(transformer: TokenTransformer) -> tensors.Table:
         value = getattr(transformer, option)
         if value != plain:
             raise ValueError(f"diffusers has no transformer with {option}={value}, only {plain}")
-    inputs = {
-        "x": jnp.zeros((1, *transformer.grid), jnp.int32),
-        "t": jnp.zeros(1, jnp.int32),
-        "text": None if transformer.text_dim is None else jnp.zeros((1, 1, transformer.text_dim)),
-    }
-    tree = jax.eval_shape(transformer.init, jax.random.key(0), **inputs)["params"]
-    shapes = tensors.parameter_shapes(tree)
+    shapes = model_shapes.of_transformer(transformer)
     names = {path: _their_name(path) for path in shapes}
     return tensors.Table(model="token transformer", shapes=shapes, names=names)
 
@@ -104,3 +99,75 @@ def _their_name(path: tensors.Path) -> str:
     block, layer = re.fullmatch(r"(?:block_(\d+)/)?(.+)", "/".join(modules)).groups()
     prefix = [] if block is None else [f"transformer_blocks.{block}"]
     return ".".join([*prefix, _LAYERS[layer], "bias" if leaf == "bias" else "weight"])
+
+
+def config_to_diffusers(transformer: TokenTransformer) -> dict[str, Any]:
+    """The config of a `Transformer2DModel` of tokens.
+
+    Raises:
+        DiffusersError: There is no such `Transformer2DModel`.
+    """
+    for option, plain in (("num_classes", None), ("convolutional", False)):
+        value = getattr(transformer, option)
+        if value != plain:
+            raise DiffusersError(
+                f"{option} is {value}: diffusers has no token transformer with it, only {plain}"
+            )
+    rows, columns = transformer.grid
+    if rows != columns:
+        raise DiffusersError(f"the grid is {rows} x {columns}: diffusers' are square")
+    return {
+        "_class_name": "Transformer2DModel",
+        "num_attention_heads": transformer.num_heads,
+        "attention_head_dim": transformer.width // transformer.num_heads,
+        "num_layers": transformer.num_layers,
+        "dropout": transformer.dropout,
+        "cross_attention_dim": transformer.text_dim,
+        "sample_size": rows,
+        "num_vector_embeds": transformer.num_codes + 1,
+        "num_embeds_ada_norm": transformer.num_steps,
+        "attention_bias": True,
+        "activation_fn": "geglu-approximate",
+        "norm_type": "ada_norm",
+        "norm_num_groups": GROUPS,
+    }
+
+
+def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of `TokenTransformer` (without dtype) out of the config of a `Transformer2DModel`.
+
+    Args:
+        config: What its `config.json` holds.
+        where: What to call it in errors.
+
+    Raises:
+        DiffusersError: There is no such `TokenTransformer`; the message names the option.
+    """
+    options = Options(config, where)
+    heads = options.take("num_attention_heads", 16)
+    fields = {
+        "num_heads": heads,
+        "width": heads * options.take("attention_head_dim", 88),
+        "num_layers": options.take("num_layers", 1),
+        "dropout": options.take("dropout", 0.0),
+        "text_dim": options.take("cross_attention_dim", None),
+        "grid": (options.take("sample_size", None),) * 2,
+        "num_codes": (options.take("num_vector_embeds", None) or 0) - 1,
+        "num_steps": options.take("num_embeds_ada_norm", None),
+    }
+    if fields["num_codes"] < 1:
+        raise DiffusersError(f"{where}: no num_vector_embeds: it is not a transformer of tokens")
+    options.expect(
+        attention_bias=True,
+        activation_fn="geglu-approximate",
+        norm_type="ada_norm",
+        norm_elementwise_affine=True,
+        only_cross_attention=False,
+        double_self_attention=False,
+        upcast_attention=False,
+        norm_eps=1e-5,
+        attention_type="default",
+    )
+    options.ignore("norm_num_groups", "use_linear_projection")  # not of tokens
+    options.finish()
+    return fields

@@ -1,22 +1,33 @@
-"""UNet parameters to and from the names and layouts of diffusers, as pure maps between trees.
+"""UNets to and from diffusers: names and layouts of parameters, and `config.json`.
 
 Fits `UNet2DModel` and, where the model has `text_dim`, `UNet2DConditionModel`. One table of names
 serves both directions. Layouts are those of `tensors.py`, and
 
     GEGLU            theirs [2 x hidden, in]     ours two dense layers, "in" and "gate"
 
-In diffusers' configs `attention_head_dim` is the channels per head of `UNet2DModel`, but the number
-of heads of `UNet2DConditionModel`; and with `resnet_time_scale_shift="scale_shift"` the middle
-attention has its norm only if `attn_norm_num_groups=32` is given.
+Their options and ours:
+
+    block_out_channels              channels * channel_mult
+    layers_per_block                blocks_per_level
+    attention_head_dim              head_channels in UNet2DModel (None: one head), but the *number*
+                                    of heads in UNet2DConditionModel
+    AttnDownBlock2D, ...            the levels of attention_downsampling
+    ResnetDownsampleBlock2D, ...    resblock_updown
+    resnet_time_scale_shift         scale_shift_norm; the middle attention then has its norm only if
+                                    attn_norm_num_groups is 32
+
+An option that would make another network is refused: group norms of epsilon 1e-6, which the
+published pixel models have, among them.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from conprediff_jax.interop import diffusers_blocks, tensors
+from conprediff_jax.interop import diffusers_blocks, model_shapes, tensors
+from conprediff_jax.interop.diffusers_options import DiffusersError, Options, multiples
+from conprediff_jax.models.layers import GROUPS
 from conprediff_jax.models.unet import UNet
 
 _BLOCKS = ((r"transformer_(\d+)/", r"transformer_blocks.\1."),)
@@ -48,6 +59,21 @@ _LAYERS = diffusers_blocks.LAYERS | {
 }
 
 _POINTWISE = ("shortcut", "project_in", "project_out")  # 1x1 convolutions there
+
+# Which blocks have attention, and which change the resolution in residual blocks; None: as
+# `downsample_type` and `upsample_type` say.
+_DOWN = {
+    "DownBlock2D": (False, False),
+    "AttnDownBlock2D": (True, None),
+    "ResnetDownsampleBlock2D": (False, True),
+    "CrossAttnDownBlock2D": (True, False),
+}
+_UP = {
+    "UpBlock2D": (False, False),
+    "AttnUpBlock2D": (True, None),
+    "ResnetUpsampleBlock2D": (False, True),
+    "CrossAttnUpBlock2D": (True, False),
+}
 
 
 def params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet) -> dict:
@@ -87,15 +113,7 @@ def params_to_diffusers(params: Mapping, unet: UNet) -> dict[str, np.ndarray]:
 
 def _table(unet: UNet, in_channels: int) -> tensors.Table:
     """Where diffusers keeps the parameters of a UNet for images of so many channels."""
-    size = unet.downsampling
-    inputs = {
-        "x": jnp.zeros((1, size, size, in_channels)),
-        "t": jnp.zeros((1,)),
-        "label": None if unet.num_classes is None else jnp.zeros((1,), jnp.int32),
-        "text": None if unet.text_dim is None else jnp.zeros((1, 1, unet.text_dim)),
-    }
-    tree = jax.eval_shape(unet.init, jax.random.key(0), **inputs)["params"]
-    shapes = tensors.parameter_shapes(tree)
+    shapes = model_shapes.of_unet(unet, in_channels)
     layers = _LAYERS if unet.text_dim is None else _LAYERS | {"norm": "norm"}
     names = {
         path: diffusers_blocks.their_name(
@@ -104,3 +122,209 @@ def _table(unet: UNet, in_channels: int) -> tensors.Table:
         for path in sorted(shapes, key=lambda path: "gate" in path)  # "in" comes before "gate"
     }
     return tensors.Table(model="UNet", shapes=shapes, names=names, pointwise=_POINTWISE)
+
+
+def config_to_diffusers(unet: UNet, in_channels: int, side: int) -> dict[str, Any]:
+    """The config of a `UNet2DModel`.
+
+    Args:
+        unet: The model; it has no text.
+        in_channels: Channels of its input.
+        side: Rows of its input.
+
+    Raises:
+        DiffusersError: There is no such `UNet2DModel`.
+    """
+    if unet.text_dim is not None:
+        raise DiffusersError(f"text_dim is {unet.text_dim}: a UNet2DModel has no text")
+    levels = range(len(unet.channel_mult))
+    attended = [2**level in unet.attention_downsampling for level in levels]
+    if unet.resblock_updown:
+        down = [("ResnetDownsampleBlock2D", "AttnDownBlock2D")[has] for has in attended]
+        up = [("ResnetUpsampleBlock2D", "AttnUpBlock2D")[has] for has in attended]
+    else:
+        down = [("DownBlock2D", "AttnDownBlock2D")[has] for has in attended]
+        up = [("UpBlock2D", "AttnUpBlock2D")[has] for has in attended]
+    kind = "resnet" if unet.resblock_updown else "conv"
+    return {
+        "_class_name": "UNet2DModel",
+        "sample_size": side,
+        "in_channels": in_channels,
+        "out_channels": unet.out_channels,
+        "block_out_channels": [unet.channels * mult for mult in unet.channel_mult],
+        "layers_per_block": unet.blocks_per_level,
+        "down_block_types": down,
+        "up_block_types": up[::-1],
+        "downsample_type": kind,
+        "upsample_type": kind,
+        "attention_head_dim": _head_dim(unet, attended),
+        "attn_norm_num_groups": GROUPS,
+        "resnet_time_scale_shift": "scale_shift" if unet.scale_shift_norm else "default",
+        "dropout": unet.dropout,
+        "num_class_embeds": unet.num_classes,
+        "norm_num_groups": GROUPS,
+        "norm_eps": 1e-5,
+        "act_fn": "silu",
+        "time_embedding_type": "positional",
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "downsample_padding": 1,
+    }
+
+
+def _head_dim(unet: UNet, attended: list[bool]) -> int | None:
+    """Channels a head, of which a `UNet2DModel` has one number for all levels."""
+    if unet.head_channels is not None:
+        return unet.head_channels
+    if unet.num_heads == 1:
+        return None
+    widths = {unet.channels * m for m, has in zip(unet.channel_mult, attended, strict=True) if has}
+    widths.add(unet.channels * unet.channel_mult[-1])
+    if len(widths) > 1:
+        raise DiffusersError(
+            f"num_heads is {unet.num_heads} at levels of {sorted(widths)} channels: a UNet2DModel "
+            "has one number of channels a head for all (head_channels here)"
+        )
+    return widths.pop() // unet.num_heads
+
+
+def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of `UNet` (without dtype) out of the config of a UNet2DModel or UNet2DConditionModel.
+
+    Args:
+        config: What its `config.json` holds.
+        where: What to call it in errors.
+
+    Raises:
+        DiffusersError: There is no such `UNet`; the message names the option.
+    """
+    options = Options(config, where)
+    text = config.get("_class_name") == "UNet2DConditionModel"
+    channels, mult = multiples(
+        options.take(
+            "block_out_channels", (320, 640, 1280, 1280) if text else (224, 448, 672, 896)
+        ),
+        where,
+    )
+    fields = {
+        "channels": channels,
+        "channel_mult": mult,
+        "out_channels": options.take("out_channels", 4 if text else 3),
+        "blocks_per_level": options.take("layers_per_block", 2),
+        "scale_shift_norm": _scale_shift(options),
+        "dropout": options.take("dropout", 0.0),
+        "num_classes": options.take("num_class_embeds", None),
+    }
+    fields |= _levels(options, text, len(mult))
+    heads = options.take("attention_head_dim", 8)
+    if text:
+        heads = options.take("num_attention_heads", None) or heads
+        fields |= {"num_heads": heads, "head_channels": None}
+        fields["text_dim"] = options.take("cross_attention_dim", 1280)
+        fields["transformer_depth"] = options.take("transformer_layers_per_block", 1)
+        options.expect(
+            use_linear_projection=False, only_cross_attention=False, dual_cross_attention=False
+        )
+    elif heads is None:
+        fields |= {"num_heads": 1, "head_channels": None}
+    else:
+        fields |= {"num_heads": None, "head_channels": heads}
+    for name in ("blocks_per_level", "num_heads", "text_dim", "transformer_depth"):
+        if isinstance(fields.get(name), tuple):
+            raise DiffusersError(f"{where}: {name} differs between levels; one number is needed")
+    options.expect(
+        mid_block_type="UNetMidBlock2DCrossAttn" if text else "UNetMidBlock2D",
+        norm_eps=1e-5,
+        norm_num_groups=GROUPS,
+        flip_sin_to_cos=True,
+        freq_shift=0,
+        downsample_padding=1,
+        center_input_sample=False,
+        time_embedding_type="positional",
+        mid_block_scale_factor=1,
+        act_fn="silu",
+        add_attention=True,
+    )
+    # The last two name the file's own size and a table that positional embeddings do not have.
+    options.ignore("sample_size", "in_channels", "num_train_timesteps")
+    _finish_at_defaults(options, _UNET_DEFAULTS)
+    return fields
+
+
+# Options of UNet2DConditionModel that only matter away from their defaults.
+_UNET_DEFAULTS = {
+    "upcast_attention": False,
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "attention_type": "default",
+    "class_embeddings_concat": False,
+    "addition_embed_type_num_heads": 64,
+    "mid_block_only_cross_attention": None,
+    "cross_attention_norm": None,
+}
+
+
+def _finish_at_defaults(options: Options, defaults: Mapping[str, Any]) -> None:
+    """Accounts for the rest, options at a default that makes no difference included."""
+    options.ignore(*(name for name, value in defaults.items() if options.given.get(name) == value))
+    options.finish()
+
+
+def _scale_shift(options: Options) -> bool:
+    shift = options.take("resnet_time_scale_shift", "default")
+    groups = options.take("attn_norm_num_groups", None)
+    if shift not in ("default", "scale_shift"):
+        raise DiffusersError(
+            f"{options.where}: resnet_time_scale_shift is {shift!r}; "
+            "'default' and 'scale_shift' have a counterpart here"
+        )
+    # Without groups, the middle attention of scale and shift has no norm.
+    if groups not in ((GROUPS,) if shift == "scale_shift" else (None, GROUPS)):
+        raise DiffusersError(
+            f"{options.where}: attn_norm_num_groups is {groups} with resnet_time_scale_shift="
+            f"{shift!r}; only {GROUPS} has a counterpart here"
+        )
+    return shift == "scale_shift"
+
+
+def _levels(options: Options, text: bool, levels: int) -> dict[str, Any]:
+    """`attention_downsampling` and `resblock_updown` out of the types of blocks."""
+    down = options.take(
+        "down_block_types",
+        ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+        if text
+        else ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,
+    )
+    up = options.take(
+        "up_block_types",
+        ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+        if text
+        else ("AttnUpBlock2D",) * 3 + ("UpBlock2D",),
+    )
+    kinds = (options.take("downsample_type", "conv"), options.take("upsample_type", "conv"))
+    where = options.where
+    for name, types, known in (("down_block_types", down, _DOWN), ("up_block_types", up, _UP)):
+        unknown = [kind for kind in types if kind not in known or text != ("Cross" in kind)]
+        unknown = [kind for kind in unknown if kind not in ("DownBlock2D", "UpBlock2D")]
+        if unknown or len(types) != levels:
+            raise DiffusersError(
+                f"{where}: {name} is {types}; {levels} blocks of {tuple(known)} have a "
+                "counterpart here"
+            )
+    attended = [_DOWN[kind][0] for kind in down]
+    if attended != [_UP[kind][0] for kind in reversed(up)]:
+        raise DiffusersError(f"{where}: up_block_types {up} do not mirror {down}")
+    # The lowest level of the down path, and the full resolution of the up path, change nothing.
+    changes = [_DOWN[k][1] if _DOWN[k][1] is not None else kinds[0] == "resnet" for k in down[:-1]]
+    changes += [_UP[k][1] if _UP[k][1] is not None else kinds[1] == "resnet" for k in up[:-1]]
+    if len(set(changes)) > 1:
+        raise DiffusersError(
+            f"{where}: {down} and {up} with {kinds} change the resolution in convolutions at one "
+            "level and in residual blocks at another; here it is one for all"
+        )
+    return {
+        "attention_downsampling": tuple(2**level for level in range(levels) if attended[level]),
+        "resblock_updown": bool(changes and changes[0]),
+    }

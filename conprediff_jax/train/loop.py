@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from conprediff_jax import config as config_lib
 from conprediff_jax import data, images, parallel
 from conprediff_jax.experiment import Experiment, check_devices, make_experiment
+from conprediff_jax.interop.initialization import start_from
 from conprediff_jax.metrics.small import SmallEvaluation
 from conprediff_jax.parallel.processes import Preempted, Preemption
 from conprediff_jax.train.batches import Batches
@@ -93,7 +94,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
 
 def _prepared(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainState:
-    """A fresh state with what the task loads or measures in its place."""
+    """A fresh state with what the task loads or measures, or another model has, in its place."""
+    if experiment.train.init_from:
+        return start_from(experiment.train.init_from, state, experiment.task)
     extra = experiment.task.prepare(lambda: _open_batches(experiment, mesh))
     if extra is None:
         return state

@@ -19,6 +19,8 @@ class TrainSpec:
         log_every: steps between progress lines and logged metrics (which are means over them).
         sample_every: steps between sample grids; 0 for one at the end only.
         eval_every: steps between small evaluations (`metrics.small`); 0 for none.
+        init_from: workdir or exported folder whose denoiser and first stage a fresh run starts
+            from; empty for none.
         profile: 'START:STOP', the steps to trace for a profiler; empty for none.
         checkpoint_every: steps between checkpoints; there is one at the end as well.
         keep: checkpoints kept, the newest.
@@ -31,6 +33,7 @@ class TrainSpec:
     log_every: int = 50
     sample_every: int = 5000
     eval_every: int = 0
+    init_from: str = ""
     profile: str = ""
     checkpoint_every: int = 5000
     keep: int = 3

@@ -1,0 +1,140 @@
+"""Trained models in a notebook.
+
+    import conprediff_jax
+
+    model = conprediff_jax.load("runs/openmoji")
+    images = model.sample(16, seed=0, steps=50)             # uint8 [16, height, width, 3]
+    again = model.decode(model.encode(images))
+
+`load` opens a workdir, or a folder that `convert` wrote with `--to=inference` or `import`. Every
+function is compiled once for each shape and setting.
+"""
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Shaped, UInt8
+
+from conprediff_jax import inference, parallel
+from conprediff_jax.errors import UserError
+from conprediff_jax.sampling import Generate, SamplingSpec, generate_batches, make_generate
+from conprediff_jax.train.denoising import Denoising
+
+Images = UInt8[np.ndarray, "count height width 3"]
+Points = Shaped[np.ndarray, "count rows columns *channels"]
+
+
+class Model:
+    """A trained denoiser with its first stage, for inference.
+
+    Attributes:
+        task: what its config describes: first stage, process, denoiser, sampling.
+        params: the denoiser's parameters, on the devices.
+        frozen: the first stage's.
+        step: training steps behind them.
+    """
+
+    def __init__(self, trained: inference.Trained, mesh: jax.sharding.Mesh):
+        self.task, self.params, self.frozen, self.step = trained
+        self._mesh = mesh
+        self._generate = functools.cache(self._make_generate)
+        self._encode = jax.jit(self.task.first_stage.encode)
+        self._decode = jax.jit(self.task.first_stage.decode)
+
+    def __repr__(self) -> str:
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"Model({self.task.describe()}, {size:,} parameters, step {self.step})"
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the model; None where it has none."""
+        return self.task.num_classes
+
+    def sample(
+        self,
+        num: int,
+        seed: int = 0,
+        label: int | None = None,
+        *,
+        prompts: str | Sequence[str] | None = None,
+        batch_size: int | None = None,
+        **sampling: Any,
+    ) -> Images:
+        """Draws images. Image i is a function of the seed and i, whatever `num`.
+
+        Args:
+            num: how many.
+            seed: of all of them.
+            label: class of every image; all classes in turn when None. For models with classes.
+            prompts: captions, taken in turn; those of the config when None. For models that read
+                captions.
+            batch_size: images at a time; by default all, up to 64.
+            **sampling: fields of the model's `sampling` section, such as `sampler`, `steps`, `eta`
+                or `guidance`; those of its config where they are not given.
+
+        Raises:
+            UserError: a setting does not fit the model.
+        """
+        if num < 1:
+            raise UserError(f"num is {num}: it must be at least 1")
+        if label is not None and not 0 <= label < (self.num_classes or 0):
+            known = f"0 to {self.num_classes - 1}" if self.num_classes else "no classes"
+            raise UserError(f"label is {label}: the model knows {known}")
+        spec = self.task.sampling.overridden(self.task, **sampling)
+        batches = generate_batches(
+            self._generate(spec),
+            self.params,
+            self.frozen,
+            seed=seed,
+            num=num,
+            batch_size=batch_size or min(num, 64),
+            num_classes=self.num_classes,
+            label=label,
+            texts=self._tokens(prompts, num),
+        )
+        return np.concatenate(list(batches))
+
+    def _tokens(self, prompts: str | Sequence[str] | None, num: int) -> np.ndarray | None:
+        """Token ids of the caption of every image; None for a model that reads none."""
+        given = [prompts] if isinstance(prompts, str) else list(prompts or ())
+        if self.task.text is None:
+            if given:
+                raise UserError(f"prompts is {given}: the model reads no captions")
+            return None
+        for prompt in given:
+            self.task.tokenizer.check(prompt)
+        every = itertools.cycle(given or self.task.text.prompts)
+        return self.task.tokenizer(list(itertools.islice(every, num)))
+
+    def encode(self, images: UInt8[Any, "count height width 3"]) -> Points:
+        """From uint8 images to the points that are diffused: pixels, latents or tokens."""
+        return np.asarray(self._encode(self.frozen, jnp.asarray(images)))
+
+    def decode(self, points: Shaped[Any, "count rows columns *channels"]) -> Images:
+        """From points to uint8 images."""
+        return np.asarray(self._decode(self.frozen, jnp.asarray(points)))
+
+    def _make_generate(self, spec: SamplingSpec) -> Generate:
+        return make_generate(self.task, spec, self._mesh)
+
+
+def load(path: str, step: int | None = None) -> Model:
+    """Opens a model.
+
+    Args:
+        path: a workdir, or a folder of a model for use.
+        step: which checkpoint; the newest readable one when None.
+
+    Raises:
+        UserError: there is none, or it is of a first stage.
+    """
+    mesh = parallel.make_mesh(parallel.MeshSpec())
+    trained = inference.load(path, mesh, step)
+    if not isinstance(trained.task, Denoising):
+        raise UserError(f"{path} holds a first stage: there is no denoiser")
+    return Model(trained, mesh)

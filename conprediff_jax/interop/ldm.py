@@ -1,0 +1,121 @@
+"""Checkpoints of latent diffusion (CompVis), unconditional: `model.ckpt`.
+
+    state_dict
+        model.diffusion_model.*     the UNet, see `original_unet`
+        model_ema.*                 its moving average; names without their dots
+        first_stage_model.*         the autoencoder, see `original_autoencoder`
+        first_stage_model.loss.*    its discriminator and LPIPS, of training only
+        scale_factor                where latents are scaled by their standard deviation
+        betas, alphas_cumprod, ...  tables that follow from the schedule; `betas` is compared
+
+The moving average is taken where there is one.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from conprediff_jax.diffusion import schedules
+from conprediff_jax.errors import UserError
+from conprediff_jax.interop import original_autoencoder, original_unet, tensor_files
+from conprediff_jax.interop.pretrained import Pretrained
+from conprediff_jax.models.first_stage import Latents
+
+_UNET, _EMA, _FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
+
+# Tables that follow from `betas`, and what belongs to training alone.
+_TABLES = (
+    *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod"),
+    *("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod"),
+    *("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance"),
+    *("posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
+    *("lvlb_weights", "logvar"),
+)
+
+
+def read(path: str, config: ConfigDict) -> Pretrained:
+    """A model out of a checkpoint.
+
+    Args:
+        path: The file.
+        config: What the file does not say: architecture, process, image size.
+
+    Raises:
+        UserError: A tensor is missing, left over, or does not fit the config; the betas are not
+            those of the config's schedule.
+    """
+    content = tensor_files.read(path)
+    weights = tensor_files.arrays(content.get("state_dict", content), path)
+    model = Pretrained(config=config, params={}, frozen={}, step=_step(content), origin=path)
+    task = model.task
+    if not isinstance(task.first_stage, Latents):
+        raise UserError(
+            f"{path}: latent diffusion needs a config whose first stage is 'vq' or 'kl'"
+        )
+    _check_betas(weights, task.process, path)
+    first_stage = {
+        name: tensor
+        for name, tensor in tensor_files.below(weights, _FIRST_STAGE).items()
+        if not name.startswith("loss.")
+    }
+    tensor_files.account(
+        weights, path, prefixes=(_UNET, _EMA, _FIRST_STAGE), names=(*_TABLES, "scale_factor")
+    )
+    try:
+        unet = original_unet.params_from_original(_unet_weights(weights, path), task.denoiser)
+        autoencoder = original_autoencoder.params_from_original(first_stage, task.first_stage.model)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    scale = task.first_stage.scale
+    if "scale_factor" in weights:
+        scale = float(weights["scale_factor"])
+    if scale is None:
+        raise UserError(f"{path}: no scale_factor; give config.first_stage.scale")
+    config = ConfigDict(config.to_dict()).unlock()
+    with config.first_stage.ignore_type():
+        config.first_stage.scale = scale
+    frozen = {"autoencoder": autoencoder, "scale": np.float32(scale)}
+    model = Pretrained(
+        config=config.lock(), params=unet, frozen=frozen, step=model.step, origin=path
+    )
+    model.check()
+    return model
+
+
+def _step(content: Mapping) -> int:
+    step = content.get("global_step", 0)
+    return int(step) if isinstance(step, int) else 0
+
+
+def _unet_weights(weights: Mapping[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
+    """The UNet's tensors by its own names, of the moving average where there is one."""
+    plain, averaged = (tensor_files.below(weights, prefix) for prefix in (_UNET, _EMA))
+    if not averaged:
+        logging.warning("%s: no moving average, taking the weights themselves", path)
+        return plain
+    shadows = {f"diffusion_model{name}".replace(".", ""): name for name in plain}
+    unknown = averaged.keys() - shadows.keys() - {"decay", "num_updates"}
+    missing = shadows.keys() - averaged.keys()
+    if unknown or missing:
+        raise UserError(
+            f"{path}: the moving average does not match the UNet: "
+            f"{', '.join(f'{_EMA}{name}' for name in sorted(unknown | missing)[:8])}"
+        )
+    return {name: averaged[shadow] for shadow, name in shadows.items()}
+
+
+def _check_betas(weights: Mapping[str, np.ndarray], process: object, path: str) -> None:
+    """Raises UserError where the file's schedule is not the config's."""
+    if "betas" not in weights:
+        return
+    found = weights["betas"]
+    expected = schedules.betas(
+        process.schedule, process.num_steps, process.beta_start, process.beta_end
+    )
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4):
+        raise UserError(
+            f"{path}: {len(found)} betas from {found[0]:.6g} to {found[-1]:.6g}; the config's are "
+            f"{process.schedule}, {len(expected)} from {expected[0]:.6g} to {expected[-1]:.6g}"
+        )

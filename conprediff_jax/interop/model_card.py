@@ -1,0 +1,219 @@
+"""The `README.md` of an exported model: what it is, how to run it, what it was made of."""
+
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from conprediff_jax.errors import UserError
+from conprediff_jax.interop.pretrained import Pretrained
+
+_USE = {
+    "inference": """\
+```
+python -m conprediff_jax.sample   --workdir={folder} --num=16 --out=grid.png
+python -m conprediff_jax.evaluate --workdir={folder} --reference=...
+```
+
+```python
+import conprediff_jax
+
+model = conprediff_jax.load("{folder}")
+images = model.sample(16, seed=0)  # uint8
+```
+""",
+    "safetensors": """\
+Parameters by path, in the layouts of Flax: kernels `[height, width, in, out]` and `[in, out]`. The
+metadata of each file hold the config. To sample from them,
+
+```
+python -m conprediff_jax.convert import {folder} --from=safetensors --out=model
+python -m conprediff_jax.sample --workdir=model --num=16 --out=grid.png
+```
+""",
+    "DDIMPipeline": """\
+```python
+from diffusers import DDIMPipeline
+
+pipeline = DDIMPipeline.from_pretrained("{folder}")
+images = pipeline(
+    batch_size=4, num_inference_steps={steps}, eta={eta}, use_clipped_model_output=True
+).images
+```
+""",
+    "DDPMPipeline": """\
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{folder}")
+images = pipeline(batch_size=4, num_inference_steps={steps}).images
+```
+""",
+    "LDMPipeline": """\
+```python
+from diffusers import LDMPipeline
+
+pipeline = LDMPipeline.from_pretrained("{folder}")
+images = pipeline(batch_size=4, num_inference_steps={steps}, eta={eta}).images
+```
+""",
+    "VQDiffusionPipeline": """\
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{folder}")
+images = pipeline(
+    [""] * 4, num_inference_steps={times}, guidance_scale=1.0, truncation_rate={truncation}
+).images
+```
+
+The prompt is ignored: the model knows no text, and the text encoder in this folder only takes its
+place. `num_inference_steps` must be {times}: diffusers' scheduler does not skip times, fewer steps
+would begin in the middle.
+""",
+    "stablehlo": """\
+Needs `jax` alone, on CPU, CUDA or TPU; the number of images is free, image i depends on the seed
+and i. {labels_note}Sampler and steps are fixed in the program.
+
+```python
+import jax
+import numpy as np
+from jax import export
+
+folder = "{folder}"
+with open(f"{{folder}}/sampler.stablehlo", "rb") as file:
+    sampler = export.deserialize(bytearray(file.read()))
+weights = dict(np.load(f"{{folder}}/weights.npz"))
+indices = np.arange({count}, dtype=np.int32)
+images = jax.jit(sampler.call)(weights, np.int32(0), indices{labels})
+np.savez("images.npz", images)  # uint8 [{count}, {size}, {size}, 3]
+```
+""",
+}
+
+
+def write(
+    model: Pretrained, folder: pathlib.Path, *, kind: str, name: str, metrics: str | None = None
+) -> None:
+    """Writes the card into a folder.
+
+    Args:
+        model: What it is of.
+        folder: Where to.
+        kind: How it is used: a format, or the name of diffusers' pipeline.
+        name: The folder's name once it is in its place.
+        metrics: `metrics.json` of an evaluation.
+
+    Raises:
+        UserError: the file of the metrics is not one.
+    """
+    sections = [
+        f"# {pathlib.Path(name).name}",
+        _summary(model),
+        "## Use",
+        _USE[kind].format(folder=name, **_values(model)).rstrip(),
+        "## Model",
+        _table(_model_rows(model)),
+        "## Training",
+        _table(_training_rows(model)),
+        "## Metrics",
+        _metrics(metrics),
+        "## Config",
+        f"```json\n{json.dumps(json.loads(model.config.to_json()), indent=2)}\n```",
+    ]
+    (folder / "README.md").write_text("\n\n".join(sections) + "\n")
+
+
+def _summary(model: Pretrained) -> str:
+    text = (
+        "A diffusion model by conprediff_jax: the moving average of the denoiser, with its first "
+        "stage and schedule. "
+    )
+    if model.config.context.weight and model.step:
+        text += (
+            "It was trained with context prediction (ConPreDiff, arXiv 2401.02015); the context "
+            "decoder served training only and is not part of it."
+        )
+    return text.rstrip()
+
+
+def _values(model: Pretrained) -> dict[str, Any]:
+    """What the snippets need to know."""
+    task, sampling = model.task, model.task.sampling
+    classes, count = task.num_classes, 8
+    return {
+        "steps": sampling.steps,
+        "eta": getattr(sampling, "eta", 0.0),
+        "times": task.process.num_steps,
+        "truncation": getattr(sampling, "truncation", 1.0),
+        "count": count,
+        "size": model.config.data.image_size,
+        "labels": f", np.arange({count}, dtype=np.int32) % {classes}" if classes else "",
+        "labels_note": f"The last argument are classes, 0 to {classes - 1}. " if classes else "",
+    }
+
+
+def _model_rows(model: Pretrained) -> dict[str, Any]:
+    config, task = model.config, model.task
+    parameters = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(model.params))
+    rows = {
+        "images": f"{config.data.image_size} x {config.data.image_size}",
+        "points": " x ".join(map(str, task.point_shape)),
+        "first stage": config.first_stage.kind,
+        "denoiser": f"{type(task.denoiser).__name__}, {parameters:,} parameters",
+        "classes": task.num_classes or "none",
+        "process": ", ".join(f"{k} {v}" for k, v in config.process.items()),
+        "sampling": ", ".join(f"{k} {v}" for k, v in config.sampling.items() if k != "num"),
+    }
+    if "scale" in model.frozen:
+        rows["scale of latents"] = float(model.frozen["scale"])
+    return rows
+
+
+def _training_rows(model: Pretrained) -> dict[str, Any]:
+    config = model.config
+    if not model.step:
+        return {"from": model.origin}
+    context = "none"
+    if config.context.weight:
+        context = ", ".join(
+            f"{key} {config.context[key]}" for key in ("strides", "transport", "weight", "samples")
+        )
+    return {
+        "from": model.origin,
+        "data": f"{config.data.name}, split {config.data.split}",
+        "steps": f"{model.step:,} of {config.train.batch_size} examples",
+        "context prediction": context,
+        "learning rate": config.optimizer.learning_rate,
+        "moving average": config.train.ema_decay,
+        "seed": config.seed,
+    }
+
+
+def _metrics(path: str | None) -> str:
+    """The figures of an evaluation, with what they are of."""
+    if path is None:
+        return "No evaluation was given."
+    try:
+        content = json.loads(pathlib.Path(path).read_text())
+        figures = content.pop("metrics")
+        rows = {name: _figure(figure) for name, figure in figures.items()}
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"--metrics={path}: not a metrics.json of evaluate: {error!r}") from error
+    about = "\n".join(f"* {key}: {value}" for key, value in content.items())
+    return f"{_table(rows)}\n\n{about}"
+
+
+def _figure(figure: Mapping[str, Any]) -> str:
+    text = f"{figure['value']:.4g}"
+    if figure.get("low") is not None:
+        text += f" [{figure['low']:.4g}, {figure['high']:.4g}]"
+    return text
+
+
+def _table(rows: Mapping[str, Any]) -> str:
+    return "\n".join(["| | |", "|---|---|", *(f"| {key} | {v} |" for key, v in rows.items())])

@@ -1,0 +1,42 @@
+"""The shape of every parameter of a model, without making any."""
+
+import jax
+import jax.numpy as jnp
+
+from conprediff_jax.interop.tensors import Path, parameter_shapes
+from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
+from conprediff_jax.models.transformer import TokenTransformer
+from conprediff_jax.models.unet import UNet
+
+Shapes = dict[Path, tuple[int, ...]]
+
+
+def of_unet(unet: UNet, in_channels: int) -> Shapes:
+    """Shapes by path, for images of so many channels."""
+    size = unet.downsampling
+    inputs = {
+        "x": jnp.zeros((1, size, size, in_channels)),
+        "t": jnp.zeros((1,)),
+        "label": None if unet.num_classes is None else jnp.zeros((1,), jnp.int32),
+        "text": None if unet.text_dim is None else jnp.zeros((1, 1, unet.text_dim)),
+    }
+    return parameter_shapes(jax.eval_shape(unet.init, jax.random.key(0), **inputs)["params"])
+
+
+def of_autoencoder(autoencoder: VQModel | AutoencoderKL, in_channels: int) -> Shapes:
+    """Shapes by path, for images of so many channels."""
+    size = autoencoder.downsampling
+    x = jnp.zeros((1, size, size, in_channels))
+    return parameter_shapes(jax.eval_shape(autoencoder.init, jax.random.key(0), x)["params"])
+
+
+def of_transformer(transformer: TokenTransformer) -> Shapes:
+    """Shapes by path."""
+    text, classes = transformer.text_dim, transformer.num_classes
+    inputs = {
+        "x": jnp.zeros((1, *transformer.grid), jnp.int32),
+        "t": jnp.zeros(1, jnp.int32),
+        "label": None if classes is None else jnp.zeros(1, jnp.int32),
+        "text": None if text is None else jnp.zeros((1, 1, text)),
+    }
+    return parameter_shapes(jax.eval_shape(transformer.init, jax.random.key(0), **inputs)["params"])

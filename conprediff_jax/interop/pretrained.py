@@ -1,0 +1,174 @@
+"""A model for use: config, weights, first stage. What every format is read into and written from.
+
+The folder of a `Pretrained` is one that training could have written, less what sampling does not
+open: it holds no context decoder, no optimiser and no data state. `sample`, `evaluate` and the
+Python API open either.
+
+    <folder>/README.md                       model card
+    <folder>/config.json                     the whole config, to be read
+    <folder>/checkpoints/<step>/{ema, extra, config}
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+
+from conprediff_jax import parallel
+from conprediff_jax.errors import UserError
+from conprediff_jax.experiment import make_experiment
+from conprediff_jax.interop import tensors
+from conprediff_jax.train.checkpoint import FOLDER, Checkpoints
+from conprediff_jax.train.denoising import Denoising
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained:
+    """A denoiser with all that it takes to sample from it.
+
+    Attributes:
+        config: the whole config, of a denoising task.
+        params: the denoiser's parameters, float32 NumPy arrays.
+        frozen: the first stage's, as its `abstract` describes; empty for pixels.
+        step: training steps behind them; 0 where that is not known.
+        origin: where they come from, for the model card.
+    """
+
+    config: ConfigDict
+    params: Any
+    frozen: dict[str, Any]
+    step: int
+    origin: str
+
+    @functools.cached_property
+    def task(self) -> Denoising:
+        """What the config describes."""
+        return make_experiment(self.config).task
+
+    def resampled(self, **settings: Any) -> "Pretrained":
+        """The model with other settings of sampling in its config.
+
+        Args:
+            **settings: fields of the `sampling` section; None for those that stay.
+
+        Raises:
+            UserError: one does not fit the model.
+        """
+        task = self.task
+        spec = task.sampling.overridden(task, **settings)
+        config = ConfigDict(self.config.to_dict())
+        with config.sampling.ignore_type():
+            config.sampling.update(dataclasses.asdict(spec))
+        return dataclasses.replace(self, config=config.lock())
+
+    def check(self) -> None:
+        """Raises UserError unless all weights are there, and of the shapes that the config asks."""
+        task = self.task
+        expected, extra = jax.eval_shape(task.init)
+        for what, ours, theirs in (
+            ("denoiser", expected[task.averaged], self.params),
+            ("first stage", extra["frozen"], self.frozen),
+        ):
+            shapes = [
+                {"/".join(path): shape for path, shape in tensors.parameter_shapes(tree).items()}
+                for tree in (ours, theirs)
+            ]
+            try:
+                tensors.check_same(what, *shapes)
+            except ValueError as error:
+                raise UserError(f"{self.origin}: {error}") from error
+
+
+def open_folder(path: str, step: int | None = None) -> Pretrained:
+    """Reads a workdir, or the folder of a model for use, onto the host.
+
+    Args:
+        path: the folder.
+        step: which checkpoint; the newest readable one when None.
+
+    Raises:
+        UserError: there is none, or it is of a first stage.
+    """
+    sharding = parallel.replicated(parallel.make_mesh(parallel.MeshSpec()))
+
+    def abstract(config: dict) -> tuple[Any, Any]:
+        task = _denoising(config, path)
+        params, extra = jax.eval_shape(task.init)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            (params[task.averaged], extra),
+        )
+
+    with Checkpoints(path, read_only=True) as checkpoints:
+        step, config, params, extra = checkpoints.restore_for_inference(abstract, step)
+    params, frozen = jax.tree.map(np.asarray, (params, extra["frozen"]))
+    return Pretrained(
+        config=ConfigDict(config), params=params, frozen=frozen, step=step, origin=str(path)
+    )
+
+
+def _denoising(config: dict, path: str) -> Denoising:
+    task = make_experiment(ConfigDict(config)).task
+    if not isinstance(task, Denoising):
+        raise UserError(f"{path} holds a first stage: there is no denoiser")
+    return task
+
+
+def write_folder(model: Pretrained, folder: pathlib.Path) -> None:
+    """Writes the checkpoint of a model for use into an existing folder."""
+    extra = {"frozen": model.frozen, "history": model.task.process.init_history()}
+    config = json.loads(model.config.to_json())
+    handlers = {
+        "ema": ocp.StandardCheckpointHandler(),
+        "extra": ocp.StandardCheckpointHandler(),
+        "config": ocp.JsonCheckpointHandler(),
+    }
+    checkpoints = (folder / FOLDER).resolve()
+    with ocp.CheckpointManager(checkpoints, item_handlers=handlers) as manager:
+        manager.save(
+            model.step,
+            args=ocp.args.Composite(
+                ema=ocp.args.StandardSave(model.params),
+                # As training writes it: see train.checkpoint.
+                extra=ocp.args.StandardSave({"extra": extra, "version": np.array(1, np.int32)}),
+                config=ocp.args.JsonSave(config),
+            ),
+        )
+
+
+def write_config(model: Pretrained, folder: pathlib.Path) -> None:
+    """Writes `config.json`."""
+    text = json.dumps(json.loads(model.config.to_json()), indent=2)
+    (folder / "config.json").write_text(text + "\n")
+
+
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[pathlib.Path]:
+    """A folder that appears under its name once all of it is written, or not at all.
+
+    Raises:
+        UserError: there is something of that name already.
+    """
+    out = pathlib.Path(path).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out={out}: exists already; name a folder that does not")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
+    partial.mkdir()
+    try:
+        yield partial
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

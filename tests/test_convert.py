@@ -1,0 +1,281 @@
+"""Formats of our own, the program without our code, notebooks, and training from a model."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import convert_tiny as tiny
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+import conprediff_jax
+from conprediff_jax import inference, parallel
+from conprediff_jax.errors import UserError
+from conprediff_jax.experiment import make_experiment
+from conprediff_jax.interop import formats, initialization, pretrained, stablehlo
+from conprediff_jax.train.state import TrainState, abstract_state, init_state
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+pytestmark = pytest.mark.usefixtures("one_device")
+
+
+def with_classes():
+    """Class-conditional, on patches: what only our own formats hold."""
+    config = tiny.pixels(steps=2).unlock()
+    config.first_stage.patch = 2
+    with config.model.ignore_type():
+        config.model.update(channel_mult=(1,), attention_downsampling=(), num_classes=3)
+    return config.lock()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny.pretrained(with_classes())
+
+
+@pytest.fixture(scope="module")
+def folder(model, tmp_path_factory):
+    """The model as an inference folder."""
+    out = tmp_path_factory.mktemp("out") / "model"
+    formats.write(model, "inference", str(out))
+    return out
+
+
+@pytest.mark.parametrize("make", [tiny.vq, tiny.tokens, with_classes])
+@pytest.mark.parametrize("to", ["inference", "safetensors"])
+def test_formats_of_our_own_come_back_bit_for_bit(make, to, tmp_path):
+    model, out = tiny.pretrained(make()), str(tmp_path / "out")
+    formats.write(model, to, out)
+    back = pretrained.open_folder(out) if to == "inference" else formats.read(out, to)
+    tiny.assert_equal(back.params, model.params)
+    tiny.assert_equal(back.frozen, model.frozen)
+    assert back.step == 3
+    stored = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert stored == json.loads(back.config.to_json()) == json.loads(model.config.to_json())
+
+
+def test_safetensors_say_what_they_are(model, tmp_path):
+    formats.write(model, "safetensors", str(tmp_path / "out"))
+    with safe_open(tmp_path / "out" / "denoiser.safetensors", "np") as file:
+        metadata, names = file.metadata(), set(file.keys())
+    assert metadata["format"] == "conprediff_jax" and metadata["step"] == "3"
+    assert json.loads(metadata["config"])["model"]["num_classes"] == 3
+    assert "input_conv/kernel" in names and not any("context" in name for name in names)
+
+
+def test_an_inference_folder_is_a_workdir_without_training(folder, model):
+    mesh = parallel.make_mesh(parallel.MeshSpec())
+    task, params, frozen, step = inference.load(str(folder), mesh)
+    tiny.assert_equal(jax.tree.map(np.asarray, params), model.params)
+    assert (frozen, step) == ({}, 3) and task.num_classes == 3
+    items = {path.name for path in (folder / "checkpoints" / "3").iterdir()}
+    assert {"ema", "extra", "config"} <= items and not items & {"train", "data"}
+
+
+def test_nothing_is_overwritten_or_left_half_written(model, folder, tmp_path):
+    with pytest.raises(UserError, match="exists already"):
+        formats.write(model, "inference", str(folder))
+    with pytest.raises(UserError, match="not a metrics"):
+        formats.write(model, "inference", str(tmp_path / "out"), metrics=str(folder / "README.md"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_card_tells_what_it_is_of(model, tmp_path):
+    metrics = tmp_path / "metrics.json"
+    figures = {"FID": {"value": 12.345678, "low": 11.0, "high": 13.0}, "IS": {"value": 2.0}}
+    metrics.write_text(json.dumps({"samples": "50,000 images", "metrics": figures}))
+    formats.write(model, "inference", str(tmp_path / "out"), metrics=str(metrics))
+    card = (tmp_path / "out" / "README.md").read_text()
+    for said in (
+        "| FID | 12.35 [11, 13] |",
+        "* samples: 50,000 images",
+        "| steps | 3 of 64 examples |",
+        "openmoji/people",
+        "| classes | 3 |",
+        "strides (1, 2, 3)",
+        '"prediction": "epsilon"',
+    ):
+        assert said in card, said
+
+
+def test_the_api_samples_encodes_and_decodes(folder, model):
+    opened = conprediff_jax.load(str(folder))
+    images = opened.sample(3, label=1)
+    assert images.dtype == np.uint8
+    np.testing.assert_array_equal(images, tiny.draw(model, 3, np.ones(3, int)))
+    single = opened.sample(3, label=1, batch_size=1)
+    assert np.abs(single.astype(int) - images).max() <= 1
+    assert not np.array_equal(opened.sample(3, label=1, steps=3), images)
+    points = opened.encode(images)
+    assert points.shape == (3, 4, 4, 12)
+    np.testing.assert_array_equal(opened.decode(points), images)
+    assert "step 3" in repr(opened)
+    for arguments, message in (
+        ({"label": 3}, "knows 0 to 2"),
+        ({"steps": 0}, "steps is 0"),
+        ({"guidance": 2.0}, "guidance is 2.0"),
+        ({"prompts": "a cat"}, "reads no captions"),
+        ({"truncation": 0.5}, "truncation does not fit"),
+    ):
+        with pytest.raises(UserError, match=message):
+            opened.sample(1, **arguments)
+
+
+def test_the_api_compiles_once_for_a_shape(folder):
+    opened = conprediff_jax.load(str(folder))
+    generate = opened._generate(opened.task.sampling)
+    for seed in range(2):
+        opened.sample(2, seed=seed, label=0)
+        opened.sample(2, seed=seed, label=1)
+    assert opened._generate(opened.task.sampling) is generate
+    assert generate._cache_size() == 1
+
+
+def environment():
+    return os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def python(*arguments, cwd=ROOT):
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_importing_the_package_is_cheap():
+    code = "import sys, conprediff_jax; assert not {'jax', 'flax', 'numpy'} & sys.modules.keys()"
+    result = python("-c", code)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("make", [with_classes, tiny.vq, tiny.tokens])
+def test_the_exported_program_runs_from_its_files_with_jax_alone(make, tmp_path):
+    """The snippet of the card, in a process that can import neither this package nor Flax."""
+    model = tiny.pretrained(make())
+    formats.write(model, "stablehlo", str(tmp_path / "out"))
+    [snippet] = re.findall(
+        r"```python\n(.*?)```", (tmp_path / "out" / "README.md").read_text(), re.S
+    )
+    blocked = "import sys; sys.modules |= dict.fromkeys(['conprediff_jax', 'flax'])\n"
+    result = python("-c", blocked + snippet, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    images = np.load(tmp_path / "images.npz")["arr_0"]
+    assert images.shape == (8, 8, 8, 3) and images.dtype == np.uint8
+    labels = np.arange(8) % 3 if model.task.num_classes else None
+    ours = tiny.draw(model, 8, labels)
+    assert ours.std() > 10
+    assert np.abs(images.astype(int) - ours).max() <= 1
+
+
+def test_the_exported_program_is_for_every_platform_and_any_number(tmp_path):
+    from jax import export
+
+    model = tiny.pretrained(with_classes())
+    formats.write(model, "stablehlo", str(tmp_path / "out"))
+    program = export.deserialize(bytearray((tmp_path / "out" / stablehlo.PROGRAM).read_bytes()))
+    assert program.platforms == ("cpu", "cuda", "tpu")
+    assert str(program.out_avals[0].shape) == "(count, 8, 8, 3)"
+
+
+def fresh(config):
+    experiment = make_experiment(config)
+    optimizer = experiment.optimizer.make(experiment.train.steps)
+    mesh = parallel.make_mesh(parallel.MeshSpec())
+    abstract = abstract_state(experiment.task, optimizer, mesh)
+    return experiment.task, init_state(experiment.task, optimizer, abstract)
+
+
+def test_training_can_start_from_a_model(model, folder):
+    """The denoiser and its average are the model's, the context decoder is fresh."""
+    config = with_classes().unlock()
+    config.context.update(hidden=16, latent=4, samples=4, iterations=5)
+    config.process.loss_norm = "l1"  # what only the loss reads may differ
+    config.model.dropout = 0.1
+    task, state = fresh(config.lock())
+    started = initialization.start_from(str(folder), state, task)
+    for tree in (started.params["denoiser"], started.ema):
+        tiny.assert_equal(jax.tree.map(np.asarray, tree), model.params)
+    tiny.assert_equal(*(jax.tree.map(np.asarray, s.params["context"]) for s in (started, state)))
+    assert int(started.step) == 0
+    pointers = [
+        leaf.unsafe_buffer_pointer()
+        for tree in (started.params, started.ema)
+        for leaf in jax.tree.leaves(tree)
+    ]
+    assert len(set(pointers)) == len(pointers)  # no step can donate a buffer twice
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        ("model", {"channels": 64}, r"its denoiser is another one: channels 32 there, 64 here"),
+        (
+            "process",
+            {"prediction": "v"},
+            "process is another one: prediction epsilon there, v here",
+        ),
+        ("data", {"image_size": 16}, r"points of \(4, 4, 12\) there, \(8, 8, 12\) here"),
+        ("first_stage", {"patch": 4}, "first_stage is another one: patch 2 there, 4 here"),
+    ],
+)
+def test_training_does_not_start_from_another_model(section, changes, message, folder):
+    config = with_classes().unlock()
+    config[section].update(changes)
+    task = make_experiment(config).task
+    state = TrainState(step=0, params={}, ema={}, opt_state=(), extra={})
+    with pytest.raises(UserError, match=message) as error:
+        initialization.start_from(str(folder), state, task)
+    assert "\n" not in str(error.value)
+
+
+def convert(*arguments):
+    return python("-m", "conprediff_jax.convert", *arguments)
+
+
+def test_the_command_goes_out_and_back(tmp_path):
+    model = tiny.pretrained(tiny.pixels())
+    formats.write(model, "inference", str(tmp_path / "run"))
+    there = convert(
+        "export", f"--workdir={tmp_path / 'run'}", "--to=diffusers", f"--out={tmp_path / 'there'}",
+        "--steps=7",
+    )  # fmt: skip
+    assert there.returncode == 0, there.stderr
+    assert f"as diffusers in {tmp_path / 'there'}" in there.stderr
+    assert "num_inference_steps=7" in (tmp_path / "there" / "README.md").read_text()
+    back = convert("import", tmp_path / "there", "--from=diffusers", f"--out={tmp_path / 'back'}")
+    assert back.returncode == 0, back.stderr
+    tiny.assert_equal(pretrained.open_folder(str(tmp_path / "back")).params, model.params)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "--workdir={folder}", "--to=diffusers", "--out={out}"], "3 classes"),
+        (["export", "--to=diffusers", "--out={out}"], "export needs --workdir"),
+        (["import", "model.ckpt", "--from=ldm", "--out={out}"], "give --model, one of celebahq"),
+        (["import", "model.ckpt", "--from=ldm", "--model=ffhq", "--out={out}"], "no such file"),
+        (["import", "--from=ldm", "--out={out}"], "import PATH"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, folder, tmp_path):
+    given = [a.format(folder=folder, out=tmp_path / "out") for a in arguments]
+    result = convert(*given)
+    assert result.returncode == 2
+    errors = [line for line in result.stderr.splitlines() if "rror" in line]
+    assert len(errors) == 1 and errors[0].startswith("error: "), result.stderr
+    assert message in errors[0]
+    assert not list(tmp_path.iterdir())

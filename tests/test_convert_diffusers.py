@@ -1,0 +1,343 @@
+"""Pipelines of diffusers out of our models and into them: same weights, same outputs, same images.
+
+diffusers draws its noise by torch. Here it is handed ours, so that whole loops can be compared.
+"""
+
+import json
+
+import convert_tiny as tiny
+import diffusers
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.ddim import pipeline_ddim
+from diffusers.pipelines.ddpm import pipeline_ddpm
+from diffusers.pipelines.deprecated.latent_diffusion_uncond import (
+    pipeline_latent_diffusion_uncond as pipeline_ldm,
+)
+from diffusers.schedulers import scheduling_ddpm, scheduling_vq_diffusion
+
+from conprediff_jax import presets
+from conprediff_jax.diffusion.samplers import step_noise
+from conprediff_jax.errors import UserError
+from conprediff_jax.interop import (
+    diffusers_autoencoder,
+    diffusers_pipeline,
+    diffusers_schedulers,
+    diffusers_unet,
+    formats,
+    model_card,
+)
+from conprediff_jax.models.autoencoder import VQModel
+from conprediff_jax.models.unet import UNet
+
+MODELS = {
+    "DDIM": (tiny.pixels, {}),
+    "DDPM": (tiny.pixels, {"sampler": "ddpm"}),
+    "DPM-Solver": (tiny.pixels, {"sampler": "dpm_solver", "clip": 0.0, "spacing": "linspace"}),
+    "VQ": (tiny.vq, {}),
+    "KL": (tiny.kl, {}),
+    "tokens": (tiny.tokens, {}),
+}
+
+
+def made(name):
+    config, settings = MODELS[name]
+    return tiny.pretrained(config()).resampled(**settings)
+
+
+def to_torch(x):
+    return torch.from_numpy(np.asarray(x).transpose(0, 3, 1, 2).copy())
+
+
+def theirs(monkeypatch, folder, model, num):
+    """Images of the pipeline in a folder, drawn with the noise of our images 0 to num - 1."""
+    task = model.task
+    prior, steps = tiny.keys(num)
+    x_T = np.array(task.process.prior(prior, task.point_shape))
+    calls = iter(range(100))
+    for module in (pipeline_ddim, pipeline_ddpm, pipeline_ldm):
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: to_torch(x_T))
+    monkeypatch.setattr(
+        scheduling_ddpm,
+        "randn_tensor",
+        lambda *_, **__: to_torch(step_noise(steps, next(calls), x_T.shape[1:])),
+    )
+
+    def gumbel_noised(logits, generator):
+        """Ours has the codes last, and the mask in every step; theirs has none in the last."""
+        index, shape = next(calls), (*task.point_shape, task.process.num_codes + 1)
+        draw = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, index), shape))
+        noise = np.asarray(draw(steps)).reshape(num, -1, shape[-1]).transpose(0, 2, 1)
+        return logits + torch.from_numpy(noise[:, : logits.shape[1]].copy())
+
+    monkeypatch.setattr(scheduling_vq_diffusion, "gumbel_noised", gumbel_noised)
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    settings = {"num_inference_steps": task.sampling.steps, "output_type": "np"}
+    match type(pipeline).__name__:
+        case "DDIMPipeline":
+            settings |= {"batch_size": num, "use_clipped_model_output": True}
+        case "VQDiffusionPipeline":
+            settings |= {"prompt": [""] * num, "guidance_scale": 1.0}
+        case _:
+            settings |= {"batch_size": num}
+    return np.round(pipeline(**settings).images * 255).astype(np.uint8), pipeline
+
+
+def assert_same_images(ours, theirs):
+    """Up to one grey level; and images, not one colour."""
+    assert ours.shape == theirs.shape
+    assert ours.std() > 10
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_exported_models_open_there_and_come_back(name, tmp_path, monkeypatch):
+    model = made(name)
+    formats.write(model, "diffusers", str(tmp_path / "out"))
+    found, pipeline = theirs(monkeypatch, tmp_path / "out", model, 2)
+    assert_same_images(tiny.draw(model, 2), found)
+
+    back = diffusers_pipeline.read(str(tmp_path / "out"))
+    tiny.assert_equal(back.params, model.params)
+    if name == "tokens":  # of all codes, those that are used go
+        expected = model.frozen["autoencoder"]["quantizer"]["codebook"][model.frozen["codes"]]
+        codebook = back.frozen["autoencoder"]["quantizer"]["codebook"]
+        np.testing.assert_array_equal(codebook, expected)
+    else:
+        tiny.assert_equal(back.frozen, model.frozen)
+    for section in ("process", "model", "sampling"):
+        expected = model.config[section].to_dict() | {"steps": 50, "num": 64}
+        got = back.config[section].to_dict() | {"steps": 50, "num": 64}
+        assert got == expected, section
+
+    if name != "tokens":
+        x = np.random.default_rng(0).normal(size=(2, *model.task.point_shape)).astype("f4")
+        with torch.no_grad():
+            output = pipeline.unet(to_torch(x), torch.tensor([3, 17])).sample
+        np.testing.assert_allclose(
+            tiny.apply(model, x, jnp.array([3, 17])), output.permute(0, 2, 3, 1), atol=1e-4
+        )
+
+
+def randomised(module, seed=0):
+    """Every weight moved off its initial value."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in module.parameters():
+            weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    return module
+
+
+def their_unet(channels, **options):
+    return randomised(
+        diffusers.UNet2DModel(
+            sample_size=4,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=16,
+            **options,
+        )
+    )
+
+
+def their_ldm(family=diffusers.VQModel, **options):
+    first_stage = randomised(
+        family(
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            latent_channels=3,
+            **options,
+        )
+    )
+    return diffusers.LDMPipeline(
+        vqvae=first_stage,
+        unet=their_unet(3),
+        scheduler=diffusers.DDIMScheduler(
+            num_train_timesteps=20,
+            beta_schedule="scaled_linear",
+            beta_start=0.01,
+            beta_end=0.2,
+            clip_sample=False,
+            steps_offset=1,
+            set_alpha_to_one=False,
+        ),
+    )
+
+
+@pytest.mark.parametrize("family", [diffusers.VQModel, diffusers.AutoencoderKL])
+def test_their_latent_models_are_read(family, tmp_path, monkeypatch):
+    their_ldm(family, scaling_factor=0.7).save_pretrained(tmp_path / "theirs")
+    model = diffusers_pipeline.read(str(tmp_path / "theirs")).resampled(steps=3)
+    found, _ = theirs(monkeypatch, tmp_path / "theirs", model, 2)
+    assert_same_images(tiny.draw(model, 2), found)
+
+
+def test_a_vq_model_without_a_scale_has_one(tmp_path):
+    """Trap: the published VQ-f4 names no scale, and diffusers then divides by a KL model's."""
+    their_ldm().save_pretrained(tmp_path / "theirs")
+    config = tmp_path / "theirs" / "vqvae" / "config.json"
+    content = json.loads(config.read_text())
+    assert content.pop("scaling_factor") == 0.18215
+    config.write_text(json.dumps(content))
+    model = diffusers_pipeline.read(str(tmp_path / "theirs"))
+    assert model.frozen["scale"] == 1
+    # Nor is it left to the default on the way out.
+    written = diffusers_autoencoder.config_to_diffusers(VQModel(), 1.0, 256)
+    assert (
+        diffusers.VQModel.from_config(written | {"block_out_channels": [32, 32, 32]}).config[
+            "scaling_factor"
+        ]
+        == 1.0
+    )
+    kl = content | {"_class_name": "AutoencoderKL"}
+    kl = {k: v for k, v in kl.items() if k in diffusers.AutoencoderKL.__init__.__annotations__}
+    _, _, scale = diffusers_autoencoder.fields_from_diffusers(
+        kl | {"_class_name": "AutoencoderKL"}, "kl"
+    )
+    assert scale == 0.18215
+
+
+def test_the_original_steps_survive():
+    """Trap: `range(0, T, c) + 1` down to alpha_bar_0, which are not diffusers' defaults."""
+    config = presets.ldm_4("weights")
+    config.first_stage.autoencoder.update(tiny.AUTOENCODER)
+    task = tiny.make_experiment(config).task
+    written = diffusers_schedulers.gaussian_to_diffusers(task.process, task.sampling)
+    scheduler = diffusers.DDIMScheduler.from_config(written)
+    scheduler.set_timesteps(200)
+    np.testing.assert_array_equal(scheduler.timesteps, np.arange(0, 1000, 5)[::-1] + 1)
+    assert scheduler.final_alpha_cumprod == scheduler.alphas_cumprod[0] < 1
+
+
+def test_heads_of_a_conditional_unet_are_a_number_of_heads():
+    """Trap: `attention_head_dim=4` is four heads there, and four channels in UNet2DModel."""
+    module = randomised(
+        diffusers.UNet2DConditionModel(
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=24,
+            attention_head_dim=4,
+        )
+    )
+    unet = UNet(
+        **diffusers_unet.fields_from_diffusers(
+            {**module.config, "_class_name": "UNet2DConditionModel"}, "unet"
+        )
+    )
+    state_dict = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
+    params = diffusers_unet.params_from_diffusers(state_dict, unet)
+    rng = np.random.default_rng(0)
+    x, text = (rng.normal(size=shape).astype("f4") for shape in ((2, 4, 4, 3), (2, 5, 24)))
+    with torch.no_grad():
+        expected = module(to_torch(x), torch.tensor([1, 9]), torch.from_numpy(text)).sample
+    found = jax.jit(unet.apply)(
+        {"params": params}, jnp.asarray(x), jnp.array([1, 9]), text=jnp.asarray(text)
+    ).output
+    np.testing.assert_allclose(found, expected.permute(0, 2, 3, 1), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"norm_eps": 1e-6}, "norm_eps is 1e-06; only 1e-05"),  # trap: ddpm-celebahq-256
+        ({"freq_shift": 1}, "freq_shift is 1; only 0"),
+        ({"flip_sin_to_cos": False}, "flip_sin_to_cos"),
+        ({"downsample_padding": 0}, "downsample_padding"),
+        ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups is None"),
+        ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "SkipDownBlock2D"),
+        ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "do not mirror"),
+        ({"downsample_type": "resnet"}, None),  # the lowest level changes nothing
+        ({"block_out_channels": [64, 96]}, "multiples of the first"),
+        ({"new_option": 3}, "no counterpart for new_option=3"),
+    ],
+)
+def test_options_that_would_make_another_unet_are_refused(option, message):
+    config = dict(their_unet(3).config) | option
+    if message is None:
+        assert not diffusers_unet.fields_from_diffusers(config, "unet")["resblock_updown"]
+        return
+    with pytest.raises(UserError, match=f"^unet: .*{message}"):
+        diffusers_unet.fields_from_diffusers(config, "unet")
+
+
+def with_model(**model):
+    config = tiny.pixels().unlock()
+    with config.model.ignore_type():
+        config.model.update(model)
+    return config.lock()
+
+
+def patched():
+    config = tiny.pixels().unlock()
+    config.first_stage.patch = 2
+    return config.lock()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (lambda: with_model(num_classes=3), "3 classes: none of diffusers' pipelines"),
+        (patched, "patches of 2 x 2 pixels: none of diffusers' pipelines"),
+        (
+            lambda: with_model(num_heads=2, head_channels=None, attention_downsampling=(1, 2)),
+            r"num_heads is 2 at levels of \[32, 64\] channels",
+        ),
+        (lambda: tiny.pixels(sampler="dpm_solver"), "clip is 1.0 with dpm_solver"),
+    ],
+)
+def test_models_that_no_pipeline_holds_are_one_clear_line(config, message, tmp_path):
+    with pytest.raises(UserError, match=message) as error:
+        formats.write(tiny.pretrained(config()), "diffusers", str(tmp_path / "out"))
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_tensor_of_a_pipeline_is_accounted_for(tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    formats.write(made("DDIM"), "diffusers", str(tmp_path / "out"))
+    file = tmp_path / "out" / "unet" / diffusers_pipeline.WEIGHTS
+    weights = load_file(file)
+    changed = {
+        r"conv_out.bias \(3,\) is missing": {
+            k: v for k, v in weights.items() if k != "conv_out.bias"
+        },
+        r"stray \(2, 2\) is left over": weights | {"stray": np.zeros((2, 2), "f4")},
+        r"conv_out.bias is \(4,\), not \(3,\)": weights | {"conv_out.bias": np.zeros(4, "f4")},
+    }
+    for message, tensors in changed.items():
+        save_file(tensors, file)
+        with pytest.raises(UserError, match=message):
+            diffusers_pipeline.read(str(tmp_path / "out"))
+
+
+def test_the_card_of_a_token_model_visits_every_time(tmp_path):
+    """Trap: diffusers' scheduler does not stride, so fewer steps would begin in the middle."""
+    model = made("tokens").resampled(steps=2)
+    model_card.write(model, tmp_path, kind="VQDiffusionPipeline", name="out")
+    assert "num_inference_steps=5" in (tmp_path / "README.md").read_text()
+    scheduler = diffusers.VQDiffusionScheduler(7, num_train_timesteps=5)
+    scheduler.set_timesteps(2)
+    assert list(scheduler.timesteps) == [1, 0]  # the trap itself
+
+
+def test_text_is_refused_by_name(tmp_path):
+    formats.write(made("tokens"), "diffusers", str(tmp_path / "out"))
+    config = tmp_path / "out" / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"cross_attention_dim": 8}))
+    with pytest.raises(UserError, match="a transformer with text"):
+        diffusers_pipeline.read(str(tmp_path / "out"))
