@@ -18,12 +18,13 @@ from conprediff_jax.parallel import processes
 USER_ERROR_CODE = 2
 
 
-def run(main: Callable[[list[str]], None], *, several: bool = False) -> None:
+def run(main: Callable[[list[str]], None], *, several: bool = False, positional: int = 0) -> None:
     """Runs a command: `absl.app.run`, except that a user's error is one line and exit code 2.
 
     Args:
         main: the command.
         several: whether it can be one of several processes; see `parallel.processes`.
+        positional: how many arguments it takes besides options.
     """
     # TensorFlow only writes events here; without this it announces its oneDNN kernels.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -39,8 +40,8 @@ def run(main: Callable[[list[str]], None], *, several: bool = False) -> None:
         )
 
     def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
-            _fail(f"unexpected argument {argv[1]!r}: options begin with --")
+        if len(argv) > 1 + positional:
+            _fail(f"unexpected argument {argv[1 + positional]!r}: options begin with --")
         _cache_compilations()
         try:
             if several:

@@ -151,7 +151,13 @@ def test_attention_at_a_level_of_an_original_autoencoder():
 
 
 @pytest.mark.parametrize(
-    "options", [{"convolutional": True}, {"num_classes": 3, "convolutional": True}, {"text_dim": 6}]
+    "options",
+    [
+        {"position_grid": (8, 8)},
+        {"convolutional": True},
+        {"num_classes": 3, "convolutional": True},
+        {"text_dim": 6},
+    ],
 )
 def test_original_transformers_make_the_same_output(options):
     model = TokenTransformer(

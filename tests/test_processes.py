@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from test_commands import ROOT, environment
+from test_precompute import CONFIG, OPTIONS
 
 from conprediff_jax import config as config_lib
 from conprediff_jax import data
@@ -155,32 +156,19 @@ def test_processes_train_as_one_does_whatever_happens_to_them(images, tmp_path, 
     assert_close(alone(workdir, end, 4), alone(tmp_path / "reference", end, 4))
 
 
-CONFIG = """
-import sys
-sys.path.append("{tests}")
-import test_processes
-
-def get_config():
-    return test_processes.latent_config("{weights}", "{images}")
-"""
-OPTIONS = {"channels": 32, "channel_mult": (1, 2), "blocks_per_level": 1, "latent_channels": 2}
-
-
-def latent_config(weights, images):
-    config = tiny.get_config()
-    config.data.name = str(images)
-    with config.unlocked():
-        config.first_stage = config_lib.latents("kl", str(weights), scale=0.5, **OPTIONS)
-    return config
-
-
 def test_processes_encode_a_data_set_together(images, tmp_path):
     weights = tiny.write_autoencoder(tmp_path / "weights", AutoencoderKL(**OPTIONS))
     file = tmp_path / "latent.py"
-    file.write_text(CONFIG.format(tests=ROOT / "tests", weights=weights, images=images))
+    file.write_text(CONFIG.format(tests=ROOT / "tests", weights=weights, options=OPTIONS))
     together, alone = tmp_path / "together", tmp_path / "alone"
-    Launched("precompute", f"--config={file}", f"--out={together}", "--shard_size=5").finished()
-    precompute(latent_config(weights, images), str(alone), 5)
+    given = {"config": file, "out": together, "shard_size": 5}
+    given |= {"config.data.name": images, "config.first_stage.scale": 0.5}
+    Launched("precompute", *(f"--{name}={value}" for name, value in given.items())).finished()
+    config = tiny.get_config()
+    with config.unlocked():
+        config.first_stage = config_lib.latents("kl", str(weights), scale=0.5, **OPTIONS)
+    config.data.name = str(images)
+    precompute(config, str(alone), 5)
     names = {path.name for path in alone.iterdir()}
     assert {path.name for path in together.iterdir()} == names and len(names) == 6
     manifest = latents.read_manifest(str(alone))

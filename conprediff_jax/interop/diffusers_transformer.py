@@ -84,7 +84,11 @@ def params_to_diffusers(params: Mapping, transformer: TokenTransformer) -> dict[
 
 def _table(transformer: TokenTransformer) -> tensors.Table:
     """Where diffusers keeps the parameters of a transformer."""
-    for option, plain in [("num_classes", None), ("convolutional", False)]:
+    for option, plain in [
+        ("num_classes", None),
+        ("convolutional", False),
+        ("position_grid", None),
+    ]:
         value = getattr(transformer, option)
         if value != plain:
             raise ValueError(f"diffusers has no transformer with {option}={value}, only {plain}")
@@ -107,7 +111,11 @@ def config_to_diffusers(transformer: TokenTransformer) -> dict[str, Any]:
     Raises:
         DiffusersError: There is no such `Transformer2DModel`.
     """
-    for option, plain in (("num_classes", None), ("convolutional", False)):
+    for option, plain in (
+        ("num_classes", None),
+        ("convolutional", False),
+        ("position_grid", None),
+    ):
         value = getattr(transformer, option)
         if value != plain:
             raise DiffusersError(

@@ -216,19 +216,7 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
         "num_classes": options.take("num_class_embeds", None),
     }
     fields |= _levels(options, text, len(mult))
-    heads = options.take("attention_head_dim", 8)
-    if text:
-        heads = options.take("num_attention_heads", None) or heads
-        fields |= {"num_heads": heads, "head_channels": None}
-        fields["text_dim"] = options.take("cross_attention_dim", 1280)
-        fields["transformer_depth"] = options.take("transformer_layers_per_block", 1)
-        options.expect(
-            use_linear_projection=False, only_cross_attention=False, dual_cross_attention=False
-        )
-    elif heads is None:
-        fields |= {"num_heads": 1, "head_channels": None}
-    else:
-        fields |= {"num_heads": None, "head_channels": heads}
+    fields |= _attention(options, text)
     for name in ("blocks_per_level", "num_heads", "text_dim", "transformer_depth"):
         if isinstance(fields.get(name), tuple):
             raise DiffusersError(f"{where}: {name} differs between levels; one number is needed")
@@ -249,6 +237,23 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
     options.ignore("sample_size", "in_channels", "num_train_timesteps")
     _finish_at_defaults(options, _UNET_DEFAULTS)
     return fields
+
+
+def _attention(options: Options, text: bool) -> dict[str, Any]:
+    """Heads, and what the spatial transformers of a model with text have."""
+    heads = options.take("attention_head_dim", 8)
+    if not text:
+        single = {"num_heads": 1, "head_channels": None}
+        return single if heads is None else {"num_heads": None, "head_channels": heads}
+    options.expect(
+        use_linear_projection=False, only_cross_attention=False, dual_cross_attention=False
+    )
+    return {
+        "num_heads": options.take("num_attention_heads", None) or heads,
+        "head_channels": None,
+        "text_dim": options.take("cross_attention_dim", 1280),
+        "transformer_depth": options.take("transformer_layers_per_block", 1),
+    }
 
 
 # Options of UNet2DConditionModel that only matter away from their defaults.

@@ -100,6 +100,8 @@ def _adm_lsun(name: str) -> ConfigDict:
 def _vq_diffusion_ffhq() -> ConfigDict:
     made = presets.vq_diffusion_f16(weights=_IN_FILE).unlock()
     made.data.name = "ffhq"
+    with made.model.ignore_type():
+        made.model.position_grid = (32, 32)
     return made
 
 

@@ -21,6 +21,7 @@ Source: Gu et al. 2022, "Vector Quantized Diffusion Model for Text-to-Image Synt
 """
 
 import functools
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -139,6 +140,9 @@ class TokenTransformer(nn.Module):
     Attributes:
         num_codes: K. Inputs are 0 .. K, K being the mask; outputs are logits of the K codes.
         grid: Height and width of the grid of tokens.
+        position_grid: Height and width of the grid that the tables of rows and columns are of;
+            None: `grid`. Tokens take its places in reading order, wherever they are themselves: so
+            the published models of 16x16 tokens use tables of 32x32.
         width: Channels of a token; a multiple of `num_heads`.
         num_layers: Number of blocks.
         num_heads: Attention heads.
@@ -164,6 +168,7 @@ class TokenTransformer(nn.Module):
     num_layers: int
     num_heads: int
     num_steps: int = 100
+    position_grid: Sequence[int] | None = None
     text_dim: int | None = None
     num_classes: int | None = None
     learned_null: bool = False
@@ -207,10 +212,12 @@ class TokenTransformer(nn.Module):
         self._check_shape(x)
         label, text = layers.condition(self, label, text, unconditional)
         embed = functools.partial(_embed, features=self.width, dtype=self.dtype)
-        rows, columns = map(jnp.arange, self.grid)
         h = embed(self.num_codes + 1, name="token_embedding")(x)
-        h = h + embed(self.grid[0], name="row_embedding")(rows)[:, None]
-        h = h + embed(self.grid[1], name="column_embedding")(columns)
+        rows, columns = self.position_grid or self.grid
+        row = embed(rows, name="row_embedding")(jnp.arange(rows))
+        column = embed(columns, name="column_embedding")(jnp.arange(columns))
+        places = (row[:, None] + column).reshape(rows * columns, self.width)
+        h = h + places[: math.prod(self.grid)].reshape(*self.grid, self.width)
 
         block = nn.remat(TokenBlock) if self.remat else TokenBlock
         for i in range(self.num_layers):
@@ -244,6 +251,11 @@ def _validate(model: TokenTransformer) -> None:
         raise ValueError(f"num_heads={model.num_heads} must divide width={model.width}")
     if len(model.grid) != 2 or min(model.grid) < 1:
         raise ValueError(f"grid={tuple(model.grid)} must be a height and a width, at least 1 each")
+    if model.position_grid and math.prod(model.position_grid) < math.prod(model.grid):
+        raise ValueError(
+            f"position_grid={tuple(model.position_grid)} has fewer places than "
+            f"grid={tuple(model.grid)}"
+        )
     for option in ["text_dim", "num_classes"]:
         value = getattr(model, option)
         if value is not None and value < 1:

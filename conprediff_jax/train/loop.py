@@ -135,7 +135,7 @@ def _introduce(
     """Says what is about to be trained, on what and where to."""
     from clu import parameter_overview
 
-    table = parameter_overview.get_parameter_overview(state.params)
+    table = parameter_overview.get_parameter_overview(state.params, include_stats="sharding")
     reporter.text("parameters", table)
     if not int(state.step):
         logging.info("parameters\n%s", table)
