@@ -11,7 +11,6 @@ function is compiled once for each shape and setting.
 """
 
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,7 +22,6 @@ from jaxtyping import Shaped, UInt8
 from conprediff_jax import inference, parallel
 from conprediff_jax.errors import UserError
 from conprediff_jax.sampling import Generate, SamplingSpec, generate_batches, make_generate
-from conprediff_jax.train.denoising import Denoising
 
 Images = UInt8[np.ndarray, "count height width 3"]
 Points = Shaped[np.ndarray, "count rows columns *channels"]
@@ -108,8 +106,7 @@ class Model:
             return None
         for prompt in given:
             self.task.tokenizer.check(prompt)
-        every = itertools.cycle(given or self.task.text.prompts)
-        return self.task.tokenizer(list(itertools.islice(every, num)))
+        return self.task.tokenizer(self.task.text.in_turn(num, given))
 
     def encode(self, images: UInt8[Any, "count height width 3"]) -> Points:
         """From uint8 images to the points that are diffused: pixels, latents or tokens."""
@@ -134,7 +131,4 @@ def load(path: str, step: int | None = None) -> Model:
         UserError: there is none, or it is of a first stage.
     """
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    trained = inference.load(path, mesh, step)
-    if not isinstance(trained.task, Denoising):
-        raise UserError(f"{path} holds a first stage: there is no denoiser")
-    return Model(trained, mesh)
+    return Model(inference.load_denoiser(path, mesh, step), mesh)

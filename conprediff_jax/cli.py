@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from conprediff_jax.errors import UserError
 from conprediff_jax.parallel import processes
@@ -58,6 +59,32 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
             sys.exit(processes.AGAIN)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def config_name() -> pathlib.Path:
+    """The file that `--config` names.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
+    if not file.is_file():  # ml_collections would say so only later, and at length
+        raise UserError(f"--config={file}: there is no such file")
+    return file
+
+
+def read_lines(flag: str, path: str | None) -> list[str] | None:
+    """The lines of the text file that a flag names; None where it names none.
+
+    Raises:
+        UserError: it is no readable text file.
+    """
+    if path is None:
+        return None
+    try:
+        return pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--{flag}={path}: not a readable text file: {error}") from error
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

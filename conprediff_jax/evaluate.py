@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 from conprediff_jax import cli, images, parallel, sampling_flags
 from conprediff_jax.errors import UserError
 from conprediff_jax.generation import generate_to
-from conprediff_jax.inference import load
+from conprediff_jax.inference import load_denoiser
 from conprediff_jax.metrics import clip, features, image_sets, lpips, report
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
 from conprediff_jax.metrics.clip_score import clip_scores
@@ -37,7 +37,6 @@ from conprediff_jax.metrics.image_sets import ImageSet
 from conprediff_jax.metrics.precision_recall import nearest
 from conprediff_jax.metrics.suite import METRICS, Results, Suite
 from conprediff_jax.sampling import make_generate
-from conprediff_jax.train.denoising import Denoising
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run: its images are judged.")
 _SAMPLES = flags.DEFINE_string("samples", None, "Or a folder of images, or an npz with arr_0.")
@@ -139,7 +138,8 @@ def _judges(cache: pathlib.Path) -> dict[str, Callable[[ImageSet, ImageSet], Fig
     options = {"replicates": _BOOTSTRAP.value, "rng": rng}
     judges = {}
     if _CLIP.value:
-        loaded, captions = clip.load(_CLIP.value, cache), _read_captions(_CAPTIONS.value)
+        loaded = clip.load(_CLIP.value, cache)
+        captions = cli.read_lines("captions", _CAPTIONS.value)
 
         def clip_score(samples: ImageSet, reference: ImageSet) -> Figure:
             del reference
@@ -164,13 +164,6 @@ def _judges(cache: pathlib.Path) -> dict[str, Callable[[ImageSet, ImageSet], Fig
     return judges
 
 
-def _read_captions(path: str) -> list[str]:
-    try:
-        return pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--captions={path}: not a readable text file: {error}") from error
-
-
 def _lpips(model: Any, params: Any, samples: ImageSet, reference: ImageSet) -> np.ndarray:
     """The distance of every sample to the reference image of the same place."""
     if (samples.count, samples.size) != (reference.count, reference.size):
@@ -190,15 +183,13 @@ def _lpips(model: Any, params: Any, samples: ImageSet, reference: ImageSet) -> n
 
 def _draw(workdir: str, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[str, str]]:
     """Draws the images of a workdir, or the rest of them; and says how they came about."""
-    task, params, frozen, step = load(workdir, mesh, _STEP.value)
-    if not isinstance(task, Denoising):
-        raise UserError(f"--workdir={workdir} holds a first stage: there is no denoiser")
+    task, params, frozen, step = load_denoiser(workdir, mesh, _STEP.value, flag="--workdir=")
     spec = task.sampling.overridden(task, num=_NUM.value, **sampling_flags.values())
     generate = make_generate(task, spec, mesh)
 
     captions = None
     if task.text:
-        prompts = _read_captions(_CAPTIONS.value) if _CAPTIONS.value else task.text.prompts
+        prompts = cli.read_lines("captions", _CAPTIONS.value) or task.text.prompts
         captions = task.tokenizer(prompts)
 
     def draw(indices: np.ndarray) -> np.ndarray:

@@ -30,9 +30,12 @@ from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.errors import UserError
+from conprediff_jax.files import write_text
+from conprediff_jax.inference import load_denoiser
 from conprediff_jax.metrics import features, lpips
 from conprediff_jax.metrics.bootstrap import Figure
 from conprediff_jax.metrics.fillings import FillingJudge, check, table
+from conprediff_jax.sampling import check_condition
 
 _PROTOCOL = ["thin", "thick", "every_second_line", "super_resolve", "expand", "half"]
 
@@ -59,9 +62,9 @@ def main(argv: list[str]) -> None:
     judge, results = _judge(mesh), Results(out / "inpainting.json")
     names, holes, size = _names(_WORKDIR.value), {}, 0
     for name, workdir in names.items():
-        trained = inpainting.open_workdir(workdir, mesh, shared.STEP.value)
+        trained = load_denoiser(workdir, mesh, shared.STEP.value, flag="--workdir=")
         task = trained.task
-        inpainting.check_condition(task, shared.LABEL.value, shared.PROMPT.value)
+        check_condition(task, shared.LABEL.value, shared.prompts())
         spec = inpainting.sampling_for(task, **shared.sampling())
         if not holes:
             holes, size = _read(workdir, trained.step), inpainting.image_size(task)
@@ -120,9 +123,7 @@ class Results:
         """Adds figures, and writes the file anew."""
         metrics = {name: figure._asdict() for name, figure in figures.items()}
         self._cells[f"{model}, {masks}"] = {"about": about, "metrics": metrics}
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(self._cells, indent=2) + "\n")
-        partial.replace(self.path)
+        write_text(self.path, json.dumps(self._cells, indent=2) + "\n")
 
     def figures(
         self, models: Sequence[str], masks: Sequence[str]

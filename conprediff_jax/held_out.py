@@ -18,11 +18,10 @@ from absl import flags, logging
 
 from conprediff_jax import cli, data, parallel
 from conprediff_jax.diffusion.categorical import CategoricalProcess
-from conprediff_jax.errors import UserError
-from conprediff_jax.inference import load, load_experiment
+from conprediff_jax.files import write_text
+from conprediff_jax.inference import load_denoiser, load_experiment
 from conprediff_jax.metrics import held_out
 from conprediff_jax.progress import Progress
-from conprediff_jax.train.denoising import Denoising
 
 _WORKDIRS = flags.DEFINE_list("workdir", None, "Workdirs of training runs.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest when absent.")
@@ -38,10 +37,7 @@ def main(argv: list[str]) -> None:
     del argv
     found = {workdir: _evaluate(workdir) for workdir in _WORKDIRS.value}
     out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIRS.value[0]) / "held_out.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(out.name + ".partial")
-    partial.write_text(json.dumps(found, indent=2) + "\n")
-    partial.replace(out)
+    write_text(out, json.dumps(found, indent=2) + "\n")
     for workdir, result in found.items():
         summary = "   ".join(
             f"{name} {mean:.5g} +- {error:.2g}" for name, (mean, error) in result["means"].items()
@@ -52,13 +48,11 @@ def main(argv: list[str]) -> None:
 
 def _evaluate(workdir: str) -> dict:
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    task, params, frozen, step = load(workdir, mesh, _STEP.value)
-    if not isinstance(task, Denoising):
-        raise UserError(f"--workdir={workdir} holds a first stage: there is no denoiser")
+    task, params, frozen, step = load_denoiser(workdir, mesh, _STEP.value, flag="--workdir=")
     spec = dataclasses.replace(load_experiment(workdir, step).data, split=_SPLIT.value)
     num = min(_NUM.value, data.num_examples(spec))
     times = held_out.evaluated_times(task, _TIMES.value)
-    batches = data.evaluation_iterator(spec, batch_size=_BATCH.value)
+    batches = data.evaluation_iterator(spec, batch_size=_BATCH.value, tokenizer=task.tokenizer)
     progress, parts = Progress(num), []
     losses = held_out.make_losses(task, mesh, times)
     for part in held_out.losses_of(losses, params, frozen, batches, num):

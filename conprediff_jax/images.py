@@ -3,14 +3,14 @@
 import math
 import os
 import textwrap
-import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from einops import rearrange
-from etils import epath
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
+
+from conprediff_jax.files import write_atomically
 
 Images = UInt8[np.ndarray, "count height width channels"]
 
@@ -62,21 +62,9 @@ def captioned(
 
 def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> None:
     """Writes one PNG."""
-    _atomically(path, lambda file: Image.fromarray(image).save(file, format="png"))
+    write_atomically(path, lambda file: Image.fromarray(image).save(file, format="png"))
 
 
 def write_npz(path: str | os.PathLike, images: Images) -> None:
     """Writes all images as `arr_0` of an npz, the layout of ADM's sample batches."""
-    _atomically(path, lambda file: np.savez(file, images))
-
-
-def _atomically(path: str | os.PathLike, write: Callable) -> None:
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
-    try:
-        with partial.open("wb") as file:
-            write(file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(path, lambda file: np.savez(file, images))

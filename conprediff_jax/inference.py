@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from conprediff_jax import parallel
+from conprediff_jax.errors import UserError
 from conprediff_jax.experiment import Experiment, make_experiment
 from conprediff_jax.train.checkpoint import Checkpoints
 from conprediff_jax.train.denoising import Denoising
@@ -39,6 +40,14 @@ def load(workdir: str, mesh: Mesh, step: int | None = None) -> Trained:
     Raises:
         CheckpointError: the workdir holds no such checkpoint, or nothing readable.
     """
+    step, config, params, extra = restore(workdir, mesh, step)
+    return Trained(make_experiment(config).task, params, extra.get("frozen"), step)
+
+
+def restore(
+    workdir: str, mesh: Mesh, step: int | None = None
+) -> tuple[int, ConfigDict, Any, dict[str, Any]]:
+    """Step, config, moving average and own state of a checkpoint; see `load`."""
 
     def abstract(config: dict) -> tuple[Any, Any]:
         task = make_experiment(ConfigDict(config)).task
@@ -51,7 +60,26 @@ def load(workdir: str, mesh: Mesh, step: int | None = None) -> Trained:
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step, config, params, extra = checkpoints.restore_for_inference(abstract, step)
-    return Trained(make_experiment(ConfigDict(config)).task, params, extra.get("frozen"), step)
+    return step, ConfigDict(config), params, extra
+
+
+def load_denoiser(path: str, mesh: Mesh, step: int | None = None, *, flag: str = "") -> Trained:
+    """As `load`, of a denoiser and nothing else.
+
+    Args:
+        path: see `load`.
+        mesh: see `load`.
+        step: see `load`.
+        flag: what a message puts before the path, such as `--workdir=`.
+
+    Raises:
+        CheckpointError: see `load`.
+        UserError: it holds a first stage.
+    """
+    trained = load(path, mesh, step)
+    if not isinstance(trained.task, Denoising):
+        raise UserError(f"{flag}{path} holds a first stage: there is no denoiser")
+    return trained
 
 
 def load_experiment(workdir: str, step: int | None = None) -> Experiment:

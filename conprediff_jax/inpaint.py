@@ -35,6 +35,9 @@ from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.errors import UserError
+from conprediff_jax.files import write_text
+from conprediff_jax.inference import load_denoiser
+from conprediff_jax.sampling import check_condition
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
 _MASKS = flags.DEFINE_string("masks", "thick", f"One of {', '.join(MASKS)}; a file; a folder.")
@@ -54,8 +57,8 @@ def main(argv: list[str]) -> None:
     if jax.process_count() > 1:
         raise UserError("inpainting runs in one process, on all of its devices")
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    trained = inpainting.open_workdir(_WORKDIR.value, mesh, shared.STEP.value)
-    inpainting.check_condition(trained.task, shared.LABEL.value, shared.PROMPT.value)
+    trained = load_denoiser(_WORKDIR.value, mesh, shared.STEP.value, flag="--workdir=")
+    check_condition(trained.task, shared.LABEL.value, shared.prompts())
     spec = inpainting.sampling_for(trained.task, **shared.sampling())
     holes = _read(trained.step)
     shares = {hole.name: round(filled_share(hole.mask), 4) for hole in holes}
@@ -114,9 +117,7 @@ def _write(
         name = "grid.png" if len(rows) == 1 else f"grid_{width}x{height}.png"
         shown = all_rows[:_ROWS]
         images.write_png(out / name, images.grid(np.concatenate(shown), columns=len(shown[0])))
-    partial = out / ".about.json"
-    partial.write_text(json.dumps(about, indent=2) + "\n")
-    partial.replace(out / "about.json")
+    write_text(out / "about.json", json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

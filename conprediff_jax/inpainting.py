@@ -34,28 +34,14 @@ from conprediff_jax.data.holes import Hole, Picture
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.samplers import Known, RePaint
 from conprediff_jax.errors import UserError
-from conprediff_jax.inference import Trained, load, load_experiment
+from conprediff_jax.inference import Trained, load_experiment
 from conprediff_jax.models.first_stage import FirstStage, Pixels
 from conprediff_jax.progress import Progress
 from conprediff_jax.sampling import GaussianSampling, SamplingSpec
-from conprediff_jax.train.denoising import Denoising
 
 Images = UInt8[Array, "batch height width 3"]
 Masks = Bool[Array, "batch height width"]
 Fill = Callable[..., Images]
-
-
-def open_workdir(workdir: str, mesh: Mesh, step: int | None = None) -> Trained:
-    """A trained denoiser, see `inference.load`.
-
-    Raises:
-        CheckpointError: the workdir holds no such checkpoint, or nothing readable.
-        UserError: it holds a first stage.
-    """
-    trained = load(workdir, mesh, step)
-    if not isinstance(trained.task, Denoising):
-        raise UserError(f"--workdir={workdir} holds a first stage: there is no denoiser")
-    return trained
 
 
 def read_pictures(
@@ -131,18 +117,6 @@ def sampling_for(task: Any, **flags: Any) -> SamplingSpec:
         steps=min(default, task.process.num_steps), clip=own.clip, guidance=own.guidance
     )
     return repaint.overridden(task, **flags)
-
-
-def check_condition(task: Any, label: int | None, prompt: str | None) -> None:
-    """Raises UserError where a model does not know a class, or cannot read a caption."""
-    if prompt is not None:
-        if task.text is None:
-            raise UserError(f"--prompt={prompt}: the model of --workdir reads no captions")
-        task.tokenizer.check(prompt)
-    classes = task.num_classes
-    if label is not None and not 0 <= label < (classes or 0):
-        known = f"the model knows 0 to {classes - 1}" if classes else "no classes here"
-        raise UserError(f"--label={label}: {known}")
 
 
 def image_size(task: Any) -> int:

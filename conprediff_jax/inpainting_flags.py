@@ -19,6 +19,11 @@ _JUMP = flags.DEFINE_integer("jump_length", None, "Steps that RePaint takes back
 _RESAMPLINGS = flags.DEFINE_integer("resamplings", None, "How often RePaint goes through them; 10.")
 
 
+def prompts() -> list[str]:
+    """The caption that is asked for, if any."""
+    return [] if PROMPT.value is None else [PROMPT.value]
+
+
 def sampling() -> dict[str, Any]:
     """What overrides the sampling; None where it is left as it is."""
     given = {flag.name: flag.value for flag in (_JUMP, _RESAMPLINGS)}

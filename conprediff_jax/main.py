@@ -17,7 +17,6 @@ from absl import flags
 from ml_collections import config_flags
 
 from conprediff_jax import cli
-from conprediff_jax.errors import UserError
 from conprediff_jax.train.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
@@ -30,9 +29,7 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     """Reads the flags and trains."""
     del argv
-    file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    if not file.is_file():  # ml_collections would say so only later, and at length
-        raise UserError(f"--config={file}: there is no such file")
+    file = cli.config_name()
     train(_CONFIG.value, _WORKDIR.value or str(pathlib.Path("runs") / file.stem))
 
 

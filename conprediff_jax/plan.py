@@ -22,6 +22,7 @@ from ml_collections import config_flags
 
 from conprediff_jax import cli
 from conprediff_jax.errors import UserError
+from conprediff_jax.files import write_text
 from conprediff_jax.planning import sweep as sweep_lib
 from conprediff_jax.planning import tables
 from conprediff_jax.planning.plans import Plan, make_plan
@@ -42,9 +43,7 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     """Reads the flags, compiles and reports."""
     del argv
-    file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    if not file.is_file():  # ml_collections would say so only later, and at length
-        raise UserError(f"--config={file}: there is no such file")
+    file = cli.config_name()
     jax.config.update("jax_platforms", "cpu")  # accelerators of this machine are not touched
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot read such programs again
     topology = Topology.parse(_TOPOLOGY.value)
@@ -55,7 +54,7 @@ def main(argv: list[str]) -> None:
         return
     plan = make_plan(_CONFIG.value, topology, context_share=_SHARE.value, sampler=_sampled())
     print(tables.describe(plan))
-    _write(out, json.dumps(plan.as_dict(), indent=1))
+    write_text(out, json.dumps(plan.as_dict(), indent=1) + "\n")
     logging.info("written to %s", out)
 
 
@@ -70,7 +69,7 @@ def _sweep(topology: Topology, out: pathlib.Path) -> None:
 
     def done(plan: Plan) -> None:
         plans.append(plan)
-        _write(out, json.dumps([p.as_dict() for p in plans], indent=1))
+        write_text(out, json.dumps([p.as_dict() for p in plans], indent=1) + "\n")
         logging.info("%s", tables.markdown([tables.row(plan)]))
 
     sweep_lib.sweep(
@@ -93,13 +92,6 @@ def _integers(flag: str, values: list[str], least: int) -> list[int]:
     if not all(value.isdigit() and int(value) >= least for value in values):
         raise UserError(f"--{flag}={','.join(values)}: whole numbers of at least {least}")
     return [int(value) for value in values]
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text + "\n")
-    partial.rename(path)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from conprediff_jax.data import DataSpec, latents, transforms
 from conprediff_jax.data.sources import Source
 from conprediff_jax.errors import ConfigError, UserError
 from conprediff_jax.experiment import Experiment, make_experiment
-from conprediff_jax.models.first_stage import Latents
+from conprediff_jax.models.first_stage import Latents, Pixels
 from conprediff_jax.parallel import processes
 from conprediff_jax.progress import Progress
 from conprediff_jax.train import frozen
@@ -51,9 +51,7 @@ Encode = Callable[
 def main(argv: list[str]) -> None:
     """Reads the flags and encodes."""
     del argv
-    file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    if not file.is_file():  # ml_collections would say so only later, and at length
-        raise UserError(f"--config={file}: there is no such file")
+    cli.config_name()  # says so where there is no such file
     out = _OUT.value or _CONFIG.value.data.get("latents")
     if not out:
         raise UserError("--out is missing: a folder for the latents")
@@ -117,8 +115,9 @@ def _first_stage(experiment: Experiment) -> Latents:
     if first_stage is None:
         raise ConfigError("config.task trains a first stage: give the config of a denoiser on one")
     if not isinstance(first_stage, Latents):
+        kind = "pixels" if isinstance(first_stage, Pixels) else "tokens"
         raise ConfigError(
-            "config.first_stage.kind is 'pixels': there is nothing to encode ahead of time, only "
+            f"config.first_stage.kind is {kind!r}: there is nothing to encode ahead of time, only "
             "'vq' and 'kl' are encoded"
         )
     return first_stage

@@ -10,18 +10,15 @@ a folder of single PNGs (anything else). Image i depends on the seed and i alone
 decoder is not part of what is loaded.
 """
 
-import itertools
 import pathlib
 
 import numpy as np
 from absl import flags, logging
 
 from conprediff_jax import cli, images, parallel, sampling_flags
-from conprediff_jax.errors import UserError
-from conprediff_jax.inference import load
+from conprediff_jax.inference import load_denoiser
 from conprediff_jax.progress import Progress
-from conprediff_jax.sampling import generate_batches, make_generate
-from conprediff_jax.train.denoising import Denoising
+from conprediff_jax.sampling import check_condition, generate_batches, make_generate
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest when absent.")
@@ -40,17 +37,11 @@ def main(argv: list[str]) -> None:
     """Reads the flags, loads the moving average and writes images."""
     del argv
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    task, params, frozen, step = load(_WORKDIR.value, mesh, _STEP.value)
-    if not isinstance(task, Denoising):
-        raise UserError(f"--workdir={_WORKDIR.value} holds a first stage: there is no denoiser")
-    num_classes = task.num_classes
-    if _LABEL.value is not None and not 0 <= _LABEL.value < (num_classes or 0):
-        raise UserError(
-            f"--label={_LABEL.value}: "
-            + (f"the model knows 0 to {num_classes - 1}" if num_classes else "no classes here")
-        )
+    task, params, frozen, step = load_denoiser(_WORKDIR.value, mesh, _STEP.value, flag="--workdir=")
+    prompts = _prompts()
+    check_condition(task, _LABEL.value, prompts)
     spec = task.sampling.overridden(task, **sampling_flags.values())
-    prompts = _prompts(task)
+    captions = task.text.in_turn(_NUM.value, prompts) if task.text else None
 
     batch_size = min(_BATCH.value, _NUM.value)
     progress = Progress(_NUM.value)
@@ -62,9 +53,9 @@ def main(argv: list[str]) -> None:
         seed=_SEED.value,
         num=_NUM.value,
         batch_size=batch_size,
-        num_classes=num_classes,
+        num_classes=task.num_classes,
         label=_LABEL.value,
-        texts=task.tokenizer(prompts) if prompts else None,
+        texts=task.tokenizer(captions) if captions else None,
     ):
         drawn.append(batch)
         done = sum(map(len, drawn))
@@ -74,32 +65,19 @@ def main(argv: list[str]) -> None:
         )
     name = f"sample_step_{step:07}_seed_{_SEED.value}.png"
     out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / "samples" / name)
-    _write(out, np.concatenate(drawn), prompts)
+    _write(out, np.concatenate(drawn), captions)
     logging.info("%d images of step %d written to %s", _NUM.value, step, out)
 
 
-def _prompts(task: Denoising) -> list[str] | None:
-    """The caption of every image; None for a model that reads none."""
-    given = _PROMPT.value or []
-    if _PROMPTS.value:
-        try:
-            text = pathlib.Path(_PROMPTS.value).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts={_PROMPTS.value}: not a text file: {error}") from error
-        given = [*given, *text.splitlines()]
-    if task.text is None:
-        if given:
-            raise UserError(f"--prompt={given[0]}: the model of --workdir reads no captions")
-        return None
-    for prompt in given:
-        task.tokenizer.check(prompt)
-    return list(itertools.islice(itertools.cycle(given or task.text.prompts), _NUM.value))
+def _prompts() -> list[str]:
+    """The captions that are asked for."""
+    return [*(_PROMPT.value or []), *(cli.read_lines("prompts", _PROMPTS.value) or [])]
 
 
-def _write(out: pathlib.Path, drawn: np.ndarray, prompts: list[str] | None) -> None:
+def _write(out: pathlib.Path, drawn: np.ndarray, captions: list[str] | None) -> None:
     """A grid, an npz or a folder, by the ending of the name."""
     if out.suffix == ".png":
-        images.write_png(out, images.grid(images.captioned(drawn, prompts) if prompts else drawn))
+        images.write_png(out, images.grid(images.captioned(drawn, captions) if captions else drawn))
     elif out.suffix == ".npz":
         images.write_npz(out, drawn)
     else:

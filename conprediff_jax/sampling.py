@@ -6,7 +6,7 @@ devices it is sampled with. The context decoder is no argument of anything here.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -141,6 +141,27 @@ class TokenSampling(SamplingSpec):
             purity_weight=self.purity_weight,
             purity_temperature=self.purity_temperature,
         )
+
+
+def check_condition(task: Any, label: int | None, prompts: Sequence[str]) -> None:
+    """Checks what a command was asked to draw.
+
+    Args:
+        task: a trained `Denoising`.
+        label: a class, by `--label`.
+        prompts: captions, by `--prompt`.
+
+    Raises:
+        UserError: the model does not know the class, or cannot read a caption.
+    """
+    classes = task.num_classes
+    if label is not None and not 0 <= label < (classes or 0):
+        known = f"the model knows 0 to {classes - 1}" if classes else "no classes here"
+        raise UserError(f"--label={label}: {known}")
+    for prompt in prompts:
+        if task.text is None:
+            raise UserError(f"--prompt={prompt}: the model of --workdir reads no captions")
+        task.tokenizer.check(prompt)
 
 
 Generate = Callable[..., UInt8[Array, "..."]]

@@ -17,7 +17,7 @@ import tiny
 from einops import rearrange
 from PIL import Image
 
-from conprediff_jax import inpainting, parallel
+from conprediff_jax import inference, inpainting, parallel
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import make_mask
 from conprediff_jax.diffusion.categorical import CategoricalProcess
@@ -28,7 +28,7 @@ from conprediff_jax.experiment import make_experiment
 from conprediff_jax.inference import Trained
 from conprediff_jax.inpainting import blend, fill_holes, known_points, make_fill, sampling_for
 from conprediff_jax.models.first_stage import FirstStage, Pixels
-from conprediff_jax.sampling import GaussianSampling, TokenSampling
+from conprediff_jax.sampling import GaussianSampling, TokenSampling, check_condition
 from conprediff_jax.train.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -248,7 +248,7 @@ def test_labels_are_given_their_own_or_in_turn(mesh):
     with pytest.raises(UserError, match="labels up to 7, and the model knows 0 to 2: give --label"):
         brightness(None, 7)
     with pytest.raises(UserError, match="--label=3: the model knows 0 to 2"):
-        inpainting.check_condition(task, 3, None)
+        check_condition(task, 3, [])
 
 
 def test_masks_too_fine_for_a_first_stage_are_reported(caplog):
@@ -294,9 +294,9 @@ def test_the_process_decides_on_the_sampler(model):
 
 def test_a_first_stage_cannot_fill(monkeypatch, mesh):
     trained = types.SimpleNamespace(task="an autoencoder")
-    monkeypatch.setattr(inpainting, "load", lambda *_: trained)
+    monkeypatch.setattr(inference, "load", lambda *_: trained)
     with pytest.raises(UserError, match="--workdir=x holds a first stage: there is no denoiser"):
-        inpainting.open_workdir("x", mesh)
+        inference.load_denoiser("x", mesh, flag="--workdir=")
 
 
 # The commands ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from jaxtyping import Bool, UInt8
 
 from conprediff_jax.data import masks as masks_lib
 from conprediff_jax.data.pipeline import DataSpec, evaluation_iterator
-from conprediff_jax.data.sources import EXTENSIONS
+from conprediff_jax.data.sources import EXTENSIONS, image_files
 from conprediff_jax.data.transforms import DECODE_ERRORS, decode
 from conprediff_jax.errors import UserError
 
@@ -77,13 +77,7 @@ def read_folder(images: str, *, num: int | None = None) -> list[Picture]:
         UserError: there are none, two have one name, or one cannot be decoded.
     """
     root = pathlib.Path(images).expanduser()
-    files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-    )
-    if not files:
-        raise UserError(f"{root}: no images there ({', '.join(EXTENSIONS)})")
+    files = image_files(root)
     pictures = {}
     for file in files[:num]:
         name = file.relative_to(root).with_suffix("").as_posix()

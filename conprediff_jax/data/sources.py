@@ -180,6 +180,22 @@ def open_source(
     return _folder_source(path, split, label, keep)
 
 
+def image_files(root: pathlib.Path) -> list[pathlib.Path]:
+    """The image files of a folder and its subfolders, in the order of their names.
+
+    Raises:
+        DataError: There are none.
+    """
+    files = sorted(
+        path
+        for path in root.rglob("*")
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
+    )
+    if not files:
+        raise DataError(f"{root}: no images there ({', '.join(EXTENSIONS)})")
+    return files
+
+
 def _folder_source(root: str, split: str, label: str | None, keep: Sequence[str]) -> FolderSource:
     """Lists the image files of a folder, see the module docstring."""
     if os.path.isdir(os.path.join(root, split)):

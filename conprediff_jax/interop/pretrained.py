@@ -24,11 +24,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from conprediff_jax import parallel
+from conprediff_jax import inference, parallel
 from conprediff_jax.errors import UserError
 from conprediff_jax.experiment import make_experiment
 from conprediff_jax.interop import tensors
-from conprediff_jax.train.checkpoint import FOLDER, Checkpoints
+from conprediff_jax.train.checkpoint import FOLDER
 from conprediff_jax.train.denoising import Denoising
 
 
@@ -99,29 +99,13 @@ def open_folder(path: str, step: int | None = None) -> Pretrained:
     Raises:
         UserError: there is none, or it is of a first stage.
     """
-    sharding = parallel.replicated(parallel.make_mesh(parallel.MeshSpec()))
-
-    def abstract(config: dict) -> tuple[Any, Any]:
-        task = _denoising(config, path)
-        params, extra = jax.eval_shape(task.init)
-        return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            (params[task.averaged], extra),
-        )
-
-    with Checkpoints(path, read_only=True) as checkpoints:
-        step, config, params, extra = checkpoints.restore_for_inference(abstract, step)
-    params, frozen = jax.tree.map(np.asarray, (params, extra["frozen"]))
-    return Pretrained(
-        config=ConfigDict(config), params=params, frozen=frozen, step=step, origin=str(path)
+    step, config, params, extra = inference.restore(
+        path, parallel.make_mesh(parallel.MeshSpec()), step
     )
-
-
-def _denoising(config: dict, path: str) -> Denoising:
-    task = make_experiment(ConfigDict(config)).task
-    if not isinstance(task, Denoising):
+    if "frozen" not in extra:
         raise UserError(f"{path} holds a first stage: there is no denoiser")
-    return task
+    params, frozen = jax.tree.map(np.asarray, (params, extra["frozen"]))
+    return Pretrained(config=config, params=params, frozen=frozen, step=step, origin=str(path))
 
 
 def write_folder(model: Pretrained, folder: pathlib.Path) -> None:

@@ -115,7 +115,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, Any]:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever unpickling raises
         raise FileError(
-            f"{path}: refused, it is not a torch file of tensors alone: {_line(error)}"
+            f"{path}: not a torch file of tensors alone: refused, {_line(error)}"
         ) from error
     if not isinstance(loaded, dict):
         raise FileError(f"{path}: holds a {type(loaded).__name__}, not a dict of tensors")

@@ -53,12 +53,13 @@ def make_losses(task: Any, mesh: Mesh, times: Int[np.ndarray, "times"]) -> LossO
         x_0 = task.first_stage.encode(frozen, batch["image"])
         keys = random.example_keys(random.stream(0, "held out"), first + jnp.arange(len(x_0)))
         label = batch["label"] if task.num_classes else None
+        told = task.told(params, frozen, label=label, tokens=batch.get("text"))
 
         def at(t):
             rngs = jax.vmap(lambda key: jax.random.fold_in(key, t))(keys)
             t = jnp.full(len(x_0), t)
             x_t, noise = process.corrupt(rngs, x_0, t)
-            output = task.denoise(params, x_t, t, label=label).output
+            output = task.predict(params, x_t, t, **told)
             return process.loss(output, x_0, x_t, noise, t)
 
         return jax.lax.map(at, jnp.asarray(times)).T
@@ -80,7 +81,7 @@ def losses_of(
     """
     first = 0
     for batch in batches:
-        arrays = {key: batch[key] for key in ("image", "label") if key in batch}
+        arrays = {key: batch[key] for key in ("image", "label", "text") if key in batch}
         found = np.asarray(losses(params, frozen, arrays, first))[batch["mask"]]
         yield found[: num - first]
         first += len(found)

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from conprediff_jax import data
-from conprediff_jax.data.sources import EXTENSIONS
+from conprediff_jax.data.sources import image_files
 from conprediff_jax.errors import UserError
 from conprediff_jax.metrics import weights
 from conprediff_jax.metrics.frechet import Gaussian
@@ -148,13 +148,7 @@ def from_arrays(name: str, paths: Sequence[pathlib.Path]) -> ImageSet:
 
 
 def _folder(root: pathlib.Path) -> ImageSet:
-    files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-    )
-    if not files:
-        raise UserError(f"{root}: no images there ({', '.join(EXTENSIONS)})")
+    files = image_files(root)
     size = None
     for file in files:
         with _naming(file), Image.open(file) as image:  # reads the header alone

@@ -10,11 +10,12 @@ import pathlib
 import uuid
 from collections.abc import Iterable
 
+import jax
 import numpy as np
-from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from conprediff_jax.errors import UserError
+from conprediff_jax.interop import tensor_files
 
 
 def fingerprint(parts: Iterable[bytes]) -> str:
@@ -45,38 +46,12 @@ def read(path: str | os.PathLike, cache: str | os.PathLike) -> dict[str, np.ndar
     if not path.is_file():
         raise UserError(f"{path}: there is no such weights file")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
+        return tensor_files.read(path)
     converted = pathlib.Path(cache) / f"{file_fingerprint(path)}.safetensors"
     if not converted.exists():
         converted.parent.mkdir(parents=True, exist_ok=True)
         partial = converted.with_name(f".{converted.name}.{uuid.uuid4().hex[:8]}")
-        safetensors.save_file(_read_torch(path), partial)
+        tensors = tensor_files.arrays(tensor_files.read(path), str(path))
+        safetensors.save_file(jax.tree.map(np.ascontiguousarray, tensors), partial)
         partial.replace(converted)
-    return _read_safetensors(converted)
-
-
-def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        return safetensors.load_file(path)
-    except (SafetensorError, OSError, TypeError) as error:
-        raise UserError(f"{path}: not a readable safetensors file: {_line(error)}") from error
-
-
-def _read_torch(path: pathlib.Path) -> dict[str, np.ndarray]:
-    try:
-        import torch
-    except ImportError as error:
-        raise UserError(f"{path}: install torch to read it, or give safetensors") from error
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever unpickling raises
-        raise UserError(f"{path}: not a torch file of tensors alone: {_line(error)}") from error
-    if not isinstance(loaded, dict) or not all(map(torch.is_tensor, loaded.values())):
-        raise UserError(f"{path}: holds something else than a dict of tensors")
-    as_float = {k: v.float() if v.is_floating_point() else v for k, v in loaded.items()}
-    return {name: np.ascontiguousarray(tensor.numpy()) for name, tensor in as_float.items()}
-
-
-def _line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return tensor_files.read(converted)

@@ -110,15 +110,8 @@ class UNet(nn.Module):
         """
         self._check_shape(x)
         label, text = layers.condition(self, label, text, unconditional)
-        residual, attention, resample = self._blocks(self._embed(t, label), text, train)
+        stage, middle, resample = self._blocks(self._embed(t, label), text, train)
         levels = range(len(self.channel_mult))
-
-        def stage(h: Array, level: int, path: str, i: int) -> Array:
-            h = residual(h, level, f"{path}_{level}_block_{i}")
-            if 2**level in self.attention_downsampling:
-                h = attention(h, f"{path}_{level}_attention_{i}")
-            return h
-
         h = layers.convolution(self.channels, dtype=self.dtype, name="input_conv")(x)
         skips = [h]
         for level in levels:
@@ -129,10 +122,7 @@ class UNet(nn.Module):
                 h = resample(h, level, "down")
                 skips.append(h)
 
-        h = residual(h, levels[-1], "middle_block_0")
-        h = attention(h, "middle_attention")
-        h = residual(h, levels[-1], "middle_block_1")
-
+        h = middle(h)
         for level in reversed(levels):
             for i in range(self.blocks_per_level + 1):
                 h = stage(jnp.concatenate([h, skips.pop()], axis=-1), level, "up", i)
@@ -169,7 +159,7 @@ class UNet(nn.Module):
     def _blocks(
         self, embedding: Array, text: Array | None, train: bool
     ) -> tuple[Callable[..., Array], ...]:
-        """The functions that add a residual, attention or resampling block at a level."""
+        """The functions that add a block of a level, those of the middle, and a resampling one."""
         remat = nn.remat if self.remat else lambda module: module
 
         def residual(h: Array, level: int, name: str, resample: str | None = None) -> Array:
@@ -190,13 +180,25 @@ class UNet(nn.Module):
             transformer = remat(layers.SpatialTransformer)
             return transformer(heads, self.transformer_depth, self.dtype, name=name)(h, text)
 
+        def stage(h: Array, level: int, path: str, i: int) -> Array:
+            h = residual(h, level, f"{path}_{level}_block_{i}")
+            if 2**level in self.attention_downsampling:
+                h = attention(h, f"{path}_{level}_attention_{i}")
+            return h
+
+        def middle(h: Array) -> Array:
+            lowest = len(self.channel_mult) - 1
+            h = residual(h, lowest, "middle_block_0")
+            h = attention(h, "middle_attention")
+            return residual(h, lowest, "middle_block_1")
+
         def resample(h: Array, level: int, direction: str) -> Array:
             name = f"{direction}_{level}_resample"
             if self.resblock_updown:
                 return residual(h, level, name, direction)
             return layers.Resample(direction, self.dtype, name=name)(h)
 
-        return residual, attention, resample
+        return stage, middle, resample
 
     def _check_shape(self, x: Array) -> None:
         """Raises ValueError where the input does not fit the options."""

@@ -9,7 +9,6 @@ plain diffusion model.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -340,8 +339,7 @@ class Denoising:
         generate = make_generate(self, self.sampling, mesh)
         num, texts = self.sampling.num, None
         if self.text:
-            prompts = itertools.cycle(self.text.prompts)
-            texts = self.tokenizer(itertools.islice(prompts, num))
+            texts = self.tokenizer(self.text.in_turn(num))
 
         def images(params: Any, extra: Any) -> np.ndarray:
             batches = generate_batches(

@@ -6,6 +6,8 @@ built, `config.text.vocabulary`, and every checkpoint carries it.
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -70,6 +72,10 @@ class TextCondition:
     def tokenize(self) -> Tokenizer:
         """From captions to token ids."""
         return Tokenizer.from_json(self.vocabulary)
+
+    def in_turn(self, num: int, captions: Sequence[str] = ()) -> list[str]:
+        """So many captions: the given ones, or else `prompts`, over and over."""
+        return list(itertools.islice(itertools.cycle(captions or self.prompts), num))
 
     @property
     def empty(self) -> Int[Array, "1 length"]:

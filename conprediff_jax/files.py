@@ -1,0 +1,26 @@
+"""Files that are there whole or not at all: written to a temporary name and moved."""
+
+import os
+import uuid
+from collections.abc import Callable
+from typing import BinaryIO
+
+from etils import epath
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """Has `write` fill a new file, in a folder that is made where it is missing."""
+    path = epath.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        with partial.open("wb") as file:
+            write(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text, UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))
