@@ -37,7 +37,7 @@ from conprediff_jax.errors import UserError
 from conprediff_jax.inference import Trained, load_experiment
 from conprediff_jax.models.first_stage import FirstStage, Pixels
 from conprediff_jax.progress import Progress
-from conprediff_jax.sampling import GaussianSampling, SamplingSpec
+from conprediff_jax.sampling import ContinuousSampling, GaussianSampling, SamplingSpec
 
 Images = UInt8[Array, "batch height width 3"]
 Masks = Bool[Array, "batch height width"]
@@ -67,17 +67,15 @@ def read_pictures(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RePaintSampling(SamplingSpec):
+class RePaintSampling(ContinuousSampling):
     """How holes are filled by RePaint.
 
     Attributes:
-        clip: limit of the estimated clean points, [-clip, clip]; 0 for none.
         jump_length: see `RePaint`.
         resamplings: see `RePaint`.
     """
 
     steps: int = 250
-    clip: float = 1.0
     jump_length: int = 10
     resamplings: int = 10
 
@@ -112,9 +110,10 @@ def sampling_for(task: Any, **flags: Any) -> SamplingSpec:
     own = task.sampling
     if not isinstance(own, GaussianSampling) or flags.get("sampler") is not None:
         return own.overridden(task, **flags)
-    default = RePaintSampling.steps
+    shared = [field.name for field in dataclasses.fields(ContinuousSampling)]
     repaint = RePaintSampling(
-        steps=min(default, task.process.num_steps), clip=own.clip, guidance=own.guidance
+        **{name: getattr(own, name) for name in shared}
+        | {"steps": min(RePaintSampling.steps, task.process.num_steps)}
     )
     return repaint.overridden(task, **flags)
 
@@ -255,7 +254,7 @@ def make_fill(task: Any, spec: SamplingSpec, mesh: Mesh) -> Fill:
         told = task.told(params, frozen, label=label, tokens=tokens)
 
         def denoise(x_t, t):
-            return task.predict(params, x_t, t, **told, guidance=spec.guidance)
+            return task.predict(params, x_t, t, **told, guidance=spec.guiding())
 
         points = sampler.sample(denoise, x_T, keys("steps"), known)
         decoded = task.first_stage.decode(frozen, points)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from conprediff_jax.config import default, default_discrete, latents, tokens
+from conprediff_jax.config import default, default_discrete, latents, text, tokens
 
 
 def ldm_4(weights: str) -> ConfigDict:
@@ -58,6 +58,35 @@ def ldm_8(weights: str) -> ConfigDict:
     config.optimizer.learning_rate = 5e-5
     config.train.batch_size = 96
     return config
+
+
+def ldm_8_text(weights: str) -> ConfigDict:
+    """Latent diffusion's text-to-image model: KL-f8, a UNet of 872,300,484 parameters that reads.
+
+    It attends to captions of 77 tokens of 1,280 channels, whose encoder is trained along.
+
+    Args:
+        weights: of the first stage, see `models.first_stage.Autoencoded`.
+    """
+    config = _latent_diffusion().unlock()
+    kl_f8 = {"channel_mult": (1, 2, 4, 4), "latent_channels": 4}
+    config.first_stage = latents("kl", weights, scale=0.18215, **kl_f8)
+    config.process.update(beta_start=0.00085, beta_end=0.012)
+    config.model.update(
+        channels=320,
+        channel_mult=(1, 2, 4, 4),
+        blocks_per_level=2,
+        attention_downsampling=(1, 2, 4),
+        num_heads=8,
+        head_channels=None,
+        transformer_depth=1,
+    )
+    config.text = text("bert")
+    config.condition.update(dropout=0.1, null="empty")
+    config.optimizer.learning_rate = 1e-4
+    config.train.batch_size = 256
+    config.sampling.guidance = 5.0
+    return config.lock()
 
 
 def vq_diffusion_f16(

@@ -18,6 +18,7 @@ from jaxtyping import Array, Int32, UInt8
 from conprediff_jax import parallel, random
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.diffusion.guidance import Guidance
 from conprediff_jax.diffusion.samplers import SAMPLERS, CategoricalSampler, Sampler
 from conprediff_jax.errors import UserError
 
@@ -29,18 +30,23 @@ class SamplingSpec:
     Attributes:
         steps: steps, each one call of the denoiser or more.
         guidance: scale of classifier-free guidance; 1 for none.
+        guidance_interval: shares of the times in which there is guidance, see `Guidance`.
         num: images of a grid.
     """
 
     steps: int = 50
     guidance: float = 1.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     num: int = 64
 
     def __post_init__(self):
         if self.num < 1:
             raise ValueError(f"num is {self.num}: it must be at least 1")
-        if self.guidance < 0:
-            raise ValueError(f"guidance is {self.guidance}: it must not be negative")
+        self.guiding()  # raises ValueError
+
+    def guiding(self) -> Guidance:
+        """Classifier-free guidance as set here."""
+        return Guidance(scale=self.guidance, interval=self.guidance_interval)
 
     def overridden(self, task: Any, **flags: Any) -> "SamplingSpec":
         """These settings with those of a command's flags that are not None.
@@ -64,7 +70,24 @@ class SamplingSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GaussianSampling(SamplingSpec):
+class ContinuousSampling(SamplingSpec):
+    """What the samplings of continuous models share.
+
+    Attributes:
+        clip: limit of the estimated clean points, [-clip, clip]; 0 for none.
+        guidance_rescale: share of the deviation taken back after guidance, see `Guidance`.
+    """
+
+    clip: float = 1.0
+    guidance_rescale: float = 0.0
+
+    def guiding(self) -> Guidance:
+        """Classifier-free guidance as set here."""
+        return dataclasses.replace(super().guiding(), rescale=self.guidance_rescale)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GaussianSampling(ContinuousSampling):
     """The `sampling` section of continuous models: grids of a run, and `sample.py` by default.
 
     Attributes:
@@ -73,7 +96,6 @@ class GaussianSampling(SamplingSpec):
         steps_offset: added to the times of 'leading'; 1 for the original latent diffusion.
         final: alpha_bar at the end of DDIM: 'one', or 'first' for the original latent diffusion.
         eta: noise of DDIM, 0 for none to 1.
-        clip: limit of the estimated clean points, [-clip, clip]; 0 for none.
     """
 
     sampler: str = "ddim"
@@ -81,7 +103,6 @@ class GaussianSampling(SamplingSpec):
     steps_offset: int = 0
     final: str = "one"
     eta: float = 0.0
-    clip: float = 1.0
 
     def __post_init__(self):
         super().__post_init__()
@@ -187,7 +208,7 @@ def make_generate(task: Any, spec: SamplingSpec, mesh: Mesh) -> Generate:
         told = task.told(params, frozen, label=labels, tokens=texts)
 
         def denoise(x_t, t):
-            return task.predict(params, x_t, t, **told, guidance=spec.guidance)
+            return task.predict(params, x_t, t, **told, guidance=spec.guiding())
 
         return task.first_stage.decode(frozen, sampler.sample(denoise, x_T, steps))
 

@@ -6,10 +6,17 @@ from absl import flags
 
 from conprediff_jax.diffusion.samplers import SAMPLERS
 from conprediff_jax.diffusion.samplers.categorical import REVEALS
+from conprediff_jax.errors import UserError
 
 _SAMPLER = flags.DEFINE_enum("sampler", None, list(SAMPLERS), "Sampler of continuous models.")
 _STEPS = flags.DEFINE_integer("steps", None, "Sampling steps.")
 _GUIDANCE = flags.DEFINE_float("guidance", None, "Scale of classifier-free guidance; 1 for none.")
+_RESCALE = flags.DEFINE_float(
+    "guidance_rescale", None, "Share of the contrast taken back after guidance, 0 to 1."
+)
+_INTERVAL = flags.DEFINE_list(
+    "guidance_interval", None, "Shares of the times with guidance: 0.2,0.8; 0 is the least noise."
+)
 _ETA = flags.DEFINE_float("eta", None, "Noise of DDIM, 0 to 1.")
 _TRUNCATION = flags.DEFINE_float("truncation", None, "Share of a token's mass that is kept.")
 _REVEAL = flags.DEFINE_enum(
@@ -22,6 +29,17 @@ _TEMPERATURE = flags.DEFINE_float("purity_temperature", None, "0: the purest tok
 
 def values() -> dict[str, Any]:
     """Their values by field of the sampling section; None where the config's is to be taken."""
-    continuous, discrete = (_SAMPLER, _ETA), (_TRUNCATION, _REVEAL, _TOKENS, _PURITY, _TEMPERATURE)
+    continuous = (_SAMPLER, _ETA, _RESCALE)
+    discrete = (_TRUNCATION, _REVEAL, _TOKENS, _PURITY, _TEMPERATURE)
     given = (_STEPS, _GUIDANCE, *continuous, *discrete)
-    return {flag.name: flag.value for flag in given}
+    return {flag.name: flag.value for flag in given} | {_INTERVAL.name: _interval()}
+
+
+def _interval() -> tuple[float, ...] | None:
+    if _INTERVAL.value is None:
+        return None
+    try:
+        return tuple(map(float, _INTERVAL.value))
+    except ValueError:
+        given = ",".join(_INTERVAL.value)
+        raise UserError(f"--guidance_interval={given}: give two numbers, as in 0.2,0.8") from None

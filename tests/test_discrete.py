@@ -11,6 +11,7 @@ import tiny
 
 from conprediff_jax import config as config_lib
 from conprediff_jax import inference, sampling
+from conprediff_jax.diffusion.guidance import Guidance
 from conprediff_jax.errors import ConfigError, UserError
 from conprediff_jax.experiment import make_experiment
 from conprediff_jax.metrics import held_out
@@ -283,14 +284,17 @@ def test_guidance_combines_the_two_answers(conditional, kind):
     other = task.denoise(params, x_t, t, label=(label + 1) % 3, unconditional=every).output
     np.testing.assert_array_equal(output, other)
     assert np.abs(output - conditional_output).max() > 1e-3
-    predict = {s: task.predict(params, x_t, t, label=label, guidance=s) for s in (0.0, 1.0, 3.0)}
+    predict = {
+        s: task.predict(params, x_t, t, label=label, guidance=Guidance(scale=s))
+        for s in (0.0, 1.0, 3.0)
+    }
 
     def x_0(output):
         return task.process.predict_x0(output, x_t, t)
 
     np.testing.assert_allclose(x_0(predict[0.0]), x_0(output), atol=1e-4)
     np.testing.assert_allclose(x_0(predict[1.0]), x_0(conditional_output), atol=1e-4)
-    expected = task.process.guide(conditional_output, output, 3.0)
+    expected = task.process.guide(conditional_output, output, Guidance(scale=3.0))
     np.testing.assert_allclose(predict[3.0], expected, atol=1e-4)
 
 

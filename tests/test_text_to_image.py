@@ -1,5 +1,6 @@
 """Captions as a condition in the trainer: vocabulary, encoder, null, guidance, prompts."""
 
+import functools
 import json
 
 import jax
@@ -8,11 +9,15 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 import tiny
+import torch
 import transformers
+from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
 from conprediff_jax import config as config_lib
 from conprediff_jax import images as images_lib
 from conprediff_jax import inference, sampling
+from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.diffusion.guidance import Guidance
 from conprediff_jax.errors import ConfigError, UserError
 from conprediff_jax.experiment import make_experiment
 from conprediff_jax.train.loop import train
@@ -124,8 +129,30 @@ def test_guidance_is_between_the_caption_and_no_caption(config, null):
     else:
         alone = task.denoise(params, x_t, t, text=jnp.concatenate([empty, empty])).output
     assert np.abs(told - alone).max() > 1e-3
-    guided = task.predict(params, x_t, t, text=text, empty=empty, guidance=3.0)
+    guided = task.predict(params, x_t, t, text=text, empty=empty, guidance=Guidance(scale=3.0))
     np.testing.assert_allclose(guided, alone + 3 * (told - alone), atol=1e-3)
+    # Of 20 times, those from 5 to 14 are guided: neither of these two, and one of them.
+    interval = Guidance(scale=3.0, interval=(0.25, 0.75))
+    limited = jax.jit(functools.partial(task.predict, guidance=interval))
+    outside = limited(params, x_t, t, text=text, empty=empty)
+    np.testing.assert_allclose(outside, told, atol=1e-5)
+    mixed = limited(params, x_t, jnp.array([3, 14]), text=text, empty=empty)
+    np.testing.assert_allclose(mixed[0], told[0], atol=1e-5)
+    later = task.predict(
+        params, x_t, jnp.array([3, 14]), text=text, empty=empty, guidance=Guidance(scale=3.0)
+    )
+    np.testing.assert_allclose(mixed[1], later[1], atol=1e-3)
+
+
+def test_rescaled_guidance_is_that_of_diffusers():
+    told, alone = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 2)).astype(np.float32)
+    guidance = Guidance(scale=5.0, rescale=0.7)
+    process = GaussianProcess()
+    found = process.guide(jnp.asarray(told), jnp.asarray(alone), guidance)
+    noise, text = torch.from_numpy(alone + 5 * (told - alone)), torch.from_numpy(told)
+    expected = rescale_noise_cfg(noise, text, guidance_rescale=0.7).numpy()
+    # diffusers divides by n - 1 in both deviations, which cancels.
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_a_frozen_encoder_comes_from_its_folder(config, tmp_path):

@@ -374,14 +374,15 @@ def shipped_configs():
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
 
 
-# As published: google/ddpm-cifar10-32, LDM-4 and LDM-8, VQ-Diffusion (and its null text), VQ-f4 and
-# KL-f8.
+# As published: google/ddpm-cifar10-32, LDM-4 and LDM-8, its text-to-image model with its text
+# encoder, VQ-Diffusion (and its null text), VQ-f4 and KL-f8.
 SIZES = {
     "cifar10.py": 35_746_307,
     "celebahq.py": 274_056_163,
     "ffhq.py": 274_056_163,
     "lsun_bedrooms.py": 274_056_163,
     "lsun_churches.py": 294_966_916,
+    "coco.py": 872_300_484 + 542_895_360,
     "coco_discrete.py": 388_780_871 + 77 * 512,
     "first_stage/vq_f4.py": 55_322_782,
     "first_stage/kl_f8.py": 83_653_863,

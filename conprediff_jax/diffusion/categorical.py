@@ -38,7 +38,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Key
 
-from conprediff_jax.diffusion.guidance import LOG_ZERO, guided_log_probs
+from conprediff_jax.diffusion.guidance import LOG_ZERO, Guidance, guided_log_probs
 from conprediff_jax.diffusion.importance import TimeImportance
 from conprediff_jax.diffusion.process import Corrupted, Times, uniform_times
 
@@ -314,9 +314,9 @@ class CategoricalProcess:
             )
         return jnp.clip(jax.nn.log_softmax(output.astype(jnp.float32)), LOG_ZERO, 0.0)
 
-    def guide(self, conditional: LogProbs, unconditional: LogProbs, scale: float) -> LogProbs:
+    def guide(self, conditional: LogProbs, unconditional: LogProbs, guidance: Guidance) -> LogProbs:
         """Guided log-probabilities of x_0 out of logits; see `guidance.guided_log_probs`."""
-        return guided_log_probs(conditional, unconditional, scale)
+        return guided_log_probs(conditional, unconditional, guidance.scale)
 
     def posterior(
         self, log_p_x0: LogProbs, x_t: Tokens, t: Time

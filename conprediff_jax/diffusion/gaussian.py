@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from conprediff_jax.diffusion import schedules
-from conprediff_jax.diffusion.guidance import extrapolated
+from conprediff_jax.diffusion.guidance import Guidance, extrapolated, rescaled
 from conprediff_jax.diffusion.process import Corrupted, Times, uniform_times
 
 PREDICTIONS = ("epsilon", "x0", "v")
@@ -211,6 +211,7 @@ class GaussianProcess:
         """The estimate of x_0 that `output` amounts to, float32, not clipped."""
         return self.to_x0_and_epsilon(output, x_t, t)[0]
 
-    def guide(self, conditional: Points, unconditional: Points, scale: float) -> Points:
-        """`u + s (c - u)`, whatever is predicted: epsilon, x_0 and v are linear in each other."""
-        return extrapolated(conditional, unconditional, scale)
+    def guide(self, conditional: Points, unconditional: Points, guidance: Guidance) -> Points:
+        """Of whatever is predicted: epsilon, x_0 and v are linear in each other."""
+        guided = extrapolated(conditional, unconditional, guidance.scale)
+        return rescaled(guided, conditional, guidance.rescale)

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
+from conprediff_jax.diffusion.guidance import Guidance
+
 
 class Times(NamedTuple):
     """Training times.
@@ -95,12 +97,9 @@ class Process(Protocol):
         self,
         conditional: Shaped[Array, "batch *prediction"],
         unconditional: Shaped[Array, "batch *prediction"],
-        scale: float,
+        guidance: Guidance,
     ) -> Shaped[Array, "batch *prediction"]:
-        """Classifier-free guidance: one output made of those with and without the condition.
-
-        A scale of 0 is unconditional, 1 conditional, more pushes away from the unconditional.
-        """
+        """Classifier-free guidance: one output made of those with and without the condition."""
         ...
 
     def alpha_bar(self, t: Int[Array, "batch"]) -> Float[Array, "batch"]:

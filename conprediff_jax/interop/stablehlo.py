@@ -69,7 +69,7 @@ def program(task: Any, spec: SamplingSpec, weights: Mapping[str, Any]) -> export
         steps = random.example_keys(random.stream(seed, "sample/steps"), index)
 
         def denoise(x_t: jax.Array, t: jax.Array) -> jax.Array:
-            return task.predict(tree["denoiser"], x_t, t, label=label, guidance=spec.guidance)
+            return task.predict(tree["denoiser"], x_t, t, label=label, guidance=spec.guiding())
 
         points = sampler.sample(denoise, task.process.prior(prior, task.point_shape), steps)
         return task.first_stage.decode(tree.get("first_stage", {}), points)[0]

@@ -22,6 +22,7 @@ from conprediff_jax import random
 from conprediff_jax.context import ContextPrediction
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.data import latents as latents_lib
+from conprediff_jax.diffusion.guidance import NO_GUIDANCE, Guidance
 from conprediff_jax.diffusion.process import Process, Times
 from conprediff_jax.models.first_stage import FirstStage, Pixels
 from conprediff_jax.models.layers import Denoised
@@ -310,7 +311,7 @@ class Denoising:
         label: Int[Array, "batch"] | None = None,
         text: Float[Array, "batch length width"] | None = None,
         empty: Float[Array, "1 length width"] | None = None,
-        guidance: float = 1.0,
+        guidance: Guidance = NO_GUIDANCE,
     ) -> Shaped[Array, "batch *prediction"]:
         """The denoiser's output, guided; both answers are computed as one batch.
 
@@ -321,18 +322,30 @@ class Denoising:
             label: their classes, for a model that has them.
             text: their encoded captions, for a model that reads them.
             empty: the encoded empty caption, where that stands for no condition.
-            guidance: scale of classifier-free guidance, see `Process.guide`.
+            guidance: classifier-free guidance.
         """
-        if guidance == 1:
-            return self.denoise(params, x_t, t, label=label, text=text).output
-        twice = {"x_t": x_t, "t": t, "label": label, "text": text}
-        twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), twice)
-        if self.condition.learned_null:
-            twice["unconditional"] = jnp.arange(2 * len(t)) >= len(t)
-        else:
-            twice["text"] = jnp.concatenate([text, jnp.broadcast_to(empty, text.shape)])
-        output = self.denoise(params, **twice).output
-        return self.process.guide(*jnp.split(output, 2), guidance)
+
+        def conditional():
+            return self.denoise(params, x_t, t, label=label, text=text).output.astype(jnp.float32)
+
+        if guidance.scale == 1:
+            return conditional()
+        inside = guidance.at(t, self.process.num_steps)
+
+        def guided():
+            twice = {"x_t": x_t, "t": t, "label": label, "text": text}
+            twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), twice)
+            if self.condition.learned_null:
+                twice["unconditional"] = jnp.arange(2 * len(t)) >= len(t)
+            else:
+                twice["text"] = jnp.concatenate([text, jnp.broadcast_to(empty, text.shape)])
+            told, untold = jnp.split(self.denoise(params, **twice).output, 2)
+            output = self.process.guide(told, untold, guidance)
+            if inside is None:
+                return output
+            return jnp.where(inside.reshape(-1, *(1,) * (told.ndim - 1)), output, told)
+
+        return guided() if inside is None else jax.lax.cond(inside.any(), guided, conditional)
 
     def preview(self, mesh: Mesh) -> Callable[[Any, Any], np.ndarray]:
         """Samples of the same seeds every time: one sees the same images emerge."""
