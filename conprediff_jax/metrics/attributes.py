@@ -1,0 +1,54 @@
+"""Whether images show what their captions ask for, by retrieval.
+
+    shown(x) = the attributes in the caption of the image nearest to x                    (1)
+
+among the images of a data set, in features or pixels. What is reported is the share of samples
+whose nearest image has the role, the gender, the skin tone, or all the attributes, that were asked
+for. Captions and attributes are OpenMoji's, see `data.openmoji.captions`.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Shaped
+
+from conprediff_jax.data.openmoji import captions as captions_lib
+from conprediff_jax.metrics.precision_recall import nearest
+
+ATTRIBUTES = (*captions_lib.Attributes._fields, "all")
+
+
+def agreement(asked: Sequence[str], shown: Sequence[str]) -> dict[str, Bool[np.ndarray, "samples"]]:
+    """Where two captions agree, by attribute, and in `all` of them.
+
+    Raises:
+        ValueError: there are not as many captions of one kind as of the other.
+    """
+    pairs = [
+        (captions_lib.parse(a), captions_lib.parse(b)) for a, b in zip(asked, shown, strict=True)
+    ]
+    same = {
+        name: np.array([getattr(a, name) == getattr(b, name) for a, b in pairs], bool)
+        for name in captions_lib.Attributes._fields
+    }
+    return same | {"all": np.logical_and.reduce(list(same.values()))}
+
+
+def retrieved(
+    samples: Shaped[np.ndarray, "samples features"],
+    reference: Shaped[np.ndarray, "images features"],
+    captions: Sequence[str],
+) -> list[str]:
+    """The caption of every sample's nearest image, eq. (1).
+
+    Args:
+        samples: features of the samples.
+        reference: features of the images.
+        captions: of the images.
+
+    Raises:
+        ValueError: there are not as many captions as images.
+    """
+    if len(captions) != len(reference):
+        raise ValueError(f"{len(captions)} captions for {len(reference)} images: give one for each")
+    return [captions[index] for index in nearest(samples, reference, k=1).indices[:, 0]]
