@@ -4,8 +4,8 @@
     python -m conprediff_jax.convert import model.ckpt --from=ldm --model=celebahq --out=celebahq
 
 `export` writes the moving average of the denoiser, without the context decoder, with first stage,
-schedule, `config.json` and a model card, `README.md`; of models that read captions also text encoder
-and tokenizer:
+schedule, `config.json` and a model card, `README.md`; of models that read captions with text
+encoder and tokenizer too:
 
     inference     a small folder that sample, evaluate and `conprediff_jax.load` open as a workdir
     safetensors   one file a network, by our names

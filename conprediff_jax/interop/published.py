@@ -105,6 +105,13 @@ def _vq_diffusion_ffhq() -> ConfigDict:
     return made
 
 
+def _vq_diffusion_ithq(null: str) -> ConfigDict:
+    """What stands for no text: both files have an embedding for it, which one of them learned."""
+    made = presets.vq_diffusion_ithq(weights=_IN_FILE, text_weights=_IN_FILE).unlock()
+    made.condition.null = null
+    return made
+
+
 Models = dict[str, Callable[[], ConfigDict]]
 
 MODELS: dict[str, Models] = {
@@ -128,6 +135,7 @@ MODELS: dict[str, Models] = {
     },
     "vq-diffusion": {
         "ffhq": _vq_diffusion_ffhq,
-        "ithq": lambda: presets.vq_diffusion_ithq(weights=_IN_FILE, text_weights=_IN_FILE),
+        "ithq": lambda: _vq_diffusion_ithq("empty"),
+        "ithq_learnable": lambda: _vq_diffusion_ithq("learned"),
     },
 }

@@ -73,8 +73,8 @@ def read(path: str, config: ConfigDict) -> Pretrained:
         raise UserError(f"{path}: VQ-Diffusion needs a config whose first stage is 'tokens'")
     if task.first_stage.used_codes:
         raise UserError(
-            f"{path}: it does not say which codes are used: config.first_stage.used_codes "
-            "must be None"
+            f"{path}: files do not say which codes are used: config.first_stage.used_codes must be "
+            "None"
         )
     prefixes = (_TRANSFORMER,) + ((_TEXT,) if task.text else ())
     tensor_files.account(
