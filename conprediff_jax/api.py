@@ -102,7 +102,7 @@ class Model:
     def inpaint(
         self,
         images: UInt8[Any, "count height width 3"],
-        masks: Shaped[Any, "#count height width"] | Shaped[Any, "height width"],
+        masks: Shaped[Any, "*images height width"],
         seed: int = 0,
         label: int | None = None,
         *,

@@ -123,8 +123,10 @@ def of_model(model: Pretrained) -> Text:
 
 
 def _stand_in() -> Text:
-    encoder = CLIPText(vocab_size=2, length=2, width=8, num_layers=1, num_heads=1, hidden=8)
-    params = jax.eval_shape(encoder.init, jax.random.key(0), jnp.zeros((1, 2), jnp.int32))
+    encoder = CLIPText(vocab_size=2, length=3, width=8, num_layers=1, num_heads=1, hidden=8)
+    params = jax.eval_shape(
+        encoder.init, jax.random.key(0), jnp.zeros((1, encoder.length), jnp.int32)
+    )
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params["params"])
     words = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     return Text(encoder, params, Tokenizer.clip(words, [], length=encoder.length))

@@ -96,8 +96,8 @@ images = pipeline(
 ).images
 ```
 
-{prompt_note}`num_inference_steps` must be {times}: diffusers' scheduler does not skip times, fewer steps
-would begin in the middle.
+{prompt_note}`num_inference_steps` must be {times}: diffusers' scheduler does not skip times, and
+fewer steps would begin in the middle.
 """,
     "stablehlo": """\
 Needs `jax` alone, on CPU, CUDA or TPU; the number of images is free, image i depends on the seed
