@@ -1,4 +1,4 @@
-"""Pipelines of diffusers out of our models and into them: same weights, same outputs, same images."""
+"""Pipelines of diffusers out of our models and into them: same weights, outputs and images."""
 
 import json
 

@@ -32,15 +32,13 @@ from conprediff_jax.interop import (
     formats,
     initialization,
     original_text,
-    pretrained,
-    transformers_text,
 )
 from conprediff_jax.models.text import BERTText, CLIPText
 from conprediff_jax.train.state import TrainState
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
-PROMPTS = ["the red cat", "and the RED cat's 42 hats"]
+PROMPTS = ["the red cat", "and the RED cat"]
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +65,7 @@ def made(name, vocabularies):
             config = tiny.reading(tiny.eighth(), "bert", length=77, head_channels=8)
         case "Stable Diffusion":
             config = tiny.reading(tiny.kl(), "clip", tokenizer("clip", 12), weights="nowhere")
-            config.unlock().sampling.update(spacing="trailing", steps_offset=1)
+            config.unlock().sampling.update(spacing="trailing")
         case "VQ-Diffusion":
             config = tiny.reading(
                 tiny.tokens(), "clip", tokenizer("clip", 12), "learned", "nowhere", unit=True
@@ -122,7 +120,7 @@ def test_exported_models_open_there_and_come_back(name, vocabularies, tmp_path, 
     assert back.task.text.encoder == task.text.encoder
     assert back.task.condition == task.condition
     assert json.loads(back.config.text.vocabulary) == json.loads(model.config.text.vocabulary)
-    assert back.config.model == model.config.model
+    assert back.config.model.to_dict() == model.config.model.to_dict()
 
 
 def their_text(kind, folder):
@@ -236,9 +234,9 @@ def test_parts_of_a_pipeline_must_fit(vocabularies, tmp_path):
         (lambda: tiny.reading(tiny.eighth(), "bert", head_channels=8), "of 12 tokens: .* 77"),
         (
             lambda: tiny.reading(tiny.vq(), "bert", length=77, head_channels=8),
-            "latents of 1/2 of the image",
+            "latents of 1/2 the size",
         ),
-        (lambda: tiny.reading(tiny.vq(), "clip"), f"{'Stable'}DiffusionPipeline decodes by a KL"),
+        (lambda: tiny.reading(tiny.vq(), "clip"), "StableDiffusionPipeline decodes by a KL"),
         (lambda: tiny.reading(tiny.kl(), "clip", null="learned"), "a learned null text"),
         (lambda: tiny.reading(tiny.tokens(), "clip"), "config.text.encoder.unit False"),
         (lambda: tiny.reading(tiny.kl(), "clip"), "sampling.steps_offset is 0"),

@@ -118,6 +118,8 @@ def gaussian_from_diffusers(config: Mapping[str, Any], where: str) -> tuple[Conf
         "spacing": options.take("timestep_spacing", spacing),
         "steps_offset": options.take("steps_offset", 0),
     }
+    if sampling["spacing"] != "leading":  # nothing else reads it
+        sampling["steps_offset"] = 0
     options.expect(trained_betas=None, thresholding=False, rescale_betas_zero_snr=False)
     options.ignore("dynamic_thresholding_ratio", "sample_max_value")
     if config["_class_name"] == "PNDMScheduler":

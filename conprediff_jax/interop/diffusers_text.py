@@ -18,14 +18,13 @@ import pathlib
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from conprediff_jax import config as config_lib
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.errors import UserError
-from conprediff_jax.interop import transformers_text
+from conprediff_jax.interop import model_shapes, transformers_text
 from conprediff_jax.interop.diffusers_files import (
     read_json,
     read_weights,
@@ -124,10 +123,10 @@ def of_model(model: Pretrained) -> Text:
 
 def _stand_in() -> Text:
     encoder = CLIPText(vocab_size=2, length=3, width=8, num_layers=1, num_heads=1, hidden=8)
-    params = jax.eval_shape(
-        encoder.init, jax.random.key(0), jnp.zeros((1, encoder.length), jnp.int32)
+    shapes = model_shapes.of_text_encoder(encoder)
+    params = traverse_util.unflatten_dict(
+        {path: np.zeros(shape, np.float32) for path, shape in shapes.items()}
     )
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params["params"])
     words = {"<|startoftext|>": 0, "<|endoftext|>": 1}
     return Text(encoder, params, Tokenizer.clip(words, [], length=encoder.length))
 
