@@ -22,8 +22,8 @@ from conprediff_jax import presets
 
 
 def get_config():
-    config = presets.ldm_8_text(weights="weights/kl-f8").unlock()
-    config.data.update(name="coco_captions", text="caption")
+    config = presets.ldm_text(weights="weights/kl-f8").unlock()
+    config.data.name = "coco_captions"
     config.text.prompts = (
         "a red bus in the street",
         "two zebras on a field",

@@ -5,6 +5,7 @@
     model = conprediff_jax.load("runs/openmoji")
     images = model.sample(16, seed=0, steps=50)             # uint8 [16, height, width, 3]
     again = model.decode(model.encode(images))
+    filled = model.inpaint(images, masks)                   # of masks that are true where known
 
 `load` opens a workdir, or a folder that `convert` wrote with `--to=inference` or `import`. Every
 function is compiled once for each shape and setting.
@@ -19,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from conprediff_jax import inference, parallel
+from conprediff_jax import inference, inpainting, parallel
+from conprediff_jax.data.holes import Hole
 from conprediff_jax.errors import UserError
 from conprediff_jax.sampling import Generate, SamplingSpec, generate_batches, make_generate
 
@@ -41,6 +43,7 @@ class Model:
         self.task, self.params, self.frozen, self.step = trained
         self._mesh = mesh
         self._generate = functools.cache(self._make_generate)
+        self._fill = functools.cache(self._make_fill)
         self._encode = jax.jit(self.task.first_stage.encode)
         self._decode = jax.jit(self.task.first_stage.decode)
 
@@ -80,9 +83,8 @@ class Model:
         """
         if num < 1:
             raise UserError(f"num is {num}: it must be at least 1")
-        if label is not None and not 0 <= label < (self.num_classes or 0):
-            known = f"0 to {self.num_classes - 1}" if self.num_classes else "no classes"
-            raise UserError(f"label is {label}: the model knows {known}")
+        given = [prompts] if isinstance(prompts, str) else list(prompts or ())
+        self._check(label, given)
         spec = self.task.sampling.overridden(self.task, **sampling)
         batches = generate_batches(
             self._generate(spec),
@@ -93,20 +95,76 @@ class Model:
             batch_size=batch_size or min(num, 64),
             num_classes=self.num_classes,
             label=label,
-            texts=self._tokens(prompts, num),
+            texts=self._tokens(given, num),
         )
         return np.concatenate(list(batches))
 
-    def _tokens(self, prompts: str | Sequence[str] | None, num: int) -> np.ndarray | None:
-        """Token ids of the caption of every image; None for a model that reads none."""
-        given = [prompts] if isinstance(prompts, str) else list(prompts or ())
-        if self.task.text is None:
-            if given:
-                raise UserError(f"prompts is {given}: the model reads no captions")
-            return None
-        for prompt in given:
+    def inpaint(
+        self,
+        images: UInt8[Any, "count height width 3"],
+        masks: Shaped[Any, "*images height width"],
+        seed: int = 0,
+        label: int | None = None,
+        *,
+        prompt: str = "",
+        batch_size: int | None = None,
+        **sampling: Any,
+    ) -> Images:
+        """Fills holes; what is known comes back as it went in, bit for bit.
+
+        A filling depends on the seed, on the image's place among `images`, and on what is known of
+        it. By default continuous models fill by RePaint, which calls the network up to 2,410 times.
+
+        Args:
+            images: of any size that the model takes.
+            masks: true, or not 0, where pixels are known; one for all images, or one for each.
+            seed: of all fillings.
+            label: class of every image; all classes in turn when None. For models with classes.
+            prompt: caption of every image. For models that read captions.
+            batch_size: images at a time; by default all, up to 64.
+            **sampling: fields of the model's `sampling` section; with `sampler` the known part is
+                replaced in its steps, without it `steps`, `jump_length` and `resamplings` are
+                RePaint's.
+
+        Raises:
+            UserError: a setting does not fit the model, nor does the size of an image or a mask.
+        """
+        images, masks = np.asarray(images), np.asarray(masks).astype(bool)
+        if masks.shape[-2:] != images.shape[1:3] or masks.shape[:-2] not in ((), (len(images),)):
+            raise UserError(
+                f"masks are of shape {masks.shape}: {images.shape[:3]} or {images.shape[1:3]} is "
+                "expected"
+            )
+        self._check(label, [prompt] if prompt else [])
+        masks = np.broadcast_to(masks, images.shape[:3])
+        spec = inpainting.sampling_for(self.task, **sampling)
+        filled = inpainting.fill_holes(
+            self._fill(spec),
+            inference.Trained(self.task, self.params, self.frozen, self.step),
+            [Hole(f"image {i}", *pair) for i, pair in enumerate(zip(images, masks, strict=True))],
+            seed=seed,
+            samples=1,
+            batch_size=batch_size or min(len(images), 64),
+            label=label,
+            prompt=prompt,
+        )
+        return np.concatenate(filled)
+
+    def _check(self, label: int | None, prompts: Sequence[str]) -> None:
+        """Raises UserError where the model does not know a class, or cannot read a caption."""
+        if label is not None and not 0 <= label < (self.num_classes or 0):
+            known = f"0 to {self.num_classes - 1}" if self.num_classes else "no classes"
+            raise UserError(f"label is {label}: the model knows {known}")
+        if prompts and self.task.text is None:
+            raise UserError(f"prompts is {list(prompts)}: the model reads no captions")
+        for prompt in prompts:
             self.task.tokenizer.check(prompt)
-        return self.task.tokenizer(self.task.text.in_turn(num, given))
+
+    def _tokens(self, prompts: Sequence[str], num: int) -> np.ndarray | None:
+        """Token ids of the caption of every image; None for a model that reads none."""
+        if self.task.text is None:
+            return None
+        return self.task.tokenizer(self.task.text.in_turn(num, prompts))
 
     def encode(self, images: UInt8[Any, "count height width 3"]) -> Points:
         """From uint8 images to the points that are diffused: pixels, latents or tokens."""
@@ -118,6 +176,9 @@ class Model:
 
     def _make_generate(self, spec: SamplingSpec) -> Generate:
         return make_generate(self.task, spec, self._mesh)
+
+    def _make_fill(self, spec: SamplingSpec) -> inpainting.Fill:
+        return inpainting.make_fill(self.task, spec, self._mesh)
 
 
 def load(path: str, step: int | None = None) -> Model:

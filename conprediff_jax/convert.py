@@ -4,7 +4,8 @@
     python -m conprediff_jax.convert import model.ckpt --from=ldm --model=celebahq --out=celebahq
 
 `export` writes the moving average of the denoiser, without the context decoder, with first stage,
-schedule, `config.json` and a model card, `README.md`:
+schedule, `config.json` and a model card, `README.md`; of models that read captions with text
+encoder and tokenizer too:
 
     inference     a small folder that sample, evaluate and `conprediff_jax.load` open as a workdir
     safetensors   one file a network, by our names
@@ -13,7 +14,8 @@ schedule, `config.json` and a model card, `README.md`:
 
 `import` reads a published checkpoint, or what `export` wrote, and writes an `inference` folder. It
 can be sampled from, and training can start from it: `--config.train.init_from=<folder>`. Files that
-do not say what they hold need `--model`, a name of interop/published.py, or `--config`.
+do not say what they hold need `--model`, a name of interop/published.py, or `--config`; and
+`--tokenizer` where the model reads captions.
 
 Flags of sampling, such as `--sampler` and `--steps`, go into what is written.
 """
@@ -39,6 +41,9 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "import: or a config o
 _NEW_ATTENTION = flags.DEFINE_bool(
     "new_attention_order", None, "import of adm: what the model was trained with; --model knows it."
 )
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", None, "import of original files of models that read captions: file or folder."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder that is written; it must not exist.", required=True)
 
 
@@ -61,6 +66,7 @@ def main(argv: list[str]) -> None:
             name=_MODEL.value,
             config=_CONFIG.value,
             new_attention_order=_NEW_ATTENTION.value,
+            tokenizer=_TOKENIZER.value,
         )
     else:
         raise UserError("say export --workdir=... --to=..., or import PATH --from=...")

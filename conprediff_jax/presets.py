@@ -60,17 +60,22 @@ def ldm_8(weights: str) -> ConfigDict:
     return config
 
 
-def ldm_8_text(weights: str) -> ConfigDict:
-    """Latent diffusion's text-to-image model: KL-f8, a UNet of 872,300,484 parameters that reads.
+def ldm_text(weights: str, tokenizer: str = "") -> ConfigDict:
+    """Latent diffusion's text-to-image model: KL-f8, a UNet of 872,300,484 parameters.
 
-    It attends to captions of 77 tokens of 1,280 channels, whose encoder is trained along.
+    Its text encoder, of 32 layers and BERT's vocabulary, is trained along.
 
     Args:
         weights: of the first stage, see `models.first_stage.Autoencoded`.
+        tokenizer: BERT's, uncased, see `train.text.TextCondition`.
     """
     config = _latent_diffusion().unlock()
-    kl_f8 = {"channel_mult": (1, 2, 4, 4), "latent_channels": 4}
-    config.first_stage = latents("kl", weights, scale=0.18215, **kl_f8)
+    config.first_stage = latents(
+        "kl", weights, scale=0.18215, channel_mult=(1, 2, 4, 4), latent_channels=4
+    )
+    config.data.text = "caption"
+    config.text = text("bert", tokenizer=tokenizer)
+    config.condition.update(dropout=0.1, null="empty")
     config.process.update(beta_start=0.00085, beta_end=0.012)
     config.model.update(
         channels=320,
@@ -79,10 +84,7 @@ def ldm_8_text(weights: str) -> ConfigDict:
         attention_downsampling=(1, 2, 4),
         num_heads=8,
         head_channels=None,
-        transformer_depth=1,
     )
-    config.text = text("bert")
-    config.condition.update(dropout=0.1, null="empty")
     config.optimizer.learning_rate = 1e-4
     config.train.batch_size = 256
     config.sampling.guidance = 5.0
@@ -123,8 +125,28 @@ def vq_diffusion_f8(weights: str, used_codes: int) -> ConfigDict:
     return config
 
 
+def vq_diffusion_ithq(weights: str, tokenizer: str = "", text_weights: str = "") -> ConfigDict:
+    """Improved VQ-Diffusion as trained on ITHQ: 36 layers, 1408 wide, 4,096 codes; for captions.
+
+    Args:
+        weights: of the first stage, see `models.first_stage.Autoencoded`.
+        tokenizer: CLIP's, see `train.text.TextCondition`.
+        text_weights: of CLIP ViT-B/32, see there.
+    """
+    codec = {"channel_mult": (1, 2, 4, 8), "attention_downsampling": (8,), "embed_dim": 128}
+    config = _vq_diffusion(weights, None, num_codes=4096, channels=64, **codec)
+    config.process.auxiliary_weight = 5e-4
+    config.data.text = "caption"
+    config.text = text("clip", weights=text_weights, tokenizer=tokenizer, unit=True)
+    config.condition.dropout = 0.1
+    config.model.update(width=1408, num_layers=36, num_heads=16)
+    config.sampling.guidance = 5.0
+    return config
+
+
 def _vq_diffusion(weights: str, used_codes: int | None, **codec: Any) -> ConfigDict:
-    first_stage = tokens(weights, used_codes, channels=128, latent_channels=256, **codec)
+    codec = {"channels": 128, "latent_channels": 256} | codec
+    first_stage = tokens(weights, used_codes, **codec)
     config = default_discrete(first_stage).unlock()
     config.dtype = "bfloat16"
     config.data.update(image_size=256, flip=True, label=None)

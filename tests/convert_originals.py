@@ -1,9 +1,10 @@
 """Published networks written down in torch, under the names that their checkpoints have.
 
-The UNet of ADM and latent diffusion (guided-diffusion, latent-diffusion), and the transformer of
-VQ-Diffusion without its diffusion process.
+The UNet of ADM and latent diffusion (guided-diffusion, latent-diffusion), the transformer of
+VQ-Diffusion without its diffusion process, and the text encoders of both.
 """
 
+import copy
 import math
 
 import torch
@@ -256,3 +257,73 @@ class OriginalTransformer(nn.Module):
         for block in self.blocks:
             h = block(h, t, label, text)
         return self.to_logits(h)
+
+
+class OriginalBERT(nn.Module):
+    """Latent diffusion's, of x-transformers: attention and feed-forward layers in one list."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        width, inner = encoder.width, encoder.num_heads * encoder.head_channels
+        self.heads = encoder.num_heads
+        self.token_emb = nn.Embedding(encoder.vocab_size, width)
+        self.pos_emb = nn.ModuleDict({"emb": nn.Embedding(encoder.length, width)})
+        layers = nn.ModuleList()
+        for _ in range(encoder.num_layers):
+            project = {f"to_{part}": nn.Linear(width, inner, bias=False) for part in "qkv"}
+            project["to_out"] = nn.Linear(inner, width)
+            layers.append(nn.ModuleList([nn.LayerNorm(width), nn.ModuleDict(project)]))
+            hidden = nn.Sequential(nn.Linear(width, encoder.hidden), nn.GELU())
+            net = nn.Sequential(hidden, nn.Dropout(0.0), nn.Linear(encoder.hidden, width))
+            feed_forward = nn.ModuleDict({"net": net})
+            layers.append(nn.ModuleList([nn.LayerNorm(width), feed_forward]))
+        self.attn_layers = nn.ModuleDict({"layers": layers})
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens):
+        x = self.token_emb(tokens) + self.pos_emb["emb"].weight
+        for norm, layer in self.attn_layers["layers"]:
+            if "net" in layer:
+                x = x + layer["net"](norm(x))
+                continue
+            q, k, v = (
+                layer[f"to_{part}"](norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+                for part in "qkv"
+            )
+            attended = nn.functional.scaled_dot_product_attention(q, k, v)
+            x = x + layer["to_out"](attended.transpose(1, 2).flatten(2))
+        return self.norm(x)
+
+
+class OriginalCLIP(nn.Module):
+    """OpenAI's text tower; torch's own attention has the stacked projections."""
+
+    def __init__(self, encoder):
+        super().__init__()
+        width = encoder.width
+        self.token_embedding = nn.Embedding(encoder.vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.zeros(encoder.length, width))
+        self.ln_final = nn.LayerNorm(width)
+        mlp = {"c_fc": nn.Linear(width, encoder.hidden), "c_proj": nn.Linear(encoder.hidden, width)}
+        blocks = [
+            nn.ModuleDict(
+                {
+                    "attn": nn.MultiheadAttention(width, encoder.num_heads, batch_first=True),
+                    "ln_1": nn.LayerNorm(width),
+                    "mlp": nn.ModuleDict({k: copy.deepcopy(layer) for k, layer in mlp.items()}),
+                    "ln_2": nn.LayerNorm(width),
+                }
+            )
+            for _ in range(encoder.num_layers)
+        ]
+        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(blocks)})
+
+    def forward(self, tokens):
+        x = self.token_embedding(tokens) + self.positional_embedding
+        later = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool).triu(1)
+        for block in self.transformer["resblocks"]:
+            h = block["ln_1"](x)
+            x = x + block["attn"](h, h, h, attn_mask=later, need_weights=False)[0]
+            h = block["mlp"]["c_fc"](block["ln_2"](x))
+            x = x + block["mlp"]["c_proj"](gelu2(h))
+        return self.ln_final(x)

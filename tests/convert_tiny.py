@@ -7,6 +7,7 @@ from flax import traverse_util
 
 from conprediff_jax import config as config_lib
 from conprediff_jax import random, sampling
+from conprediff_jax.data import Tokenizer
 from conprediff_jax.experiment import make_experiment
 from conprediff_jax.interop.pretrained import Pretrained
 
@@ -57,6 +58,47 @@ def tokens():
     return config.lock()
 
 
+CAPTIONS = ("a red cat", "the cat and the red hat", "red red red")
+SIZES = {"width": 16, "num_layers": 2, "num_heads": 2, "hidden": 24}
+
+
+def reading(config, kind, tokenizer=None, null="empty", weights="", **encoder):
+    """A model that reads captions, by guidance; its vocabulary is learnt where none is given."""
+    length = encoder.setdefault("length", 12)
+    tokenizer = tokenizer or Tokenizer.train(CAPTIONS, vocab_size=40, length=length)
+    config = config.copy_and_resolve_references().unlock()
+    config.text = config_lib.text(
+        kind,
+        weights=weights,
+        prompts=CAPTIONS,
+        **SIZES | {"vocab_size": tokenizer.vocab_size + 1, **encoder},
+    )
+    config.text.vocabulary = tokenizer.to_json()
+    config.condition.update(dropout=0.1, null=null)
+    config.data.update({"text": "caption"})
+    config.sampling.guidance = 3.0
+    return config.lock()
+
+
+def eighth():
+    """Latents of 1/8 of the image's size."""
+    architecture = AUTOENCODER | {"channel_mult": (1, 1, 1, 1)}
+    first_stage = config_lib.latents("kl", "nowhere", scale=0.5, latent_channels=4, **architecture)
+    config = continuous(first_stage, clip=0.0).unlock()
+    config.data.image_size = 32
+    return config.lock()
+
+
+def reading_along():
+    """By an encoder that is trained along."""
+    return reading(vq(), "bert", head_channels=8)
+
+
+def reading_tokens():
+    """By an encoder that is not, and a learned null text."""
+    return reading(tokens(), "clip", null="learned", weights="nowhere", unit=True)
+
+
 def random_like(tree, seed):
     """Random arrays of the shapes of a tree, of a size that keeps activations near one."""
     rng = np.random.default_rng(seed)
@@ -76,8 +118,10 @@ def pretrained(config, seed=0):
     """A model with random weights for a config."""
     params, extra = jax.eval_shape(make_experiment(config).task.init)
     frozen = dict(extra["frozen"])
-    if frozen:
+    if "autoencoder" in frozen:
         frozen["autoencoder"] = random_like(frozen["autoencoder"], seed + 1)
+    if "text_encoder" in frozen:
+        frozen["text_encoder"] = random_like(frozen["text_encoder"], seed + 2)
     if "scale" in frozen:
         frozen["scale"] = np.float32(config.first_stage.scale)
     if "codes" in frozen:
@@ -103,7 +147,7 @@ def apply(model, x, t, **condition):
     return np.asarray(run(model.params, jnp.asarray(x), jnp.asarray(t)))
 
 
-def draw(model, num, labels=None):
+def draw(model, num, labels=None, captions=None):
     """Images 0 to num - 1 of seed 0, uint8."""
     task = model.task
     mesh = jax.sharding.Mesh(
@@ -111,7 +155,8 @@ def draw(model, num, labels=None):
     )
     generate = sampling.make_generate(task, task.sampling, mesh)
     labels = None if labels is None else jnp.asarray(labels)
-    return np.asarray(generate(model.params, model.frozen, 0, jnp.arange(num), labels))
+    texts = None if captions is None else jnp.asarray(task.tokenizer(captions))
+    return np.asarray(generate(model.params, model.frozen, 0, jnp.arange(num), labels, texts))
 
 
 def keys(num):

@@ -14,7 +14,8 @@ import pytest
 from safetensors import safe_open
 
 import conprediff_jax
-from conprediff_jax import inference, parallel
+from conprediff_jax import inference, inpainting, parallel
+from conprediff_jax.data import Tokenizer
 from conprediff_jax.errors import UserError
 from conprediff_jax.experiment import make_experiment
 from conprediff_jax.interop import formats, initialization, pretrained, stablehlo
@@ -47,7 +48,9 @@ def folder(model, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("make", [tiny.vq, tiny.tokens, with_classes])
+@pytest.mark.parametrize(
+    "make", [tiny.vq, tiny.tokens, with_classes, tiny.reading_along, tiny.reading_tokens]
+)
 @pytest.mark.parametrize("to", ["inference", "safetensors"])
 def test_formats_of_our_own_come_back_bit_for_bit(make, to, tmp_path):
     model, out = tiny.pretrained(make()), str(tmp_path / "out")
@@ -58,6 +61,11 @@ def test_formats_of_our_own_come_back_bit_for_bit(make, to, tmp_path):
     assert back.step == 3
     stored = json.loads((tmp_path / "out" / "config.json").read_text())
     assert stored == json.loads(back.config.to_json()) == json.loads(model.config.to_json())
+    if model.task.text:
+        assert back.task.text == model.task.text
+        tokenizer = Tokenizer.from_file(tmp_path / "out", length=12)
+        captions = ["the cat in a hat", ""]
+        np.testing.assert_array_equal(tokenizer(captions), model.task.tokenizer(captions))
 
 
 def test_safetensors_say_what_they_are(model, tmp_path):
@@ -127,6 +135,33 @@ def test_the_api_samples_encodes_and_decodes(folder, model):
             opened.sample(1, **arguments)
 
 
+def test_the_api_fills_holes(folder):
+    opened = conprediff_jax.load(str(folder))
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), np.uint8)
+    masks = np.random.default_rng(1).random((3, 8, 8)) < 0.5
+    settings = {"label": 1, "steps": 4, "jump_length": 2, "resamplings": 1}
+    filled = opened.inpaint(images, masks, **settings)
+    assert filled.shape == images.shape and filled.dtype == np.uint8
+    np.testing.assert_array_equal(filled[masks], images[masks])
+    assert (filled != images).any(-1)[~masks].mean() > 0.9
+    # What is not known is not looked at, 255 says known as true does, and nothing is compiled anew.
+    hidden = np.where(masks[..., None], images, 0)
+    again = opened.inpaint(hidden, np.uint8(255) * masks, **settings)
+    np.testing.assert_array_equal(again, filled)
+    spec = inpainting.sampling_for(opened.task, steps=4, jump_length=2, resamplings=1)
+    assert opened._fill(spec)._cache_size() == 1
+    one = opened.inpaint(images, masks[0], seed=1, label=0, steps=2, sampler="ddim")
+    np.testing.assert_array_equal(one[:, masks[0]], images[:, masks[0]])
+    for arguments, message in (
+        ({"masks": masks[:2]}, r"masks are of shape \(2, 8, 8\): \(3, 8, 8\) or \(8, 8\)"),
+        ({"masks": masks, "label": 3}, "knows 0 to 2"),
+        ({"masks": masks, "prompt": "a cat"}, "reads no captions"),
+        ({"masks": masks, "resamplings": 0}, "resamplings"),
+    ):
+        with pytest.raises(UserError, match=message):
+            opened.inpaint(images, **arguments)
+
+
 def test_the_api_compiles_once_for_a_shape(folder):
     opened = conprediff_jax.load(str(folder))
     generate = opened._generate(opened.task.sampling)
@@ -162,7 +197,7 @@ def test_importing_the_package_is_cheap():
     assert result.returncode == 0, result.stderr
 
 
-@pytest.mark.parametrize("make", [with_classes, tiny.vq, tiny.tokens])
+@pytest.mark.parametrize("make", [with_classes, tiny.tokens, tiny.reading_along])
 def test_the_exported_program_runs_from_its_files_with_jax_alone(make, tmp_path):
     """The snippet of the card, in a process that can import neither this package nor Flax."""
     model = tiny.pretrained(make())
@@ -176,7 +211,8 @@ def test_the_exported_program_runs_from_its_files_with_jax_alone(make, tmp_path)
     images = np.load(tmp_path / "images.npz")["arr_0"]
     assert images.shape == (8, 8, 8, 3) and images.dtype == np.uint8
     labels = np.arange(8) % 3 if model.task.num_classes else None
-    ours = tiny.draw(model, 8, labels)
+    captions = [tiny.CAPTIONS[0]] * 8 if model.task.text else None
+    ours = tiny.draw(model, 8, labels, captions)
     assert ours.std() > 10
     assert np.abs(images.astype(int) - ours).max() <= 1
 

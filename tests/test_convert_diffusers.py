@@ -1,7 +1,4 @@
-"""Pipelines of diffusers out of our models and into them: same weights, same outputs, same images.
-
-diffusers draws its noise by torch. Here it is handed ours, so that whole loops can be compared.
-"""
+"""Pipelines of diffusers out of our models and into them: same weights, outputs and images."""
 
 import json
 
@@ -12,18 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from diffusers.pipelines.ddim import pipeline_ddim
-from diffusers.pipelines.ddpm import pipeline_ddpm
-from diffusers.pipelines.deprecated.latent_diffusion_uncond import (
-    pipeline_latent_diffusion_uncond as pipeline_ldm,
-)
-from diffusers.schedulers import scheduling_ddpm, scheduling_vq_diffusion
+from convert_pipelines import assert_same_images, randomised, theirs, to_torch
 
 from conprediff_jax import presets
-from conprediff_jax.diffusion.samplers import step_noise
 from conprediff_jax.errors import UserError
 from conprediff_jax.interop import (
     diffusers_autoencoder,
+    diffusers_files,
     diffusers_pipeline,
     diffusers_schedulers,
     diffusers_unet,
@@ -46,52 +38,6 @@ MODELS = {
 def made(name):
     config, settings = MODELS[name]
     return tiny.pretrained(config()).resampled(**settings)
-
-
-def to_torch(x):
-    return torch.from_numpy(np.asarray(x).transpose(0, 3, 1, 2).copy())
-
-
-def theirs(monkeypatch, folder, model, num):
-    """Images of the pipeline in a folder, drawn with the noise of our images 0 to num - 1."""
-    task = model.task
-    prior, steps = tiny.keys(num)
-    x_T = np.array(task.process.prior(prior, task.point_shape))
-    calls = iter(range(100))
-    for module in (pipeline_ddim, pipeline_ddpm, pipeline_ldm):
-        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: to_torch(x_T))
-    monkeypatch.setattr(
-        scheduling_ddpm,
-        "randn_tensor",
-        lambda *_, **__: to_torch(step_noise(steps, next(calls), x_T.shape[1:])),
-    )
-
-    def gumbel_noised(logits, generator):
-        """Ours has the codes last, and the mask in every step; theirs has none in the last."""
-        index, shape = next(calls), (*task.point_shape, task.process.num_codes + 1)
-        draw = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, index), shape))
-        noise = np.asarray(draw(steps)).reshape(num, -1, shape[-1]).transpose(0, 2, 1)
-        return logits + torch.from_numpy(noise[:, : logits.shape[1]].copy())
-
-    monkeypatch.setattr(scheduling_vq_diffusion, "gumbel_noised", gumbel_noised)
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
-    pipeline.set_progress_bar_config(disable=True)
-    settings = {"num_inference_steps": task.sampling.steps, "output_type": "np"}
-    match type(pipeline).__name__:
-        case "DDIMPipeline":
-            settings |= {"batch_size": num, "use_clipped_model_output": True}
-        case "VQDiffusionPipeline":
-            settings |= {"prompt": [""] * num, "guidance_scale": 1.0}
-        case _:
-            settings |= {"batch_size": num}
-    return np.round(pipeline(**settings).images * 255).astype(np.uint8), pipeline
-
-
-def assert_same_images(ours, theirs):
-    """Up to one grey level; and images, not one colour."""
-    assert ours.shape == theirs.shape
-    assert ours.std() > 10
-    assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -121,15 +67,6 @@ def test_exported_models_open_there_and_come_back(name, tmp_path, monkeypatch):
         np.testing.assert_allclose(
             tiny.apply(model, x, jnp.array([3, 17])), output.permute(0, 2, 3, 1), atol=1e-4
         )
-
-
-def randomised(module, seed=0):
-    """Every weight moved off its initial value."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in module.parameters():
-            weight += 0.05 * torch.randn(weight.shape, generator=generator)
-    return module
 
 
 def their_unet(channels, **options):
@@ -310,7 +247,7 @@ def test_every_tensor_of_a_pipeline_is_accounted_for(tmp_path):
     from safetensors.numpy import load_file, save_file
 
     formats.write(made("DDIM"), "diffusers", str(tmp_path / "out"))
-    file = tmp_path / "out" / "unet" / diffusers_pipeline.WEIGHTS
+    file = tmp_path / "out" / "unet" / diffusers_files.WEIGHTS
     weights = load_file(file)
     changed = {
         r"conv_out.bias \(3,\) is missing": {
@@ -333,11 +270,3 @@ def test_the_card_of_a_token_model_visits_every_time(tmp_path):
     scheduler = diffusers.VQDiffusionScheduler(7, num_train_timesteps=5)
     scheduler.set_timesteps(2)
     assert list(scheduler.timesteps) == [1, 0]  # the trap itself
-
-
-def test_text_is_refused_by_name(tmp_path):
-    formats.write(made("tokens"), "diffusers", str(tmp_path / "out"))
-    config = tmp_path / "out" / "transformer" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"cross_attention_dim": 8}))
-    with pytest.raises(UserError, match="a transformer with text"):
-        diffusers_pipeline.read(str(tmp_path / "out"))

@@ -192,7 +192,7 @@ def as_torch(tensors):
 def ldm_checkpoint(model, **changes):
     """What CompVis' trainer writes: weights, their average, first stage, tables and its state."""
     task, frozen = model.task, model.frozen
-    unet = original_unet.params_to_original(model.params, task.denoiser)
+    unet = original_unet.params_to_original(model.networks["denoiser"], task.denoiser)
     averaged = {f"model_ema.{f'diffusion_model{k}'.replace('.', '')}": v for k, v in unet.items()}
     stale = {f"model.diffusion_model.{k}": v + 1 for k, v in unet.items()}
     first_stage = original_autoencoder.params_to_original(
@@ -260,24 +260,24 @@ def test_a_checkpoint_of_adm(tmp_path):
         formats.read(str(path), "adm", config=config)
 
 
-def test_a_checkpoint_of_vq_diffusion(tmp_path):
-    config = tiny.tokens().unlock()
-    with config.first_stage.ignore_type():
-        config.first_stage.used_codes = None
-    model, path = tiny.pretrained(config.lock()), tmp_path / "model.pth"
+def vq_diffusion_checkpoint(model, params, others=(), statistics=()):
+    """What VQ-Diffusion's trainer writes: weights of transformer and codec, and the average."""
     task = model.task
-    codes = np.arange(11, dtype=np.int32)
-    transformer = original_transformer.params_to_original(model.params, task.denoiser)
+    transformer = original_transformer.params_to_original(
+        params, task.denoiser.clone(learned_null=False)
+    )
     codec = original_autoencoder.params_to_original(
         model.frozen["autoencoder"], task.first_stage.model
     )
+    codec |= {f"quantize.{k}": v for k, v in dict(statistics).items()}
     encoding = ("encoder.", "quant_conv.", "quantize.")
     decoding = ("decoder.", "post_quant_conv.", "quantize.")
     log_kept = np.log(np.append(task.process.alpha_bars, 1)).astype("f4")
     averaged = {f"transformer.{k}": v for k, v in transformer.items()} | {
         "log_cumprod_at": log_kept
     }
-    content = {
+    averaged |= dict(others)
+    return {
         "model": as_torch(
             {f"content_codec.enc.{k}": v for k, v in codec.items() if k.startswith(encoding)}
             | {f"content_codec.dec.{k}": v for k, v in codec.items() if k.startswith(decoding)}
@@ -287,6 +287,15 @@ def test_a_checkpoint_of_vq_diffusion(tmp_path):
         "ema": as_torch(averaged),
         "last_iter": 12,
     }
+
+
+def test_a_checkpoint_of_vq_diffusion(tmp_path):
+    config = tiny.tokens().unlock()
+    with config.first_stage.ignore_type():
+        config.first_stage.used_codes = None
+    model, path = tiny.pretrained(config.lock()), tmp_path / "model.pth"
+    codes = np.arange(11, dtype=np.int32)
+    content = vq_diffusion_checkpoint(model, model.params)
     torch.save(content, path)
     read = formats.read(str(path), "vq-diffusion", config=config)
     tiny.assert_equal(read.params, model.params)
@@ -382,6 +391,15 @@ def test_published_sizes_of_adm(name, count):
     task = tiny.make_experiment(published.config("adm", name)).task
     shapes = model_shapes.of_unet(task.denoiser, 3)
     assert sum(math.prod(shape) for shape in shapes.values()) == count
+
+
+def test_published_sizes_of_models_with_text():
+    unet = tiny.make_experiment(published.config("ldm", "text2img")).task.denoiser
+    count = sum(math.prod(shape) for shape in model_shapes.of_unet(unet, 4).values())
+    assert count == 872_300_484
+    transformer = tiny.make_experiment(published.config("vq-diffusion", "ithq")).task.denoiser
+    count = sum(math.prod(shape) for shape in model_shapes.of_transformer(transformer).values())
+    assert count == 1_359_274_624
 
 
 def test_presets_are_the_published_ones():

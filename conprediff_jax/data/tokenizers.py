@@ -192,6 +192,19 @@ class Tokenizer:
         return cls(_with_length(backend, length, known[0]))
 
     @classmethod
+    def clip(
+        cls, vocabulary: dict[str, int], merges: list[tuple[str, str]], *, length: int
+    ) -> "Tokenizer":
+        """A tokenizer of CLIP's kind.
+
+        Args:
+            vocabulary: Token ids of the pieces, `<|startoftext|>` and `<|endoftext|>` among them.
+            merges: Pairs of pieces that become one, the first ones first.
+            length: Tokens of a text.
+        """
+        return cls(_with_length(_clip(vocabulary, merges, "the vocabulary"), length, _CLIP_END))
+
+    @classmethod
     def train(cls, captions: Iterable[str], *, vocab_size: int, length: int) -> "Tokenizer":
         """Learns a vocabulary: pairs of symbols are merged, the commonest first.
 
@@ -268,7 +281,9 @@ def _read(path: pathlib.Path) -> tokenizers.Tokenizer:
             "vocab.txt (from a spiece.model, transformers' save_pretrained makes a tokenizer.json)"
         )
     if name == "vocab.json" or name == "merges.txt":
-        return _clip(folder)
+        files = str(folder / "vocab.json"), str(folder / "merges.txt")
+        vocabulary, merges = models.BPE.read_file(*files)
+        return _clip(vocabulary, merges, f"{folder}/vocab.json")
     if name.endswith(".txt"):
         return _bert(folder / name, _read_config(folder).get("do_lower_case", True))
     return tokenizers.Tokenizer.from_file(str(folder / name))
@@ -279,17 +294,14 @@ def _read_config(folder: pathlib.Path) -> dict:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _clip(folder: pathlib.Path) -> tokenizers.Tokenizer:
+def _clip(
+    vocabulary: dict[str, int], merges: list[tuple[str, str]], where: str
+) -> tokenizers.Tokenizer:
     """CLIP's, of lower-case words in bytes, the last one of each marked."""
-    model = models.BPE.from_file(
-        str(folder / "vocab.json"),
-        str(folder / "merges.txt"),
-        unk_token=_CLIP_END,
-        end_of_word_suffix="</w>",
-    )
-    missing = [token for token in (_CLIP_START, _CLIP_END) if model.token_to_id(token) is None]
+    missing = [token for token in (_CLIP_START, _CLIP_END) if token not in vocabulary]
     if missing:
-        raise UserError(f"{folder}/vocab.json: has no {missing[0]}: not CLIP's vocabulary")
+        raise UserError(f"{where}: has no {missing[0]}: not CLIP's vocabulary")
+    model = models.BPE(vocabulary, merges, unk_token=_CLIP_END, end_of_word_suffix="</w>")
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
         [

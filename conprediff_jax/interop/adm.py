@@ -5,13 +5,12 @@ convolution. Its second half predicts the variance and is not read: DDIM has non
 fixed one.
 """
 
-import dataclasses
-
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
 from conprediff_jax.errors import UserError
+from conprediff_jax.experiment import make_experiment
 from conprediff_jax.interop import original_unet, tensor_files
 from conprediff_jax.interop.pretrained import Pretrained
 
@@ -30,8 +29,7 @@ def read(path: str, config: ConfigDict, *, new_attention_order: bool = False) ->
         UserError: A tensor is missing, left over, or does not fit the config.
     """
     weights = tensor_files.arrays(tensor_files.read(path), path)
-    model = Pretrained(config=config, params={}, frozen={}, step=0, origin=path)
-    task = model.task
+    task = make_experiment(config).task
     channels = task.denoiser.out_channels
     if all(len(weights.get(name, ())) == 2 * channels for name in _OUTPUT):
         logging.info(
@@ -44,6 +42,4 @@ def read(path: str, config: ConfigDict, *, new_attention_order: bool = False) ->
         )
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    model = dataclasses.replace(model, params=params)
-    model.check()
-    return model
+    return Pretrained.assembled(config, {"denoiser": params}, step=0, origin=path)

@@ -1,50 +1,57 @@
 """Whole models to and from the folders of diffusers' pipelines.
 
-    our model                         pipeline                              opened by
-    pixels, patch 1                   DDIMPipeline, DDPMPipeline            their from_pretrained
-    latents of a VQ or KL model       LDMPipeline                           the same
-    tokens, no text                   VQDiffusionPipeline                   the same
+    our model                                pipeline
+    pixels, patch 1                          DDIMPipeline, DDPMPipeline
+    latents of a VQ or KL model              LDMPipeline
+    latents, captions by BERT or CLIP        LDMTextToImagePipeline, StableDiffusionPipeline
+    tokens, no captions or those by CLIP     VQDiffusionPipeline
 
-`LDMPipeline` takes a KL model in the place of its VQ model: it only divides by `scaling_factor` and
-decodes. `VQDiffusionPipeline` is for text; a model without text ignores it, and its folder has a
-one-layer text encoder that only takes its place. No pipeline of unconditional kind passes classes
-on, gathers pixels in patches, or holds more than one guidance, and no folder is written then.
+Each is opened by its `from_pretrained`. `LDMPipeline` takes a KL model in the place of its VQ
+model: it only divides by `scaling_factor` and decodes. No pipeline passes classes on, gathers
+pixels in patches, or holds more than one guidance, and no folder is written then.
 
 Nothing here needs diffusers or torch, but for weights that are pickled (`.bin`).
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from safetensors import numpy as safetensors
 
 from conprediff_jax import config as config_lib
 from conprediff_jax.errors import UserError
 from conprediff_jax.interop import (
     diffusers_autoencoder,
     diffusers_schedulers,
-    diffusers_text_stub,
+    diffusers_text,
     diffusers_transformer,
     diffusers_unet,
-    tensor_files,
+)
+from conprediff_jax.interop.diffusers_files import (
+    VERSION,
+    read_json,
+    read_weights,
+    write_json,
+    write_part,
 )
 from conprediff_jax.interop.diffusers_options import DiffusersError
+from conprediff_jax.interop.diffusers_text import DISCRETE, LATENT, STABLE
 from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
-from conprediff_jax.models.first_stage import Latents, Pixels, Tokens
+from conprediff_jax.models.first_stage import Pixels, Tokens
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
-_PICKLED = "diffusion_pytorch_model.bin"
-_VERSION = "0.31.0"  # the oldest whose classes have all the options that are written
-
-_CONTINUOUS = ("DDIMPipeline", "DDPMPipeline", "LDMPipeline")
-_DISCRETE = "VQDiffusionPipeline"
+# Those of Gaussian diffusion, and where each keeps its first stage.
+_CONTINUOUS = {
+    "DDIMPipeline": None,
+    "DDPMPipeline": None,
+    "LDMPipeline": "vqvae",
+    LATENT: "vqvae",
+    STABLE: "vae",
+}
 
 
 def pipeline_of(model: Pretrained) -> str:
@@ -54,11 +61,8 @@ def pipeline_of(model: Pretrained) -> str:
         DiffusersError: none does; the message says why.
     """
     task = model.task
-    if task.denoiser.text_dim is not None:
-        raise DiffusersError(
-            f"{model.origin} reads captions: pipelines with a text encoder are not written; export "
-            "--to=inference or safetensors"
-        )
+    if task.text:
+        return diffusers_text.pipeline_of(model)
     if task.num_classes:
         raise DiffusersError(
             f"{model.origin} has {task.num_classes} classes: none of diffusers' pipelines of this "
@@ -73,7 +77,7 @@ def pipeline_of(model: Pretrained) -> str:
                 "pipelines does; export --to=inference, safetensors or stablehlo"
             )
         case Tokens():
-            return _DISCRETE
+            return DISCRETE
         case _:
             return "LDMPipeline"
 
@@ -85,34 +89,41 @@ def write(model: Pretrained, folder: pathlib.Path) -> None:
         DiffusersError: no pipeline holds the model, or one of its parts; the message says why.
     """
     name, task = pipeline_of(model), model.task
-    index: dict[str, Any] = {"_class_name": name, "_diffusers_version": _VERSION}
-    if name == _DISCRETE:
+    denoiser, params = task.denoiser.clone(learned_null=False), dict(model.networks["denoiser"])
+    params.pop("null_text", None)
+    if name == DISCRETE:
         scheduler = diffusers_schedulers.categorical_to_diffusers(task.process)
         parts = {
             "vqvae": _token_autoencoder(model),
             "transformer": (
-                diffusers_transformer.config_to_diffusers(task.denoiser),
-                diffusers_transformer.params_to_diffusers(model.params, task.denoiser),
+                diffusers_transformer.config_to_diffusers(denoiser),
+                diffusers_transformer.params_to_diffusers(params, denoiser),
             ),
         }
-        index |= diffusers_text_stub.write(folder)
     else:
-        scheduler = diffusers_schedulers.gaussian_to_diffusers(task.process, task.sampling)
+        to_scheduler = diffusers_schedulers.gaussian_to_diffusers
+        scheduler = to_scheduler(task.process, task.sampling, stable=name == STABLE)
         side, _, channels = task.point_shape
         parts = {
             "unet": (
-                diffusers_unet.config_to_diffusers(task.denoiser, channels, side),
-                diffusers_unet.params_to_diffusers(model.params, task.denoiser),
+                diffusers_unet.config_to_diffusers(denoiser, channels, side),
+                diffusers_unet.params_to_diffusers(params, denoiser),
             )
         }
-        if isinstance(task.first_stage, Latents):
-            parts["vqvae"] = _latent_autoencoder(model)
+        if _CONTINUOUS[name]:
+            parts[_CONTINUOUS[name]] = _latent_autoencoder(model)
+    index: dict[str, Any] = {"_class_name": name, "_diffusers_version": VERSION}
+    if name in (DISCRETE, LATENT, STABLE):
+        index |= diffusers_text.write(diffusers_text.of_model(model), name, folder)
+    if name == STABLE:
+        unused = ("safety_checker", "feature_extractor", "image_encoder")
+        index |= {part: [None, None] for part in unused} | {"requires_safety_checker": False}
     for part, (config, weights) in parts.items():
-        _write_part(folder / part, config, weights)
+        write_part(folder / part, config, weights)
         index[part] = ["diffusers", config["_class_name"]]
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
-    _write_json(folder / "model_index.json", index)
+    write_json(folder / "model_index.json", index)
 
 
 def _latent_autoencoder(model: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -136,18 +147,6 @@ def _token_autoencoder(model: Pretrained) -> tuple[dict[str, Any], dict[str, np.
     return config, diffusers_autoencoder.params_to_diffusers(params, autoencoder)
 
 
-def _write_part(
-    folder: pathlib.Path, config: Mapping[str, Any], weights: Mapping[str, np.ndarray]
-) -> None:
-    _write_json(folder / "config.json", {"_diffusers_version": _VERSION, **config})
-    safetensors.save_file(dict(weights), folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def _write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
-
-
 def read(path: str) -> Pretrained:
     """A model out of a pipeline's folder.
 
@@ -160,61 +159,75 @@ def read(path: str) -> Pretrained:
             not fit its config.
     """
     folder = pathlib.Path(path).expanduser()
-    name = _read_json(folder / "model_index.json").get("_class_name")
-    if name == _DISCRETE:
+    name = read_json(folder / "model_index.json").get("_class_name")
+    if name == DISCRETE:
         return _read_discrete(folder)
     if name not in _CONTINUOUS:
         raise DiffusersError(
-            f"{folder}: holds a {name}; {', '.join((*_CONTINUOUS, _DISCRETE))} are read"
+            f"{folder}: holds a {name}; {', '.join((*_CONTINUOUS, DISCRETE))} are read"
         )
-    return _read_continuous(folder, latent=name == "LDMPipeline")
+    return _read_continuous(folder, name)
 
 
-def _read_continuous(folder: pathlib.Path, latent: bool) -> Pretrained:
-    unet_config = _read_json(folder / "unet" / "config.json")
+def _read_continuous(folder: pathlib.Path, name: str) -> Pretrained:
+    unet_config = read_json(folder / "unet" / "config.json")
     fields = diffusers_unet.fields_from_diffusers(unet_config, str(folder / "unet"))
     unet = UNet(**fields)
-    if unet.text_dim is not None:
-        raise DiffusersError(f"{folder / 'unet'}: a UNet with text; text encoders are not read")
-    scheduler = _read_json(folder / "scheduler" / "scheduler_config.json")
+    if (unet.text_dim is not None) != (name in (LATENT, STABLE)):
+        raise DiffusersError(f"{folder / 'unet'}: holds a {unet_config['_class_name']} in a {name}")
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
     process, sampling = diffusers_schedulers.gaussian_from_diffusers(
         scheduler, str(folder / "scheduler")
     )
     config = config_lib.default().unlock()
-    side, frozen = unet_config.get("sample_size"), {}
+    side, networks = unet_config.get("sample_size"), {}
     if not isinstance(side, int):
         raise DiffusersError(f"{folder / 'unet'}: sample_size is {side!r}; one number is needed")
-    if latent:
-        family, architecture, scale, params = _read_autoencoder(folder / "vqvae")
+    if _CONTINUOUS[name]:
+        where = folder / _CONTINUOUS[name]
+        family, architecture, scale, params = _read_autoencoder(where)
         kind = "vq" if family is VQModel else "kl"
-        config.first_stage = config_lib.latents(
-            kind, str(folder / "vqvae"), scale=scale, **architecture
-        )
+        config.first_stage = config_lib.latents(kind, str(where), scale=scale, **architecture)
         side *= family(**architecture).downsampling
-        frozen = {"autoencoder": params, "scale": np.float32(scale)}
+        networks["first_stage"] = {"autoencoder": params, "scale": np.float32(scale)}
     config.data.image_size = side
     _update(config, "process", process)
     # An argument of the pipeline; half of all times always fit, whatever their offset.
     sampling["steps"] = min(config.sampling.steps, max(1, process["num_steps"] // 2))
     _update(config, "sampling", sampling)
     _update(config, "model", fields)
-    params = _read_params(folder / "unet", diffusers_unet.params_from_diffusers, unet)
-    return _checked(folder, config, params, frozen)
+    read_params = diffusers_unet.params_from_diffusers
+    networks["denoiser"] = _read_params(folder / "unet", read_params, unet)
+    if unet.text_dim is not None:
+        _add_text(folder, name, unet.text_dim, config, networks)
+    return Pretrained.assembled(config.lock(), networks, step=0, origin=str(folder))
+
+
+def _add_text(
+    folder: pathlib.Path, name: str, text_dim: int, config: ConfigDict, networks: dict[str, Any]
+) -> None:
+    """Adds what reads captions to a config and the networks."""
+    sections, text = diffusers_text.read(folder, name, text_dim)
+    config.text = sections["text"]
+    config.condition.update(sections["condition"])
+    with config.data.ignore_type():
+        config.data.text = "caption"
+    networks["text_encoder"] = text.params
+    if text.null is not None:
+        networks["denoiser"]["null_text"] = {"embedding": text.null}
 
 
 def _read_discrete(folder: pathlib.Path) -> Pretrained:
     where = folder / "transformer"
     fields = diffusers_transformer.fields_from_diffusers(
-        _read_json(where / "config.json"), str(where)
+        read_json(where / "config.json"), str(where)
     )
-    if fields["text_dim"] is not None:
-        raise DiffusersError(f"{where}: a transformer with text; text encoders are not read")
     transformer = TokenTransformer(**fields)
     family, architecture, _, autoencoder = _read_autoencoder(folder / "vqvae")
     if family is not VQModel:
         raise DiffusersError(f"{folder / 'vqvae'}: holds no VQModel, so there are no tokens")
     process = diffusers_schedulers.categorical_from_diffusers(
-        _read_json(folder / "scheduler" / "scheduler_config.json"), str(folder / "scheduler")
+        read_json(folder / "scheduler" / "scheduler_config.json"), str(folder / "scheduler")
     )
     sizes = {process.pop("num_codes"), fields["num_codes"], architecture["num_codes"]}
     if len(sizes) > 1 or process["num_steps"] != fields["num_steps"]:
@@ -230,9 +243,14 @@ def _read_discrete(folder: pathlib.Path) -> Pretrained:
     _update(config, "model", fields)
     # diffusers' pipeline visits every time and truncates nothing unless told to.
     config.sampling.update(steps=fields["num_steps"], truncation=1.0)
-    params = _read_params(where, diffusers_transformer.params_from_diffusers, transformer)
     codes = np.arange(fields["num_codes"], dtype=np.int32)
-    return _checked(folder, config, params, {"autoencoder": autoencoder, "codes": codes})
+    networks = {
+        "denoiser": _read_params(where, diffusers_transformer.params_from_diffusers, transformer),
+        "first_stage": {"autoencoder": autoencoder, "codes": codes},
+    }
+    if fields["text_dim"] is not None:
+        _add_text(folder, DISCRETE, fields["text_dim"], config, networks)
+    return Pretrained.assembled(config.lock(), networks, step=0, origin=str(folder))
 
 
 def _read_autoencoder(
@@ -240,7 +258,7 @@ def _read_autoencoder(
 ) -> tuple[type[VQModel | AutoencoderKL], dict[str, Any], float, Any]:
     """Class, fields, scale and parameters of a first stage."""
     family, fields, scale = diffusers_autoencoder.fields_from_diffusers(
-        _read_json(folder / "config.json"), str(folder)
+        read_json(folder / "config.json"), str(folder)
     )
     if fields.pop("out_channels") != 3:
         raise DiffusersError(f"{folder}: images of three channels are needed")
@@ -250,31 +268,14 @@ def _read_autoencoder(
 
 def _read_params(folder: pathlib.Path, read_params: Any, network: Any) -> Any:
     """Parameters of a network out of the weights in its folder."""
-    file = next((folder / n for n in (WEIGHTS, _PICKLED) if (folder / n).exists()), None)
-    if file is None:
-        raise UserError(f"{folder}: no weights; put {WEIGHTS} there")
+    weights, file = read_weights(folder)
     try:
-        return read_params(tensor_files.arrays(tensor_files.read(file), str(file)), network)
+        return read_params(weights, network)
     except ValueError as error:
         raise UserError(f"{file}: {error}") from error
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: no readable file of a diffusers pipeline: {error}") from error
 
 
 def _update(config: ConfigDict, section: str, fields: Mapping[str, Any]) -> None:
     """Sets keys of a section, of whatever type their defaults are; others are derived there."""
     with config[section].ignore_type():
         config[section].update({key: v for key, v in fields.items() if key in config[section]})
-
-
-def _checked(folder: pathlib.Path, config: ConfigDict, params: Any, frozen: Any) -> Pretrained:
-    model = Pretrained(
-        config=config.lock(), params=params, frozen=frozen, step=0, origin=str(folder)
-    )
-    model.check()
-    return model

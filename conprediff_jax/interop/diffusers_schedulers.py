@@ -1,5 +1,6 @@
 """Schedules and samplers to and from diffusers' `scheduler_config.json`.
 
+    PNDMScheduler                   read as 'ddim' at the same times, which is not the same sampler
     num_train_timesteps, beta_*     the Gaussian process; 'squaredcos_cap_v2' is our 'cosine'
     prediction_type                 prediction: 'epsilon', 'sample' (x0), 'v_prediction' (v)
     DDIM, DDPM, DPMSolverMultistep  sampler: 'ddim', 'ddpm', 'dpm_solver'
@@ -14,6 +15,8 @@ The numbers of steps, eta and guidance are arguments of diffusers' pipelines and
 
 from collections.abc import Mapping
 from typing import Any
+
+from absl import logging
 
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
@@ -34,12 +37,16 @@ _SCHEDULES = {
 _PREDICTIONS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
-def gaussian_to_diffusers(process: GaussianProcess, sampling: Any) -> Config:
+def gaussian_to_diffusers(
+    process: GaussianProcess, sampling: Any, *, stable: bool = False
+) -> Config:
     """The config of a scheduler.
 
     Args:
         process: The process.
         sampling: The `sampling` section's object.
+        stable: Whether it is for `StableDiffusionPipeline`, which sets `steps_offset` to 1 and
+            `clip_sample` to False, whatever they are.
 
     Raises:
         DiffusersError: The scheduler cannot do what the settings ask for.
@@ -54,6 +61,18 @@ def gaussian_to_diffusers(process: GaussianProcess, sampling: Any) -> Config:
         "timestep_spacing": sampling.spacing,
         "steps_offset": sampling.steps_offset,
     }
+    if stable:
+        if sampling.clip:
+            raise DiffusersError(
+                f"sampling.clip is {sampling.clip}: StableDiffusionPipeline does not clip; set it "
+                "to 0"
+            )
+        if sampling.spacing == "leading" and sampling.steps_offset != 1:
+            raise DiffusersError(
+                f"sampling.steps_offset is {sampling.steps_offset}: StableDiffusionPipeline makes "
+                "it 1; set it to 1, or sampling.spacing to 'trailing'"
+            )
+        config["steps_offset"] = 1  # which 'trailing' and 'linspace' do not read
     if sampling.sampler == "dpm_solver":
         if sampling.clip:
             raise DiffusersError(
@@ -79,6 +98,7 @@ def gaussian_from_diffusers(config: Mapping[str, Any], where: str) -> tuple[Conf
     """
     options = Options(config, where)
     samplers = {theirs: ours for ours, theirs in _SAMPLERS.items()}
+    samplers["PNDMScheduler"] = "ddim"
     sampler = samplers.get(config.get("_class_name"))
     if sampler is None:
         raise DiffusersError(
@@ -98,15 +118,22 @@ def gaussian_from_diffusers(config: Mapping[str, Any], where: str) -> tuple[Conf
         "spacing": options.take("timestep_spacing", spacing),
         "steps_offset": options.take("steps_offset", 0),
     }
+    if sampling["spacing"] != "leading":  # nothing else reads it
+        sampling["steps_offset"] = 0
     options.expect(trained_betas=None, thresholding=False, rescale_betas_zero_snr=False)
     options.ignore("dynamic_thresholding_ratio", "sample_max_value")
-    if sampler == "dpm_solver":
+    if config["_class_name"] == "PNDMScheduler":
+        logging.warning("%s: a PNDMScheduler; DDIM is taken in its place", where)
+        options.ignore("skip_prk_steps", "clip_sample")
+        options.expect(set_alpha_to_one=False)
+        sampling |= {"clip": 0.0, "final": "first"}
+    elif sampler == "dpm_solver":
         sampling["clip"] = 0.0
         _expect_dpm_solver(options)
     else:
         clip = options.take("clip_sample_range", 1.0)
         sampling["clip"] = float(clip) if options.take("clip_sample", True) else 0.0
-    if sampler == "ddim":
+    if config["_class_name"] == "DDIMScheduler":
         sampling["final"] = "one" if options.take("set_alpha_to_one", True) else "first"
     if sampler == "ddpm":
         options.expect(variance_type="fixed_small")

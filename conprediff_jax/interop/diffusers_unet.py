@@ -125,29 +125,32 @@ def _table(unet: UNet, in_channels: int) -> tensors.Table:
 
 
 def config_to_diffusers(unet: UNet, in_channels: int, side: int) -> dict[str, Any]:
-    """The config of a `UNet2DModel`.
+    """The config of a `UNet2DModel`, or of a `UNet2DConditionModel` where there is a text.
 
     Args:
-        unet: The model; it has no text.
+        unet: The model.
         in_channels: Channels of its input.
         side: Rows of its input.
 
     Raises:
-        DiffusersError: There is no such `UNet2DModel`.
+        DiffusersError: diffusers has no such model.
     """
-    if unet.text_dim is not None:
-        raise DiffusersError(f"text_dim is {unet.text_dim}: a UNet2DModel has no text")
+    text = unet.text_dim is not None
     levels = range(len(unet.channel_mult))
     attended = [2**level in unet.attention_downsampling for level in levels]
+    if text and unet.resblock_updown:
+        raise DiffusersError(
+            "resblock_updown is True: a UNet2DConditionModel resamples by convolutions"
+        )
     if unet.resblock_updown:
         down = [("ResnetDownsampleBlock2D", "AttnDownBlock2D")[has] for has in attended]
         up = [("ResnetUpsampleBlock2D", "AttnUpBlock2D")[has] for has in attended]
     else:
-        down = [("DownBlock2D", "AttnDownBlock2D")[has] for has in attended]
-        up = [("UpBlock2D", "AttnUpBlock2D")[has] for has in attended]
-    kind = "resnet" if unet.resblock_updown else "conv"
-    return {
-        "_class_name": "UNet2DModel",
+        kind = "CrossAttn" if text else "Attn"
+        down = [("DownBlock2D", f"{kind}DownBlock2D")[has] for has in attended]
+        up = [("UpBlock2D", f"{kind}UpBlock2D")[has] for has in attended]
+    config = {
+        "_class_name": "UNet2DConditionModel" if text else "UNet2DModel",
         "sample_size": side,
         "in_channels": in_channels,
         "out_channels": unet.out_channels,
@@ -155,13 +158,8 @@ def config_to_diffusers(unet: UNet, in_channels: int, side: int) -> dict[str, An
         "layers_per_block": unet.blocks_per_level,
         "down_block_types": down,
         "up_block_types": up[::-1],
-        "downsample_type": kind,
-        "upsample_type": kind,
-        "attention_head_dim": _head_dim(unet, attended),
-        "attn_norm_num_groups": GROUPS,
         "resnet_time_scale_shift": "scale_shift" if unet.scale_shift_norm else "default",
         "dropout": unet.dropout,
-        "num_class_embeds": unet.num_classes,
         "norm_num_groups": GROUPS,
         "norm_eps": 1e-5,
         "act_fn": "silu",
@@ -170,6 +168,28 @@ def config_to_diffusers(unet: UNet, in_channels: int, side: int) -> dict[str, An
         "freq_shift": 0,
         "downsample_padding": 1,
     }
+    if text:
+        return config | {
+            "attention_head_dim": _num_heads(unet),
+            "cross_attention_dim": unet.text_dim,
+            "transformer_layers_per_block": unet.transformer_depth,
+        }
+    kind = "resnet" if unet.resblock_updown else "conv"
+    return config | {
+        "downsample_type": kind,
+        "upsample_type": kind,
+        "attention_head_dim": _head_dim(unet, attended),
+        "attn_norm_num_groups": GROUPS,
+        "num_class_embeds": unet.num_classes,
+    }
+
+
+def _num_heads(unet: UNet) -> int | list[int]:
+    """Number of heads, of every level where they differ."""
+    if unet.head_channels is None:
+        return unet.num_heads
+    # A level without attention need not be a multiple.
+    return [max(1, unet.channels * m // unet.head_channels) for m in unet.channel_mult]
 
 
 def _head_dim(unet: UNet, attended: list[bool]) -> int | None:
@@ -211,12 +231,12 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
         "channel_mult": mult,
         "out_channels": options.take("out_channels", 4 if text else 3),
         "blocks_per_level": options.take("layers_per_block", 2),
-        "scale_shift_norm": _scale_shift(options),
+        "scale_shift_norm": _scale_shift(options, text),
         "dropout": options.take("dropout", 0.0),
         "num_classes": options.take("num_class_embeds", None),
     }
     fields |= _levels(options, text, len(mult))
-    fields |= _attention(options, text)
+    fields |= _attention(options, text, [channels * m for m in mult])
     for name in ("blocks_per_level", "num_heads", "text_dim", "transformer_depth"):
         if isinstance(fields.get(name), tuple):
             raise DiffusersError(f"{where}: {name} differs between levels; one number is needed")
@@ -239,7 +259,7 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
     return fields
 
 
-def _attention(options: Options, text: bool) -> dict[str, Any]:
+def _attention(options: Options, text: bool, widths: list[int]) -> dict[str, Any]:
     """Heads, and what the spatial transformers of a model with text have."""
     heads = options.take("attention_head_dim", 8)
     if not text:
@@ -248,9 +268,15 @@ def _attention(options: Options, text: bool) -> dict[str, Any]:
     options.expect(
         use_linear_projection=False, only_cross_attention=False, dual_cross_attention=False
     )
+    heads = options.take("num_attention_heads", None) or heads
+    single = None
+    if isinstance(heads, tuple):  # one for every level: as many as make heads of one width
+        single = widths[-1] // heads[-1]
+        if heads == tuple(max(1, width // single) for width in widths):
+            heads = None
     return {
-        "num_heads": options.take("num_attention_heads", None) or heads,
-        "head_channels": None,
+        "num_heads": heads,
+        "head_channels": single if heads is None else None,
         "text_dim": options.take("cross_attention_dim", 1280),
         "transformer_depth": options.take("transformer_layers_per_block", 1),
     }
@@ -277,7 +303,7 @@ def _finish_at_defaults(options: Options, defaults: Mapping[str, Any]) -> None:
     options.finish()
 
 
-def _scale_shift(options: Options) -> bool:
+def _scale_shift(options: Options, text: bool) -> bool:
     shift = options.take("resnet_time_scale_shift", "default")
     groups = options.take("attn_norm_num_groups", None)
     if shift not in ("default", "scale_shift"):
@@ -285,8 +311,8 @@ def _scale_shift(options: Options) -> bool:
             f"{options.where}: resnet_time_scale_shift is {shift!r}; "
             "'default' and 'scale_shift' have a counterpart here"
         )
-    # Without groups, the middle attention of scale and shift has no norm.
-    if groups not in ((GROUPS,) if shift == "scale_shift" else (None, GROUPS)):
+    # Without groups, the middle attention of scale and shift has no norm; texts bring their own.
+    if not text and groups not in ((GROUPS,) if shift == "scale_shift" else (None, GROUPS)):
         raise DiffusersError(
             f"{options.where}: attn_norm_num_groups is {groups} with resnet_time_scale_shift="
             f"{shift!r}; only {GROUPS} has a counterpart here"

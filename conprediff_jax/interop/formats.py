@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from conprediff_jax.data import Tokenizer
 from conprediff_jax.errors import UserError
 from conprediff_jax.interop import (
     adm,
@@ -17,6 +18,7 @@ from conprediff_jax.interop import (
     vq_diffusion,
 )
 from conprediff_jax.interop.pretrained import Pretrained
+from conprediff_jax.train.text import make_text
 
 WRITTEN = ("inference", "safetensors", "diffusers", "stablehlo")
 READ = ("diffusers", "safetensors", *published.MODELS)
@@ -47,7 +49,7 @@ def write(model: Pretrained, to: str, out: str, *, metrics: str | None = None) -
                 diffusers_pipeline.write(model, folder)
             case _:
                 stablehlo.write(model, folder, model.task.sampling)
-        pretrained.write_config(model, folder)
+        pretrained.write_config(model, folder, tokenizer=to != "diffusers")
         model_card.write(model, folder, kind=kind, name=out, metrics=metrics)
 
 
@@ -58,6 +60,7 @@ def read(
     name: str | None = None,
     config: ConfigDict | None = None,
     new_attention_order: bool | None = None,
+    tokenizer: str | None = None,
 ) -> Pretrained:
     """Reads a published checkpoint, or what `write` wrote.
 
@@ -67,13 +70,16 @@ def read(
         name: For files that do not say what they hold, a published model of the family; or else
         config: a config that describes it.
         new_attention_order: Of a model of ADM that is described by a config.
+        tokenizer: File or folder of the tokenizer, for files of models that read captions.
 
     Raises:
         UserError: The file does not fit, or nothing (or too much) says what it holds.
     """
     if family in _DESCRIBED:
-        if name is not None or config is not None:
-            raise UserError(f"--from={family} says itself what it holds: no --model, no --config")
+        if (name, config, tokenizer) != (None, None, None):
+            raise UserError(
+                f"--from={family} says itself what it holds: no --model, --config or --tokenizer"
+            )
         return _DESCRIBED[family](path)
     if (name is None) == (config is None):
         raise UserError(
@@ -82,6 +88,7 @@ def read(
         )
     if config is None:
         config = published.config(family, name)
+    config = _with_tokenizer(config, family, tokenizer)
     if new_attention_order is None:
         new_attention_order = published.new_attention_order(family, name)
     readers: dict[str, Callable[[], Pretrained]] = {
@@ -90,3 +97,23 @@ def read(
         "vq-diffusion": lambda: vq_diffusion.read(path, config),
     }
     return readers[family]()
+
+
+def _with_tokenizer(config: ConfigDict, family: str, path: str | None) -> ConfigDict:
+    """The config with the vocabulary of its captions, which original files do not hold."""
+    text = make_text(config)
+    if text is None or text.vocabulary:
+        if path:
+            raise UserError(f"--tokenizer={path}: the model reads no captions, or knows its own")
+        return config
+    path = path or text.tokenizer
+    if not path:
+        raise UserError(
+            f"--from={family}: the model reads captions, and its file holds no tokenizer: give "
+            "--tokenizer, a folder with tokenizer.json, vocab.txt, or vocab.json and merges.txt"
+        )
+    pad = vq_diffusion.PAD if family == "vq-diffusion" else None
+    tokenizer = Tokenizer.from_file(path, length=text.encoder.length, pad=pad)
+    config = ConfigDict(config.to_dict())
+    config.text.update(tokenizer=path, vocabulary=tokenizer.to_json())
+    return config.lock()

@@ -11,7 +11,7 @@ from absl import logging
 
 from conprediff_jax import parallel
 from conprediff_jax.errors import UserError
-from conprediff_jax.inference import load
+from conprediff_jax.inference import Trained, load
 from conprediff_jax.train.denoising import Denoising
 from conprediff_jax.train.state import TrainState
 
@@ -46,6 +46,8 @@ def start_from(path: str, state: TrainState, task: Denoising) -> TrainState:
             f"{where}: points of {opened.task.point_shape} there, {task.point_shape} here"
         )
     logging.info("starting from step %d of %s, with a fresh context decoder", opened.step, path)
+    if task.text and task.text.frozen != opened.task.text.frozen:
+        opened = _with_text_encoder_moved(opened)
     params = _placed(opened.params, state.params[task.averaged])
     return state.replace(
         params=state.params | {task.averaged: params},
@@ -71,6 +73,14 @@ def _check_same(what: str, theirs: Any, ours: Any) -> None:
             differing.append(f"{name} {there} there, {here} here")
     if differing:
         raise UserError(f"{what} is another one: {', '.join(differing)}")
+
+
+def _with_text_encoder_moved(opened: Trained) -> Trained:
+    """The same, with a frozen text encoder among what is trained, or the other way round."""
+    params, frozen = dict(opened.params), dict(opened.frozen)
+    there, here = (frozen, params) if opened.task.text.frozen else (params, frozen)
+    here["text_encoder"] = there.pop("text_encoder")
+    return opened._replace(params=params, frozen=frozen)
 
 
 def _placed(tree: Any, like: Any) -> Any:

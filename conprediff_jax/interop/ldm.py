@@ -1,14 +1,16 @@
-"""Checkpoints of latent diffusion (CompVis), unconditional: `model.ckpt`.
+"""Checkpoints of latent diffusion (CompVis): `model.ckpt`, unconditional or text-to-image.
 
     state_dict
         model.diffusion_model.*     the UNet, see `original_unet`
         model_ema.*                 its moving average; names without their dots
         first_stage_model.*         the autoencoder, see `original_autoencoder`
         first_stage_model.loss.*    its discriminator and LPIPS, of training only
-        scale_factor                where latents are scaled by their standard deviation
+        cond_stage_model.transformer.*            the text encoder, see `original_text`, and
+    cond_stage_model.transformer.to_logits.*  a head that nothing reads
+    scale_factor                where latents are scaled by their standard deviation
         betas, alphas_cumprod, ...  tables that follow from the schedule; `betas` is compared
 
-The moving average is taken where there is one.
+The moving average is taken where there is one; there is none of the text encoder.
 """
 
 from collections.abc import Mapping
@@ -19,11 +21,18 @@ from ml_collections import ConfigDict
 
 from conprediff_jax.diffusion import schedules
 from conprediff_jax.errors import UserError
-from conprediff_jax.interop import original_autoencoder, original_unet, tensor_files
+from conprediff_jax.experiment import make_experiment
+from conprediff_jax.interop import (
+    original_autoencoder,
+    original_text,
+    original_unet,
+    tensor_files,
+)
 from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.models.first_stage import Latents
 
 _UNET, _EMA, _FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
+_TEXT = "cond_stage_model.transformer."
 
 # Tables that follow from `betas`, and what belongs to training alone.
 _TABLES = (
@@ -48,24 +57,30 @@ def read(path: str, config: ConfigDict) -> Pretrained:
     """
     content = tensor_files.read(path)
     weights = tensor_files.arrays(content.get("state_dict", content), path)
-    model = Pretrained(config=config, params={}, frozen={}, step=_step(content), origin=path)
-    task = model.task
+    task = make_experiment(config).task
     if not isinstance(task.first_stage, Latents):
         raise UserError(
             f"{path}: latent diffusion needs a config whose first stage is 'vq' or 'kl'"
         )
     _check_betas(weights, task.process, path)
-    first_stage = {
-        name: tensor
-        for name, tensor in tensor_files.below(weights, _FIRST_STAGE).items()
-        if not name.startswith("loss.")
-    }
-    tensor_files.account(
-        weights, path, prefixes=(_UNET, _EMA, _FIRST_STAGE), names=(*_TABLES, "scale_factor")
-    )
+    prefixes = (_UNET, _EMA, _FIRST_STAGE) + ((_TEXT,) if task.text else ())
+    tensor_files.account(weights, path, prefixes=prefixes, names=(*_TABLES, "scale_factor"))
+    first_stage = tensor_files.below(weights, _FIRST_STAGE, without="loss.")
     try:
-        unet = original_unet.params_from_original(_unet_weights(weights, path), task.denoiser)
-        autoencoder = original_autoencoder.params_from_original(first_stage, task.first_stage.model)
+        networks = {
+            "denoiser": original_unet.params_from_original(
+                _unet_weights(weights, path), task.denoiser
+            ),
+            "first_stage": {
+                "autoencoder": original_autoencoder.params_from_original(
+                    first_stage, task.first_stage.model
+                )
+            },
+        }
+        if task.text:
+            networks["text_encoder"] = original_text.params_from_original(
+                tensor_files.below(weights, _TEXT, without="to_logits."), task.text.encoder
+            )
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     scale = task.first_stage.scale
@@ -76,12 +91,8 @@ def read(path: str, config: ConfigDict) -> Pretrained:
     config = ConfigDict(config.to_dict()).unlock()
     with config.first_stage.ignore_type():
         config.first_stage.scale = scale
-    frozen = {"autoencoder": autoencoder, "scale": np.float32(scale)}
-    model = Pretrained(
-        config=config.lock(), params=unet, frozen=frozen, step=model.step, origin=path
-    )
-    model.check()
-    return model
+    networks["first_stage"]["scale"] = np.float32(scale)
+    return Pretrained.assembled(config.lock(), networks, step=_step(content), origin=path)
 
 
 def _step(content: Mapping) -> int:

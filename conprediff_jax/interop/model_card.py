@@ -61,39 +61,77 @@ pipeline = LDMPipeline.from_pretrained("{folder}")
 images = pipeline(batch_size=4, num_inference_steps={steps}, eta={eta}).images
 ```
 """,
+    "LDMTextToImagePipeline": """\
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{folder}")
+images = pipeline(
+    [{prompt}] * 4, num_inference_steps={steps}, eta={eta}, guidance_scale={guidance}
+).images
+```
+""",
+    "StableDiffusionPipeline": """\
+```python
+from diffusers import StableDiffusionPipeline
+
+pipeline = StableDiffusionPipeline.from_pretrained("{folder}")
+images = pipeline(
+    [{prompt}] * 4, num_inference_steps={steps}, eta={eta}, guidance_scale={guidance}
+).images
+```
+
+There is no safety checker. With a guidance between 0 and 1 diffusers does not guide.
+""",
     "VQDiffusionPipeline": """\
 ```python
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{folder}")
 images = pipeline(
-    [""] * 4, num_inference_steps={times}, guidance_scale=1.0, truncation_rate={truncation}
+    [{prompt}] * 4,
+    num_inference_steps={times},
+    guidance_scale={guidance},
+    truncation_rate={truncation},
 ).images
 ```
 
-The prompt is ignored: the model knows no text, and the text encoder in this folder only takes its
-place. `num_inference_steps` must be {times}: diffusers' scheduler does not skip times, fewer steps
-would begin in the middle.
+{prompt_note}`num_inference_steps` must be {times}: diffusers' scheduler does not skip times, and
+fewer steps would begin in the middle.
 """,
     "stablehlo": """\
 Needs `jax` alone, on CPU, CUDA or TPU; the number of images is free, image i depends on the seed
-and i. {labels_note}Sampler and steps are fixed in the program.
+and i. {told_note}Sampler and steps are fixed in the program.
 
 ```python
 import jax
 import numpy as np
-from jax import export
+{tokenizers}from jax import export
 
 folder = "{folder}"
 with open(f"{{folder}}/sampler.stablehlo", "rb") as file:
     sampler = export.deserialize(bytearray(file.read()))
 weights = dict(np.load(f"{{folder}}/weights.npz"))
 indices = np.arange({count}, dtype=np.int32)
-images = jax.jit(sampler.call)(weights, np.int32(0), indices{labels})
+{tokens}images = jax.jit(sampler.call)(weights, np.int32(0), indices{told})
 np.savez("images.npz", images)  # uint8 [{count}, {size}, {size}, 3]
 ```
 """,
 }
+
+_NO_TEXT = """\
+The prompt is ignored: the model knows no text, and the text encoder in this folder only takes its
+place. """
+
+_TOLD_TOKENS = """\
+The last argument are token ids of captions, `[images, {length}]`, which the library `tokenizers`
+makes. """
+
+_TOKENS = """\
+tokenizer = tokenizers.Tokenizer.from_file(f"{{folder}}/tokenizer.json")
+encoded = tokenizer.encode_batch([{prompt}] * {count})
+tokens = np.array([caption.ids for caption in encoded], np.int32)
+"""
 
 
 def write(
@@ -145,30 +183,51 @@ def _values(model: Pretrained) -> dict[str, Any]:
     """What the snippets need to know."""
     task, sampling = model.task, model.task.sampling
     classes, count = task.num_classes, 8
-    return {
+    values = {
         "steps": sampling.steps,
         "eta": getattr(sampling, "eta", 0.0),
+        "guidance": sampling.guidance,
         "times": task.process.num_steps,
         "truncation": getattr(sampling, "truncation", 1.0),
         "count": count,
         "size": model.config.data.image_size,
-        "labels": f", np.arange({count}, dtype=np.int32) % {classes}" if classes else "",
-        "labels_note": f"The last argument are classes, 0 to {classes - 1}. " if classes else "",
+        "prompt": json.dumps(task.text.prompts[0] if task.text else "", ensure_ascii=False),
+        **dict.fromkeys(("prompt_note", "told", "told_note", "tokens", "tokenizers"), ""),
     }
+    if not task.text:
+        values["prompt_note"] = _NO_TEXT
+    if classes:
+        values["told"] = f", np.arange({count}, dtype=np.int32) % {classes}"
+        values["told_note"] = f"The last argument are classes, 0 to {classes - 1}. "
+    if task.text:
+        values["told"] = ", tokens"
+        values["told_note"] = _TOLD_TOKENS.format(length=task.text.encoder.length)
+        values["tokenizers"] = "import tokenizers\n"
+        values["tokens"] = _TOKENS.format(**values)
+    return values
 
 
 def _model_rows(model: Pretrained) -> dict[str, Any]:
     config, task = model.config, model.task
-    parameters = sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(model.params))
+    sizes = {
+        name: sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(network))
+        for name, network in model.networks.items()
+    }
     rows = {
         "images": f"{config.data.image_size} x {config.data.image_size}",
         "points": " x ".join(map(str, task.point_shape)),
         "first stage": config.first_stage.kind,
-        "denoiser": f"{type(task.denoiser).__name__}, {parameters:,} parameters",
+        "denoiser": f"{type(task.denoiser).__name__}, {sizes['denoiser']:,} parameters",
         "classes": task.num_classes or "none",
         "process": ", ".join(f"{k} {v}" for k, v in config.process.items()),
         "sampling": ", ".join(f"{k} {v}" for k, v in config.sampling.items() if k != "num"),
     }
+    if task.text:
+        kind = type(task.text.encoder).__name__
+        rows["captions"] = (
+            f"{kind}, {sizes['text_encoder']:,} parameters, of {task.text.encoder.length} tokens "
+            f"of {task.text.tokenize.vocab_size}"
+        )
     if "scale" in model.frozen:
         rows["scale of latents"] = float(model.frozen["scale"])
     return rows

@@ -1,5 +1,6 @@
 """The shape of every parameter of a model, without making any."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -40,3 +41,9 @@ def of_transformer(transformer: TokenTransformer) -> Shapes:
         "text": None if text is None else jnp.zeros((1, 1, text)),
     }
     return parameter_shapes(jax.eval_shape(transformer.init, jax.random.key(0), **inputs)["params"])
+
+
+def of_text_encoder(encoder: nn.Module) -> Shapes:
+    """Shapes by path, of one of `TEXT_ENCODERS`."""
+    tokens = jnp.zeros((1, encoder.length), jnp.int32)
+    return parameter_shapes(jax.eval_shape(encoder.init, jax.random.key(0), tokens)["params"])

@@ -6,6 +6,7 @@ Python API open either.
 
     <folder>/README.md                       model card
     <folder>/config.json                     the whole config, to be read
+    <folder>/tokenizer.json                  where the model reads captions
     <folder>/checkpoints/<step>/{ema, extra, config}
 """
 
@@ -16,7 +17,7 @@ import json
 import pathlib
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -38,8 +39,10 @@ class Pretrained:
 
     Attributes:
         config: the whole config, of a denoising task.
-        params: the denoiser's parameters, float32 NumPy arrays.
-        frozen: the first stage's, as its `abstract` describes; empty for pixels.
+        params: the denoiser's parameters, float32 NumPy arrays; with those of a text encoder that
+            was trained along.
+        frozen: the first stage's, as its `abstract` describes; with those of a text encoder that
+            was not trained. Empty for pixels alone.
         step: training steps behind them; 0 where that is not known.
         origin: where they come from, for the model card.
     """
@@ -49,6 +52,33 @@ class Pretrained:
     frozen: dict[str, Any]
     step: int
     origin: str
+
+    @classmethod
+    def assembled(
+        cls, config: ConfigDict, networks: Mapping[str, Any], *, step: int, origin: str
+    ) -> "Pretrained":
+        """The other way round of `networks`, all weights checked.
+
+        Raises:
+            UserError: weights are missing, left over or of other shapes than the config asks.
+        """
+        parts = {"denoiser": {}, "first_stage": {}} | networks
+        if "text_encoder" in parts:
+            keeper = "first_stage" if config.text.get("weights") else "denoiser"
+            parts[keeper] = parts[keeper] | {"text_encoder": parts["text_encoder"]}
+        params, frozen = parts["denoiser"], parts["first_stage"]
+        model = cls(config=config, params=params, frozen=frozen, step=step, origin=origin)
+        model.check()
+        return model
+
+    @property
+    def networks(self) -> dict[str, Any]:
+        """Parameters by what they are of: `denoiser`, `first_stage`, `text_encoder`, if any."""
+        parts = {"denoiser": dict(self.params), "first_stage": dict(self.frozen)}
+        for part in list(parts.values()):
+            if "text_encoder" in part:
+                parts["text_encoder"] = part.pop("text_encoder")
+        return {name: part for name, part in parts.items() if part}
 
     @functools.cached_property
     def task(self) -> Denoising:
@@ -77,7 +107,7 @@ class Pretrained:
         expected, extra = jax.eval_shape(task.init)
         for what, ours, theirs in (
             ("denoiser", expected[task.averaged], self.params),
-            ("first stage", extra["frozen"], self.frozen),
+            ("frozen networks", extra["frozen"], self.frozen),
         ):
             shapes = [
                 {"/".join(path): shape for path, shape in tensors.parameter_shapes(tree).items()}
@@ -130,10 +160,12 @@ def write_folder(model: Pretrained, folder: pathlib.Path) -> None:
         )
 
 
-def write_config(model: Pretrained, folder: pathlib.Path) -> None:
-    """Writes `config.json`."""
+def write_config(model: Pretrained, folder: pathlib.Path, *, tokenizer: bool) -> None:
+    """Writes `config.json`; and `tokenizer.json` where asked, of a model that reads captions."""
     text = json.dumps(json.loads(model.config.to_json()), indent=2)
     (folder / "config.json").write_text(text + "\n")
+    if tokenizer and model.task.text:
+        (folder / "tokenizer.json").write_text(model.task.tokenizer.to_json() + "\n")
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
 """Configs of published models whose files say nothing of their architecture, by family and name.
 
-    ldm             CompVis/latent-diffusion; first stages are in the same file
+    ldm             CompVis/latent-diffusion; first stages and text encoder are in the same file
     adm             openai/guided-diffusion; pixels, a learned variance that is not read
-    vq-diffusion    microsoft/VQ-Diffusion; the first stage is in the same file
+    vq-diffusion    microsoft/VQ-Diffusion; first stage and text encoder are in the same file
 
-Models with text are not among them.
+The tokenizers of models with text are not in their files.
 """
 
 from collections.abc import Callable
@@ -105,6 +105,13 @@ def _vq_diffusion_ffhq() -> ConfigDict:
     return made
 
 
+def _vq_diffusion_ithq(null: str) -> ConfigDict:
+    """What stands for no text: both files have an embedding for it, which one of them learned."""
+    made = presets.vq_diffusion_ithq(weights=_IN_FILE, text_weights=_IN_FILE).unlock()
+    made.condition.null = null
+    return made
+
+
 Models = dict[str, Callable[[], ConfigDict]]
 
 MODELS: dict[str, Models] = {
@@ -113,6 +120,7 @@ MODELS: dict[str, Models] = {
         "ffhq": lambda: _ldm_4(42, "ffhq"),
         "lsun_bedrooms": lambda: _ldm_4(48, "lsun/bedroom"),
         "lsun_churches": _ldm_8,
+        "text2img": lambda: presets.ldm_text(weights=_IN_FILE),
     },
     "adm": {
         "imagenet_64": _adm_imagenet_64,
@@ -125,5 +133,9 @@ MODELS: dict[str, Models] = {
         "lsun_cat": lambda: _adm_lsun("lsun/cat"),
         "lsun_horse": lambda: _adm_lsun("lsun/horse"),
     },
-    "vq-diffusion": {"ffhq": _vq_diffusion_ffhq},
+    "vq-diffusion": {
+        "ffhq": _vq_diffusion_ffhq,
+        "ithq": lambda: _vq_diffusion_ithq("empty"),
+        "ithq_learnable": lambda: _vq_diffusion_ithq("learned"),
+    },
 }

@@ -2,6 +2,7 @@
 
     <folder>/denoiser.safetensors       'input_conv/kernel', ...: paths joined by '/'
     <folder>/first_stage.safetensors    'autoencoder/encoder/...', and 'scale' or 'codes'
+    <folder>/text_encoder.safetensors   'token_embedding/embedding', ...; with tokenizer.json
     <folder>/config.json                the whole config
 
 The metadata of each file hold the format, its version, the step and the config, so that a file that
@@ -22,7 +23,7 @@ from conprediff_jax.interop import tensor_files
 from conprediff_jax.interop.pretrained import Pretrained
 
 FORMAT, VERSION = "conprediff_jax", "1"
-DENOISER, FIRST_STAGE = "denoiser.safetensors", "first_stage.safetensors"
+NETWORKS = ("denoiser", "first_stage", "text_encoder")
 
 
 def write(model: Pretrained, folder: pathlib.Path) -> None:
@@ -34,11 +35,10 @@ def write(model: Pretrained, folder: pathlib.Path) -> None:
         "origin": model.origin,
         "config": model.config.to_json(),
     }
-    for name, tree in ((DENOISER, model.params), (FIRST_STAGE, model.frozen)):
-        if tree:
-            tensors = traverse_util.flatten_dict(tree, sep="/")
-            tensors = {path: np.asarray(leaf, order="C") for path, leaf in tensors.items()}
-            safetensors.save_file(tensors, folder / name, metadata=metadata)
+    for name, tree in model.networks.items():
+        tensors = traverse_util.flatten_dict(tree, sep="/")
+        tensors = {path: np.asarray(leaf, order="C") for path, leaf in tensors.items()}
+        safetensors.save_file(tensors, _file(folder, name), metadata=metadata)
 
 
 def read(path: str) -> Pretrained:
@@ -49,23 +49,25 @@ def read(path: str) -> Pretrained:
             another shape than the config's.
     """
     folder = pathlib.Path(path).expanduser()
-    denoiser = tensor_files.read(folder / DENOISER)
-    with safe_open(folder / DENOISER, "np") as file:
+    denoiser = _file(folder, "denoiser")
+    tensors = {"denoiser": tensor_files.read(denoiser)}
+    with safe_open(denoiser, "np") as file:
         metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise UserError(
-            f"{folder / DENOISER}: of format {metadata.get('format')!r}, version "
+            f"{denoiser}: of format {metadata.get('format')!r}, version "
             f"{metadata.get('version')!r}; version {VERSION} of {FORMAT!r} is read"
         )
-    frozen = {}
-    if (folder / FIRST_STAGE).exists():
-        frozen = traverse_util.unflatten_dict(tensor_files.read(folder / FIRST_STAGE), sep="/")
-    model = Pretrained(
-        config=ConfigDict(json.loads(metadata["config"])),
-        params=traverse_util.unflatten_dict(denoiser, sep="/"),
-        frozen=frozen,
+    for name in NETWORKS[1:]:
+        if _file(folder, name).exists():
+            tensors[name] = tensor_files.read(_file(folder, name))
+    return Pretrained.assembled(
+        ConfigDict(json.loads(metadata["config"])),
+        {name: traverse_util.unflatten_dict(flat, sep="/") for name, flat in tensors.items()},
         step=int(metadata["step"]),
         origin=str(folder),
     )
-    model.check()
-    return model
+
+
+def _file(folder: pathlib.Path, network: str) -> pathlib.Path:
+    return folder / f"{network}.safetensors"

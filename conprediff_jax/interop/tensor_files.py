@@ -64,13 +64,22 @@ def arrays(tree: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
     return dict(tree)
 
 
-def below(tensors: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """The tensors whose names begin with a prefix, without it."""
-    return {
+def below(
+    tensors: Mapping[str, np.ndarray], prefix: str, *, without: str | tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
+    """The tensors whose names begin with a prefix, by what follows it.
+
+    Args:
+        tensors: All of them.
+        prefix: Of the names.
+        without: Beginnings of what follows, of tensors that are left aside.
+    """
+    found = {
         name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
+    return {name: tensor for name, tensor in found.items() if not name.startswith(without)}
 
 
 def account(

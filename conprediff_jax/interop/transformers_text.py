@@ -18,12 +18,10 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from conprediff_jax.errors import UserError
-from conprediff_jax.interop import tensor_files, tensors
+from conprediff_jax.interop import model_shapes, tensor_files, tensors
 from conprediff_jax.models.text import BERTText, CLIPText, T5Text
 
 INDEX = "model.safetensors.index.json"
@@ -318,8 +316,6 @@ def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _table(encoder: nn.Module) -> tensors.Table:
     """Where the parameters of an encoder are kept there."""
-    tokens = jax.ShapeDtypeStruct((1, encoder.length), jnp.int32)
-    tree = jax.eval_shape(encoder.init, jax.random.key(0), tokens)["params"]
-    shapes = tensors.parameter_shapes(tree)
+    shapes = model_shapes.of_text_encoder(encoder)
     names = {path: _FAMILIES[type(encoder)].names(path) for path in shapes}
     return tensors.Table(model=type(encoder).__name__, shapes=shapes, names=names)

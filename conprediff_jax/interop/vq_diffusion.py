@@ -1,14 +1,17 @@
-"""Checkpoints of VQ-Diffusion without text: `.pth`.
+"""Checkpoints of VQ-Diffusion: `.pth`.
 
     model
         content_codec.enc.*, .dec.*    the autoencoder, see `original_autoencoder`; the codebook is
-                                       in both, as they share it
+                                       in both, as they share it, with ITHQ's statistics of training
         transformer.transformer.*      the transformer, see `original_transformer`
-        transformer.log_*, Lt_*        tables that follow from the schedule; losses of training
+        transformer.condition_emb.*    the text encoder, CLIP's, see `original_text`, with a
+                                       projection that nothing reads
         transformer.empty_text_embed   what stands for no text, in models without text as well
+        transformer.log_*, Lt_*        tables that follow from the schedule; losses of training
     ema                                the moving average of `transformer.*`
 
-The moving average is taken where there is one.
+The moving average is taken where there is one. Encoded captions are divided by their length, and
+filled up with token 0, "!".
 """
 
 from collections.abc import Mapping
@@ -19,14 +22,23 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from conprediff_jax.errors import UserError
-from conprediff_jax.interop import original_autoencoder, original_transformer, tensor_files
+from conprediff_jax.experiment import make_experiment
+from conprediff_jax.interop import (
+    original_autoencoder,
+    original_text,
+    original_transformer,
+    tensor_files,
+)
 from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.models.first_stage import Tokens
+from conprediff_jax.train.denoising import Denoising
 
-_TRANSFORMER = "transformer."
+PAD = "!"  # fills up captions
+
+_TRANSFORMER, _TEXT, _NULL = "transformer.", "condition_emb.", "empty_text_embed"
 _TABLES = (
     *("log_at", "log_bt", "log_ct", "log_cumprod_at", "log_cumprod_bt", "log_cumprod_ct"),
-    *("log_1_min_ct", "log_1_min_cumprod_ct", "Lt_history", "Lt_count", "empty_text_embed"),
+    *("log_1_min_ct", "log_1_min_cumprod_ct", "Lt_history", "Lt_count", _NULL),
 )
 
 # Parts of the codec -> the autoencoder's names.
@@ -38,6 +50,7 @@ _CODEC = {
     "content_codec.dec.post_quant_conv.": "post_quant_conv.",
     "content_codec.dec.quantize.": "quantize.",
 }
+_STATISTICS = ("quantize.cluster_size", "quantize.embedding_avg")
 
 
 def read(path: str, config: ConfigDict) -> Pretrained:
@@ -55,42 +68,58 @@ def read(path: str, config: ConfigDict) -> Pretrained:
     if "model" not in content:
         raise UserError(f"{path}: no 'model' in it; VQ-Diffusion's checkpoints have one")
     weights = tensor_files.arrays(content["model"], path)
-    model = Pretrained(config=config, params={}, frozen={}, step=_step(content), origin=path)
-    task = model.task
+    task = make_experiment(config).task
     if not isinstance(task.first_stage, Tokens):
         raise UserError(f"{path}: VQ-Diffusion needs a config whose first stage is 'tokens'")
-    codec = _codec(weights)
+    if task.first_stage.used_codes:
+        raise UserError(
+            f"{path}: files do not say which codes are used: config.first_stage.used_codes must be "
+            "None"
+        )
+    prefixes = (_TRANSFORMER,) + ((_TEXT,) if task.text else ())
     tensor_files.account(
         weights,
         path,
-        prefixes=(*_CODEC, f"{_TRANSFORMER}{_TRANSFORMER}"),
+        prefixes=(*_CODEC, *(_TRANSFORMER + prefix for prefix in prefixes)),
         names=tuple(_TRANSFORMER + table for table in _TABLES),
     )
     if "ema" in content:
         where = f"{path}, ema"
         tensors = tensor_files.arrays(content["ema"], where)
-        tensor_files.account(tensors, where, prefixes=(_TRANSFORMER,), names=_TABLES)
+        tensor_files.account(tensors, where, prefixes=prefixes, names=_TABLES)
     else:
         tensors = tensor_files.below(weights, _TRANSFORMER)
         logging.warning("%s: no moving average, taking the weights themselves", path)
     _check_tables(tensors, task.process, path)
     try:
-        transformer = original_transformer.params_from_original(
-            tensor_files.below(tensors, _TRANSFORMER), task.denoiser
-        )
-        autoencoder = original_autoencoder.params_from_original(codec, task.first_stage.model)
+        networks = _networks(tensors, _codec(weights), task)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    codes = np.arange(task.first_stage.num_codes, dtype=np.int32)
-    model = Pretrained(
-        config=config,
-        params=transformer,
-        frozen={"autoencoder": autoencoder, "codes": codes},
-        step=model.step,
-        origin=path,
-    )
-    model.check()
-    return model
+    return Pretrained.assembled(config, networks, step=_step(content), origin=path)
+
+
+def _networks(
+    tensors: Mapping[str, np.ndarray], codec: Mapping[str, np.ndarray], task: Denoising
+) -> dict[str, Any]:
+    """Parameters of every network, out of the tensors of transformer and autoencoder."""
+    networks = {
+        "denoiser": original_transformer.params_from_original(
+            tensor_files.below(tensors, _TRANSFORMER), task.denoiser.clone(learned_null=False)
+        ),
+        "first_stage": {
+            "autoencoder": original_autoencoder.params_from_original(codec, task.first_stage.model),
+            "codes": np.arange(task.first_stage.num_codes, dtype=np.int32),
+        },
+    }
+    if task.text:
+        networks["text_encoder"] = original_text.params_from_original(
+            tensor_files.below(tensors, _TEXT, without="text_projection"), task.text.encoder
+        )
+        if task.denoiser.learned_null:
+            if _NULL not in tensors:
+                raise ValueError(f"{_NULL} is missing: config.condition.null must be 'empty'")
+            networks["denoiser"]["null_text"] = {"embedding": tensors[_NULL]}
+    return networks
 
 
 def _step(content: Mapping[str, Any]) -> int:
@@ -103,7 +132,7 @@ def _codec(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     codec: dict[str, np.ndarray] = {}
     for prefix, part in _CODEC.items():
         codec |= {part + k: v for k, v in tensor_files.below(weights, prefix).items()}
-    return codec
+    return {name: tensor for name, tensor in codec.items() if name not in _STATISTICS}
 
 
 def _check_tables(tensors: Mapping[str, np.ndarray], process: Any, path: str) -> None:

@@ -1,0 +1,60 @@
+"""The files in the folders of diffusers' pipelines: JSON, and weights beside their config.
+
+Weights that are pickled (`.bin`) need torch, nothing else does.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors import numpy as safetensors
+
+from conprediff_jax.errors import UserError
+from conprediff_jax.interop import tensor_files
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+_PICKLED = "diffusion_pytorch_model.bin"
+VERSION = "0.31.0"  # of diffusers: the oldest whose classes have all the options that are written
+
+
+def write_part(
+    folder: pathlib.Path,
+    config: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    file: str = WEIGHTS,
+) -> None:
+    """Writes a network into a new folder."""
+    write_json(folder / "config.json", {"_diffusers_version": VERSION, **config})
+    safetensors.save_file(dict(weights), folder / file, metadata={"format": "pt"})
+
+
+def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file, and makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The content of a JSON file.
+
+    Raises:
+        UserError: There is none.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no readable file of a diffusers pipeline: {error}") from error
+
+
+def read_weights(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], pathlib.Path]:
+    """All tensors of the network in a folder, and their file.
+
+    Raises:
+        UserError: There are none.
+    """
+    file = next((folder / n for n in (WEIGHTS, _PICKLED) if (folder / n).exists()), None)
+    if file is None:
+        raise UserError(f"{folder}: no weights; put {WEIGHTS} there")
+    return tensor_files.arrays(tensor_files.read(file), str(file)), file
