@@ -70,7 +70,7 @@ _SETTINGS = flags.DEFINE_list("settings", [BASELINE, "default"], f"Of {', '.join
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "A run of every setting for each.")
 _STEPS = flags.DEFINE_integer("steps", None, "Training steps; the config's when absent.")
 _DATA = flags.DEFINE_string("data", None, "Data; the config's when absent.")
-_NUM = flags.DEFINE_integer("num", 2048, "Samples of each run.", lower_bound=8)
+_NUM = flags.DEFINE_integer("num", 2048, "Samples of each run.", lower_bound=12)
 _HELD_OUT = flags.DEFINE_integer("held_out", 512, "Held-out images, or all.", lower_bound=1)
 _SPLIT = flags.DEFINE_string("split", "test", "Split of the held-out images.")
 _TIMES = flags.DEFINE_integer("times", 20, "Times of continuous held-out losses.", lower_bound=3)

@@ -10,7 +10,7 @@ import numpy as np
 
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
 from conprediff_jax.metrics.paired import independent_difference, paired_difference
-from study.grid import BASELINE
+from study.grid import BASELINE, MEASURED
 from study.measure import HELD_OUT, LOSS
 
 SPEED = "steps/s, ratio"
@@ -39,7 +39,7 @@ class Result:
 
     def held_out(self) -> np.ndarray:
         """Held-out loss of every image, a mean over the times."""
-        return np.load(self.folder / HELD_OUT).mean(axis=1)
+        return np.load(self.folder / MEASURED / HELD_OUT).mean(axis=1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

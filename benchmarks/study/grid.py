@@ -4,8 +4,7 @@
         run.json         what is trained and measured; a folder of anything else is refused
         train.log        what the trainer said
         checkpoints/     and all else that the trainer writes
-        samples/         images drawn from the last checkpoint
-        held_out.npy     denoising loss of every held-out image and time
+        measured/        images drawn from the last checkpoint, their features, held-out losses
         result.json      everything measured; a run that has it is done
 
 Runs of one seed follow each other, so that pairs are complete early.
@@ -32,6 +31,7 @@ from conprediff_jax.parallel.processes import AGAIN, Preempted
 from conprediff_jax.progress import Progress
 
 BASELINE = "baseline"
+MEASURED = "measured"
 _SPEED = re.compile(r"([\d.]+) steps/s")
 
 
@@ -93,6 +93,11 @@ class Run:
     def result(self) -> pathlib.Path:
         """The file of everything measured."""
         return self.folder / "result.json"
+
+    @property
+    def measured_folder(self) -> pathlib.Path:
+        """What was measured, in full."""
+        return self.folder / MEASURED
 
     @property
     def trained(self) -> bool:

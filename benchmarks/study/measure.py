@@ -32,7 +32,7 @@ from conprediff_jax.metrics.neighborhoods import NeighborhoodJudge, block_means
 from conprediff_jax.metrics.suite import Suite
 from study.grid import Run
 
-HELD_OUT = "held_out.npy"
+HELD_OUT = "held_out.npy"  # losses of every image and time
 REAL = "real.json"  # the neighbourhoods of training images, in the study's folder
 LOSS = "held-out loss"
 _THIRDS = ("little noise", "middle", "much noise")
@@ -92,7 +92,7 @@ class Judge:
         trained = load_denoiser(str(run.folder), self._mesh)
         samples = self._samples(trained, run)
         seen = features.extract(
-            self._runner, samples, run.folder / "features", self._suite.sample_rows()
+            self._runner, samples, run.measured_folder / "features", self._suite.sample_rows()
         )
         labels = self._runner.extractor.labels
         figures = dict(self._suite.compute(seen, self._known, labels).figures)
@@ -117,7 +117,7 @@ class Judge:
         spec = trained.task.sampling.overridden(trained.task, num=self._sizes.num)
         draw = drawing(trained, spec, self._mesh, seed=0)
         files = generate_to(
-            run.folder / "samples",
+            run.measured_folder / "samples",
             draw,
             num=self._sizes.num,
             batch_size=min(self._sizes.batch_size, self._sizes.num),
@@ -136,7 +136,7 @@ class Judge:
         parts = held_out.losses_of(losses, trained.params, trained.frozen, batches, num)
         rows = np.concatenate(list(parts))
         logging.info("%s: held-out losses of %d images at %d times", run.title, num, len(times))
-        write_atomically(run.folder / HELD_OUT, lambda file: np.save(file, rows))
+        write_atomically(run.measured_folder / HELD_OUT, lambda file: np.save(file, rows))
         return rows
 
 
@@ -155,7 +155,7 @@ class _Neighborhoods:
         figures = self._pixels(images)
         if self._points:
             found = self._points(block_means(images, self._cell))
-            figures |= {f"{name} points": figure for name, figure in found.items()}
+            figures |= {f"{name}, points": figure for name, figure in found.items()}
         return figures
 
 

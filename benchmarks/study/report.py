@@ -16,6 +16,7 @@ from study.measure import LOSS, REAL
 
 _HIGHER = ("precision", "recall", SPEED)  # is better
 _NAME = "report"
+_COLUMNS = 4  # settings of a table
 Table = Mapping[str, Mapping[str, Comparison]]
 
 
@@ -38,7 +39,7 @@ def write(out: pathlib.Path, order: Sequence[str]) -> str:
     real = {}
     if (out / REAL).exists():
         real = {name: Figure(**f) for name, f in json.loads((out / REAL).read_text()).items()}
-    text = "\n\n".join([_runs(results, names, real), *_differences(table), _notes(results, table)])
+    text = "\n\n".join([_runs(results, names, real), _differences(table), _notes(results, table)])
     write_text(out / f"{_NAME}.md", text + "\n")
     write_text(out / f"{_NAME}.json", json.dumps(_plain(results, table), indent=1) + "\n")
     if table:
@@ -49,38 +50,46 @@ def write(out: pathlib.Path, order: Sequence[str]) -> str:
 
 def _runs(results: Sequence[Result], names: Sequence[str], real: Mapping[str, Figure]) -> str:
     """Means over the seeds of every setting, with their standard deviations."""
-    header = ["metric", *names] + (["training images"] if real else [])
-    rows = []
-    for metric in results[0].metrics:
-        row = [_title(metric)]
-        for name in names:
-            values = [r.metrics[metric].value for r in results if r.setting == name]
-            spread = f" ± {_number(np.std(values, ddof=1))}" if len(values) > 1 else ""
-            row.append(f"{_number(np.mean(values))}{spread}")
-        if real:
-            row.append(_number(real[metric].value) if metric in real else "")
-        rows.append(row)
-    speeds = [[r.found["steps_per_second"] for r in results if r.setting == n] for n in names]
-    rows.append(["training steps/s", *(_number(np.mean(s)) for s in speeds)] + [""] * bool(real))
-    counts = [str(sum(r.setting == name for r in results)) for name in names]
-    rows.append(["seeds", *counts] + [""] * bool(real))
-    return "Mean over seeds ± standard deviation:\n\n" + markdown(rows, header)
+    tables = []
+    for part in _parts(names):
+        header = ["metric", *part] + (["training images"] if real else [])
+        rows = []
+        for metric in results[0].metrics:
+            row = [_title(metric)]
+            for name in part:
+                values = [r.metrics[metric].value for r in results if r.setting == name]
+                spread = f" ± {_number(np.std(values, ddof=1))}" if len(values) > 1 else ""
+                row.append(f"{_number(np.mean(values))}{spread}")
+            if real:
+                row.append(_number(real[metric].value) if metric in real else "")
+            rows.append(row)
+        of = {n: [r.found["steps_per_second"] for r in results if r.setting == n] for n in part}
+        rest = [""] * bool(real)
+        rows.append(["training steps/s", *(_number(np.mean(of[n])) for n in part), *rest])
+        rows.append(["seeds", *(str(len(of[n])) for n in part), *rest])
+        tables.append(markdown(rows, header))
+    return "\n\n".join(["Mean over seeds ± standard deviation:", *tables])
 
 
-def _differences(table: Table) -> list[str]:
+def _differences(table: Table) -> str:
     """Setting minus baseline of the same seed: a metric a row."""
     if not table:
-        return ["No setting has been measured for the same seed as the baseline."]
+        return "No setting has been measured for the same seed as the baseline."
     metrics = list(dict.fromkeys(metric for found in table.values() for metric in found))
-    rows = []
-    for metric in metrics:
-        row = [_title(metric)]
-        for found in table.values():
-            row.append(_cell(found[metric], metric) if metric in found else "")
-        rows.append(row)
-    header = ["metric", *table]
     title = "Setting minus baseline of the same seed, with 95 % intervals; of speeds, the ratio:"
-    return [title + "\n\n" + markdown(rows, header)]
+    tables = [title]
+    for part in _parts(list(table)):
+        rows = [
+            [_title(m), *(_cell(table[n][m], m) if m in table[n] else "" for n in part)]
+            for m in metrics
+        ]
+        tables.append(markdown(rows, ["metric", *part]))
+    return "\n\n".join(tables)
+
+
+def _parts(names: Sequence[str]) -> list[Sequence[str]]:
+    """A page is not wide."""
+    return [names[start : start + _COLUMNS] for start in range(0, len(names), _COLUMNS)]
 
 
 def _cell(comparison: Comparison, metric: str) -> str:
@@ -97,7 +106,10 @@ def _cell(comparison: Comparison, metric: str) -> str:
 def _notes(results: Sequence[Result], table: Table) -> str:
     """How the intervals came about, and what they cannot say."""
     counts = sorted({len(pairs(results, name)) for name in table})
-    lines = ["↓: lower is better. Bold: the interval excludes no difference."]
+    lines = [
+        "↓: lower is better, ↑: higher. Bold: the interval excludes no difference. Speeds are of "
+        "runs one after the other; `step_overhead.py` times steps in turn."
+    ]
     if counts and counts[-1] > 1:
         number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         lines.append(f"Intervals are those of a paired t over {number} seeds.")
@@ -162,6 +174,7 @@ def _plot(table: Table, path: pathlib.Path) -> None:
             panel.scatter([value], [place], s=32, color=color, zorder=4)
         panel.set_title(_title(metric), fontsize=9)
         panel.tick_params(labelsize=8)
+        panel.locator_params(axis="x", nbins=4)
     panels[0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
     for panel in panels[len(metrics) :]:
         panel.set_axis_off()
@@ -194,8 +207,7 @@ def _plot_times(results: Sequence[Result], names: Sequence[str], path: pathlib.P
 
 
 def _title(metric: str) -> str:
-    higher = metric.startswith(_HIGHER)
-    return metric if metric == SPEED or higher else f"{metric} ↓"
+    return f"{metric} {'↑' if metric.startswith(_HIGHER) else '↓'}"
 
 
 def _number(value: float, *, sign: bool = False) -> str:
