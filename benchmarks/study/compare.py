@@ -53,19 +53,20 @@ class Comparison:
         within: mean half-width of a pair's own interval, over samples, divided by the root of the
             pairs; None where a metric has no such interval.
         baseline: mean of the baseline's values.
+        none: what `difference` would be without any.
     """
 
     difference: Figure
     differences: tuple[float, ...]
     within: float | None
     baseline: float
+    none: float = 0.0
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes no difference; a ratio of 1 is none."""
-        none = self.baseline if self.baseline == 1.0 else 0.0
+        """Whether the interval excludes no difference."""
         low, high = self.difference[1:]
-        return low is not None and not low <= none <= high
+        return low is not None and not low <= self.none <= high
 
 
 def load(out: pathlib.Path) -> list[Result]:
@@ -118,6 +119,7 @@ def compare(results: Sequence[Result], setting: str) -> dict[str, Comparison]:
             differences=tuple(np.exp(logs).tolist()),
             within=None,
             baseline=1.0,
+            none=1.0,
         )
     return found
 

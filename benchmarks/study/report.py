@@ -160,7 +160,7 @@ def _plot(table: Table, path: pathlib.Path) -> None:
     panels = canvas.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     names = list(table)
     for panel, metric in zip(panels, metrics, strict=False):
-        panel.axvline(1 if metric == SPEED else 0, color="#9aa5b1", linewidth=1)
+        panel.axvline(float(metric == SPEED), color="#9aa5b1", linewidth=1)
         for place, name in enumerate(names):
             if metric not in table[name]:
                 continue
