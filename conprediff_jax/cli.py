@@ -115,8 +115,8 @@ def _ours_or_serious(record) -> bool:
     """Libraries speak up when something is wrong; orbax also where a folder is only read."""
     if record.getMessage().startswith("Given directory is read only"):
         return False
-    package = str(pathlib.Path(__file__).parent)
-    return record.levelno >= python_logging.WARNING or record.pathname.startswith(package)
+    ours = (str(pathlib.Path(__file__).parent), str(pathlib.Path(sys.argv[0]).resolve().parent))
+    return record.levelno >= python_logging.WARNING or record.pathname.startswith(ours)
 
 
 def _cache_compilations() -> None:

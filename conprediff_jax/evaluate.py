@@ -28,7 +28,7 @@ from jax.sharding import Mesh
 
 from conprediff_jax import cli, images, parallel, sampling_flags
 from conprediff_jax.errors import UserError
-from conprediff_jax.generation import generate_to
+from conprediff_jax.generation import drawing, generate_to
 from conprediff_jax.inference import load_denoiser
 from conprediff_jax.metrics import clip, features, image_sets, lpips, report
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
@@ -36,7 +36,6 @@ from conprediff_jax.metrics.clip_score import clip_scores
 from conprediff_jax.metrics.image_sets import ImageSet
 from conprediff_jax.metrics.precision_recall import nearest
 from conprediff_jax.metrics.suite import METRICS, Results, Suite
-from conprediff_jax.sampling import make_generate
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run: its images are judged.")
 _SAMPLES = flags.DEFINE_string("samples", None, "Or a folder of images, or an npz with arr_0.")
@@ -183,19 +182,11 @@ def _lpips(model: Any, params: Any, samples: ImageSet, reference: ImageSet) -> n
 
 def _draw(workdir: str, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[str, str]]:
     """Draws the images of a workdir, or the rest of them; and says how they came about."""
-    task, params, frozen, step = load_denoiser(workdir, mesh, _STEP.value, flag="--workdir=")
+    trained = load_denoiser(workdir, mesh, _STEP.value, flag="--workdir=")
+    task, step = trained.task, trained.step
     spec = task.sampling.overridden(task, num=_NUM.value, **sampling_flags.values())
-    generate = make_generate(task, spec, mesh)
-
-    captions = None
-    if task.text:
-        prompts = cli.read_lines("captions", _CAPTIONS.value) or task.text.prompts
-        captions = task.tokenizer(prompts)
-
-    def draw(indices: np.ndarray) -> np.ndarray:
-        labels = indices % task.num_classes if task.num_classes else None
-        texts = None if captions is None else captions[indices % len(captions)]
-        return np.asarray(generate(params, frozen, _SEED.value, indices, labels, texts))
+    prompts = cli.read_lines("captions", _CAPTIONS.value) if task.text else None
+    draw = drawing(trained, spec, mesh, seed=_SEED.value, prompts=prompts)
 
     about = {"workdir": str(pathlib.Path(workdir).resolve()), "step": step, "seed": _SEED.value}
     about |= {"sampling": dataclasses.asdict(spec)}

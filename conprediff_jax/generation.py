@@ -8,21 +8,56 @@ Image i depends on the seed and i alone, so what is there already is as it would
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from conprediff_jax import images
 from conprediff_jax.errors import UserError
+from conprediff_jax.inference import Trained
 from conprediff_jax.progress import Progress
+from conprediff_jax.sampling import SamplingSpec, make_generate
 
 SHARD = 1024
+
+Draw = Callable[[np.ndarray], np.ndarray]
+
+
+def drawing(
+    trained: Trained,
+    spec: SamplingSpec,
+    mesh: Mesh,
+    *,
+    seed: int,
+    prompts: Sequence[str] | None = None,
+) -> Draw:
+    """From indices int [batch] to a trained model's images, uint8 [batch, height, width, 3].
+
+    Args:
+        trained: the model.
+        spec: how it is sampled.
+        mesh: devices.
+        seed: of the images.
+        prompts: captions, taken in turn by a model that reads them; its config's when None. A model
+            with classes takes all of them in turn.
+    """
+    task = trained.task
+    generate = make_generate(task, spec, mesh)
+    captions = task.tokenizer(prompts or task.text.prompts) if task.text else None
+
+    def draw(indices: np.ndarray) -> np.ndarray:
+        labels = indices % task.num_classes if task.num_classes else None
+        texts = None if captions is None else captions[indices % len(captions)]
+        return np.asarray(generate(trained.params, trained.frozen, seed, indices, labels, texts))
+
+    return draw
 
 
 def generate_to(
     folder: pathlib.Path,
-    draw: Callable[[np.ndarray], np.ndarray],
+    draw: Draw,
     *,
     num: int,
     batch_size: int,

@@ -58,7 +58,7 @@ def mean_figure(
 
 def figure(
     statistic: Callable[[np.ndarray], float],
-    rows: Shaped[np.ndarray, "samples features"],
+    rows: Shaped[np.ndarray, "samples *features"],
     *,
     replicates: int,
     rng: np.random.Generator,

@@ -1,0 +1,186 @@
+"""Does context prediction help, and what does it cost? Matched pairs of training runs.
+
+    python benchmarks/ablation.py --config=configs/openmoji.py --settings=baseline,default
+        --seeds=0,1,2 --out=runs/ablation
+    python benchmarks/ablation.py --config=configs/openmoji.py --out=runs/ablation --report
+
+Trains every setting with every seed through `conprediff_jax.main`. Runs of one seed share initial
+parameters, the order of the data and the noise, and have the same network when they are sampled:
+settings vary the config's `context` section alone. Then measures each run (`study/measure.py`) and
+prints paired differences, setting minus baseline of the same seed, as markdown.
+
+Any key of the config can be set, `--config.train.batch_size=16`, for all runs. `--data` names other
+data: a TFDS name, a prepared TFDS directory, or a folder of images with `train` and `test` in it.
+
+Everything is written to --out. Started again, the study goes on: finished runs are not done again,
+a run that was broken off goes on from its checkpoint. More settings and seeds can be added. SIGTERM
+saves the step of the run in progress and ends with 75. `--report` only rebuilds tables and plots:
+report.md, report.json, report.png, held_out.png. Plots need matplotlib.
+"""
+
+import pathlib
+import sys
+from typing import Any
+
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
+from study import grid, report
+from study.grid import BASELINE, Setting
+
+from conprediff_jax import cli
+from conprediff_jax.errors import UserError
+from conprediff_jax.experiment import make_experiment
+
+SETTINGS = {
+    BASELINE: Setting(weight=0.0),
+    "default": Setting(),
+    # Strides.
+    "stride_1": Setting(context={"strides": (1,)}),
+    "stride_2": Setting(context={"strides": (2,)}),
+    "stride_3": Setting(context={"strides": (3,)}),
+    "strides_123": Setting(context={"strides": (1, 2, 3)}),
+    # Transports.
+    "sinkhorn": Setting(context={"transport": "sinkhorn"}),
+    "exact": Setting(context={"transport": "exact"}),
+    "divergence": Setting(context={"transport": "sinkhorn_divergence"}),
+    "gaussian": Setting(context={"transport": "gaussian"}),
+    # Decoder, and what it reads.
+    "direct": Setting(context={"decoder": "direct"}),
+    "features": Setting(context={"source": "features"}),
+    "prediction": Setting(context={"source": "prediction"}),
+    # Weights, relative to the config's, and how they come in over the run and over time.
+    "weight_tenth": Setting(weight=0.1),
+    "weight_third": Setting(weight=1 / 3),
+    "weight_triple": Setting(weight=3.0),
+    "weight_tenfold": Setting(weight=10.0),
+    "no_warmup": Setting(warmup=0.0),
+    "warmup_half": Setting(warmup=0.5),
+    "warmup_whole": Setting(warmup=1.0),
+    "constant": Setting(context={"time_weighting": "constant"}),
+    "signal": Setting(context={"time_weighting": "signal"}),
+    "snr": Setting(context={"time_weighting": "snr"}),
+    # Samples that stand for a neighbourhood.
+    "q_4": Setting(context={"samples": 4}),
+    "q_16": Setting(context={"samples": 16}),
+    "q_32": Setting(context={"samples": 32}),
+}
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
+_SETTINGS = flags.DEFINE_list("settings", [BASELINE, "default"], f"Of {', '.join(SETTINGS)}.")
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "A run of every setting for each.")
+_STEPS = flags.DEFINE_integer("steps", None, "Training steps; the config's when absent.")
+_DATA = flags.DEFINE_string("data", None, "Data; the config's when absent.")
+_NUM = flags.DEFINE_integer("num", 2048, "Samples of each run.", lower_bound=12)
+_HELD_OUT = flags.DEFINE_integer("held_out", 512, "Held-out images, or all.", lower_bound=1)
+_SPLIT = flags.DEFINE_string("split", "test", "Split of the held-out images.")
+_TIMES = flags.DEFINE_integer("times", 20, "Times of continuous held-out losses.", lower_bound=3)
+_BOOTSTRAP = flags.DEFINE_integer("bootstrap", 100, "Replicates; 0: none.", lower_bound=0)
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Images measured at a time.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of the study.")
+_REPORT = flags.DEFINE_bool("report", False, "Only rebuild tables and plots.")
+_MEASURE = flags.DEFINE_bool("measure", False, "Only measure what has been trained.")
+
+
+def main(argv: list[str]) -> None:
+    """Trains, measures and reports; or one of them."""
+    del argv
+    out = pathlib.Path(_OUT.value)
+    if _REPORT.value:
+        _report(out)
+        return
+    config, overrides = _config()
+    runs = grid.make_runs(
+        out,
+        config,
+        str(cli.config_name().resolve()),
+        {name: SETTINGS[name] for name in _chosen()},
+        _integers(_SEEDS.value),
+        overrides=overrides,
+        measured=_measured(),
+    )
+    if _MEASURE.value:
+        _measure(runs, config, out)
+        return
+    # Other processes train and measure: this one never touches an accelerator.
+    failed = grid.complete(runs, [sys.executable, *sys.argv, "--measure"])
+    if any(run.result.exists() for run in runs):
+        _report(out)
+    if failed:
+        raise UserError(f"{len(failed)} failed; start again to go on: {'; '.join(failed)}")
+
+
+def _config() -> tuple[ConfigDict, dict[str, Any]]:
+    """The config of all runs, and what of it differs from its file."""
+    config = _CONFIG.value.copy_and_resolve_references()
+    given = dict(config_flags.get_override_values(flags.FLAGS["config"]))
+    if _STEPS.value is not None:
+        given["train.steps"] = _STEPS.value
+    if _DATA.value is not None:
+        given["data.name"] = _DATA.value
+    varied = [key for key in given if key in ("seed", "train.keep")]
+    if varied:
+        raise UserError(f"--config.{varied[0]}: the study sets it; give --seeds")
+    config.update_from_flattened_dict(given)
+    if not config.get("context", {}).get("weight"):
+        raise UserError("--config: has no context prediction (config.context.weight) to study")
+    return config, given
+
+
+def _chosen() -> list[str]:
+    unknown = [name for name in _SETTINGS.value if name not in SETTINGS]
+    if unknown or not _SETTINGS.value:
+        raise UserError(f"--settings={','.join(_SETTINGS.value)}: choose of {', '.join(SETTINGS)}")
+    return _SETTINGS.value
+
+
+def _integers(values: list[str]) -> list[int]:
+    if not values or not all(value.isdigit() for value in values):
+        raise UserError(f"--seeds={','.join(values)}: give whole numbers of at least 0")
+    return [int(value) for value in values]
+
+
+def _measured() -> dict[str, Any]:
+    """Fields of `measure.Sizes`."""
+    return {
+        "num": _NUM.value,
+        "held_out": _HELD_OUT.value,
+        "times": _TIMES.value,
+        "replicates": _BOOTSTRAP.value,
+        "batch_size": _BATCH.value,
+        "split": _SPLIT.value,
+    }
+
+
+def _measure(runs: list[grid.Run], config: ConfigDict, out: pathlib.Path) -> None:
+    """Measures the runs that have been trained and not measured."""
+    from study import measure
+
+    missing = [run for run in runs if run.trained and not run.result.exists()]
+    if not missing:
+        return
+    experiment = make_experiment(config)
+    cell = experiment.data.image_size // experiment.task.point_shape[0]
+    judge = measure.Judge(experiment.data, measure.Sizes(**_measured()), cell, out / "features")
+    if not (out / measure.REAL).exists():
+        real = {name: figure._asdict() for name, figure in judge.real().items()}
+        measure.write(out / measure.REAL, real)
+    for run in missing:
+        measure.write(run.result, judge(run))
+        logging.info("measured %s: %s", run.title, run.result)
+
+
+def _report(out: pathlib.Path) -> None:
+    try:
+        text = report.write(out, list(SETTINGS))
+    except FileNotFoundError as error:
+        raise UserError(f"--out={error}") from error
+    except ImportError as error:
+        raise UserError(
+            f"{out / 'report.md'} is written; plots need matplotlib: {error}"
+        ) from error
+    print(text, flush=True)
+    logging.info("%s, report.json, report.png, held_out.png", out / "report.md")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,363 @@
+"""What the context loss costs: time, FLOPs, bytes and memory of its value and gradient.
+
+    python benchmarks/context_cost.py [--tpu=v5e:2x2] [--out=runs/context_cost]
+
+One thing is varied at a time from a base: one stride, Q = 8, 4 channels, every point of a 16 x 16
+grid, the distribution decoder, Sinkhorn. Beside them stands the same loss built naively: ott's
+`PointCloud`, mapped over the leading axis, until it converges; and the same with the base's number
+of iterations, where layout alone differs. All columns but ms, error and cosine are ratios to the
+base.
+
+Programs are timed in turn, over and over, in one run, and the medians are compared: a busy machine
+slows all of them alike. FLOPs and bytes are read from the compiled programs, loops counted as often
+as they run (`planning.cost`); loops of unknown length, which `+` marks, are counted once. What the
+naive loss does until it converges is counted for as many iterations as the hardest of the random
+problems below takes, the tests of convergence left out. With `--tpu` the same programs are compiled
+for a chip that need not be there.
+
+error, cosine    of the transport alone, on 512 random problems: mean error of the distance relative
+                 to exact matching by SciPy's `linear_sum_assignment`, and the cosine between the
+                 gradients
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags, logging
+from ott.geometry import pointcloud
+from ott.problems.linear import linear_problem
+from ott.solvers.linear import sinkhorn as ott_sinkhorn
+from scipy import optimize
+
+from conprediff_jax import cli
+from conprediff_jax.context import TRANSPORTS, ContextPrediction
+from conprediff_jax.files import write_text
+from conprediff_jax.planning import tables
+from conprediff_jax.planning.cost import program_cost
+from conprediff_jax.planning.hlo import Module
+from conprediff_jax.planning.topology import Topology
+from conprediff_jax.progress import Progress
+
+_TPU = flags.DEFINE_string("tpu", None, "Also compile for one chip of this slice, as v5e:2x2.")
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed calls of every program.", lower_bound=1)
+_BATCH = flags.DEFINE_integer("batch", 16, "Examples that are timed.", lower_bound=1)
+_TPU_BATCH = flags.DEFINE_integer("tpu_batch", 256, "Examples that --tpu has.", lower_bound=1)
+_GRID = flags.DEFINE_integer("grid", 16, "Points a side of an example.", lower_bound=10)
+_FEATURES = flags.DEFINE_integer("features", 64, "Channels that the decoder reads.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", "runs/context_cost", "Folder of the JSON file and the plot.")
+
+BASE, FIXED, NAIVE = "base", "naive, 20 iterations", "naive, to convergence"
+GOAL = 10  # times fewer bytes than the naive loss
+_PROBLEMS = 512
+_CHANNELS = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variant:
+    """One program: fields of `ContextPrediction` besides the base's, and channels of the points."""
+
+    channels: int = _CHANNELS
+    options: tuple[tuple[str, Any], ...] = ()
+
+    @functools.cached_property
+    def term(self) -> ContextPrediction:
+        """The loss."""
+        options = {"strides": (1,), "num_steps": 1000, **dict(self.options)}
+        return ContextPrediction(alpha_bar=lambda t: jnp.ones(t.shape), **options)
+
+    def arguments(self, batch: int) -> tuple[Any, ...]:
+        """Parameters, representations, clean points, times and keys."""
+        size = _GRID.value
+        h, x_0, when, params, keys = jax.random.split(jax.random.key(0), 5)
+        features, channels = _FEATURES.value, self.channels
+        return (
+            self.term.init(params, features=features, channels=channels),
+            jax.random.normal(h, (batch, size, size, features)),
+            jax.random.normal(x_0, (batch, size, size, channels)),
+            jax.random.randint(when, (batch,), 0, 1000),
+            jax.random.split(keys, batch),
+        )
+
+    def program(self) -> Callable[..., Any]:
+        """Value and gradient, by the decoder and by what it reads."""
+
+        def loss(params, h, x_0, t, keys):
+            return self.term.loss(params, h, x_0, t, keys).weighted.mean()
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+
+
+def variant(channels: int = _CHANNELS, **options: Any) -> Variant:
+    """A variant from keyword arguments."""
+    return Variant(channels=channels, options=tuple(options.items()))
+
+
+VARIANTS = {
+    BASE: variant(),
+    **{f"stride {s}": variant(strides=(s,)) for s in (2, 3, 4)},
+    "strides 1, 2, 3": variant(strides=(1, 2, 3)),
+    **{f"direct, stride {s}": variant(decoder="direct", strides=(s,)) for s in (1, 2, 3, 4)},
+    **{f"Q {q}": variant(samples=q) for q in (4, 16, 32)},
+    **{f"{c} channels": variant(channels=c) for c in (16, 64)},
+    **{f"{p} points": variant(points_per_example=p) for p in (16, 64)},
+    "exact": variant(transport="exact"),
+    "divergence": variant(transport="sinkhorn_divergence"),
+    "gaussian": variant(transport="gaussian"),
+    FIXED: variant(transport="naive_20"),
+    NAIVE: variant(transport="naive"),
+}
+
+
+def naive(y: jax.Array, t: jax.Array, *, iterations: int | None = None) -> jax.Array:
+    """The transport as one would first write it, `[..., Q, C]` to `[...]`.
+
+    Args:
+        y: predicted.
+        t: target.
+        iterations: as many; None for ott's default, a threshold on the marginals' error.
+    """
+
+    def distance(y, t):
+        points, solved = _solve(y, t, iterations)
+        return (jax.lax.stop_gradient(solved.matrix) * points.cost_matrix).sum()
+
+    flat = (x.reshape(-1, *x.shape[-2:]) for x in (y, t))
+    return jax.vmap(distance)(*flat).reshape(y.shape[:-2])
+
+
+def hardest() -> int:
+    """Iterations after which ott's default has solved all of the random problems."""
+    y, t = _random_problems(variant())
+    return int(jax.jit(jax.vmap(lambda y, t: _solve(y, t, None)[1].n_iters))(y, t).max())
+
+
+def _solve(y: jax.Array, t: jax.Array, iterations: int | None) -> tuple[Any, Any]:
+    fixed = {}
+    if iterations:
+        fixed = {"min_iterations": iterations, "max_iterations": iterations, "threshold": -1.0}
+    y, t = y / y.shape[-1] ** 0.5, t / t.shape[-1] ** 0.5
+    epsilon = 0.05 * jax.lax.stop_gradient(pointcloud.PointCloud(y, t).cost_matrix.mean())
+    points = pointcloud.PointCloud(y, t, epsilon=epsilon)
+    return points, ott_sinkhorn.Sinkhorn(**fixed)(linear_problem.LinearProblem(points))
+
+
+def _random_problems(program: Variant) -> Any:
+    rng = np.random.default_rng(0)
+    shape = (2, _PROBLEMS, program.term.samples, program.channels)
+    return rng.normal(size=shape).astype(np.float32)
+
+
+class Measured:
+    """A compiled program, what it costs, and the times it took."""
+
+    def __init__(self, program: Variant):
+        self._arguments = program.arguments(_BATCH.value)
+        self._step = program.program().lower(*self._arguments).compile()
+        self.costs = costs(self._step)
+        self.seconds: list[float] = []
+
+    def run(self) -> None:
+        """Runs it once and notes the time."""
+        began = time.perf_counter()
+        jax.block_until_ready(self._step(*self._arguments))
+        self.seconds.append(time.perf_counter() - began)
+
+
+def costs(compiled: jax.stages.Compiled) -> dict[str, Any]:
+    """FLOPs, bytes and temporary memory of a compiled program; whether some loop is unknown."""
+    module = Module(compiled.as_text())
+    cost = program_cost(module)
+    return {
+        "FLOPs": cost.flops,
+        "bytes": cost.bytes,
+        "memory": compiled.memory_analysis().temp_size_in_bytes,
+        "unknown_loops": len(module.unknown_loops),
+        "xla_bytes": compiled.cost_analysis().get("bytes accessed", 0.0),
+    }
+
+
+def tpu_costs(program: Variant, device: jax.Device) -> dict[str, Any]:
+    """The same of the program compiled for a device that is not there."""
+    sharding = jax.sharding.SingleDeviceSharding(device)
+    structs = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(lambda: program.arguments(_TPU_BATCH.value)),
+    )
+    return costs(program.program().lower(*structs).compile())
+
+
+def accuracy(program: Variant) -> tuple[float, float]:
+    """Relative error of the distance, and cosine of the gradient, against exact matching."""
+    return _accuracy(program.term.transport, program.term.samples, program.channels)
+
+
+@functools.cache
+def _accuracy(transport: str, samples: int, channels: int) -> tuple[float, float]:
+    program = variant(channels, transport=transport, samples=samples)
+    term = program.term
+    y, t = _random_problems(program)
+    options = {}
+    if term.transport.startswith("sinkhorn"):
+        options = {"epsilon": term.epsilon, "iterations": term.iterations}
+    distance = functools.partial(TRANSPORTS[term.transport], **options)
+    found = np.asarray(distance(y, t))
+    gradient = np.asarray(jax.grad(lambda y: distance(y, t).sum())(y)).reshape(_PROBLEMS, -1)
+    exact, slopes = np.empty(_PROBLEMS), np.empty_like(gradient)
+    for index, (one, other) in enumerate(zip(y, t, strict=True)):
+        cost = np.square(one[:, None] - other[None]).mean(-1)
+        rows, columns = optimize.linear_sum_assignment(cost)
+        exact[index] = cost[rows, columns].mean()
+        slopes[index] = 2 * (one - other[columns]).ravel() / one.size
+    cosine = (gradient * slopes).sum(1) / (
+        np.linalg.norm(gradient, axis=1) * np.linalg.norm(slopes, axis=1)
+    )
+    return float(np.abs(found - exact).mean() / exact.mean()), float(cosine.mean())
+
+
+def main(argv: list[str]) -> None:
+    """Compiles, times, and prints the table."""
+    del argv
+    TRANSPORTS["naive"] = naive
+    TRANSPORTS["naive_20"] = functools.partial(naive, iterations=20)
+    rounds = hardest()
+    TRANSPORTS["naive_counted"] = functools.partial(naive, iterations=rounds)
+    found, measured = _compile()
+    out = pathlib.Path(_OUT.value)
+    _write(out, found, rounds)  # compiling for TPUs takes long
+    _time(measured)
+    for name, program in measured.items():
+        found[name]["seconds"] = statistics.median(program.seconds[1:])
+    print(_table(found) + "\n\n" + "\n".join(_verdicts(found, rounds)))
+    _write(out, found, rounds)
+    _plot(found, out / "context_cost.png")
+    logging.info("%s, context_cost.png", out / "context_cost.json")
+
+
+def _write(out: pathlib.Path, found: dict[str, dict], rounds: int) -> None:
+    about = {"backend": jax.default_backend(), "tpu": _TPU.value, "batch": _BATCH.value,
+             "tpu_batch": _TPU_BATCH.value, "grid": _GRID.value, "features": _FEATURES.value,
+             "rounds": _ROUNDS.value, "iterations to convergence": rounds}  # fmt: skip
+    write_text(out / "context_cost.json", json.dumps(about | {"programs": found}, indent=1) + "\n")
+
+
+def _compile() -> tuple[dict[str, dict], dict[str, Measured]]:
+    """Costs and accuracy of every program, and the programs."""
+    device = Topology.parse(_TPU.value).devices()[0] if _TPU.value else None
+    found, measured, progress = {}, {}, Progress(len(VARIANTS))
+    for number, (name, program) in enumerate(VARIANTS.items(), 1):
+        measured[name] = Measured(program)
+        counted = program
+        error, cosine = None, None
+        if program.term.decoder == "distribution":
+            error, cosine = accuracy(program)
+        if name == NAIVE:
+            counted = variant(transport="naive_counted")
+            measured[name].costs = Measured(counted).costs
+        found[name] = {"error": error, "cosine": cosine, "here": measured[name].costs}
+        if device:
+            found[name]["tpu"] = tpu_costs(counted, device)
+        left = progress.left(progress.mark(number))
+        logging.info("%s: compiled, %d/%d  %s left", name, number, len(VARIANTS), left)
+    return found, measured
+
+
+def _time(measured: dict[str, Measured]) -> None:
+    """Times all programs in turn; the first round does not count."""
+    progress = Progress(_ROUNDS.value + 1)
+    for number in range(1, _ROUNDS.value + 2):
+        for program in measured.values():
+            program.run()
+        left = progress.left(progress.mark(number))
+        logging.info("round %d/%d  %s left", number, _ROUNDS.value + 1, left)
+
+
+def _table(found: dict[str, dict]) -> str:
+    sides = ["here", "tpu"] if "tpu" in found[BASE] else ["here"]
+    names = {"here": jax.default_backend().upper(), "tpu": f"TPU {_TPU.value}"}
+    header = ["loss", "ms", "time"]
+    header += [f"{part}, {names[side]}" for side in sides for part in ("FLOPs", "bytes", "memory")]
+    header += ["error", "cosine"]
+    rows, base = [], found[BASE]
+    for name, one in found.items():
+        row = [name, f"{1e3 * one['seconds']:.1f}", f"{one['seconds'] / base['seconds']:.2f}"]
+        for side in sides:
+            mark = "+" if one[side]["unknown_loops"] else ""
+            for part in ("FLOPs", "bytes"):
+                row.append(f"{one[side][part] / base[side][part]:.2f}{mark}")
+            row.append(f"{one[side]['memory'] / max(base[side]['memory'], 1):.2f}")
+        has = one["error"] is not None
+        row += [f"{100 * one['error']:.1f} %", f"{one['cosine']:.3f}"] if has else ["", ""]
+        rows.append(row)
+    return tables.markdown(rows, header)
+
+
+def _verdicts(found: dict[str, dict], rounds: int) -> list[str]:
+    """The goals, and whether they are met."""
+    lines = [f"the naive loss converges within {rounds} iterations"]
+    for side in ("here", "tpu"):
+        if side not in found[BASE]:
+            continue
+        name = jax.default_backend().upper() if side == "here" else f"TPU {_TPU.value}"
+        cost = {key: one[side] for key, one in found.items()}
+        same, whole = (cost[key]["bytes"] / cost[BASE]["bytes"] for key in (FIXED, NAIVE))
+        verdict = ""
+        if side == "tpu":
+            verdict = f"; goal {GOAL}: {'met' if whole >= GOAL else 'missed'}"
+        lines.append(
+            f"{name}: the naive loss moves {whole:.1f} times the bytes, {same:.1f} times in as "
+            f"many iterations{verdict}"
+        )
+        for decoder, first, last in (
+            ("distribution", BASE, "stride 4"),
+            ("direct", "direct, stride 1", "direct, stride 4"),
+        ):
+            grown = [cost[last][part] / cost[first][part] for part in ("FLOPs", "bytes")]
+            lines.append(
+                f"{name}: from stride 1 to 4 the {decoder} decoder's loss takes "
+                f"{grown[0]:.2f} times the FLOPs and {grown[1]:.2f} times the bytes"
+            )
+    return lines
+
+
+def _plot(found: dict[str, dict], path: pathlib.Path) -> None:
+    """FLOPs and bytes over the stride; time and error of the transports."""
+    from matplotlib.figure import Figure
+
+    side = "tpu" if "tpu" in found[BASE] else "here"
+    where = f"compiled for {_TPU.value}" if side == "tpu" else jax.default_backend()
+    canvas = Figure(figsize=(14, 4), layout="constrained")
+    flops, moved, spread = canvas.subplots(1, 3)
+    strides = {
+        "distribution": [BASE, "stride 2", "stride 3", "stride 4"],
+        "direct": [f"direct, stride {s}" for s in (1, 2, 3, 4)],
+    }
+    for panel, part, unit in ((flops, "FLOPs", 1e9), (moved, "bytes", 1e6)):
+        for decoder, names in strides.items():
+            values = [found[name][side][part] / unit for name in names]
+            panel.plot(range(1, 5), values, marker="o", label=f"{decoder} decoder")
+        panel.set(xlabel="stride", xticks=range(1, 5), ylim=(0, None))
+        panel.set(title=f"{'GFLOP' if part == 'FLOPs' else 'MB moved'}, {where}")
+        panel.legend()
+    names = [BASE, "exact", "divergence", "gaussian", FIXED, NAIVE]
+    times = [found[name]["seconds"] / found[BASE]["seconds"] for name in names]
+    bars = spread.barh(["sinkhorn", *names[1:]], times, color="#2563a8")
+    said = [f"error {100 * found[name]['error']:.1f} %" for name in names]
+    spread.bar_label(bars, said, padding=4, fontsize=8)
+    spread.set(xscale="log", xlim=(min(times) / 2, 6 * max(times)))
+    spread.invert_yaxis()
+    spread.set(title=f"time relative to Sinkhorn, {jax.default_backend()}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,276 @@
+"""Runs of a study, where they live, and how they are trained and measured by other processes.
+
+    <out>/<setting>/seed_<n>/
+        run.json         what is trained and measured; a folder of anything else is refused
+        train.log        what the trainer said
+        checkpoints/     and all else that the trainer writes
+        measured/        images drawn from the last checkpoint, their features, held-out losses
+        result.json      everything measured; a run that has it is done
+
+Runs of one seed follow each other, so that pairs are complete early.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import logging
+from ml_collections import ConfigDict
+
+from conprediff_jax.errors import UserError
+from conprediff_jax.experiment import make_experiment
+from conprediff_jax.files import write_text
+from conprediff_jax.parallel.processes import AGAIN, Preempted
+from conprediff_jax.progress import Progress
+
+BASELINE = "baseline"
+MEASURED = "measured"
+_SPEED = re.compile(r"([\d.]+) steps/s")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """One way to train. Only context prediction may differ, so that pairs differ in nothing else.
+
+    Attributes:
+        context: keys of the config's `context` section, and their values.
+        weight: factor on the config's weight; 0 for the plain diffusion model.
+        warmup: share of the training steps that the weight rises over; as the config has it if
+            None.
+    """
+
+    context: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    weight: float = 1.0
+    warmup: float | None = None
+
+    def __post_init__(self):
+        if self.weight < 0:
+            raise ValueError(f"weight is {self.weight}: it must not be negative")
+
+    def overrides(self, config: ConfigDict) -> dict[str, Any]:
+        """Keys of the config and their values."""
+        found = {f"context.{key}": value for key, value in self.context.items()}
+        if self.weight != 1:
+            found["context.weight"] = self.weight * config.context.weight
+        if self.warmup is not None:
+            found["context.warmup_steps"] = round(self.warmup * config.train.steps)
+        return found
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run and its measurement.
+
+    Attributes:
+        setting: name of its setting.
+        seed: of parameters, data order and noise.
+        folder: where it lives; the trainer's workdir too.
+        config: file.
+        overrides: of the config.
+        measured: what is measured: sizes of sets, names of splits.
+    """
+
+    setting: str
+    seed: int
+    folder: pathlib.Path
+    config: str
+    overrides: Mapping[str, Any]
+    measured: Mapping[str, Any]
+
+    @property
+    def title(self) -> str:
+        """For messages."""
+        return f"{self.setting}, seed {self.seed}"
+
+    @property
+    def result(self) -> pathlib.Path:
+        """The file of everything measured."""
+        return self.folder / "result.json"
+
+    @property
+    def measured_folder(self) -> pathlib.Path:
+        """What was measured, in full."""
+        return self.folder / MEASURED
+
+    @property
+    def trained(self) -> bool:
+        """Whether its last checkpoint is there."""
+        return (self.folder / "checkpoints" / str(self.overrides["train.steps"])).is_dir()
+
+    def claim(self) -> None:
+        """Takes the folder, or finds that it is this run's.
+
+        Raises:
+            UserError: it belongs to another run.
+        """
+        about = {
+            "config": self.config,
+            "overrides": {key: str(value) for key, value in self.overrides.items()},
+            "measured": dict(self.measured),
+        }
+        note = self.folder / "run.json"
+        if not note.exists():
+            write_text(note, json.dumps(about, indent=1) + "\n")
+            return
+        there = json.loads(note.read_text())
+        for part, wanted in about.items():
+            if there[part] != wanted:
+                raise UserError(
+                    f"{self.folder}: was made with {part} {there[part]}, not {wanted}: give those "
+                    "flags, or another --out"
+                )
+
+    def train(self) -> None:
+        """Trains by `conprediff_jax.main`, from the newest checkpoint on.
+
+        Raises:
+            RunError: it failed.
+            Preempted: it was asked to stop.
+        """
+        command = [sys.executable, "-m", "conprediff_jax.main", f"--config={self.config}"]
+        command += [f"--config.{key}={value}" for key, value in self.overrides.items()]
+        execute([*command, f"--workdir={self.folder}"], self.folder / "train.log")
+
+    def speed(self) -> float:
+        """Median of the steps/s that the trainer said."""
+        said = _SPEED.findall((self.folder / "train.log").read_text())
+        return statistics.median(float(value) for value in said) if said else 0.0
+
+
+class RunError(Exception):
+    """A run, or its measurement, that failed."""
+
+
+def make_runs(
+    out: pathlib.Path,
+    config: ConfigDict,
+    file: str,
+    settings: Mapping[str, Setting],
+    seeds: Sequence[int],
+    *,
+    overrides: Mapping[str, Any],
+    measured: Mapping[str, Any],
+) -> list[Run]:
+    """All runs, those of one seed together; every config is built once, and none trained.
+
+    Args:
+        out: folder of the study.
+        config: what the settings vary, with `overrides` in it.
+        file: that it came from.
+        settings: by name.
+        seeds: of the runs.
+        overrides: of the file, for all runs.
+        measured: see `Run`.
+
+    Raises:
+        ConfigError: a setting does not fit the config; the message names the key.
+        UserError: a folder belongs to another run.
+    """
+    runs = []
+    for seed in seeds:
+        for name, setting in settings.items():
+            # One checkpoint is enough to go on from, and grids of many runs are large.
+            own = {**overrides, "train.steps": config.train.steps, "train.keep": 1, "seed": seed}
+            own |= setting.overrides(config)
+            candidate = config.copy_and_resolve_references()
+            candidate.update_from_flattened_dict(own)
+            make_experiment(candidate)
+            folder = out / name / f"seed_{seed}"
+            run = Run(
+                setting=name, seed=seed, folder=folder, config=file, overrides=own,
+                measured=measured,
+            )  # fmt: skip
+            runs.append(run)
+    for run in runs:
+        run.claim()
+    return runs
+
+
+def complete(runs: Sequence[Run], measure: Sequence[str]) -> list[str]:
+    """Trains and measures what is not done; a run that fails does not keep the others.
+
+    Args:
+        runs: in their order.
+        measure: command that measures all trained runs of a seed, to which `--seeds=<n>` is added.
+
+    Returns:
+        What failed.
+
+    Raises:
+        Preempted: this process, or a run, was asked to stop.
+    """
+    signal.signal(signal.SIGTERM, _stop)
+    # Training takes nearly all of the time: a run counts when it is trained.
+    trained = sum(run.trained for run in runs)
+    progress, failed = Progress(len(runs), trained), []
+    for seed in dict.fromkeys(run.seed for run in runs):
+        group = [run for run in runs if run.seed == seed]
+        for run in group:
+            if run.trained:
+                continue
+            logging.info("training %s: run %d of %d", run.title, trained + 1, len(runs))
+            try:
+                run.train()
+            except RunError as error:
+                failed.append(f"{run.title}: {error}")
+                logging.error("%s", failed[-1])
+                continue
+            trained += 1
+            left = progress.left(progress.mark(trained))
+            logging.info("trained %s: %d/%d runs  %s left", run.title, trained, len(runs), left)
+        missing = [run for run in group if run.trained and not run.result.exists()]
+        if missing:
+            logging.info("measuring %d runs of seed %d", len(missing), seed)
+            with progress.paused():
+                failed += _measured([*measure, f"--seeds={seed}"], missing)
+    return failed
+
+
+def _measured(command: list[str], runs: Sequence[Run]) -> list[str]:
+    """Measures runs; returns what failed."""
+    try:
+        execute(command, runs[0].folder.parent.parent / "measure.log")
+    except RunError as error:
+        logging.error("%s", error)
+        return [f"measuring {run.title}: {error}" for run in runs if not run.result.exists()]
+    return []
+
+
+def execute(command: Sequence[str], log: pathlib.Path) -> None:
+    """Runs a command; what it says is shown, and added to a file.
+
+    Raises:
+        RunError: it failed; the message has the last line that it said.
+        Preempted: it was asked to stop.
+    """
+    line = ""
+    with log.open("a") as file:
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        )
+        try:
+            for line in process.stdout:
+                file.write(line)
+                file.flush()
+                sys.stderr.write(line)
+            code = process.wait()
+        except BaseException:  # stopped: the trainer saves its step, and is waited for
+            process.terminate()
+            process.wait()
+            raise
+    if code == AGAIN:
+        raise Preempted("a run was asked to stop and has saved its step: start again to go on")
+    if code:
+        raise RunError(f"exit code {code}: {line.strip()} (see {log})")
+
+
+def _stop(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
+    raise Preempted("asked to stop: start again to go on")

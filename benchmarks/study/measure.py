@@ -1,0 +1,185 @@
+"""What is measured of a trained run: samples against the data, and losses on held-out images.
+
+    FD-, KD-, precision-, recall-random-VGG16   of the samples against the training images
+    held-out loss                               mean over times, and over each third of them
+    bits per token                              of discrete models, on held-out images
+    difference W2, patch W2                     local structure of the samples against that of
+                                                held-out images, see `metrics.neighborhoods`; also
+                                                on the grid of the model's points, by block means
+
+Every model draws from the same prior noise and is shown the same held-out images with the same
+noise. Directions, patches and bootstrap are the same for all as well.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+
+from conprediff_jax import data, parallel
+from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.files import write_atomically, write_text
+from conprediff_jax.generation import drawing, generate_to
+from conprediff_jax.inference import Trained, load_denoiser
+from conprediff_jax.metrics import features, held_out, image_sets
+from conprediff_jax.metrics.bootstrap import Figure, mean_figure
+from conprediff_jax.metrics.neighborhoods import NeighborhoodJudge, block_means
+from conprediff_jax.metrics.suite import Suite
+from study.grid import Run
+
+HELD_OUT = "held_out.npy"  # losses of every image and time
+REAL = "real.json"  # the neighbourhoods of training images, in the study's folder
+LOSS = "held-out loss"
+_THIRDS = ("little noise", "middle", "much noise")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        num: samples of each run.
+        held_out: images of the held-out losses, or as many as there are.
+        times: of the held-out losses of continuous models.
+        replicates: of the bootstrap over samples.
+        batch_size: images at a time.
+        split: of the held-out images.
+    """
+
+    num: int
+    held_out: int
+    times: int
+    replicates: int
+    batch_size: int
+    split: str
+
+
+class Judge:
+    """Measures runs of one data set and one size of image; the references are read once.
+
+    Args:
+        spec: the training images.
+        sizes: how much is measured.
+        cell: pixels a side of one point of the models.
+        cache: folder for features of the references.
+    """
+
+    def __init__(self, spec: data.DataSpec, sizes: Sizes, cell: int, cache: pathlib.Path):
+        self._sizes, self._mesh = sizes, parallel.make_mesh(parallel.MeshSpec())
+        self._held_out = dataclasses.replace(spec, split=sizes.split)
+        extractor = features.random_extractor()
+        self._runner = features.Runner(extractor, self._mesh, sizes.batch_size)
+        self._suite = Suite(
+            metrics=("frechet", "kernel", "precision", "recall"), replicates=sizes.replicates
+        )
+        self._train = _images(spec)
+        rows = self._suite.reference_rows()
+        self._known = features.extract(self._runner, self._train, cache, rows)
+        real = _pixels(_images(self._held_out))
+        self._neighborhoods = _Neighborhoods(real, cell, sizes.replicates)
+
+    def real(self) -> dict[str, Figure]:
+        """Neighbourhoods of as many training images as there are samples: what is to be reached."""
+        return self._neighborhoods(_pixels(self._train)[: self._sizes.num])
+
+    def __call__(self, run: Run) -> dict[str, Any]:
+        """Everything about a run, as plain data; its `held_out.npy` is written by the way."""
+        trained = load_denoiser(str(run.folder), self._mesh)
+        samples = self._samples(trained, run)
+        seen = features.extract(
+            self._runner, samples, run.measured_folder / "features", self._suite.sample_rows()
+        )
+        labels = self._runner.extractor.labels
+        figures = dict(self._suite.compute(seen, self._known, labels).figures)
+        times = held_out.evaluated_times(trained.task, self._sizes.times)
+        losses = self._losses(trained, times, run)
+        figures |= loss_figures(trained.task.process, losses, self._sizes.replicates)
+        logging.info("%s: neighbourhoods of %d images", run.title, samples.count)
+        figures |= self._neighborhoods(_pixels(samples))
+        return {
+            "setting": run.setting,
+            "seed": run.seed,
+            "step": trained.step,
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
+            "steps_per_second": run.speed(),
+            "metrics": {name: figure._asdict() for name, figure in figures.items()},
+            "num_steps": trained.task.process.num_steps,
+            "times": times.tolist(),
+            "losses": losses.mean(axis=0).tolist(),
+        }
+
+    def _samples(self, trained: Trained, run: Run) -> image_sets.ImageSet:
+        spec = trained.task.sampling.overridden(trained.task, num=self._sizes.num)
+        draw = drawing(trained, spec, self._mesh, seed=0)
+        files = generate_to(
+            run.measured_folder / "samples",
+            draw,
+            num=self._sizes.num,
+            batch_size=min(self._sizes.batch_size, self._sizes.num),
+            about={"step": trained.step, "sampling": dataclasses.asdict(spec)},
+        )
+        return image_sets.from_arrays(run.title, files)
+
+    def _losses(self, trained: Trained, times: np.ndarray, run: Run) -> np.ndarray:
+        """Held-out losses, float32 [images, times]."""
+        task, spec = trained.task, self._held_out
+        num = min(self._sizes.held_out, data.num_examples(spec))
+        batches = data.evaluation_iterator(
+            spec, batch_size=self._sizes.batch_size, tokenizer=task.tokenizer
+        )
+        losses = held_out.make_losses(task, self._mesh, times)
+        parts = held_out.losses_of(losses, trained.params, trained.frozen, batches, num)
+        rows = np.concatenate(list(parts))
+        logging.info("%s: held-out losses of %d images at %d times", run.title, num, len(times))
+        write_atomically(run.measured_folder / HELD_OUT, lambda file: np.save(file, rows))
+        return rows
+
+
+class _Neighborhoods:
+    """Neighbourhoods of pixels, and of the models' points where these are larger."""
+
+    def __init__(self, reference: np.ndarray, cell: int, replicates: int):
+        self._cell, self._points = cell, None
+        self._pixels = NeighborhoodJudge(reference, replicates=replicates)
+        if cell > 1:
+            small = block_means(reference, cell)
+            radii = [radius for radius in (1, 2, 3) if radius < min(small.shape[1:3])]
+            self._points = NeighborhoodJudge(small, radii=radii, sizes=(), replicates=replicates)
+
+    def __call__(self, images: np.ndarray) -> dict[str, Figure]:
+        figures = self._pixels(images)
+        if self._points:
+            found = self._points(block_means(images, self._cell))
+            figures |= {f"{name}, points": figure for name, figure in found.items()}
+        return figures
+
+
+def loss_figures(process: Any, losses: np.ndarray, replicates: int) -> dict[str, Figure]:
+    """Means of held-out losses [images, times], intervals over images."""
+    columns = {LOSS: losses.mean(axis=1)}
+    for name, part in zip(_THIRDS, np.array_split(losses, 3, axis=1), strict=True):
+        if part.size:
+            columns[f"{LOSS}, {name}"] = part.mean(axis=1)
+    if isinstance(process, CategoricalProcess):
+        columns["bits per token"] = held_out.bits_per_token(process, losses)
+    options = {"replicates": replicates, "rng": np.random.default_rng(0)}
+    return {name: mean_figure(values, **options) for name, values in columns.items()}
+
+
+def write(path: pathlib.Path, figures: Mapping[str, Any]) -> None:
+    """Writes plain data."""
+    write_text(path, json.dumps(figures, indent=1) + "\n")
+
+
+def _images(spec: data.DataSpec) -> image_sets.ImageSet:
+    size = (spec.image_size, spec.image_size)
+    return image_sets.read_reference(spec.name, size=size, split=spec.split, data_dir=spec.data_dir)
+
+
+def _pixels(images: image_sets.ImageSet) -> np.ndarray:
+    return np.concatenate(list(images.batches(256)))

@@ -1,0 +1,214 @@
+"""A study as markdown tables, JSON and pictures, rebuilt from whatever has been measured."""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from conprediff_jax.files import write_text
+from conprediff_jax.metrics.bootstrap import Figure
+from conprediff_jax.metrics.paired import FEW
+from conprediff_jax.planning.tables import markdown
+from study.compare import SPEED, Comparison, Result, compare, load, loss_by_time, pairs
+from study.grid import BASELINE
+from study.measure import LOSS, REAL
+
+_HIGHER = ("precision", "recall", SPEED)  # is better
+_NAME = "report"
+_COLUMNS = 4  # settings of a table
+Table = Mapping[str, Mapping[str, Comparison]]
+
+
+def write(out: pathlib.Path, order: Sequence[str]) -> str:
+    """Writes `report.md`, `report.json`, `report.png` and `held_out.png`; returns the markdown.
+
+    Args:
+        out: folder of the study.
+        order: names of settings, as they are to be listed.
+
+    Raises:
+        FileNotFoundError: nothing has been measured.
+    """
+    results = load(out)
+    if not results:
+        raise FileNotFoundError(f"{out}: no run has been measured there")
+    names = [name for name in order if any(result.setting == name for result in results)]
+    table = {name: compare(results, name) for name in names if name != BASELINE}
+    table = {name: found for name, found in table.items() if found}
+    real = {}
+    if (out / REAL).exists():
+        real = {name: Figure(**f) for name, f in json.loads((out / REAL).read_text()).items()}
+    text = "\n\n".join([_runs(results, names, real), _differences(table), _notes(results, table)])
+    write_text(out / f"{_NAME}.md", text + "\n")
+    write_text(out / f"{_NAME}.json", json.dumps(_plain(results, table), indent=1) + "\n")
+    if table:
+        _plot(table, out / f"{_NAME}.png")
+        _plot_times(results, list(table), out / "held_out.png")
+    return text
+
+
+def _runs(results: Sequence[Result], names: Sequence[str], real: Mapping[str, Figure]) -> str:
+    """Means over the seeds of every setting, with their standard deviations."""
+    tables = []
+    for part in _parts(names):
+        header = ["metric", *part] + (["training images"] if real else [])
+        rows = []
+        for metric in results[0].metrics:
+            row = [_title(metric)]
+            for name in part:
+                values = [r.metrics[metric].value for r in results if r.setting == name]
+                spread = f" ± {_number(np.std(values, ddof=1))}" if len(values) > 1 else ""
+                row.append(f"{_number(np.mean(values))}{spread}")
+            if real:
+                row.append(_number(real[metric].value) if metric in real else "")
+            rows.append(row)
+        of = {n: [r.found["steps_per_second"] for r in results if r.setting == n] for n in part}
+        rest = [""] * bool(real)
+        rows.append(["training steps/s", *(_number(np.mean(of[n])) for n in part), *rest])
+        rows.append(["seeds", *(str(len(of[n])) for n in part), *rest])
+        tables.append(markdown(rows, header))
+    return "\n\n".join(["Mean over seeds ± standard deviation:", *tables])
+
+
+def _differences(table: Table) -> str:
+    """Setting minus baseline of the same seed: a metric a row."""
+    if not table:
+        return "No setting has been measured for the same seed as the baseline."
+    metrics = list(dict.fromkeys(metric for found in table.values() for metric in found))
+    title = "Setting minus baseline of the same seed, with 95 % intervals; of speeds, the ratio:"
+    tables = [title]
+    for part in _parts(list(table)):
+        rows = [
+            [_title(m), *(_cell(table[n][m], m) if m in table[n] else "" for n in part)]
+            for m in metrics
+        ]
+        tables.append(markdown(rows, ["metric", *part]))
+    return "\n\n".join(tables)
+
+
+def _parts(names: Sequence[str]) -> list[Sequence[str]]:
+    """A page is not wide."""
+    return [names[start : start + _COLUMNS] for start in range(0, len(names), _COLUMNS)]
+
+
+def _cell(comparison: Comparison, metric: str) -> str:
+    value, low, high = comparison.difference
+    text = _number(value) if metric == SPEED else f"{_number(value, sign=True)}"
+    if low is not None:
+        sign = metric != SPEED
+        text += f" [{_number(low, sign=sign)}, {_number(high, sign=sign)}]"
+    if metric != SPEED and comparison.baseline:
+        text += f" ({100 * value / abs(comparison.baseline):+.1f} %)"
+    return f"**{text}**" if comparison.clear else text
+
+
+def _notes(results: Sequence[Result], table: Table) -> str:
+    """How the intervals came about, and what they cannot say."""
+    counts = sorted({len(pairs(results, name)) for name in table})
+    lines = [
+        "↓: lower is better, ↑: higher. Bold: the interval excludes no difference. Speeds are of "
+        "runs one after the other; `step_overhead.py` times steps in turn."
+    ]
+    if counts and counts[-1] > 1:
+        number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        lines.append(f"Intervals are those of a paired t over {number} seeds.")
+    if counts and counts[0] == 1:
+        lines.append(
+            "Of a single seed they are over its samples (held-out loss: images), and say nothing "
+            "about other seeds."
+        )
+    elif counts and counts[0] < FEW:
+        lines.append(
+            f"Fewer than {FEW} seeds: the intervals are wide and lean on normal differences."
+        )
+    if table:
+        tests = sum(map(len, table.values()))
+        lines.append(
+            f"{tests} comparisons: one in twenty comes out bold where nothing differs at all."
+        )
+    return " ".join(lines)
+
+
+def _plain(results: Sequence[Result], table: Table) -> dict:
+    """Everything, for other programs."""
+    return {
+        "runs": [{"folder": str(result.folder), **result.found} for result in results],
+        "comparisons": {
+            name: {
+                metric: {
+                    **c.difference._asdict(),
+                    "pairs": c.differences,
+                    "within_runs": c.within,
+                    "baseline": c.baseline,
+                }
+                for metric, c in found.items()
+            }
+            for name, found in table.items()
+        },
+    }
+
+
+def _plot(table: Table, path: pathlib.Path) -> None:
+    """A panel a metric: differences of all settings with their intervals, and every pair's."""
+    from matplotlib.figure import Figure as Canvas
+
+    metrics = list(dict.fromkeys(metric for found in table.values() for metric in found))
+    columns, height = 4, 1.1 + 0.3 * len(table)
+    rows = -(-len(metrics) // columns)
+    canvas = Canvas(figsize=(3.4 * columns, height * rows), layout="constrained")
+    panels = canvas.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    names = list(table)
+    for panel, metric in zip(panels, metrics, strict=False):
+        panel.axvline(float(metric == SPEED), color="#9aa5b1", linewidth=1)
+        for place, name in enumerate(names):
+            if metric not in table[name]:
+                continue
+            comparison = table[name][metric]
+            value, low, high = comparison.difference
+            color = "#d9730d" if comparison.clear else "#2563a8"
+            if low is not None:
+                panel.plot([low, high], [place, place], color=color, linewidth=2, zorder=2)
+            many = len(comparison.differences)
+            panel.scatter(comparison.differences, [place] * many, s=10, color="#9aa5b1", zorder=3)
+            panel.scatter([value], [place], s=32, color=color, zorder=4)
+        panel.set_title(_title(metric), fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.locator_params(axis="x", nbins=4)
+    panels[0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
+    for panel in panels[len(metrics) :]:
+        panel.set_axis_off()
+    canvas.suptitle(
+        "Setting minus baseline (steps/s: ratio): mean, 95 % interval, every seed in grey",
+        fontsize=10,
+    )
+    canvas.savefig(path, dpi=130)
+
+
+def _plot_times(results: Sequence[Result], names: Sequence[str], path: pathlib.Path) -> None:
+    """The held-out loss by time: the baseline's, and by how much the settings' differ."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(11, 4), layout="constrained")
+    left, right = canvas.subplots(1, 2)
+    for name in names:
+        times, base, figures = loss_by_time(results, name)
+        values = [figure.value for figure in figures]
+        (line,) = right.plot(times, values, marker=".", label=name)
+        if figures[0].low is not None:
+            low, high = zip(*((f.low, f.high) for f in figures), strict=True)
+            right.fill_between(times, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+    left.plot(times, base, marker=".", color="black")
+    left.set(title=f"{LOSS} of the baseline", xlabel="t / T", ylim=(0, None))
+    right.axhline(0, color="#9aa5b1", linewidth=1)
+    right.set(title="difference from the baseline, %", xlabel="t / T")
+    right.legend(fontsize=8)
+    canvas.savefig(path, dpi=130)
+
+
+def _title(metric: str) -> str:
+    return f"{metric} {'↑' if metric.startswith(_HIGHER) else '↓'}"
+
+
+def _number(value: float, *, sign: bool = False) -> str:
+    return f"{value:{'+' if sign else ''}.3g}"

@@ -1,0 +1,67 @@
+"""Two ways to train compared by matched pairs: runs that share seed, data order and steps.
+
+    d = mean_k d_k,     d +- t_{n-1} s / sqrt(n)                                                (1)
+
+with d_k the difference of pair k, s their standard deviation and t the quantile of Student's
+distribution. (1) says how the difference would vary over seeds; it holds for normal d_k, and from
+fewer than `FEW` pairs it is wide and not to be leant on. What it cannot see, how a run's own figure
+would vary over other samples, is (2): the ends of two independent intervals combined
+(Zou and Donner 2008, "Construction of confidence limits about effect measures", eq. 8),
+
+    low = a - b - ((a - low_a)^2 + (high_b - b)^2)^(1/2),   high likewise                       (2)
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from conprediff_jax.metrics.bootstrap import LEVEL, Figure
+
+FEW = 5
+
+
+class Paired(NamedTuple):
+    """A mean difference over pairs.
+
+    Attributes:
+        figure: equation (1) at `bootstrap.LEVEL`; without an interval for a single pair.
+        differences: of every pair.
+    """
+
+    figure: Figure
+    differences: tuple[float, ...]
+
+
+def paired_difference(setting: Sequence[float], baseline: Sequence[float]) -> Paired:
+    """Equation (1), of the first minus the second.
+
+    Args:
+        setting: a value for each pair.
+        baseline: its partner's, in the same order.
+
+    Raises:
+        ValueError: there are no pairs, or a value without a partner.
+    """
+    if len(setting) != len(baseline) or not len(setting):
+        raise ValueError(
+            f"{len(setting)} values and {len(baseline)} of the baseline: each needs a partner"
+        )
+    differences = np.asarray(setting, np.float64) - np.asarray(baseline, np.float64)
+    mean, count = float(differences.mean()), len(differences)
+    found = Figure(mean)
+    if count > 1:
+        reach = stats.t.ppf((1 + LEVEL) / 2, count - 1) * stats.sem(differences)
+        found = Figure(mean, float(mean - reach), float(mean + reach))
+    return Paired(found, tuple(differences.tolist()))
+
+
+def independent_difference(setting: Figure, baseline: Figure) -> Figure:
+    """Equation (2); no interval where either has none."""
+    difference = setting.value - baseline.value
+    if setting.low is None or baseline.low is None:
+        return Figure(difference)
+    down = np.hypot(setting.value - setting.low, baseline.high - baseline.value)
+    up = np.hypot(setting.high - setting.value, baseline.value - baseline.low)
+    return Figure(difference, float(difference - down), float(difference + up))

@@ -1,0 +1,224 @@
+"""The ablation study: its grid goes on where it was broken off, and its pairs are SciPy's."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny
+from scipy import stats
+from study import compare, grid, report
+from study.grid import BASELINE, Setting
+
+from conprediff_jax.errors import ConfigError, UserError
+from conprediff_jax.parallel.processes import AGAIN, Preempted
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+# The grid -----------------------------------------------------------------------------------------
+
+
+def make_runs(out, seeds=(0, 1), num=8, **settings):
+    settings = {BASELINE: Setting(weight=0.0), "default": Setting(), **settings}
+    return grid.make_runs(
+        out, tiny.get_config(), "tiny.py", settings, seeds, overrides={}, measured={"num": num}
+    )
+
+
+def test_settings_vary_context_prediction_alone():
+    config = tiny.get_config()
+    found = Setting(context={"strides": (3,)}, weight=0.5, warmup=0.5).overrides(config)
+    assert found == {
+        "context.strides": (3,), "context.weight": 0.25, "context.warmup_steps": 3,
+    }  # fmt: skip
+    assert Setting().overrides(config) == {}
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match="transport is 'emd'"):
+        make_runs(tmp_path / "a", emd=Setting(context={"transport": "emd"}))
+    assert not (tmp_path / "a").exists()
+    make_runs(tmp_path / "b")
+    make_runs(tmp_path / "b", seeds=(0, 1, 2), exact=Setting(context={"transport": "exact"}))
+    with pytest.raises(UserError, match=r"was made with measured \{'num': 8\}, not \{'num': 9\}"):
+        make_runs(tmp_path / "b", num=9)
+
+
+def test_a_grid_goes_on_and_a_failure_does_not_keep_the_others(tmp_path, monkeypatch):
+    runs, done, broken = make_runs(tmp_path), [], {"default, seed 0"}
+
+    def train(run):
+        done.append(run.title)
+        if run.title in broken:
+            raise grid.RunError("diverged")
+        (run.folder / "checkpoints" / "6").mkdir(parents=True)
+
+    def execute(command, log):
+        done.append(command[-1])
+        for run in runs:
+            if run.trained and command[-1] == f"--seeds={run.seed}":
+                run.result.write_text("{}")
+
+    monkeypatch.setattr(grid.Run, "train", train)
+    monkeypatch.setattr(grid, "execute", execute)
+    monkeypatch.setattr(grid.signal, "signal", lambda *_: None)
+    assert grid.complete(runs, ["measure"]) == ["default, seed 0: diverged"]
+    assert done == [
+        "baseline, seed 0", "default, seed 0", "--seeds=0",
+        "baseline, seed 1", "default, seed 1", "--seeds=1",
+    ]  # fmt: skip
+    done.clear()
+    broken.clear()
+    assert grid.complete(runs, ["measure"]) == []
+    assert done == ["default, seed 0", "--seeds=0"]
+    done.clear()
+    assert grid.complete(runs, ["measure"]) == [] and done == []
+
+
+def test_a_command_that_stops_stops_the_grid_and_one_that_fails_says_why(tmp_path):
+    log = tmp_path / "log"
+    with pytest.raises(Preempted):
+        grid.execute([sys.executable, "-c", f"exit({AGAIN})"], log)
+    with pytest.raises(grid.RunError, match="exit code 3: this is why"):
+        grid.execute([sys.executable, "-c", "print('and'); print('this is why'); exit(3)"], log)
+    assert log.read_text() == "and\nthis is why\n"
+
+
+# Pairs --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def study(tmp_path):
+    """Measured runs, of numbers: three pairs, and a run without a partner."""
+    rng = np.random.default_rng(0)
+    for setting, seeds in ((BASELINE, (0, 1, 2)), ("default", (1, 0, 2, 7)), ("exact", (2,))):
+        for seed in seeds:
+            folder = tmp_path / setting / f"seed_{seed}"
+            (folder / grid.MEASURED).mkdir(parents=True)
+            losses = rng.random((5, 4))
+            np.save(folder / grid.MEASURED / "held_out.npy", losses)
+            value = float(rng.normal(10))
+            found = {
+                "setting": setting, "seed": seed, "step": 6, "parameters": 100,
+                "steps_per_second": float(rng.uniform(1, 2)),
+                "metrics": {
+                    "FD": {"value": value, "low": value - 1, "high": value + 1},
+                    "held-out loss": {"value": losses.mean(), "low": 0.0, "high": 1.0},
+                },
+                "num_steps": 20, "times": [2, 7, 12, 17], "losses": losses.mean(0).tolist(),
+            }  # fmt: skip
+            (folder / "result.json").write_text(json.dumps(found))
+    return tmp_path
+
+
+def values(study, setting, read):
+    files = [study / setting / f"seed_{seed}" / "result.json" for seed in (0, 1, 2)]
+    return np.array([read(json.loads(file.read_text())) for file in files])
+
+
+def test_pairs_share_a_seed_and_their_intervals_are_scipys(study):
+    results = compare.load(study)
+    assert [(a.seed, b.seed) for a, b in compare.pairs(results, "default")] == [
+        (0, 0), (1, 1), (2, 2),
+    ]  # fmt: skip
+    found = compare.compare(results, "default")
+    mine, theirs = (
+        values(study, name, lambda r: r["metrics"]["FD"]["value"]) for name in ("default", BASELINE)
+    )
+    interval = stats.ttest_rel(mine, theirs).confidence_interval(0.95)
+    assert found["FD"].difference == pytest.approx((np.mean(mine - theirs), *interval))
+    assert found["FD"].differences == pytest.approx(tuple(mine - theirs))
+    # Two half-widths of 1 a pair, three pairs.
+    assert found["FD"].within == pytest.approx(np.sqrt(2 / 3))
+    fast, base = (
+        np.log(values(study, name, lambda r: r["steps_per_second"]))
+        for name in ("default", BASELINE)
+    )
+    interval = np.exp(stats.ttest_rel(fast, base).confidence_interval(0.95))
+    ratio = found[compare.SPEED].difference
+    assert ratio == pytest.approx((np.exp(np.mean(fast - base)), *interval))
+    # A single pair has the interval of its samples.
+    single = compare.compare(results, "exact")["FD"].difference
+    assert single[1:] == pytest.approx((single.value - 2**0.5, single.value + 2**0.5))
+    times, _, figures = compare.loss_by_time(results, "exact")
+    np.testing.assert_allclose(times, [0.1, 0.35, 0.6, 0.85])
+    by_time = [
+        json.loads((study / name / "seed_2" / "result.json").read_text())["losses"]
+        for name in ("exact", BASELINE)
+    ]
+    expected = 100 * (np.array(by_time[0]) / by_time[1] - 1)
+    np.testing.assert_allclose([figure.value for figure in figures], expected)
+
+
+def test_a_report_is_rebuilt_from_what_is_there(study):
+    text = report.write(study, [BASELINE, "exact", "default", "never run"])
+    assert text + "\n" == (study / "report.md").read_text()
+    assert "| metric" in text and "never run" not in text
+    assert "Of a single seed they are over its samples" in text
+    found = json.loads((study / "report.json").read_text())
+    assert len(found["runs"]) == 8 and len(found["comparisons"]["default"]["FD"]["pairs"]) == 3
+    for name in ("report.png", "held_out.png"):
+        assert (study / name).stat().st_size > 1000
+    with pytest.raises(FileNotFoundError, match="no run has been measured"):
+        report.write(study / "nothing", [BASELINE])
+
+
+def test_pairs_of_different_size_at_inference_are_refused(study):
+    file = study / "exact" / "seed_2" / "result.json"
+    file.write_text(file.read_text().replace('"parameters": 100', '"parameters": 101'))
+    with pytest.raises(ValueError, match="101 and 100 parameters at inference"):
+        compare.compare(compare.load(study), "exact")
+
+
+# The whole ----------------------------------------------------------------------------------------
+
+
+def ablation(*arguments):
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.run(
+        [sys.executable, "benchmarks/ablation.py", *map(str, arguments)],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_two_settings_and_two_seeds_are_trained_measured_and_not_done_again(tmp_path):
+    for split, count in (("train", 24), ("test", 6)):
+        tiny.write_images(tmp_path / "data" / split, count)
+    out = tmp_path / "out"
+    arguments = [
+        f"--config={ROOT / 'tests' / 'tiny.py'}", f"--data={tmp_path / 'data'}", f"--out={out}",
+        "--settings=baseline,default", "--seeds=0,1", "--steps=2", "--num=12", "--held_out=6",
+        "--times=3", "--bootstrap=2", "--batch_size=12", "--config.sampling.num=1",
+    ]  # fmt: skip
+    first = ablation(*arguments)
+    assert first.returncode == 0, first.stderr
+    for said in ("training baseline, seed 0: run 1 of 4", "4/4 runs", "measured default, seed 1"):
+        assert said in first.stderr
+    for metric in ("FD-random-VGG16", "held-out loss", "difference W2, radius 1", "patch W2"):
+        assert f"| {metric}" in first.stdout
+    runs = {
+        file.parent.relative_to(out): json.loads(file.read_text())
+        for file in out.glob("*/*/result.json")
+    }
+    assert sorted(map(str, runs)) == [
+        "baseline/seed_0", "baseline/seed_1", "default/seed_0", "default/seed_1",
+    ]  # fmt: skip
+    # Pairs have one size at inference.
+    assert len({found["parameters"] for found in runs.values()}) == 1
+    assert {found["step"] for found in runs.values()} == {2}
+
+    touched = {file: file.stat().st_mtime_ns for file in out.glob("*/*/**/*") if file.is_file()}
+    again = ablation(*arguments)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == first.stdout
+    assert "training" not in again.stderr and "measuring" not in again.stderr
+    assert touched == {f: f.stat().st_mtime_ns for f in out.glob("*/*/**/*") if f.is_file()}
