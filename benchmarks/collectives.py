@@ -1,10 +1,11 @@
-"""What a chip sends as data-parallel chips are added: on 2, 4 and 8 simulated devices, compiled.
+"""What a chip sends and computes as chips are added: on 2, 4 and 8 simulated devices, compiled.
 
     python benchmarks/collectives.py --config=configs/openmoji.py
 
-The batch grows with the devices. What every chip gives to its collectives must not: gradients are
-as large as the parameters, however many devices they are summed over. A ring sends that twice, less
-one part in n. Nothing is run, so nothing here depends on how busy the machine is.
+The batch grows with the devices. What every chip gives to its collectives must not: under `data`,
+gradients are as large as the parameters, however many devices they are summed over, and a ring
+sends that twice, less one part in n. Under `fsdp`, parameters are gathered for the forward and the
+backward pass besides. Nothing is run, so nothing here depends on how busy the machine is.
 """
 
 import os
@@ -22,6 +23,7 @@ from conprediff_jax import cli, parallel
 from conprediff_jax.experiment import make_experiment
 from conprediff_jax.planning import tables
 from conprediff_jax.planning.collectives import Collective, collectives
+from conprediff_jax.planning.cost import program_cost
 from conprediff_jax.planning.hlo import Module
 from conprediff_jax.planning.programs import lower_train_step
 
@@ -29,40 +31,47 @@ _CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Conf
 
 DEVICES = (2, 4, 8)
 EXAMPLES = 8  # a device
+HEADER = (
+    "devices", "axis", "context", "collectives", "MB a chip", "ratio", "MB sent by a ring", "GFLOP"
+)  # fmt: skip
 
 
-def found(devices: int, weight: float) -> list[Collective]:
-    """The collectives of a step on so many devices."""
+def compiled(devices: int, weight: float, axis: str) -> tuple[list[Collective], float]:
+    """The collectives of a step on so many devices along one axis, and the FLOPs of each."""
     config = _CONFIG.value.copy_and_resolve_references()
     config.train.batch_size = EXAMPLES * devices
     config.context.weight = weight
+    config.mesh.update({"data": 1, axis: devices})
     experiment = make_experiment(config)
     mesh = parallel.make_mesh(experiment.mesh, jax.devices()[:devices])
-    compiled = lower_train_step(experiment, mesh).compile()
-    return collectives(Module(compiled.as_text()), dict(mesh.shape))
+    module = Module(lower_train_step(experiment, mesh).compile().as_text())
+    return collectives(module, dict(mesh.shape)), program_cost(module).flops
 
 
 def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
+    whole = _CONFIG.value.context.weight
+    settings = [(n, "data", weight) for n in DEVICES for weight in (whole, 0.0)]
+    settings += [(n, "fsdp", whole) for n in DEVICES]
     rows, base = [], None
-    for devices in DEVICES:
-        for name, weight in (("with", _CONFIG.value.context.weight), ("without", 0.0)):
-            here = found(devices, weight)
-            payload, sent = sum(c.payload for c in here), sum(c.traffic for c in here)
-            base = base or payload
-            rows.append(
-                [
-                    str(devices),
-                    name,
-                    str(sum(c.times for c in here)),
-                    f"{payload / 1e6:.3f}",
-                    f"{payload / base:.3f}",
-                    f"{sent / 1e6:.3f}",
-                ]
-            )
-    header = ("devices", "context", "collectives", "MB a chip", "ratio", "MB sent by a ring")
-    print(tables.markdown(rows, header))
+    for devices, axis, weight in settings:
+        found, flops = compiled(devices, weight, axis)
+        payload, sent = sum(c.payload for c in found), sum(c.traffic for c in found)
+        base = base or payload
+        rows.append(
+            [
+                str(devices),
+                axis,
+                "with" if weight else "without",
+                str(sum(c.times for c in found)),
+                f"{payload / 1e6:.3f}",
+                f"{payload / base:.3f}",
+                f"{sent / 1e6:.3f}",
+                f"{flops / 1e9:.3f}",
+            ]
+        )
+    print(tables.markdown(rows, HEADER))
 
 
 if __name__ == "__main__":

@@ -249,15 +249,16 @@ def make_fill(task: Any, spec: SamplingSpec, mesh: Mesh) -> Fill:
         if len(indices) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
             sharding = parallel.batch_sharding(mesh)
             images, masks = jax.lax.with_sharding_constraint((images, masks), (sharding, sharding))
-        known = known_points(task.first_stage, frozen, images, masks)
-        x_T = task.process.prior(keys("prior"), known.x_0.shape[1:])
-        told = task.told(params, frozen, label=label, tokens=tokens)
 
         def denoise(x_t, t):
             return task.predict(params, x_t, t, **told, guidance=spec.guiding())
 
-        points = sampler.sample(denoise, x_T, keys("steps"), known)
-        decoded = task.first_stage.decode(frozen, points)
+        with parallel.divided_batch(mesh, len(indices), 2 * len(indices)):  # guided: both answers
+            known = known_points(task.first_stage, frozen, images, masks)
+            x_T = task.process.prior(keys("prior"), known.x_0.shape[1:])
+            told = task.told(params, frozen, label=label, tokens=tokens)
+            points = sampler.sample(denoise, x_T, keys("steps"), known)
+            decoded = task.first_stage.decode(frozen, points)
         return blend(images, decoded, masks, images.shape[1] // points.shape[1])
 
     return fill

@@ -205,12 +205,12 @@ def make_generate(task: Any, spec: SamplingSpec, mesh: Mesh) -> Generate:
         if len(indices) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
             x_T = jax.lax.with_sharding_constraint(x_T, parallel.batch_sharding(mesh))
 
-        told = task.told(params, frozen, label=labels, tokens=texts)
-
         def denoise(x_t, t):
             return task.predict(params, x_t, t, **told, guidance=spec.guiding())
 
-        return task.first_stage.decode(frozen, sampler.sample(denoise, x_T, steps))
+        with parallel.divided_batch(mesh, len(indices), 2 * len(indices)):  # guided: both answers
+            told = task.told(params, frozen, label=labels, tokens=texts)
+            return task.first_stage.decode(frozen, sampler.sample(denoise, x_T, steps))
 
     return generate
 

@@ -20,6 +20,7 @@ import argparse
 import json
 import math
 import pathlib
+import re
 import shlex
 import string
 import subprocess
@@ -112,8 +113,16 @@ def parse() -> argparse.Namespace:
             parser.error("submit needs --image, and the flags of conprediff_jax.main after --")
         if bool(options.tpu) == bool(options.gpu):
             parser.error("submit needs either --tpu or --gpu")
-        if options.tpu and not options.topology:
+        if options.tpu and not re.fullmatch(r"\d+(x\d+)+", options.topology or ""):
             parser.error("--tpu needs --topology, such as 4x4")
+        options.chips = options.chips or (4 if options.tpu else 8)
+        if options.tpu:
+            options.total = math.prod(map(int, options.topology.split("x")))
+            options.chips = min(options.chips, options.total)
+            if options.total % options.chips:
+                parser.error(f"--chips={options.chips} must divide the {options.total} of a slice")
+    if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", options.name):
+        parser.error(f"--name={options.name}: up to 40 lower-case letters, digits and -")
     return options
 
 
@@ -121,11 +130,8 @@ def fill(options: argparse.Namespace) -> str:
     """The manifest, as YAML."""
     kind = "tpu" if options.tpu else "gpu"
     tolerations, selector, hosts = [], {}, options.nodes
-    chips = options.chips or {"tpu": 4, "gpu": 8}[kind]
     if options.tpu:
-        total = math.prod(int(size) for size in options.topology.split("x"))
-        chips = min(chips, total)
-        hosts = total // chips
+        hosts = options.total // options.chips
         selector["cloud.google.com/gke-tpu-accelerator"] = options.tpu
         selector["cloud.google.com/gke-tpu-topology"] = options.topology
     else:
@@ -142,7 +148,7 @@ def fill(options: argparse.Namespace) -> str:
         "command": [*command, "--distributed"] if options.tpu else command,
         "hosts": hosts,
         "slices": options.slices,
-        "chips": chips,
+        "chips": options.chips,
         "port": options.port,
         # The first pod's name in the headless service that JobSet makes.
         "coordinator": f"{options.name}-worker-0-0.{options.name}:{options.port}",

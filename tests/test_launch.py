@@ -171,6 +171,78 @@ TPU = ["--tpu=tpu-v6e-slice", "--topology=4x8", "--slices=2", "--spot"]
 GPU = ["--gpu=nvidia-h100-80gb", "--nodes=3"]
 
 
+# What the API servers know of the fields that are used: JobSet v1alpha2, batch/v1 and v1. A list
+# holds the schema of its items, a set the values that there are.
+EXIT_CODES = {"containerName": str, "operator": {"In", "NotIn"}, "values": [int]}
+POD_RULE = {
+    "action": {"FailJob", "FailIndex", "Ignore", "Count"},
+    "onExitCodes": EXIT_CODES,
+    "onPodConditions": [{"type": str, "status": {"True", "False", "Unknown"}}],
+}
+JOB_RULE = {
+    "name": str,
+    "action": {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"},
+    "onJobFailureReasons": [
+        {"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded",
+         "PodFailurePolicy"}
+    ],
+    "onJobFailureMessagePatterns": [str],
+    "targetReplicatedJobs": [str],
+}  # fmt: skip
+ENVIRONMENT = {"name": str, "value": str, "valueFrom": {"fieldRef": {"fieldPath": str}}}
+CONTAINER = {
+    "name": str,
+    "image": str,
+    "command": [str],
+    "env": [ENVIRONMENT],
+    "ports": [{"containerPort": int}],
+    "resources": {"limits": {"google.com/tpu": int, "nvidia.com/gpu": int}},
+    "volumeMounts": [{"name": str, "mountPath": str}],
+}
+POD_SPEC = {
+    "restartPolicy": {"Never"},  # the only one that goes with a podFailurePolicy
+    "terminationGracePeriodSeconds": int,
+    "serviceAccountName": str,
+    "nodeSelector": dict,
+    "tolerations": [{"key": str, "operator": {"Equal", "Exists"}, "value": str, "effect": str}],
+    "containers": [CONTAINER],
+    "volumes": [{"name": str, "emptyDir": {"medium": {"", "Memory"}}}],
+}
+JOB = {
+    "completionMode": {"Indexed", "NonIndexed"},
+    "completions": int,
+    "parallelism": int,
+    "backoffLimit": int,
+    "podFailurePolicy": {"rules": [POD_RULE]},
+    "template": {"spec": POD_SPEC},
+}
+JOBSET = {
+    "apiVersion": {"jobset.x-k8s.io/v1alpha2"},
+    "kind": {"JobSet"},
+    "metadata": {"name": str, "namespace": str, "annotations": dict},
+    "spec": {
+        "failurePolicy": {"maxRestarts": int, "rules": [JOB_RULE]},
+        "replicatedJobs": [{"name": str, "replicas": int, "template": {"spec": JOB}}],
+    },
+}
+
+
+def check_fields(value, schema, where="manifest"):
+    """Every field is known and of its type: a misspelt one is dropped, or refused by the server."""
+    if isinstance(schema, type):
+        assert type(value) is schema, f"{where}: {value!r}"
+    elif isinstance(schema, set):
+        assert value in schema, f"{where}: {value!r}"
+    elif isinstance(schema, list):
+        assert isinstance(value, list), f"{where}: {value!r}"
+        for index, item in enumerate(value):
+            check_fields(item, schema[0], f"{where}[{index}]")
+    else:
+        assert isinstance(value, dict) and value.keys() <= schema.keys(), f"{where}: {value!r}"
+        for key, item in value.items():
+            check_fields(item, schema[key], f"{where}.{key}")
+
+
 @pytest.mark.parametrize(
     ("flags", "replicas", "hosts", "resource"),
     [(TPU, 2, 8, {"google.com/tpu": 4}), (GPU, 1, 3, {"nvidia.com/gpu": 8})],
@@ -182,7 +254,7 @@ def test_gke_submits_a_jobset(flags, replicas, hosts, resource, tmp_path):
     assert launch("gke.py", *given, path=tmp_path).returncode == 0
     assert calls(tmp_path) == ["kubectl --namespace=default apply --filename=-"]
     manifest = yaml.safe_load((tmp_path / "manifest.yaml").read_text())
-    assert (manifest["apiVersion"], manifest["kind"]) == ("jobset.x-k8s.io/v1alpha2", "JobSet")
+    check_fields(manifest, JOBSET)
     (job,) = manifest["spec"]["replicatedJobs"]
     spec = job["template"]["spec"]
     assert (job["replicas"], spec["completions"], spec["parallelism"]) == (replicas, hosts, hosts)
@@ -240,6 +312,9 @@ def test_dry_runs_show_everything_and_do_nothing(script, arguments, tmp_path):
         ("tpu_vm.sh", ["up", *POD, "--size=3"], "unknown flag '--size=3'"),
         ("slurm.sh", ["--machines=2"], "unknown flag '--machines=2'"),
         ("gke.py", ["submit", "--name=run", "--image=image"], "either --tpu or --gpu"),
+        ("gke.py", ["submit", "--name=run", "--image=i", "--tpu=t", "--topology=4"], "such as 4x4"),
+        ("gke.py", ["submit", "--name=run", "--image=image", *TPU, "--chips=3"], "must divide the"),
+        ("gke.py", ["delete", "--name=Run"], "--name=Run: up to 40 lower-case letters"),
     ],
 )
 def test_wrong_flags_are_named(script, arguments, message, tmp_path):

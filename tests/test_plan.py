@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from conprediff_jax import parallel
 from conprediff_jax.errors import UserError
@@ -18,13 +16,10 @@ from conprediff_jax.planning import liveness, plans, programs, sweep, tables
 from conprediff_jax.planning import memory as memory_lib
 from conprediff_jax.planning.account import Account, Roofline, roofline
 from conprediff_jax.planning.chips import CHIPS, peak_flops
-from conprediff_jax.planning.collectives import by_axis, collectives, replica_groups
 from conprediff_jax.planning.cost import Cost, program_cost
 from conprediff_jax.planning.hlo import Module, _shapes
 from conprediff_jax.planning.memory import Memory
 from conprediff_jax.planning.topology import Topology
-
-MESH = {"data": 2, "fsdp": 4}
 
 
 def compiled(function, *shapes, dtype=jnp.float32):
@@ -152,107 +147,6 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 }
 """)
     assert liveness.peak(module) == liveness.Peak(total=96, activations=64)
-
-
-# --- collectives ----------------------------------------------------------------------------------
-
-
-def on_mesh(function, spec, shape):
-    """Collectives of a function of one array, per device, on a mesh of 2 x 4."""
-    mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), tuple(MESH))
-    mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    struct = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
-    return collectives(Module(jax.jit(mapped).lower(struct).compile().as_text()), MESH)
-
-
-BYTES = 4 * 16 * 32  # of the array on one device
-
-
-@pytest.mark.parametrize(
-    ("function", "kind", "axes", "traffic"),
-    [
-        (lambda x: jax.lax.psum(x, "data"), "all-reduce", ("data",), 2 * BYTES / 2),
-        (lambda x: jax.lax.psum(x, "fsdp"), "all-reduce", ("fsdp",), 2 * BYTES * 3 / 4),
-        (lambda x: jax.lax.psum(x, tuple(MESH)), "all-reduce", tuple(MESH), 2 * BYTES * 7 / 8),
-        (lambda x: jax.lax.all_gather(x, "fsdp").sum(0), "all-gather", ("fsdp",), 3 * BYTES),
-        (
-            lambda x: jnp.tile(jax.lax.psum_scatter(x, "fsdp", tiled=True), (4, 1)),
-            "reduce-scatter",
-            ("fsdp",),
-            BYTES * 3 / 4,
-        ),
-        (
-            lambda x: jax.lax.all_to_all(x, "data", 0, 0, tiled=True),
-            "all-to-all",
-            ("data",),
-            BYTES / 2,
-        ),
-        (
-            lambda x: jax.lax.ppermute(x, "fsdp", [(0, 1), (1, 2), (2, 3), (3, 0)]),
-            "collective-permute",
-            ("fsdp",),
-            BYTES,
-        ),
-    ],
-)
-def test_collectives_by_hand(function, kind, axes, traffic):
-    (found,) = on_mesh(function, P(("data", "fsdp")), (8 * 16, 32))
-    assert (found.kind, found.axes) == (kind, axes)
-    assert found.payload == BYTES
-    assert found.traffic == traffic
-
-
-def test_collectives_in_loops_count_every_round():
-    def rounds(x):
-        return jax.lax.scan(lambda x, _: (jax.lax.psum(x * 2, "data"), None), x, None, length=5)[0]
-
-    total = by_axis(on_mesh(rounds, P(("data", "fsdp")), (8 * 16, 32)))
-    assert total == {"data": {"payload": 5 * BYTES, "traffic": 5 * BYTES, "operations": 5}}
-
-
-@pytest.mark.parametrize(
-    ("text", "groups"),
-    [
-        ("replica_groups={{0,1},{2,3}}, x", [(0, 1), (2, 3)]),
-        ("replica_groups={}, x", [(0, 1, 2, 3, 4, 5, 6, 7)]),
-        ("replica_groups=[2,4]<=[8], x", [(0, 1, 2, 3), (4, 5, 6, 7)]),
-        ("replica_groups=[4,2]<=[2,4]T(1,0), x", [(0, 4), (1, 5), (2, 6), (3, 7)]),
-        ("replica_groups=mesh['a'=2,'b'=4] {'b'}, x", [(0, 1, 2, 3), (4, 5, 6, 7)]),
-        ("replica_groups=mesh['a'=2,'b'=1,'c'=4] {'a','b'}, x", [(0, 4), (1, 5), (2, 6), (3, 7)]),
-        (
-            "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, x",
-            [(0, 1), (2, 3)],
-        ),
-        ("replica_groups=mesh['a'=8] {'a':(2)2}, x", [(0, 2), (1, 3), (4, 6), (5, 7)]),
-        ("source_target_pairs={{0,1},{1,0},{2,2}}, x", [(0, 1), (1, 0)]),
-    ],
-)
-def test_replica_groups_in_every_notation(text, groups):
-    assert replica_groups(text, 8) == groups
-
-
-def train_collectives(devices, weight=0.5, **mesh):
-    config = tiny.get_config()
-    config.context.weight = weight
-    config.train.batch_size = 2 * devices
-    mesh = parallel.make_mesh(parallel.MeshSpec(**mesh), jax.devices()[:devices])
-    program = programs.lower_train_step(make_experiment(config), mesh).compile()
-    return collectives(Module(program.as_text()), dict(mesh.shape))
-
-
-def test_gradients_are_all_that_data_parallel_chips_exchange():
-    """As many bytes on two chips as on eight: those of the parameters, and a few scalars."""
-    params = jax.eval_shape(make_experiment(tiny.get_config()).task.init)[0]
-    gradients = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
-    for devices in (2, 8):
-        found = train_collectives(devices)
-        assert {(c.kind, c.axes) for c in found} == {("all-reduce", ("data",))}
-        assert gradients <= sum(c.payload for c in found) <= gradients + 1024
-
-
-def test_fsdp_gathers_parameters_along_its_own_axis():
-    found = by_axis(train_collectives(8, fsdp=4))
-    assert set(found) <= {"data", "fsdp", "data+fsdp"} and "fsdp" in found
 
 
 # --- slices, memory, rooflines --------------------------------------------------------------------
@@ -387,7 +281,8 @@ def test_a_plan_for_a_slice_that_is_not_there():
     assert plan.sampler.cost.flops > 0 and not plan.train.unknown_loops
     text = tables.describe(plan)
     assert "train step: fits" in text and "images/s" in text and "sampler" in text
-    assert json.loads(json.dumps(plan.as_dict()))["chips"] == 4
+    read = json.loads(json.dumps(plan.as_dict()))
+    assert read["chips"] == 4 and plans.Plan.from_dict(read) == plan
 
 
 def test_a_plan_that_does_not_fit_says_so():

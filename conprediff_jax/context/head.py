@@ -15,6 +15,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
+from conprediff_jax import linear
+
 # Keeps exp(log sigma) and its slope finite whatever the trunk sends.
 _LOG_SIGMA_RANGE = (-7.0, 2.0)
 
@@ -50,14 +52,14 @@ class DistributionDecoder(nn.Module):
         """
         latent = noise.shape[-1]
         hidden = _Trunk(self.strides, self.hidden, self.dtype, name="trunk")(h, time)
-        mu = nn.Dense(latent, dtype=self.dtype, name="mu")(hidden)
-        log_sigma = nn.Dense(
+        mu = linear.Dense(latent, dtype=self.dtype, name="mu")(hidden)
+        log_sigma = linear.Dense(
             latent, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="log_sigma"
         )(hidden)
         sigma = jnp.exp(jnp.clip(log_sigma, *_LOG_SIGMA_RANGE))
         xi = mu[..., None, :] + sigma[..., None, :] * noise.astype(self.dtype)
-        xi = nn.silu(nn.Dense(self.hidden, dtype=self.dtype, name="out_hidden")(xi))
-        return nn.Dense(self.channels, dtype=self.dtype, name="out")(xi).astype(jnp.float32)
+        xi = nn.silu(linear.Dense(self.hidden, dtype=self.dtype, name="out_hidden")(xi))
+        return linear.Dense(self.channels, dtype=self.dtype, name="out")(xi).astype(jnp.float32)
 
 
 class DirectDecoder(nn.Module):
@@ -83,7 +85,7 @@ class DirectDecoder(nn.Module):
         hidden = _Trunk(len(self.neighbors), self.hidden, self.dtype, name="trunk")(h, time)
         predicted = []
         for index, count in enumerate(self.neighbors):
-            layer = nn.Dense(count * self.channels, dtype=self.dtype, name=f"out_{index}")
+            layer = linear.Dense(count * self.channels, dtype=self.dtype, name=f"out_{index}")
             flat = layer(hidden[:, :, index]).astype(jnp.float32)
             predicted.append(flat.reshape(*flat.shape[:2], count, self.channels))
         return predicted
@@ -101,13 +103,13 @@ class _Trunk(nn.Module):
         self, h: Float[Array, "batch points features"], time: Float[Array, "batch"]
     ) -> Float[Array, "batch points strides hidden"]:
         h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=jnp.float32)(h)
-        h = nn.Dense(self.hidden, dtype=self.dtype, name="in")(h)[:, :, None]
+        h = linear.Dense(self.hidden, dtype=self.dtype, name="in")(h)[:, :, None]
         stride = self.param(
             "stride_embedding", nn.initializers.normal(1.0), (self.strides, self.hidden)
         )
-        when = nn.Dense(self.hidden, dtype=self.dtype, name="time")(_time_features(time))
-        condition = nn.silu(when[:, None] + stride.astype(self.dtype))
-        modulation = nn.Dense(2 * self.hidden, dtype=self.dtype, name="modulation")(condition)
+        when = linear.Dense(self.hidden, dtype=self.dtype, name="time")(_time_features(time))
+        condition = nn.silu(when[:, None] + stride)
+        modulation = linear.Dense(2 * self.hidden, dtype=self.dtype, name="modulation")(condition)
         scale, shift = jnp.split(modulation[:, None], 2, axis=-1)
         return nn.silu(h * (1 + scale) + shift)
 

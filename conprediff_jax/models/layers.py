@@ -17,7 +17,7 @@ arXiv 2112.10752), appendix E; GEGLU: Shazeer (2020, arXiv 2002.05202).
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,26 +25,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
+from conprediff_jax import linear
+
 GROUPS = 32  # of every group norm of this family
 group_norm = functools.partial(nn.GroupNorm, GROUPS, epsilon=1e-5)  # float32 statistics
 
 Image = Float[Array, "batch height width channels"]
 Tokens = Float[Array, "batch length channels"]
 Embedding = Float[Array, "batch embedding"]
-
-
-def _flat_dot_general(
-    x: Array, kernel: Array, dimension_numbers: Any, precision: Any = None, **options: Any
-) -> Array:
-    """`x @ kernel` with the leading axes of `x` as one, `[..., in]` and `[in, out]`."""
-    del dimension_numbers  # always the last axis with the first
-    flat = x.reshape(-1, x.shape[-1])
-    y = jax.lax.dot_general(flat, kernel, (((1,), (0,)), ((), ())), precision, **options)
-    return y.reshape(*x.shape[:-1], kernel.shape[1])
-
-
-# A sum over several axes, as the kernel's gradient is otherwise, takes XLA twice as long on a CPU.
-dense = functools.partial(nn.Dense, dot_general=_flat_dot_general)
 
 
 class Denoised(NamedTuple):
@@ -70,7 +58,7 @@ class Null(nn.Module):
     def __call__(self, text: Tokens, left_out: Bool[Array, "batch"]) -> Tokens:
         """The text of every example, or the stand-in."""
         null = self.param("embedding", nn.initializers.normal(0.02), text.shape[1:])
-        return jnp.where(left_out[:, None, None], null.astype(text.dtype), text)
+        return jnp.where(left_out[:, None, None], null, text).astype(text.dtype)
 
 
 def condition(
@@ -140,7 +128,7 @@ def convolution(
     zero: bool = False,
     dtype: DTypeLike = jnp.float32,
     name: str,
-) -> nn.Conv:
+) -> linear.Conv:
     """A 3x3 convolution padded by one pixel on every side, optionally starting at zero.
 
     The padding is spelled out because "SAME" would pad a strided convolution on one side only:
@@ -148,7 +136,7 @@ def convolution(
     """
     kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
     padding = 1 if centered else "SAME"
-    return nn.Conv(
+    return linear.Conv(
         channels, (3, 3), stride, padding=padding, kernel_init=kernel_init, dtype=dtype, name=name
     )
 
@@ -203,7 +191,7 @@ class ResidualBlock(nn.Module):
             h = norm_out(h)
         else:
             width = 2 * self.channels if self.scale_shift else self.channels
-            e = nn.Dense(width, dtype=self.dtype, name="time")(embedding)[:, None, None]
+            e = linear.Dense(width, dtype=self.dtype, name="time")(embedding)[:, None, None]
             if self.scale_shift:
                 scale, shift = jnp.split(e, 2, axis=-1)
                 h = norm_out(h) * (1 + scale) + shift
@@ -213,7 +201,7 @@ class ResidualBlock(nn.Module):
         h = convolution(self.channels, zero=True, dtype=self.dtype, name="conv_out")(h)
 
         if x.shape[-1] != self.channels:
-            x = dense(self.channels, dtype=self.dtype, name="shortcut")(x)
+            x = linear.Dense(self.channels, dtype=self.dtype, name="shortcut")(x)
         return x + h
 
 
@@ -262,7 +250,7 @@ class Attention(nn.Module):
     ) -> Tokens:
         """Attends from every token of `x` to all of `context`."""
         channels = x.shape[-1]
-        project_to = functools.partial(dense, channels, dtype=self.dtype)
+        project_to = functools.partial(linear.Dense, channels, dtype=self.dtype)
 
         def project(inputs: Array, name: str) -> Array:
             bias = {"use_bias": self.qkv_bias}
@@ -311,10 +299,10 @@ class FeedForward(nn.Module):
     def __call__(self, x: Tokens) -> Tokens:
         """Maps tokens to tokens, each on its own."""
         channels = x.shape[-1]
-        hidden = dense(4 * channels, dtype=self.dtype, name="in")(x)
-        gate = dense(4 * channels, dtype=self.dtype, name="gate")(x)
+        hidden = linear.Dense(4 * channels, dtype=self.dtype, name="in")(x)
+        gate = linear.Dense(4 * channels, dtype=self.dtype, name="gate")(x)
         hidden = hidden * nn.gelu(gate, approximate=False)
-        return dense(channels, dtype=self.dtype, name="out")(hidden)
+        return linear.Dense(channels, dtype=self.dtype, name="out")(hidden)
 
 
 class TransformerBlock(nn.Module):
@@ -357,7 +345,7 @@ class SpatialTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: Image, text: Float[Array, "batch text_length text_channels"]) -> Image:
         """Maps an image, given text tokens, to an image of the same shape."""
-        project_to = functools.partial(dense, x.shape[-1], dtype=self.dtype)
+        project_to = functools.partial(linear.Dense, x.shape[-1], dtype=self.dtype)
         # Latent diffusion has 1e-6 here, unlike everywhere else in the network.
         h = group_norm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         h = project_to(name="project_in")(h.reshape(len(x), -1, x.shape[-1]))

@@ -30,11 +30,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from conprediff_jax import linear
 from conprediff_jax.models import layers
 
 _INIT = nn.initializers.normal(0.02)  # of embeddings and dense layers, as published
-_dense = functools.partial(layers.dense, kernel_init=_INIT)
-_embed = functools.partial(nn.Embed, embedding_init=_INIT)
+_dense = functools.partial(linear.Dense, kernel_init=_INIT)
+_embed = functools.partial(linear.Embed, embedding_init=_INIT)
 _layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-5)  # float32 statistics
 
 Grid = Float[Array, "batch height width channels"]

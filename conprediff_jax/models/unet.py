@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
+from conprediff_jax import linear
 from conprediff_jax.models import layers
 
 
@@ -139,13 +140,13 @@ class UNet(nn.Module):
     ) -> Float[Array, "batch embedding"]:
         """The activated embedding silu(e) of time and label, as every residual block reads it."""
         width = 4 * self.channels
-        dense = functools.partial(nn.Dense, width, dtype=self.dtype)
+        dense = functools.partial(linear.Dense, width, dtype=self.dtype)
         e = layers.timestep_embedding(t, self.channels)
         e = nn.silu(dense(name="time_embedding_in")(e))
         e = dense(name="time_embedding_out")(e)
         if label is not None:
             init = nn.initializers.normal(1.0)
-            embed = nn.Embed(
+            embed = linear.Embed(
                 self.num_classes + self.learned_null,
                 width,
                 self.dtype,

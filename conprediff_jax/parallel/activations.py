@@ -18,22 +18,24 @@ from conprediff_jax.parallel.mesh import BATCH_AXES
 
 
 @contextlib.contextmanager
-def divided_batch(mesh: Mesh, size: int) -> Iterator[None]:
+def divided_batch(mesh: Mesh, *sizes: int) -> Iterator[None]:
     """Within it, what Flax modules return keeps its examples divided over the batch axes.
 
-    To be entered while a program is traced. Other dimensions stay the compiler's to divide.
+    To be entered while a program is traced. Other dimensions stay the compiler's to divide. Where
+    nothing divides parameters the compiler needs no help, and the program is left as it is.
 
     Args:
         mesh: of the program.
-        size: examples of a (micro)batch: what has so many rows is taken to be one.
+        *sizes: examples of its (micro)batches: what has so many rows is taken to be one.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if parts == 1 or size % parts:
+    sizes = {size for size in sizes if size % parts == 0}
+    if parts == 1 or mesh.size == mesh.shape["data"] or not sizes:
         yield
         return
 
     def divided(value: Any) -> Any:
-        if getattr(value, "ndim", 0) == 0 or value.shape[0] != size:
+        if getattr(value, "ndim", 0) == 0 or value.shape[0] not in sizes:
             return value
         rest = [PartitionSpec.UNCONSTRAINED] * (value.ndim - 1)
         sharding = NamedSharding(mesh, PartitionSpec(BATCH_AXES, *rest))

@@ -10,6 +10,7 @@ unit worked at its peak. No real step is that fast: it is a bound, good for comp
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 
@@ -17,11 +18,13 @@ from conprediff_jax.planning import collectives as collectives_lib
 from conprediff_jax.planning import memory as memory_lib
 from conprediff_jax.planning.chips import Chip
 from conprediff_jax.planning.collectives import Collective
-from conprediff_jax.planning.cost import Cost, program_cost
+from conprediff_jax.planning.cost import Cost, parts
 from conprediff_jax.planning.hlo import Module
 from conprediff_jax.planning.memory import Memory
 
 _NOTHING = Cost()
+# Named in the train step; what context prediction asks of the first stage is its own.
+SCOPES = ("context_prediction", "first_stage", "denoiser", "optimizer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,7 @@ class Account:
         memory: where that goes; without what the compiler could not place, if it does not fit.
         needed: bytes in all; what the compiler asked for, if it does not fit.
         cost: FLOPs and HBM bytes, loops counted as often as they run.
+        parts: the same by part of the train step, see `cost.parts`; '' is the rest.
         xla: FLOPs and 'bytes accessed' of XLA's own `cost_analysis`: bodies of loops counted once,
             on-core memory counted like HBM.
         collectives: all of them.
@@ -44,10 +48,23 @@ class Account:
     memory: Memory
     needed: int
     cost: Cost = _NOTHING
+    parts: dict[str, Cost] = dataclasses.field(default_factory=dict)
     xla: Cost = _NOTHING
     collectives: tuple[Collective, ...] = ()
     unknown_loops: int = 0
     compile_seconds: float = 0.0
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Account":
+        """Of what `dataclasses.asdict` gave, from JSON or not; what is no field is left out."""
+        given = {field.name: values[field.name] for field in dataclasses.fields(cls)}
+        given["memory"] = Memory(**given["memory"])
+        given["cost"], given["xla"] = Cost(**given["cost"]), Cost(**given["xla"])
+        given["parts"] = {scope: Cost(**cost) for scope, cost in given["parts"].items()}
+        given["collectives"] = tuple(
+            Collective(**one | {"axes": tuple(one["axes"])}) for one in given["collectives"]
+        )
+        return cls(**given)
 
     @property
     def traffic(self) -> dict[str, dict[str, float]]:
@@ -125,11 +142,13 @@ def compile_account(
     module = Module(compiled.as_text())
     memory = memory_lib.program(compiled, module, given)
     analysis = compiled.cost_analysis()
+    costs = parts(module, SCOPES)
     return Account(
         fits=True,
         memory=memory,
         needed=memory.total,
-        cost=program_cost(module),
+        cost=sum(costs.values(), _NOTHING),
+        parts={scope: cost for scope, cost in costs.items() if cost != _NOTHING},
         xla=Cost(analysis.get("flops", 0.0), analysis.get("bytes accessed", 0.0)),
         collectives=tuple(collectives_lib.collectives(module, mesh_shape)),
         unknown_loops=len(module.unknown_loops),

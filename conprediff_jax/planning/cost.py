@@ -14,7 +14,7 @@ element, transcendental functions included, which for networks is a detail.
 import dataclasses
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -56,12 +56,31 @@ class Cost:
 
 def program_cost(module: Module) -> Cost:
     """Equations (1) and (2) for a whole program."""
-    flops = total = 0.0
+    return sum(parts(module, ()).values(), Cost())
+
+
+def parts(module: Module, scopes: Sequence[str]) -> dict[str, Cost]:
+    """Equations (1) and (2) for the parts of a program, by its instructions' `jax.named_scope`.
+
+    An estimate: a fusion moves its bytes for the scope of its result, and what the compiler made
+    itself, such as prefetches of parameters, has no scope.
+
+    Args:
+        module: the program.
+        scopes: names; what is in several of them counts for the first.
+
+    Returns:
+        Costs by scope; under '' what is in none.
+    """
+    costs = dict.fromkeys([*scopes, ""], Cost())
     for visit in module.visits():
-        flops += visit.times * instruction_flops(visit.instruction, visit.computation)
-        if not visit.fused:
-            total += visit.times * _traffic(visit.instruction, visit.computation, module)
-    return Cost(flops, total)
+        instruction = visit.instruction
+        names = re.findall(r"\w+", instruction.attribute(r'op_name="([^"]*)"') or "")
+        scope = next((scope for scope in scopes if scope in names), "")
+        flops = visit.times * instruction_flops(instruction, visit.computation)
+        moved = 0.0 if visit.fused else _traffic(instruction, visit.computation, module)
+        costs[scope] += Cost(flops, visit.times * moved)
+    return costs
 
 
 def instruction_flops(instruction: Instruction, computation: Computation) -> float:

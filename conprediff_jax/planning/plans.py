@@ -98,6 +98,20 @@ class Plan:
             **programs_,
         }
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Plan":
+        """Of what `as_dict` gave, from JSON or not; derived figures are derived anew."""
+        given = {
+            field.name: values[field.name]
+            for field in dataclasses.fields(cls)
+            if field.name in values
+        }
+        given["topology"] = Topology.parse(values["topology"])
+        for name in ("train", "plain", "sampler"):
+            if name in given:
+                given[name] = Account.from_dict(given[name])
+        return cls(**given)
+
 
 def make_plan(
     config: ConfigDict, topology: Topology, *, context_share: bool = True, sampler: bool = True

@@ -81,9 +81,20 @@ def _account(name: str, account: Account, chip: Chip) -> list[str]:
         f"  (by XLA, loops once, on-core memory too: {account.xla.flops / 1e12:.3f} TFLOP, "
         f"{account.xla.bytes / _GB:.2f} GB; compiled in {account.compile_seconds:.0f} s)"
     )
+    for scope, part in account.parts.items():
+        if len(account.parts) > 1:
+            lines.append(
+                f"  {'by name: ' + (scope.replace('_', ' ') or 'the rest'):32} "
+                f"{_percent(part.flops, cost.flops)} of FLOPs {_percent(part.bytes, cost.bytes)} "
+                "of bytes"
+            )
     if account.unknown_loops:
         lines.append(f"  {account.unknown_loops} loop(s) of unknown length are counted once")
     return lines
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole if whole else 0:8.2f} %"
 
 
 def _context(plan: Plan) -> list[str]:

@@ -197,25 +197,23 @@ class Denoising:
         if self.latents:
             x_0 = frozen["scale"] * batch["latent"]
         else:
-            x_0 = self.first_stage.encode(frozen, batch["image"])
+            with jax.named_scope("first_stage"):
+                x_0 = self.first_stage.encode(frozen, batch["image"])
         x_t, noise = self.process.corrupt(keys.noise, x_0, t)
-        output, features = self.denoise(
-            params["denoiser"],
-            x_t,
-            t,
-            **self._condition(params["denoiser"], frozen, batch, keys.condition),
-            rng=keys.dropout[0],
-        )
+        with jax.named_scope("denoiser"):
+            told = self._condition(params["denoiser"], frozen, batch, keys.condition)
+            output, features = self.denoise(params["denoiser"], x_t, t, **told, rng=keys.dropout[0])
         losses = self.process.loss(output, x_0, x_t, noise, t)
         denoise = (weight * losses).mean()
         if self.context is None:
             return denoise, ({"loss": denoise, "loss/denoise": denoise}, losses)
-        h = features
-        if self.context.source == "prediction":
-            h = self.first_stage.vectors(frozen, self.process.predict_x0(output, x_t, t))
-        vectors = self.first_stage.vectors(frozen, x_0)
-        weighted, distance = self.context.loss(params["context"], h, vectors, t, keys.context)
-        context = (weight * weighted).mean()
+        with jax.named_scope("context_prediction"):
+            h = features
+            if self.context.source == "prediction":
+                h = self.first_stage.vectors(frozen, self.process.predict_x0(output, x_t, t))
+            vectors = self.first_stage.vectors(frozen, x_0)
+            weighted, distance = self.context.loss(params["context"], h, vectors, t, keys.context)
+            context = (weight * weighted).mean()
         loss = denoise + self.context.warmup(step) * context
         metrics = {"loss": loss, "loss/denoise": denoise, "loss/context": context}
         for stride, column in zip(self.context.strides, distance.T, strict=True):

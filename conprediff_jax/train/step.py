@@ -38,9 +38,12 @@ def make_train_step(
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics, extra, assigned = task.step(state.params, state.extra, batch, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        with parallel.divided_batch(mesh, spec.batch_size // spec.microbatches):
+            stepped = task.step(state.params, state.extra, batch, state.step)
+        grads, metrics, extra, assigned = stepped
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
         if assigned:
             params = traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | assigned)
         step = state.step.astype(jnp.float32)

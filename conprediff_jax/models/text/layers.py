@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from conprediff_jax import linear
 from conprediff_jax.models.layers import Tokens
 from conprediff_jax.models.text.encoder import Encoded, TextEncoder, TokenIds, check_length
 
@@ -59,7 +60,7 @@ class Attention(nn.Module):
         """
 
         def project(name: str, gain: float = 1.0) -> Array:
-            dense = nn.Dense(
+            dense = linear.Dense(
                 self.heads * self.head_channels,
                 use_bias=self.qkv_bias,
                 kernel_init=nn.initializers.variance_scaling(gain, "fan_in", "truncated_normal"),
@@ -77,7 +78,7 @@ class Attention(nn.Module):
             scale=self.scale,
             is_causal=self.causal,
         )
-        out = nn.Dense(x.shape[-1], use_bias=self.out_bias, dtype=self.dtype, name="out")
+        out = linear.Dense(x.shape[-1], use_bias=self.out_bias, dtype=self.dtype, name="out")
         return out(values.reshape(*x.shape[:-1], -1))
 
 
@@ -99,7 +100,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
         """Maps tokens to tokens, each on its own."""
-        dense = functools.partial(nn.Dense, use_bias=not self.gated, dtype=self.dtype)
+        dense = functools.partial(linear.Dense, use_bias=not self.gated, dtype=self.dtype)
         activation = ACTIVATIONS[self.activation]
         h = activation(dense(self.hidden, name="gate" if self.gated else "in")(x))
         if self.gated:
@@ -147,10 +148,10 @@ class Block(nn.Module):
         return x + feed_forward(norm(name="feed_forward_norm")(x))
 
 
-def embedding(rows: int, width: int, std: float, dtype: DTypeLike, name: str) -> nn.Embed:
+def embedding(rows: int, width: int, std: float, dtype: DTypeLike, name: str) -> linear.Embed:
     """A table of vectors that starts out normal."""
     init = nn.initializers.normal(std)
-    return nn.Embed(rows, width, embedding_init=init, dtype=dtype, name=name)
+    return linear.Embed(rows, width, embedding_init=init, dtype=dtype, name=name)
 
 
 def encode(encoder: TextEncoder, tokens: TokenIds, **options: Any) -> Encoded:

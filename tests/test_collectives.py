@@ -1,0 +1,149 @@
+"""What devices send each other: by hand for single collectives, and in the real train step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from conprediff_jax import parallel
+from conprediff_jax.experiment import make_experiment
+from conprediff_jax.parallel import sharding
+from conprediff_jax.planning import programs
+from conprediff_jax.planning.collectives import by_axis, collectives, replica_groups
+from conprediff_jax.planning.cost import program_cost
+from conprediff_jax.planning.hlo import Module
+from conprediff_jax.planning.topology import Topology
+
+MESH = {"data": 2, "fsdp": 4}
+
+
+def on_mesh(function, spec, shape):
+    """Collectives of a function of one array, per device, on a mesh of 2 x 4."""
+    mesh = Mesh(np.array(jax.devices()[:8]).reshape(2, 4), tuple(MESH))
+    mapped = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+    struct = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
+    return collectives(Module(jax.jit(mapped).lower(struct).compile().as_text()), MESH)
+
+
+BYTES = 4 * 16 * 32  # of the array on one device
+
+
+@pytest.mark.parametrize(
+    ("function", "kind", "axes", "traffic"),
+    [
+        (lambda x: jax.lax.psum(x, "data"), "all-reduce", ("data",), 2 * BYTES / 2),
+        (lambda x: jax.lax.psum(x, "fsdp"), "all-reduce", ("fsdp",), 2 * BYTES * 3 / 4),
+        (lambda x: jax.lax.psum(x, tuple(MESH)), "all-reduce", tuple(MESH), 2 * BYTES * 7 / 8),
+        (lambda x: jax.lax.all_gather(x, "fsdp").sum(0), "all-gather", ("fsdp",), 3 * BYTES),
+        (
+            lambda x: jnp.tile(jax.lax.psum_scatter(x, "fsdp", tiled=True), (4, 1)),
+            "reduce-scatter",
+            ("fsdp",),
+            BYTES * 3 / 4,
+        ),
+        (
+            lambda x: jax.lax.all_to_all(x, "data", 0, 0, tiled=True),
+            "all-to-all",
+            ("data",),
+            BYTES / 2,
+        ),
+        (
+            lambda x: jax.lax.ppermute(x, "fsdp", [(0, 1), (1, 2), (2, 3), (3, 0)]),
+            "collective-permute",
+            ("fsdp",),
+            BYTES,
+        ),
+    ],
+)
+def test_collectives_by_hand(function, kind, axes, traffic):
+    (found,) = on_mesh(function, P(("data", "fsdp")), (8 * 16, 32))
+    assert (found.kind, found.axes) == (kind, axes)
+    assert found.payload == BYTES
+    assert found.traffic == traffic
+
+
+def test_collectives_in_loops_count_every_round():
+    def rounds(x):
+        return jax.lax.scan(lambda x, _: (jax.lax.psum(x * 2, "data"), None), x, None, length=5)[0]
+
+    total = by_axis(on_mesh(rounds, P(("data", "fsdp")), (8 * 16, 32)))
+    assert total == {"data": {"payload": 5 * BYTES, "traffic": 5 * BYTES, "operations": 5}}
+
+
+@pytest.mark.parametrize(
+    ("text", "groups"),
+    [
+        ("replica_groups={{0,1},{2,3}}, x", [(0, 1), (2, 3)]),
+        ("replica_groups={}, x", [(0, 1, 2, 3, 4, 5, 6, 7)]),
+        ("replica_groups=[2,4]<=[8], x", [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0), x", [(0, 4), (1, 5), (2, 6), (3, 7)]),
+        ("replica_groups=mesh['a'=2,'b'=4] {'b'}, x", [(0, 1, 2, 3), (4, 5, 6, 7)]),
+        ("replica_groups=mesh['a'=2,'b'=1,'c'=4] {'a','b'}, x", [(0, 4), (1, 5), (2, 6), (3, 7)]),
+        (
+            "replica_groups=mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}, x",
+            [(0, 1), (2, 3)],
+        ),
+        ("replica_groups=mesh['a'=8] {'a':(2)2}, x", [(0, 2), (1, 3), (4, 6), (5, 7)]),
+        ("source_target_pairs={{0,1},{1,0},{2,2}}, x", [(0, 1), (1, 0)]),
+    ],
+)
+def test_replica_groups_in_every_notation(text, groups):
+    assert replica_groups(text, 8) == groups
+
+
+# --- the train step -------------------------------------------------------------------------------
+
+
+def parameter_bytes(config):
+    params = jax.eval_shape(make_experiment(config).task.init)[0]
+    return 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def compiled_step(devices, config=None, **axes):
+    """The train step on a mesh of such axes, two examples a device."""
+    config = config or tiny.get_config()
+    config.train.batch_size = 2 * len(devices)
+    mesh = parallel.make_mesh(parallel.MeshSpec(**axes), devices)
+    program = programs.lower_train_step(make_experiment(config), mesh).compile()
+    module = Module(program.as_text())
+    return module, collectives(module, dict(mesh.shape))
+
+
+def test_gradients_are_all_that_data_parallel_chips_exchange():
+    """As many bytes on two chips as on eight: those of the parameters, and a few scalars."""
+    gradients = parameter_bytes(tiny.get_config())
+    for devices in (2, 8):
+        _, found = compiled_step(jax.devices()[:devices])
+        assert {(c.kind, c.axes) for c in found} == {("all-reduce", ("data",))}
+        assert gradients <= sum(c.payload for c in found) <= gradients + 1024
+
+
+def test_fsdp_moves_parameters_and_leaves_activations_where_they_are(monkeypatch):
+    """ZeRO-3: parameters are gathered twice and gradients summed; every device does its share.
+
+    The CPU's compiler sums gradients whole where a TPU's scatters them.
+    """
+    monkeypatch.setattr(sharding, "MIN_FSDP_SIZE", 1)
+    data, _ = compiled_step(jax.devices()[:8])
+    module, found = compiled_step(jax.devices()[:8], fsdp=8)
+    kinds = {
+        kind: sum(c.traffic for c in found if c.kind == kind) for kind in {c.kind for c in found}
+    }
+    once = 7 / 8 * parameter_bytes(tiny.get_config())
+    assert kinds.keys() == {"all-gather", "all-reduce"}
+    assert kinds["all-gather"] <= 2 * once and kinds["all-reduce"] <= 2 * once + 2048
+    assert program_cost(module).flops < program_cost(data).flops
+
+
+def test_gradients_are_summed_in_float32_whatever_activations_are():
+    pytest.importorskip("libtpu")
+    config = tiny.get_config()
+    config.dtype = "bfloat16"
+    module, found = compiled_step(Topology.parse("v5e:2x2").devices(), config)
+    sums = [visit.instruction for visit in module.visits() if "reduce" in visit.instruction.opcode]
+    sums = [instruction for instruction in sums if instruction.opcode.startswith("all-reduce")]
+    assert {shape.dtype for instruction in sums for shape in instruction.shapes} == {"f32"}
+    assert sum(c.payload for c in found) >= parameter_bytes(config)
