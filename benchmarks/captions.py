@@ -7,7 +7,8 @@ held out: combinations of role, gender and skin tone that no training image show
 the nearest one of the whole data set is looked up, by squared distance of pixels, and what its
 caption says is compared with what was asked. (Among training images alone, the nearest to a perfect
 drawing of a held-out combination would show something else.) Chance is the share of agreement with
-the captions of other samples. Everything is written to --out: a table, JSON, a plot, pictures.
+the captions of other samples; the drawings themselves, with a little noise, are what can be reached
+(a person and a man are often the same drawing). Everything is written to --out: a table, JSON, a plot, pictures.
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ _BATCH = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound
 _OUT = flags.DEFINE_string("out", None, "Folder; WORKDIR/captions when absent.")
 
 KINDS = {"seen": "train", "held out": "test"}  # to splits of openmoji/combinations
+DRAWINGS = "the drawings themselves"
 SHOWN = 8  # samples a row of the pictures
 
 Table = dict[str, dict[str, Figure]]  # "seen, guidance 3" -> attribute -> share
@@ -45,13 +47,18 @@ Table = dict[str, dict[str, Figure]]  # "seen, guidance 3" -> attribute -> share
 class Gallery:
     """The images of the data set that samples are compared with, and their captions."""
 
-    pixels: np.ndarray
-    captions: dict[str, list[str]]  # of each kind
+    pixels: dict[str, np.ndarray]  # of each kind, [images, values in [0, 1]]
+    captions: dict[str, list[str]]
 
     def shown(self, drawn: np.ndarray) -> list[str]:
-        """The captions of the images nearest to some samples."""
+        """The captions of the images nearest to some samples, [samples, values]."""
         every = [caption for captions in self.captions.values() for caption in captions]
-        return retrieved(_flat(drawn), self.pixels, every)
+        return retrieved(drawn, np.concatenate(list(self.pixels.values())), every)
+
+    def drawings(self, kind: str, asked: list[str], noise: float = 5 / 255) -> np.ndarray:
+        """The images with some captions, and a little noise, so that none is its own copy."""
+        found = self.pixels[kind][[self.captions[kind].index(caption) for caption in asked]]
+        return found + noise * np.random.default_rng(_SEED.value).standard_normal(found.shape, "f4")
 
 
 def main(argv: list[str]) -> None:
@@ -67,13 +74,16 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / "captions")
     gallery = _gallery(spec)
     asked = _asked(gallery)
-    found: Table = {}
+    found: Table = {
+        f"{kind}, {DRAWINGS}": _figures(gallery, captions, gallery.drawings(kind, captions))
+        for kind, captions in asked.items()
+    }
     scales = [float(scale) for scale in _GUIDANCE.value]
     progress, done = Progress(sum(map(len, asked.values())) * len(scales)), 0
     for scale in scales:
         for kind, captions in asked.items():
             drawn = _draw(trained, captions, scale)
-            found[f"{kind}, guidance {scale:g}"] = _figures(gallery, captions, drawn)
+            found[f"{kind}, guidance {scale:g}"] = _figures(gallery, captions, _flat(drawn))
             _show(out / f"{kind.replace(' ', '_')}_guidance_{scale:g}.png", captions, drawn)
             done += len(drawn)
             speed = progress.mark(done)
@@ -112,24 +122,26 @@ def plot(found: Table, scales: list[float], path: pathlib.Path) -> None:
             (line,) = panel.plot(scales, values, marker="o", label=kind)
             panel.fill_between(scales, low, high, color=line.get_color(), alpha=0.15)
             chance = [r[f"chance {attribute}"].value for r in row]
+            best = found[f"{kind}, {DRAWINGS}"][attribute].value
             panel.plot(scales, chance, color=line.get_color(), linestyle=":", linewidth=1)
-        panel.set(title=attribute.replace("_", " "), xlabel="guidance", ylim=(0, 1))
-    panels[0].set_ylabel("share of images that show it\n(dotted: chance)")
+            panel.axhline(best, color=line.get_color(), linestyle="--", linewidth=1)
+        panel.set(title=attribute.replace("_", " "), xlabel="guidance", ylim=(0, 1.03))
+    panels[0].set_ylabel("share of images that show it\n(dotted: chance, dashed: drawings)")
     panels[0].legend()
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
     pyplot.close(figure)
 
 
 def _gallery(spec: data.DataSpec) -> Gallery:
-    """Everything there is, training images first."""
-    pixels, captions = [], {}
+    """Everything there is."""
+    pixels, captions = {}, {}
     for kind, split in KINDS.items():
         part = dataclasses.replace(spec, split=split)
         captions[kind] = list(data.captions(part))
         plain = dataclasses.replace(part, text=None)
-        for batch in data.evaluation_iterator(plain, batch_size=_BATCH.value):
-            pixels.append(_flat(batch["image"][batch["mask"]]))
-    return Gallery(np.concatenate(pixels), captions)
+        batches = data.evaluation_iterator(plain, batch_size=_BATCH.value)
+        pixels[kind] = np.concatenate([_flat(batch["image"][batch["mask"]]) for batch in batches])
+    return Gallery(pixels, captions)
 
 
 def _asked(gallery: Gallery) -> dict[str, list[str]]:

@@ -31,9 +31,9 @@ Strides = tuple[int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def _inputs_alone(x: Array, *params: Array | None, dtype: DTypeLike | None) -> tuple:
+def _inputs_alone(x: Any, *params: Any, dtype: DTypeLike | None) -> tuple:
     """Casts inputs to the dtype of the activations and leaves parameters as they are."""
-    return x.astype(dtype or jnp.float32), *params
+    return jnp.asarray(x, dtype or jnp.float32), *params
 
 
 class Dense(nn.Dense):
