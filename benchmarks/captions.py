@@ -8,7 +8,8 @@ the nearest one of the whole data set is looked up, by squared distance of pixel
 caption says is compared with what was asked. (Among training images alone, the nearest to a perfect
 drawing of a held-out combination would show something else.) Chance is the share of agreement with
 the captions of other samples; the drawings themselves, with a little noise, are what can be reached
-(a person and a man are often the same drawing). Everything is written to --out: a table, JSON, a plot, pictures.
+(a person and a man are often the same drawing). Everything is written to --out: a table, JSON, a
+plot, pictures.
 """
 
 import dataclasses

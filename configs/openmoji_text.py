@@ -1,7 +1,7 @@
 """Text to image on a laptop's CPU: OpenMoji people by their captions, 32 x 32.
 
     python -m conprediff_jax.main --config=configs/openmoji_text.py
-    python -m conprediff_jax.sample --workdir=runs/openmoji_text --guidance=4 --num=8
+    python -m conprediff_jax.sample --workdir=runs/openmoji_text --guidance=2 --num=8
         --prompt="woman firefighter dark skin tone"
 
 Hardware: 2 CPU cores, 3 GB of memory.
@@ -41,18 +41,18 @@ def get_config():
         channels=96,
         channel_mult=(1, 2),
         blocks_per_level=1,
-        attention_downsampling=(1, 2),
+        attention_downsampling=(2,),
         head_channels=32,
     )
     config.context.update(weight=0.03, points_per_example=16, warmup_steps=500)
     config.optimizer.update(learning_rate=1.5e-3, schedule="cosine", warmup_steps=50)
     config.train.update(
-        steps=2000,
+        steps=2500,
         batch_size=32,
         ema_decay=0.995,
         log_every=50,
         sample_every=500,
         checkpoint_every=500,
     )
-    config.sampling.update(guidance=3.0, num=32)
+    config.sampling.update(guidance=2.0, num=32)
     return config.lock()
