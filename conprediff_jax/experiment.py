@@ -135,7 +135,13 @@ def _make_denoising(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Den
         condition=condition,
         text=text,
         latents=data.latents,
+        encoded_text=bool(data.latents) and data.encoded_text,
     )
+    if data.encoded_text and not (text and text.frozen):
+        raise ConfigError(
+            "config.data.encoded_text is True: only a frozen text encoder (config.text.weights) "
+            "can encode captions ahead of time"
+        )
     with config_lib.naming("config.sampling"):
         task.check_sampling(sampling)
     return task

@@ -4,13 +4,15 @@
     python -m conprediff_jax.main --config=configs/celebahq.py
         --config.data.latents=latents/celebahq
 
-Where `config.data.flip` is set, mirrored images are encoded too. A scale that the config does not
+Where `config.data.flip` is set, mirrored images are encoded too; where `config.data.encoded_text`
+is, so are the captions, by the frozen text encoder. A scale that the config does not
 give is measured as training would measure it. Started again with the same --out, the command goes
 on after the last whole shard; another config or other weights are refused there. Several processes,
 started as those of training are (see `main`), take shards in turn.
 """
 
 import dataclasses
+import functools
 import math
 import pathlib
 import time
@@ -26,7 +28,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict, config_flags
 
 from conprediff_jax import cli, data, parallel
-from conprediff_jax.data import DataSpec, latents, transforms
+from conprediff_jax.data import DataSpec, encoders, latents, transforms
 from conprediff_jax.data.sources import Source
 from conprediff_jax.errors import ConfigError, UserError
 from conprediff_jax.experiment import Experiment, make_experiment
@@ -34,6 +36,7 @@ from conprediff_jax.models.first_stage import Latents, Pixels
 from conprediff_jax.parallel import processes
 from conprediff_jax.progress import Progress
 from conprediff_jax.train import frozen
+from conprediff_jax.train.text import with_vocabulary
 
 SAY_EVERY = 10.0  # seconds between progress lines
 
@@ -46,6 +49,7 @@ Encode = Callable[
     [UInt8[np.ndarray, "images height width 3"]],
     Float[np.ndarray, "images rows columns channels"],
 ]
+EncodeTexts = Callable[[list[str]], Float[np.ndarray, "captions length width"]]
 
 
 def main(argv: list[str]) -> None:
@@ -75,7 +79,7 @@ def precompute(config: ConfigDict, out: str, shard_size: int = 1024) -> latents.
         DataError: The data are missing, or the folder holds other latents; nothing is changed then.
         FirstStageError: The first stage's weights are missing, or of another model.
     """
-    experiment = make_experiment(config)
+    experiment = make_experiment(with_vocabulary(config))
     spec, first_stage = _image_spec(experiment.data), _first_stage(experiment)
     if "://" in out:
         raise UserError(f"--out={out}: latents are written to a folder of a mounted file system")
@@ -87,7 +91,8 @@ def precompute(config: ConfigDict, out: str, shard_size: int = 1024) -> latents.
     loaded = frozen.load(
         dataclasses.replace(first_stage, scale=scale), lambda: _first_batches(experiment, spec)
     )
-    manifest = _manifest(experiment, loaded, source, shard_size)
+    encode_texts, text_fingerprint = _text_encoder(experiment)
+    manifest = _manifest(experiment, loaded, source, shard_size, text_fingerprint)
     if stored:
         _check_same(folder, stored, manifest)
     elif jax.process_index() == 0:
@@ -97,7 +102,7 @@ def precompute(config: ConfigDict, out: str, shard_size: int = 1024) -> latents.
     shards = [shard for shard in manifest.missing(folder) if shard % count == index]
     if shards:
         encode = _encoder(experiment, loaded["autoencoder"])
-        _write(experiment, folder, manifest, shards, source, encode)
+        _write(experiment, folder, manifest, shards, source, encode, encode_texts)
     else:
         logging.info("%s: all shards are there already", folder)
     _wait_for_all("written")
@@ -152,7 +157,11 @@ def _check_same(folder: pathlib.Path, stored: latents.Manifest, manifest: latent
 
 
 def _manifest(
-    experiment: Experiment, loaded: dict[str, Any], source: Source, shard_size: int
+    experiment: Experiment,
+    loaded: dict[str, Any],
+    source: Source,
+    shard_size: int,
+    text_fingerprint: str,
 ) -> latents.Manifest:
     """What the folder will hold."""
     model, scale_source = experiment.task.first_stage.model, "given"
@@ -160,8 +169,8 @@ def _manifest(
         batch_size = experiment.train.batch_size
         scale_source = f"measured with seed {experiment.seed} and batch size {batch_size}"
     return latents.Manifest(
-        fingerprint=latents.fingerprint(model, loaded["autoencoder"]),
-        model=latents.described_model(model),
+        fingerprint=encoders.fingerprint(model, loaded["autoencoder"]),
+        model=encoders.described_model(model),
         data=latents.described_data(experiment.data),
         class_names=source.class_names,
         flip=experiment.data.flip,
@@ -170,6 +179,7 @@ def _manifest(
         shard_size=shard_size,
         scale=float(loaded["scale"]),
         scale_source=scale_source,
+        text_fingerprint=text_fingerprint,
     )
 
 
@@ -202,6 +212,26 @@ def _encoder(experiment: Experiment, params: Any) -> Encode:
     return encode
 
 
+def _text_encoder(experiment: Experiment) -> tuple[EncodeTexts | None, str]:
+    """From captions to what the denoiser reads, and its fingerprint; None where not wanted."""
+    if not experiment.data.encoded_text:
+        return None, ""
+    text, batch_size = experiment.task.text, _batch_size(experiment)
+    params = text.load()
+    program = jax.jit(text.encode)
+
+    def encode(captions: list[str]) -> np.ndarray:
+        tokens = text.tokenize(captions)
+        padding = -len(tokens) % batch_size  # one shape, one compilation
+        parts = np.split(
+            np.pad(tokens, ((0, padding), (0, 0))), range(batch_size, len(tokens), batch_size)
+        )
+        encoded = np.concatenate([np.asarray(program(params, part)) for part in parts])
+        return encoded[: len(tokens)].astype(np.float16)
+
+    return encode, encoders.text_fingerprint(text.encoder, params, text.vocabulary)
+
+
 def _write(
     experiment: Experiment,
     folder: pathlib.Path,
@@ -209,6 +239,7 @@ def _write(
     shards: list[int],
     source: Source,
     encode: Encode,
+    encode_texts: EncodeTexts | None,
 ) -> None:
     """Encodes and writes shards."""
     share = range(jax.process_index(), manifest.num_shards, jax.process_count())
@@ -217,13 +248,16 @@ def _write(
     bad = transforms.BadRecords()
     decode = _Decode(transforms.ToExample(size=experiment.data.image_size, bad=bad))
     threads = grain.ReadOptions(num_threads=experiment.data.threads)
+    encode_captions = encode_texts and functools.partial(
+        _encoded_captions, encode_texts, experiment.data.text
+    )
 
     def records(shard: int) -> Iterator[dict[str, Any]]:
         places = manifest.shard_range(shard)
         stream = grain.MapDataset.source(source)[places.start : places.stop].map(decode)
         batches = stream.to_iter_dataset(threads).batch(_batch_size(experiment), batch_fn=list)
         for batch in batches:
-            yield from _encoded(batch, encode, manifest.flip)
+            yield from _encoded(batch, encode, manifest.flip, encode_captions)
             tell(len(batch))
 
     for shard in shards:
@@ -245,7 +279,10 @@ class _Decode:
 
 
 def _encoded(
-    batch: list[tuple[np.ndarray | None, dict[str, Any]]], encode: Encode, flip: bool
+    batch: list[tuple[np.ndarray | None, dict[str, Any]]],
+    encode: Encode,
+    flip: bool,
+    encode_captions: Callable[[list[dict[str, Any]]], list[np.ndarray]] | None,
 ) -> Iterator[dict[str, Any]]:
     """The records to be written for a batch, in its order."""
     images = [image for image, _ in batch if image is not None]
@@ -255,9 +292,22 @@ def _encoded(
         kinds["latent"] = iter(encode(stacked))
         if flip:
             kinds["mirrored"] = iter(encode(stacked[:, :, ::-1]))
+        if encode_captions:
+            kinds["encoded"] = iter(encode_captions([o for image, o in batch if image is not None]))
     for image, others in batch:
         encoded = {} if image is None else {key: next(rest) for key, rest in kinds.items()}
         yield encoded | others
+
+
+def _encoded_captions(
+    encode_texts: EncodeTexts, feature: str, records: list[dict[str, Any]]
+) -> list[np.ndarray]:
+    """The encoded captions of every record; of the empty one where it has none."""
+    captions = [record[feature] for record in records]
+    captions = [c if isinstance(c, list) else [c] for c in captions]
+    captions = [c or [""] for c in captions]
+    encoded = encode_texts([caption for some in captions for caption in some])
+    return np.split(encoded, np.cumsum([len(some) for some in captions])[:-1])
 
 
 class _Teller:

@@ -134,7 +134,7 @@ def test_fsdp_moves_parameters_and_leaves_activations_where_they_are(monkeypatch
     }
     once = 7 / 8 * parameter_bytes(tiny.get_config())
     assert kinds.keys() == {"all-gather", "all-reduce"}
-    assert kinds["all-gather"] <= 2 * once and kinds["all-reduce"] <= 2 * once + 2048
+    assert kinds["all-gather"] <= 2 * once and kinds["all-reduce"] <= 2 * once + 4096
     assert program_cost(module).flops < program_cost(data).flops
 
 
@@ -146,4 +146,5 @@ def test_gradients_are_summed_in_float32_whatever_activations_are():
     sums = [visit.instruction for visit in module.visits() if "reduce" in visit.instruction.opcode]
     sums = [instruction for instruction in sums if instruction.opcode.startswith("all-reduce")]
     assert {shape.dtype for instruction in sums for shape in instruction.shapes} == {"f32"}
-    assert sum(c.payload for c in found) >= parameter_bytes(config)
+    # Nearly all: gradients that are zero by structure are not sent.
+    assert sum(c.payload for c in found) >= 0.99 * parameter_bytes(config)

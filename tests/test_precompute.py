@@ -10,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import torch
+import transformers
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
@@ -139,17 +141,19 @@ def test_batches_are_those_of_the_images_encoded(weights, encoded):
     assert "latent" not in source[BAD] and not np.array_equal(*map(source[0].get, KINDS))
 
 
-def test_training_is_the_same_and_knows_its_first_stage(weights, other_weights, encoded, tmp_path):
-    def trace(workdir, **overrides):
-        train(config_of(weights, **overrides), str(workdir))
-        events = EventAccumulator(str(workdir), size_guidance={"tensors": 0}).Reload()
-        return [
-            [make_ndarray(event.tensor_proto).item() for event in events.Tensors(name)]
-            for name in ("loss", "norm/gradient")
-        ]
+def losses(config, workdir):
+    """Losses and norms of gradients of a run, by step."""
+    train(config, str(workdir))
+    events = EventAccumulator(str(workdir), size_guidance={"tensors": 0}).Reload()
+    return [
+        [make_ndarray(event.tensor_proto).item() for event in events.Tensors(name)]
+        for name in ("loss", "norm/gradient")
+    ]
 
-    on_the_fly = trace(tmp_path / "images")
-    ahead = trace(tmp_path / "latents", **with_latents(encoded))
+
+def test_training_is_the_same_and_knows_its_first_stage(weights, other_weights, encoded, tmp_path):
+    on_the_fly = losses(config_of(weights), tmp_path / "images")
+    ahead = losses(config_of(weights, **with_latents(encoded)), tmp_path / "latents")
     assert np.shape(ahead) == (2, 4)
     np.testing.assert_allclose(ahead, on_the_fly, rtol=0, atol=1e-6)
 
@@ -162,6 +166,42 @@ def test_training_is_the_same_and_knows_its_first_stage(weights, other_weights, 
             config_of(weights, **with_latents(tmp_path / "others"), **{"train.steps": 5}),
             str(tmp_path / "latents"),
         )
+
+
+def test_captions_encoded_ahead_train_as_those_encoded_on_the_fly(weights, encoded, tmp_path):
+    """Up to float16, in which they are kept."""
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        clip = transformers.CLIPTextConfig(
+            vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=4,
+        )  # fmt: skip
+        transformers.CLIPTextModel(clip).save_pretrained(tmp_path / f"clip_{seed}")
+    sizes = {"length": 4, "width": 16, "num_layers": 1, "num_heads": 2, "hidden": 16}
+
+    def captioned_config(clip=0, **overrides):
+        config = config_of(weights).unlock()
+        folder = str(tmp_path / f"clip_{clip}")
+        config.text = config_lib.text("clip", weights=folder, vocab_size=64, **sizes)
+        config.data.text = "caption"
+        config.condition.update(dropout=0.5, null="empty")
+        config.model.num_classes = None
+        config.update_from_flattened_dict(overrides)
+        return config.lock()
+
+    folder = {"data.latents": str(tmp_path / "ahead"), "data.encoded_text": True}
+    precompute(captioned_config(**folder), folder["data.latents"], shard_size=8)
+    on_the_fly = losses(captioned_config(), tmp_path / "images")
+    ahead = losses(captioned_config(**folder), tmp_path / "run")
+    np.testing.assert_allclose(ahead, on_the_fly, rtol=1e-3)
+
+    with pytest.raises(data.DataError, match="holds captions of a text encoder with fingerprint"):
+        train(captioned_config(clip=1, **folder), str(tmp_path / "wrong"))
+    with pytest.raises(data.DataError, match=r"holds no encoded captions: run .*encoded_text=True"):
+        train(captioned_config(**folder | with_latents(encoded)), str(tmp_path / "wrong"))
+    trained_along = captioned_config(**folder, **{"text.weights": ""})
+    with pytest.raises(ConfigError, match="only a frozen text encoder"):
+        make_experiment(trained_along)
 
 
 class Killed(BaseException):

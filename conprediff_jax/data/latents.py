@@ -6,28 +6,25 @@
 
 A record is a msgpack map: `latent` and, where images are flipped, `mirrored` (the latent of the
 mirrored image, which is not the mirrored latent), both float32 `[rows, columns, channels]` as the
-autoencoder has them, unscaled; `label` and the kept features as the data have them. A record of an
-undecodable image has neither latent. So record i here is record i of the data, and order, flips and
-captions are drawn as they are for images.
+autoencoder has them, unscaled; where captions were encoded too, `encoded`, float16 `[captions,
+length, width]`, in their order; `label` and the kept features as the data have them. A record of an
+undecodable image has none of the encoded. So record i here is record i of the data, and order,
+flips and captions are drawn as they are for images.
 
 Files are written under another name and moved into place: what has its name is whole.
 """
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import jax
-import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization, traverse_util
-from jax.experimental import multihost_utils
 
 from conprediff_jax.data import sources, transforms
 
@@ -38,9 +35,6 @@ VERSION = 1
 # Of a `DataSpec`: what latents depend on. The folder of TFDS and the speed of reading are not.
 DATA_FIELDS = ("name", "split", "image_size", "label", "keep")
 
-# Of an autoencoder: what no encoded latent depends on.
-TRAINING_FIELDS = ("parent", "name", "dropout", "codebook_weight", "commitment_weight", "remat")
-
 _PARTIAL = ".partial"
 _OPTIONS = "group_size:1,uncompressed"  # random access; noise-like floats hardly compress
 
@@ -50,8 +44,8 @@ class Manifest:
     """What a folder of latents holds.
 
     Attributes:
-        fingerprint: Of the autoencoder, see `fingerprint`.
-        model: Its options, see `described_model`.
+        fingerprint: Of the autoencoder, see `encoders.fingerprint`.
+        model: Its options, see `encoders.described_model`.
         data: Which images, see `described_data`.
         class_names: Names of the classes, or None.
         flip: Whether the latents of mirrored images are there.
@@ -60,6 +54,8 @@ class Manifest:
         shard_size: Records of every shard but the last.
         scale: What latents are to be multiplied by.
         scale_source: Where that comes from.
+        text_fingerprint: Of the text encoder and its vocabulary, see
+            `encoders.text_fingerprint`; empty where captions were not encoded.
     """
 
     fingerprint: str
@@ -72,6 +68,7 @@ class Manifest:
     shard_size: int
     scale: float
     scale_source: str
+    text_fingerprint: str = ""
 
     @property
     def num_shards(self) -> int:
@@ -116,40 +113,14 @@ def described_data(spec: Any) -> dict[str, Any]:
     return {**fields, "keep": list(spec.keep)}
 
 
-def described_model(model: Any) -> dict[str, Any]:
-    """The options of an autoencoder that its latents depend on, by name, in JSON's types."""
-    options = {
-        field.name: getattr(model, field.name)
-        for field in dataclasses.fields(model)
-        if field.name not in TRAINING_FIELDS
-    }
-    return json.loads(json.dumps({"class": type(model).__name__, **options}, default=str))
-
-
-def fingerprint(model: Any, params: Mapping[str, Any]) -> str:
-    """SHA-256 over an autoencoder's options and, in the order of their paths, its parameters.
-
-    Args:
-        model: The autoencoder, a Flax module.
-        params: Its tree under "params"; the arrays may be divided over devices and processes.
-    """
-    digest = hashlib.sha256(json.dumps(described_model(model), sort_keys=True).encode())
-    for path, leaf in sorted(traverse_util.flatten_dict(params, sep="/").items()):
-        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-            leaf = multihost_utils.process_allgather(leaf, tiled=True)
-        array = np.asarray(leaf, "<f4")
-        digest.update(f"{path} {array.shape} ".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
-
-
 def differences(theirs: Manifest, ours: Manifest) -> str:
     """Where two manifests differ, with both values; empty where they do not."""
     flat, other = (
         traverse_util.flatten_dict(manifest.to_dict(), sep=".") for manifest in (theirs, ours)
     )
     for side in (flat, other):
-        side["fingerprint"] = side["fingerprint"][:12]
+        for name in ("fingerprint", "text_fingerprint"):
+            side[name] = side[name][:12]
     return ", ".join(
         f"{key} {flat.get(key)} there, {other.get(key)} here"
         for key in sorted(flat.keys() | other.keys())
@@ -292,41 +263,19 @@ def open_latents(spec: Any) -> LatentSource:
         records=records,
         folder=spec.latents,
         class_names=manifest.class_names if spec.label else None,
-        features=(*(["label"] if spec.label else []), *spec.keep),
+        features=(
+            *(["label"] if spec.label else []),
+            *spec.keep,
+            *(["encoded"] if spec.encoded_text else []),
+        ),
     )
-
-
-def check_first_stage(
-    folder: str, model: Any, params: Mapping[str, Any], shape: tuple[int, int, int]
-) -> None:
-    """Checks that latents were encoded by this first stage.
-
-    Args:
-        folder: Of the latents.
-        model: The autoencoder.
-        params: Its parameters.
-        shape: Rows, columns and channels of its latents.
-
-    Raises:
-        DataError: They are of another shape or from other weights.
-    """
-    manifest = read_manifest(folder)
-    if manifest.shape != shape:
-        raise sources.DataError(
-            f"{folder} holds latents of shape {manifest.shape}; the first stage's are {shape}"
-        )
-    ours = fingerprint(model, params)
-    if manifest.fingerprint != ours:
-        raise sources.DataError(
-            f"{folder} was encoded by a first stage with fingerprint {manifest.fingerprint[:12]}; "
-            f"this run's has {ours[:12]}: give that one's weights, or run {COMMAND} into another "
-            "folder"
-        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ToLatentExample(transforms.ToExample):
     """From a record to an example with `latent` float32 in the place of `image`.
+
+    Where captions were encoded, that of the caption is there as `encoded`, float16 [length, width].
 
     The draws are those of an image, number for number; `crop` and `size` have had their effect.
     """
@@ -340,7 +289,11 @@ class ToLatentExample(transforms.ToExample):
         latents = {False: others.pop("latent", None), True: others.pop("mirrored", None)}
         if latents[mirrored] is None:
             return None
-        return {"latent": latents[mirrored], **self.others(others, choice)}
+        encoded = others.pop("encoded", None)
+        example = {"latent": latents[mirrored], **self.others(others, choice)}
+        if encoded is not None:
+            example["encoded"] = encoded[int(choice * len(encoded))]
+        return example
 
 
 def _check_spec(manifest: Manifest, spec: Any) -> None:
@@ -358,6 +311,11 @@ def _check_spec(manifest: Manifest, spec: Any) -> None:
         raise sources.DataError(
             f"config.data.keep has {', '.join(lacking)}; the latents in {spec.latents} were "
             f"encoded with {theirs['keep']}"
+        )
+    if spec.encoded_text and not manifest.text_fingerprint:
+        raise sources.DataError(
+            f"config.data.encoded_text is True; {spec.latents} holds no encoded captions: run "
+            f"{COMMAND} with --config.data.encoded_text=True into another folder"
         )
     if spec.flip and not manifest.flip:
         raise sources.DataError(

@@ -39,6 +39,8 @@ class DataSpec:
         image_size: Pixels a side.
         latents: Folder of latents encoded ahead of time by `precompute`, delivered instead of the
             images; empty to read the images.
+        encoded_text: Whether captions are encoded ahead of time too, by a frozen text encoder, and
+            delivered as `encoded`. Without `latents` they are encoded on the fly.
         crop: Which square of an image that is not square: `center` or `random`.
         flip: Whether images are mirrored left and right half of the time.
         shuffle: Whether the order is drawn anew every epoch.
@@ -59,6 +61,7 @@ class DataSpec:
     download: bool = False
     image_size: int = 64
     latents: str = ""
+    encoded_text: bool = False
     crop: str = "center"
     flip: bool = False
     shuffle: bool = True
@@ -154,7 +157,8 @@ def make_iterator(
 
     Returns:
         An iterator of dicts: `image` uint8 `[batch, size, size, 3]`, or in its place `latent`
-        float32 `[batch, rows, columns, channels]`; `label` int32 `[batch]` where there are labels;
+        float32 `[batch, rows, columns, channels]` and, if the spec asks for it, `encoded` float16
+        `[batch, length, width]`; `label` int32 `[batch]` where there are labels;
         every kept feature, text as an array of str `[batch]`; `text` where the spec has one: int32
         token ids `[batch, length]`, or str `[batch]` without a tokenizer. Of an image's captions
         one is drawn anew every epoch; an image without any has the empty one. Undecodable images

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 from conprediff_jax import random
 from conprediff_jax.context import ContextPrediction
-from conprediff_jax.data import Tokenizer
+from conprediff_jax.data import Tokenizer, encoders
 from conprediff_jax.data import latents as latents_lib
 from conprediff_jax.diffusion.guidance import NO_GUIDANCE, Guidance
 from conprediff_jax.diffusion.process import Process, Times
@@ -65,6 +65,8 @@ class Denoising:
         text: captions as a condition; None for none.
         latents: folder of latents encoded ahead of time, in which case batches hold `latent` and
             not `image`; empty to encode on the fly.
+        encoded_text: whether captions were encoded ahead of time, into the same folder, in which
+            case batches hold `encoded` and not `text`.
     """
 
     seed: int
@@ -78,6 +80,7 @@ class Denoising:
     condition: ConditionSpec
     text: TextCondition | None = None
     latents: str = ""
+    encoded_text: bool = False
 
     averaged = "denoiser"
 
@@ -91,7 +94,7 @@ class Denoising:
         """Images or their latents, and the labels or captions that the denoiser reads."""
         source = "latent" if self.latents else "image"
         if self.text:
-            return source, "text"
+            return source, "encoded" if self.encoded_text else "text"
         return (source, "label") if self.num_classes else (source,)
 
     @property
@@ -160,11 +163,12 @@ class Denoising:
         return {"frozen": frozen, "history": self.process.init_history()}
 
     def check_latents(self, extra: dict[str, Any]) -> None:
-        """Raises DataError where latents were not encoded by the first stage of this run."""
+        """Raises DataError where others than this run's encoded the latents or captions."""
         params = extra["frozen"]["autoencoder"]
-        latents_lib.check_first_stage(
-            self.latents, self.first_stage.model, params, self.point_shape
-        )
+        encoders.check_first_stage(self.latents, self.first_stage.model, params, self.point_shape)
+        if self.encoded_text:
+            params = extra["frozen"]["text_encoder"]
+            encoders.check_text(self.latents, self.text.encoder, params, self.text.vocabulary)
 
     def step(self, params: dict[str, Any], extra: Any, batch: Batch, step: Int[Array, ""]) -> Step:
         """Gradient of (1) over the whole batch, and its terms."""
@@ -224,17 +228,20 @@ class Denoising:
         self, params: Any, frozen: dict[str, Any], batch: Batch, rngs: Key[Array, "batch"]
     ) -> dict[str, Array]:
         """What the denoiser is told of a batch: label or text, and for which examples neither."""
-        told, tokens = {}, batch.get("text")
+        told = {}
         if self.num_classes:
             told["label"] = batch["label"]
+        if self.encoded_text:
+            told["text"] = batch["encoded"].astype(jnp.float32)
+        elif self.text:
+            told["text"] = self.encode_text(params, frozen, batch["text"])
         if self.condition.dropout:
             dropped = jax.vmap(lambda rng: jax.random.bernoulli(rng, self.condition.dropout))(rngs)
             if self.condition.learned_null:
                 told["unconditional"] = dropped
             else:
-                tokens = jnp.where(dropped[:, None], self.text.empty, tokens)
-        if self.text:
-            told["text"] = self.encode_text(params, frozen, tokens)
+                empty = self.encode_text(params, frozen, self.text.empty)
+                told["text"] = jnp.where(dropped[:, None, None], empty, told["text"])
         return told
 
     def encode_text(
