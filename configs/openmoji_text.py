@@ -5,6 +5,10 @@
         --prompt="woman firefighter dark skin tone"
 
 Hardware: 2 CPU cores, 3 GB of memory.
+Hours: 0.3 (3,000 steps at 2.5 to 3 a second).
+Expected: final loss about 0.017 (denoise 0.0105, context 0.006 after weighting). With guidance 2, 88 %
+of the images show what a caption of the training set asks for and 70 % what a held-out one does,
+where the drawings themselves reach 93 and 82 %: docs/captions.md.
 
 The captions put role, gender and skin tone together; of every role and gender one skin tone is held
 out (`openmoji/combinations`, split `test`). Vocabulary and text encoder are learnt along.
@@ -47,7 +51,7 @@ def get_config():
     config.context.update(weight=0.03, points_per_example=16, warmup_steps=500)
     config.optimizer.update(learning_rate=1.5e-3, schedule="cosine", warmup_steps=50)
     config.train.update(
-        steps=2500,
+        steps=3000,
         batch_size=32,
         ema_decay=0.995,
         log_every=50,
