@@ -6,9 +6,9 @@
 
 Hardware: 2 CPU cores, 3 GB of memory.
 Hours: 0.3 (3,000 steps at 2.5 to 3 a second).
-Expected: final loss about 0.017 (denoise 0.0105, context 0.006 after weighting). With guidance 2, 88 %
-of the images show what a caption of the training set asks for and 70 % what a held-out one does,
-where the drawings themselves reach 93 and 82 %: docs/captions.md.
+Expected: final loss about 0.017 (denoise 0.0105, context 0.006 after weighting). With guidance 2,
+88 % of the images show what a caption of the training set asks for and 70 % what a held-out one
+does, where the drawings themselves reach 93 and 82 %: docs/captions.md.
 
 The captions put role, gender and skin tone together; of every role and gender one skin tone is held
 out (`openmoji/combinations`, split `test`). Vocabulary and text encoder are learnt along.
