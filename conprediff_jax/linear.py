@@ -32,8 +32,8 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def _inputs_alone(x: Any, *params: Any, dtype: DTypeLike | None) -> tuple:
-    """Casts inputs to the dtype of the activations and leaves parameters as they are."""
-    return jnp.asarray(x, dtype or jnp.float32), *params
+    """Casts inputs to the dtype of the activations and leaves parameters in their own."""
+    return jnp.asarray(x, dtype or jnp.float32), *jax.tree.map(jnp.asarray, params)
 
 
 class Dense(nn.Dense):

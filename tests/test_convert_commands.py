@@ -64,7 +64,7 @@ def test_evaluate_and_its_kin(folders, tmp_path):
     images, folder, _ = folders
     run(
         "evaluate", f"--workdir={folder}", f"--reference={images}", "--num=6", "--allow_few",
-        "--metrics=FD", "--bootstrap=0", f"--cache={tmp_path}", f"--out={tmp_path / 'judged'}",
+        "--metrics=frechet", "--bootstrap=0", f"--cache={tmp_path}", f"--out={tmp_path / 'judged'}",
     )  # fmt: skip
     found = json.loads((tmp_path / "judged" / "metrics.json").read_text())["metrics"]
     assert all(np.isfinite(figure["value"]) for figure in found.values())
