@@ -84,6 +84,10 @@ def test_a_vocabulary_is_learnt_from_captions():
     assert (tokens == tokenizer.end).sum() == 4 and tokenizer.pad == 0
     assert (tokens[3, 3:] == 0).all()  # "cook" is common enough for a token of its own
     np.testing.assert_array_equal(tokenizer(["  PERSON  in bed"]), tokenizer(["person in bed"]))
+    # A mark that captions have is read, one that they lack is not missed.
+    read, same = tokenizer(["man: medium-light, [dark]?"]), tokenizer(["man medium-light dark"])
+    np.testing.assert_array_equal(read, same)
+    assert (tokenizer(["medium light"]) != tokenizer(["medium-light"])).any()
     np.testing.assert_array_equal(tokenizer([""])[0], [2, tokenizer.end, *[0] * 8])
     assert tokenizer([]).shape == (0, 10)
     for copy in (Tokenizer.from_json(tokenizer.to_json()), pickle.loads(pickle.dumps(tokenizer))):

@@ -14,6 +14,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import textwrap
 from collections.abc import Iterable
 
@@ -208,8 +209,8 @@ class Tokenizer:
     def train(cls, captions: Iterable[str], *, vocab_size: int, length: int) -> "Tokenizer":
         """Learns a vocabulary: pairs of symbols are merged, the commonest first.
 
-        Capital letters become small. The same captions give the same vocabulary, in any order and
-        in every process.
+        Capital letters become small; punctuation that no caption has is read as a space. The same
+        captions give the same vocabulary, in any order and in every process.
 
         Args:
             captions: What to learn from.
@@ -219,9 +220,15 @@ class Tokenizer:
         Raises:
             ValueError: There are no captions, or their letters alone are more than `vocab_size`.
         """
+        captions = list(captions)
         pad, unknown, start, end = SPECIAL_TOKENS
         backend = tokenizers.Tokenizer(models.BPE(unk_token=unknown, fuse_unk=True))
-        backend.normalizer = normalizers.BertNormalizer(strip_accents=False)
+        backend.normalizer = normalizers.Sequence(
+            [
+                normalizers.Replace(tokenizers.Regex(_unseen_punctuation(captions)), " "),
+                normalizers.BertNormalizer(strip_accents=False),
+            ]
+        )
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [
                 pre_tokenizers.WhitespaceSplit(),
@@ -334,6 +341,12 @@ def _bert(path: pathlib.Path, lowercase: bool) -> tokenizers.Tokenizer:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     backend.add_special_tokens(list(_BERT_TOKENS))
     return _between(backend, start, end)
+
+
+def _unseen_punctuation(texts: Iterable[str]) -> str:
+    """A regular expression for the punctuation that these texts lack."""
+    seen = "".join(sorted({letter for text in texts for letter in text if not letter.isalnum()}))
+    return rf"[\p{{P}}&&[^\s{re.escape(seen)}]]"
 
 
 def _between(backend: tokenizers.Tokenizer, start: str, end: str) -> tokenizers.Tokenizer:
