@@ -2,10 +2,10 @@
 
     python -m conprediff_jax.main --config=configs/openmoji_text.py
     python -m conprediff_jax.sample --workdir=runs/openmoji_text --guidance=2 --num=8
-        --prompt="woman firefighter dark skin tone"
+        --prompt="woman firefighter: dark skin tone"
 
 Hardware: 2 CPU cores, 3 GB of memory.
-Hours: 0.3 (3,000 steps at 2.5 to 3 a second).
+Hours: 0.2 to 0.3 (3,000 steps at 2.5 to 4.2 a second).
 Expected: final loss about 0.017 (denoise 0.0105, context 0.006 after weighting). With guidance 2,
 88 % of the images show what a caption of the training set asks for and 70 % what a held-out one
 does, where the drawings themselves reach 93 and 82 %: docs/captions.md.
