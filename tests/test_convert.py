@@ -75,6 +75,7 @@ def test_safetensors_say_what_they_are(model, tmp_path):
     assert metadata["format"] == "conprediff_jax" and metadata["step"] == "3"
     assert json.loads(metadata["config"])["model"]["num_classes"] == 3
     assert "input_conv/kernel" in names and not any("context" in name for name in names)
+    assert (tmp_path / "out" / "denoiser.safetensors").stat().st_mode & 0o044  # for others too
 
 
 def test_an_inference_folder_is_a_workdir_without_training(folder, model):

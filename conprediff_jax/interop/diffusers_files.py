@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import numpy as safetensors
 
 from conprediff_jax.errors import UserError
 from conprediff_jax.interop import tensor_files
@@ -27,7 +26,7 @@ def write_part(
 ) -> None:
     """Writes a network into a new folder."""
     write_json(folder / "config.json", {"_diffusers_version": VERSION, **config})
-    safetensors.save_file(dict(weights), folder / file, metadata={"format": "pt"})
+    tensor_files.write(folder / file, weights, {"format": "pt"})
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:

@@ -15,7 +15,6 @@ import pathlib
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
-from safetensors import numpy as safetensors
 from safetensors import safe_open
 
 from conprediff_jax.errors import UserError
@@ -38,7 +37,7 @@ def write(model: Pretrained, folder: pathlib.Path) -> None:
     for name, tree in model.networks.items():
         tensors = traverse_util.flatten_dict(tree, sep="/")
         tensors = {path: np.asarray(leaf, order="C") for path, leaf in tensors.items()}
-        safetensors.save_file(tensors, _file(folder, name), metadata=metadata)
+        tensor_files.write(_file(folder, name), tensors, metadata)
 
 
 def read(path: str) -> Pretrained:

@@ -1,4 +1,4 @@
-"""Files of tensors that other programs wrote: torch's and safetensors, as NumPy arrays.
+"""Files of tensors: torch's and safetensors, as NumPy arrays.
 
 A torch file is a pickle, which can run anything when it is opened. It is opened with
 `weights_only=True`: tensors and plain containers, and whatever else it asks for is refused. torch
@@ -46,6 +46,14 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
         except (SafetensorError, OSError, TypeError) as error:
             raise FileError(f"{path}: not a readable safetensors file: {_line(error)}") from error
     return _read_torch(path)
+
+
+def write(
+    path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
+) -> None:
+    """Writes a safetensors file, to be handed on: the library would keep it to its owner."""
+    safetensors.save_file(dict(tensors), path, metadata=dict(metadata))
+    os.chmod(path, 0o644)
 
 
 def arrays(tree: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
