@@ -9,7 +9,7 @@ First the autoencoder, then all latents, then this:
 Hardware: 2 CPU cores, 3 GB of memory.
 Hours: 0.2 (5,000 steps at 7 to 11 a second), after 0.1 for the autoencoder and seconds for latents.
 Expected: final loss about 0.098 (denoise 0.073, context 0.025 after weighting); in the grid, busts,
-figures and scenes with clean outlines at 64 x 64, one in six smudged.
+figures and scenes with clean outlines at 64 x 64, one in six smudged: docs/latents.md.
 
 With `--config.data.latents=` images are encoded in every step instead, at two thirds of the speed.
 At equal time, batches of 16 got further than 32.
