@@ -3,13 +3,13 @@
     python -m conprediff_jax.main --config=configs/openmoji.py
 
 Hardware: 2 CPU cores, 3 GB of memory.
-Hours: 0.15 (3,000 steps at 6 to 9 a second).
+Hours: 0.15 (3,000 steps; 6.7 a second on one core alone).
 Expected: final loss about 0.036 (denoise 0.029, context 0.0065 after weighting); in the grid,
 faces, busts and figures with closed outlines, nine in ten of them clean.
 
 Patches of 4 x 4 pixels are the points, so that the UNet works on a cheap 8 x 8 grid. It predicts
 x_0: a network that sees patches cannot pass their noise through, as epsilon and v would ask of it.
-At equal time, batches of 16 and Adam's b2 of 0.99 got further than 32 and 0.999.
+In about the same time, 1,600 batches of 32 with Adam's b2 at 0.999 ended at a loss of 0.039.
 """
 
 from conprediff_jax.config import default
