@@ -272,13 +272,24 @@ def check_keys(keys: Any, known: list[str], where: str) -> None:
 
 def differing_keys(config: dict, other: dict) -> list[str]:
     """`MODEL_KEYS` (and keys below them) at which two configs, as plain dicts, differ."""
-    flat, other_flat = _flatten(config), _flatten(other)
+    flat, other_flat = flatten(config), flatten(other)
     return sorted(
         key
         for key in flat.keys() | other_flat.keys()
         if any(key == k or key.startswith(k + ".") for k in MODEL_KEYS)
         and flat.get(key) != other_flat.get(key)
     )
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """Sections in sections as one dict, `section.key` to value; tuples become lists."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 def _fields(cls: type) -> list[dataclasses.Field]:
@@ -291,13 +302,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_plain(v) for v in value)
     return value.to_dict() if isinstance(value, ConfigDict) else value
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat

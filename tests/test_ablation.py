@@ -44,8 +44,19 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(tmp_path):
     assert not (tmp_path / "a").exists()
     make_runs(tmp_path / "b")
     make_runs(tmp_path / "b", seeds=(0, 1, 2), exact=Setting(context={"transport": "exact"}))
-    with pytest.raises(UserError, match=r"was made with measured \{'num': 8\}, not \{'num': 9\}"):
+    with pytest.raises(UserError, match=r"was made with measured\.num=8, not 9"):
         make_runs(tmp_path / "b", num=9)
+
+
+def test_a_config_file_that_was_edited_is_noticed(tmp_path, monkeypatch):
+    make_runs(tmp_path)
+    config = tiny.get_config()
+    config.optimizer.learning_rate = 0.5
+    monkeypatch.setattr(tiny, "get_config", lambda: config)
+    with pytest.raises(
+        UserError, match=r"was made with config\.optimizer\.learning_rate=.*not 0\.5"
+    ):
+        make_runs(tmp_path)
 
 
 def test_a_grid_goes_on_and_a_failure_does_not_keep_the_others(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
+from conprediff_jax.config import flatten
 from conprediff_jax.errors import UserError
 from conprediff_jax.experiment import make_experiment
 from conprediff_jax.files import write_text
@@ -73,7 +74,8 @@ class Run:
         seed: of parameters, data order and noise.
         folder: where it lives; the trainer's workdir too.
         config: file.
-        overrides: of the config.
+        overrides: of the file.
+        values: of the whole config: `key: text`.
         measured: what is measured: sizes of sets, names of splits.
     """
 
@@ -82,6 +84,7 @@ class Run:
     folder: pathlib.Path
     config: str
     overrides: Mapping[str, Any]
+    values: Mapping[str, str]
     measured: Mapping[str, Any]
 
     @property
@@ -105,27 +108,25 @@ class Run:
         return (self.folder / "checkpoints" / str(self.overrides["train.steps"])).is_dir()
 
     def claim(self) -> None:
-        """Takes the folder, or finds that it is this run's.
+        """Takes the folder, or finds that it is this run's: its config's values are the same.
 
         Raises:
             UserError: it belongs to another run.
         """
-        about = {
-            "config": self.config,
-            "overrides": {key: str(value) for key, value in self.overrides.items()},
-            "measured": dict(self.measured),
-        }
+        about = {"config": dict(self.values), "measured": dict(self.measured)}
         note = self.folder / "run.json"
         if not note.exists():
             write_text(note, json.dumps(about, indent=1) + "\n")
             return
         there = json.loads(note.read_text())
         for part, wanted in about.items():
-            if there[part] != wanted:
-                raise UserError(
-                    f"{self.folder}: was made with {part} {there[part]}, not {wanted}: give those "
-                    "flags, or another --out"
-                )
+            made = there[part]
+            for key in sorted(made.keys() | wanted.keys()):
+                if made.get(key) != wanted.get(key):
+                    raise UserError(
+                        f"{self.folder}: was made with {part}.{key}={made.get(key)}, not "
+                        f"{wanted.get(key)}: give that, or another --out"
+                    )
 
     def train(self) -> None:
         """Trains by `conprediff_jax.main`, from the newest checkpoint on.
@@ -182,10 +183,11 @@ def make_runs(
             candidate = config.copy_and_resolve_references()
             candidate.update_from_flattened_dict(own)
             make_experiment(candidate)
+            values = {key: str(value) for key, value in flatten(candidate.to_dict()).items()}
             folder = out / name / f"seed_{seed}"
             run = Run(
                 setting=name, seed=seed, folder=folder, config=file, overrides=own,
-                measured=measured,
+                values=values, measured=measured,
             )  # fmt: skip
             runs.append(run)
     for run in runs:
