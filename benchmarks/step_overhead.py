@@ -2,19 +2,25 @@
 
     python benchmarks/step_overhead.py --config=configs/openmoji.py
 
+The last row is the config's step with Flax's own layers in the UNet in place of those of
+`conprediff_jax.linear`, which sum gradients in float32: to be compared with `the config's`.
+
 Variants are timed in turn, over and over, in one run, and the medians are compared: a busy machine
 slows all of them alike. Absolute times are of this machine at this moment.
 """
 
+import contextlib
 import statistics
 import time
+from collections.abc import Iterator
 
+import flax.linen as nn
 import jax
 import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from conprediff_jax import cli, parallel
+from conprediff_jax import cli, linear, parallel
 from conprediff_jax.experiment import make_experiment
 from conprediff_jax.train.state import abstract_state, init_state
 from conprediff_jax.train.step import make_train_step
@@ -31,6 +37,7 @@ VARIANTS = {
     "gaussian": {"context.transport": "gaussian"},
     "direct decoder": {"context.decoder": "direct"},
 }
+FLAX = "Flax's layers"
 
 
 class Variant:
@@ -61,10 +68,28 @@ class Variant:
         self.seconds.append(time.perf_counter() - began)
 
 
+@contextlib.contextmanager
+def flax_layers() -> Iterator[None]:
+    """Networks traced inside are made of Flax's layers."""
+    own = {name: getattr(linear, name) for name in ("Dense", "Conv", "Embed")}
+    jax.clear_caches()  # traces of the other layers
+    try:
+        for name in own:
+            setattr(linear, name, getattr(nn, name))
+        yield
+    finally:
+        for name, layer in own.items():
+            setattr(linear, name, layer)
+        jax.clear_caches()
+
+
 def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
     variants = {name: Variant(overrides) for name, overrides in VARIANTS.items()}
+    if "channel_mult" in _CONFIG.value.model:  # transformers bind their layers on import
+        with flax_layers():
+            variants[FLAX] = Variant({})
     for _ in range(_ROUNDS.value + 2):
         for variant in variants.values():
             variant.run()
