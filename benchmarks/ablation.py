@@ -16,6 +16,9 @@ Everything is written to --out. Started again, the study goes on: finished runs 
 a run that was broken off goes on from its checkpoint. More settings and seeds can be added. SIGTERM
 saves the step of the run in progress and ends with 75. `--report` only rebuilds tables and plots:
 report.md, report.json, report.png, held_out.png. Plots need matplotlib.
+
+`--figure=pixels=runs/ablation,tokens=runs/ablation_discrete` draws what the first of --settings
+but the baseline changes in several studies, in percent, to <out>/figure.png.
 """
 
 import pathlib
@@ -24,7 +27,7 @@ from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
-from study import grid, report
+from study import figure, grid, report
 from study.grid import BASELINE, Setting
 
 from conprediff_jax import cli
@@ -78,6 +81,7 @@ _BOOTSTRAP = flags.DEFINE_integer("bootstrap", 100, "Replicates; 0: none.", lowe
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images measured at a time.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of the study.")
 _REPORT = flags.DEFINE_bool("report", False, "Only rebuild tables and plots.")
+_FIGURE = flags.DEFINE_list("figure", [], "Only draw these studies: name=folder,name=folder.")
 _MEASURE = flags.DEFINE_bool("measure", False, "Only measure what has been trained.")
 
 
@@ -85,6 +89,9 @@ def main(argv: list[str]) -> None:
     """Trains, measures and reports; or one of them."""
     del argv
     out = pathlib.Path(_OUT.value)
+    if _FIGURE.value:
+        _figure(out / "figure.png")
+        return
     if _REPORT.value:
         _report(out)
         return
@@ -180,6 +187,20 @@ def _report(out: pathlib.Path) -> None:
         ) from error
     print(text, flush=True)
     logging.info("%s, report.json, report.png, held_out.png", out / "report.md")
+
+
+def _figure(path: pathlib.Path) -> None:
+    if not all("=" in study for study in _FIGURE.value):
+        raise UserError(f"--figure={','.join(_FIGURE.value)}: give name=folder for each study")
+    studies = dict(study.split("=", 1) for study in _FIGURE.value)
+    settings = [name for name in _chosen() if name != BASELINE]
+    if not settings:
+        raise UserError("--settings: name one besides the baseline")
+    try:
+        figure.draw({name: pathlib.Path(f) for name, f in studies.items()}, settings[0], path)
+    except FileNotFoundError as error:
+        raise UserError(f"--figure: {error}") from error
+    logging.info("%s", path)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from scipy import stats
-from study import compare, grid, report
+from study import compare, figure, grid, report
 from study.grid import BASELINE, Setting
 
 from conprediff_jax.errors import ConfigError, UserError
@@ -176,6 +176,28 @@ def test_a_report_is_rebuilt_from_what_is_there(study):
         assert (study / name).stat().st_size > 1000
     with pytest.raises(FileNotFoundError, match="no run has been measured"):
         report.write(study / "nothing", [BASELINE])
+
+
+def test_studies_are_drawn_side_by_side_in_percent(study, monkeypatch):
+    panels = []
+    row = figure._row
+
+    def seen(panel, place, comparison):
+        panels.append(panel)
+        row(panel, place, comparison)
+
+    monkeypatch.setattr(figure, "_row", seen)
+    figure.draw({"pixels": study, "tokens": study}, "default", study / "figure.png")
+    assert (study / "figure.png").stat().st_size > 1000
+    # Two studies; losses and speeds are there, the other metrics are not.
+    assert len(panels) == 4 and len(set(panels)) == 2
+    found = compare.compare(compare.load(study), "default")
+    losses, speeds = found["held-out loss"], found[compare.SPEED]
+    drawn = [dots.get_offsets()[:, 0].tolist() for dots in panels[0].collections]
+    assert drawn[1] == pytest.approx([100 * losses.difference.value / losses.baseline])
+    assert drawn[2] == pytest.approx([100 * (ratio - 1) for ratio in speeds.differences])
+    with pytest.raises(FileNotFoundError, match="no pair of 'direct'"):
+        figure.draw({"pixels": study}, "direct", study / "figure.png")
 
 
 def test_pairs_of_different_size_at_inference_are_refused(study):

@@ -48,6 +48,11 @@ def write(out: pathlib.Path, order: Sequence[str]) -> str:
     return text
 
 
+def title(metric: str) -> str:
+    """A metric's name with an arrow to what is better."""
+    return f"{metric} {'↑' if metric.startswith(_HIGHER) else '↓'}"
+
+
 def _runs(results: Sequence[Result], names: Sequence[str], real: Mapping[str, Figure]) -> str:
     """Means over the seeds of every setting, with their standard deviations."""
     tables = []
@@ -55,7 +60,7 @@ def _runs(results: Sequence[Result], names: Sequence[str], real: Mapping[str, Fi
         header = ["metric", *part] + (["training images"] if real else [])
         rows = []
         for metric in results[0].metrics:
-            row = [_title(metric)]
+            row = [title(metric)]
             for name in part:
                 values = [r.metrics[metric].value for r in results if r.setting == name]
                 spread = f" ± {_number(np.std(values, ddof=1))}" if len(values) > 1 else ""
@@ -76,11 +81,10 @@ def _differences(table: Table) -> str:
     if not table:
         return "No setting has been measured for the same seed as the baseline."
     metrics = list(dict.fromkeys(metric for found in table.values() for metric in found))
-    title = "Setting minus baseline of the same seed, with 95 % intervals; of speeds, the ratio:"
-    tables = [title]
+    tables = ["Setting minus baseline of the same seed, with 95 % intervals; of speeds, the ratio:"]
     for part in _parts(list(table)):
         rows = [
-            [_title(m), *(_cell(table[n][m], m) if m in table[n] else "" for n in part)]
+            [title(m), *(_cell(table[n][m], m) if m in table[n] else "" for n in part)]
             for m in metrics
         ]
         tables.append(markdown(rows, ["metric", *part]))
@@ -172,7 +176,7 @@ def _plot(table: Table, path: pathlib.Path) -> None:
             many = len(comparison.differences)
             panel.scatter(comparison.differences, [place] * many, s=10, color="#9aa5b1", zorder=3)
             panel.scatter([value], [place], s=32, color=color, zorder=4)
-        panel.set_title(_title(metric), fontsize=9)
+        panel.set_title(title(metric), fontsize=9)
         panel.tick_params(labelsize=8)
         panel.locator_params(axis="x", nbins=4)
     panels[0].set(yticks=range(len(names)), yticklabels=names, ylim=(len(names) - 0.5, -0.5))
@@ -204,10 +208,6 @@ def _plot_times(results: Sequence[Result], names: Sequence[str], path: pathlib.P
     right.set(title="difference from the baseline, %", xlabel="t / T")
     right.legend(fontsize=8)
     canvas.savefig(path, dpi=130)
-
-
-def _title(metric: str) -> str:
-    return f"{metric} {'↑' if metric.startswith(_HIGHER) else '↓'}"
 
 
 def _number(value: float, *, sign: bool = False) -> str:

@@ -1,0 +1,74 @@
+"""Several studies in one figure: what context prediction changes, in percent, metric by metric."""
+
+import pathlib
+from collections.abc import Mapping
+
+from study.compare import SPEED, Comparison, compare, load
+from study.report import title
+
+# One line each of what is said: images as a whole, the denoiser, local structure, speed.
+METRICS = (
+    "FD-random-VGG16",
+    "KD-random-VGG16",
+    "precision-random-VGG16",
+    "recall-random-VGG16",
+    "held-out loss",
+    "difference W2, radius 1",
+    "difference W2, radius 3",
+    "difference W2, radius 1, points",
+    "patch W2, 3 x 3",
+    SPEED,
+)
+
+
+def draw(studies: Mapping[str, pathlib.Path], setting: str, path: pathlib.Path) -> None:
+    """Draws a panel a study: mean differences in percent of the baseline, 95 % intervals, seeds.
+
+    Args:
+        studies: their folders, by what they are called in the figure.
+        setting: that is held against the baseline.
+        path: of the picture.
+
+    Raises:
+        FileNotFoundError: a study has no pair of this setting.
+    """
+    from matplotlib.figure import Figure
+
+    found = {name: compare(load(folder), setting) for name, folder in studies.items()}
+    for name, folder in studies.items():
+        if not found[name]:
+            raise FileNotFoundError(f"{folder}: no pair of {setting!r} has been measured there")
+    canvas = Figure(figsize=(2.6 + 3.2 * len(found), 3.6), layout="constrained")
+    panels = canvas.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for panel, (name, comparisons) in zip(panels, found.items(), strict=True):
+        panel.axvline(0, color="#9aa5b1", linewidth=1)
+        for place, metric in enumerate(METRICS):
+            if metric in comparisons:
+                _row(panel, place, comparisons[metric])
+        pairs = len(next(iter(comparisons.values())).differences)
+        panel.set_title(f"{name}, {pairs} pairs", fontsize=10)
+        panel.set_xlabel("change, %", fontsize=9)
+        panel.tick_params(labelsize=8)
+    labels = [title(metric) for metric in METRICS]
+    panels[0].set(yticks=range(len(METRICS)), yticklabels=labels, ylim=(len(METRICS) - 0.5, -0.5))
+    canvas.suptitle(
+        "With context prediction, against the same run without: mean, 95 % interval, every pair\n"
+        "↓ lower is better, ↑ higher; orange: the interval excludes zero",
+        fontsize=9,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    canvas.savefig(path, dpi=130)
+
+
+def _row(panel, place: int, comparison: Comparison) -> None:
+    scale = 100 / abs(comparison.baseline)
+    color = "#d9730d" if comparison.clear else "#2563a8"
+    value, low, high = (
+        None if bound is None else scale * (bound - comparison.none)
+        for bound in comparison.difference
+    )
+    if low is not None:
+        panel.plot([low, high], [place, place], color=color, linewidth=2, zorder=2)
+    pairs = [scale * (difference - comparison.none) for difference in comparison.differences]
+    panel.scatter(pairs, [place] * len(pairs), s=10, color="#9aa5b1", zorder=3)
+    panel.scatter([value], [place], s=32, color=color, zorder=4)
