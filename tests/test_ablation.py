@@ -178,6 +178,17 @@ def test_a_report_is_rebuilt_from_what_is_there(study):
         report.write(study / "nothing", [BASELINE])
 
 
+def test_a_report_needs_no_more_than_the_results(study):
+    whole = compare.compare(compare.load(study), "default")["held-out loss"]
+    for file in study.glob("*/*/*/held_out.npy"):
+        file.unlink()
+    report.write(study, [BASELINE, "exact", "default"])
+    results = compare.load(study)
+    assert compare.compare(results, "default")["held-out loss"].difference == whole.difference
+    # Of a single pair nothing is left to make an interval of.
+    assert compare.compare(results, "exact")["held-out loss"].difference.low is None
+
+
 def test_studies_are_drawn_side_by_side_in_percent(study, monkeypatch):
     panels = []
     row = figure._row

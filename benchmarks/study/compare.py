@@ -37,9 +37,10 @@ class Result:
         """Figures by name; intervals are over the run's own samples or images."""
         return {name: Figure(**figure) for name, figure in self.found["metrics"].items()}
 
-    def held_out(self) -> np.ndarray:
-        """Held-out loss of every image, a mean over the times."""
-        return np.load(self.folder / MEASURED / HELD_OUT).mean(axis=1)
+    def held_out(self) -> np.ndarray | None:
+        """Held-out loss of every image, a mean over the times; None where only results are kept."""
+        file = self.folder / MEASURED / HELD_OUT
+        return np.load(file).mean(axis=1) if file.exists() else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -130,12 +131,7 @@ def _compared(name: str, matched: Sequence[tuple[Result, Result]]) -> Comparison
     difference, differences = paired_difference(*values.T.tolist())
     own = [independent_difference(*pair) for pair in figures]
     if name == LOSS:  # the same images with the same noise: compared one by one
-        own = [
-            mean_figure(
-                one.held_out() - other.held_out(), replicates=1000, rng=np.random.default_rng(0)
-            )
-            for one, other in matched
-        ]
+        own = [_loss_difference(one, other) for one, other in matched]
     within = None
     if all(figure.low is not None for figure in own):
         halves = [(figure.high - figure.low) / 2 for figure in own]
@@ -148,6 +144,14 @@ def _compared(name: str, matched: Sequence[tuple[Result, Result]]) -> Comparison
         within=within,
         baseline=float(values[:, 1].mean()),
     )
+
+
+def _loss_difference(one: Result, other: Result) -> Figure:
+    """Of two runs, with an interval over images, if the losses of every image are there."""
+    mine, theirs = one.held_out(), other.held_out()
+    if mine is None or theirs is None:
+        return Figure(one.metrics[LOSS].value - other.metrics[LOSS].value)
+    return mean_figure(mine - theirs, replicates=1000, rng=np.random.default_rng(0))
 
 
 def loss_by_time(
