@@ -66,6 +66,7 @@ def test_bytes_of_a_loop_are_those_of_its_slices():
         {"window_strides": (2, 2), "padding": ((0, 1), (2, 0))},
         {"window_strides": (1, 1), "padding": ((3, 3), (3, 3)), "rhs_dilation": (2, 3)},
         {"window_strides": (1, 1), "padding": ((1, 2), (1, 2)), "lhs_dilation": (2, 2)},
+        {"window_strides": (2, 4), "padding": ((4, 3), (2, 5)), "lhs_dilation": (3, 6)},
         {"window_strides": (1, 1), "padding": "VALID", "feature_group_count": 4},
     ],
 )

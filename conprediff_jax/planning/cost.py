@@ -139,9 +139,17 @@ def _meetings(size: int, kernel: int, output: int, window: str, axis: int) -> in
     stride = int(option("stride", "1"))
     low = int(option("pad", "0_0").split("_")[0])
     dilation, base = int(option("rhs_dilate", "1")), int(option("lhs_dilate", "1"))
-    place = np.arange(output)[:, None] * stride - low + np.arange(kernel)[None] * dilation
-    inside = (place >= 0) & (place <= (size - 1) * base) & (place % base == 0)
-    return int(inside.sum())
+    # Output o and kernel element k read place o * stride + k * dilation - low, which is an element
+    # where it is a multiple of base in [0, (size - 1) * base]. Batched products of matrices become
+    # windows of thousands of elements on TPUs: outputs are counted, not enumerated.
+    offset = low - np.arange(kernel) * dilation
+    first = np.maximum(-(-offset // stride), 0)
+    last = np.minimum((offset + (size - 1) * base) // stride, output - 1)
+    common = math.gcd(stride, base)
+    period = base // common
+    residue = offset // common * pow(stride // common, -1, period) % period
+    met = (last - residue) // period - (first - 1 - residue) // period
+    return int(np.where(offset % common == 0, np.maximum(met, 0), 0).sum())
 
 
 def _traffic(instruction: Instruction, computation: Computation, module: Module) -> float:
