@@ -3,10 +3,10 @@
 import pathlib
 from collections.abc import Mapping
 
-from study.compare import SPEED, Comparison, compare, load
+from study.compare import Comparison, compare, load
 from study.report import title
 
-# One line each of what is said: images as a whole, the denoiser, local structure, speed.
+# Images as a whole, the denoiser, local structure.
 METRICS = (
     "FD-random-VGG16",
     "KD-random-VGG16",
@@ -17,8 +17,8 @@ METRICS = (
     "difference W2, radius 3",
     "difference W2, radius 1, points",
     "patch W2, 3 x 3",
-    SPEED,
 )
+_LIMIT = 40  # percent
 
 
 def draw(studies: Mapping[str, pathlib.Path], setting: str, path: pathlib.Path) -> None:
@@ -39,7 +39,7 @@ def draw(studies: Mapping[str, pathlib.Path], setting: str, path: pathlib.Path) 
         if not found[name]:
             raise FileNotFoundError(f"{folder}: no pair of {setting!r} has been measured there")
     canvas = Figure(figsize=(2.6 + 3.2 * len(found), 3.6), layout="constrained")
-    panels = canvas.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    panels = canvas.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
     for panel, (name, comparisons) in zip(panels, found.items(), strict=True):
         panel.axvline(0, color="#9aa5b1", linewidth=1)
         for place, metric in enumerate(METRICS):
@@ -49,11 +49,13 @@ def draw(studies: Mapping[str, pathlib.Path], setting: str, path: pathlib.Path) 
         panel.set_title(f"{name}, {pairs} pairs", fontsize=10)
         panel.set_xlabel("change, %", fontsize=9)
         panel.tick_params(labelsize=8)
+    panels[0].set_xlim(-_LIMIT, _LIMIT)
     labels = [title(metric) for metric in METRICS]
     panels[0].set(yticks=range(len(METRICS)), yticklabels=labels, ylim=(len(METRICS) - 0.5, -0.5))
     canvas.suptitle(
         "With context prediction, against the same run without: mean, 95 % interval, every pair\n"
-        "↓ lower is better, ↑ higher; orange: the interval excludes zero",
+        "↓ lower is better, ↑ higher; orange: the interval excludes zero; "
+        "what meets an edge goes on behind it",
         fontsize=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,12 +65,9 @@ def draw(studies: Mapping[str, pathlib.Path], setting: str, path: pathlib.Path) 
 def _row(panel, place: int, comparison: Comparison) -> None:
     scale = 100 / abs(comparison.baseline)
     color = "#d9730d" if comparison.clear else "#2563a8"
-    value, low, high = (
-        None if bound is None else scale * (bound - comparison.none)
-        for bound in comparison.difference
-    )
+    value, low, high = (None if bound is None else scale * bound for bound in comparison.difference)
     if low is not None:
         panel.plot([low, high], [place, place], color=color, linewidth=2, zorder=2)
-    pairs = [scale * (difference - comparison.none) for difference in comparison.differences]
+    pairs = [scale * difference for difference in comparison.differences]
     panel.scatter(pairs, [place] * len(pairs), s=10, color="#9aa5b1", zorder=3)
     panel.scatter([value], [place], s=32, color=color, zorder=4)
