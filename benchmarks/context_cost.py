@@ -78,14 +78,6 @@ class Variant:
         options = {"strides": (1,), "num_steps": 1000, **dict(self.options)}
         return ContextPrediction(alpha_bar=lambda t: jnp.ones(t.shape), **options)
 
-    @property
-    def distance(self) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        """The transport alone: from `[..., Q, C]` predicted and clean to `[...]`."""
-        options = {}
-        if self.term.transport.startswith("sinkhorn"):
-            options = {"epsilon": self.term.epsilon, "iterations": self.term.iterations}
-        return functools.partial(TRANSPORTS[self.term.transport], **options)
-
     def arguments(self, batch: int) -> tuple[Any, ...]:
         """Parameters, representations, clean points, times and keys."""
         size = _GRID.value
@@ -213,7 +205,7 @@ def transport_costs(program: Variant, batch: int, device: jax.Device) -> dict[st
     shape = (batch, _GRID.value**2, program.term.samples, program.channels)
     sharding = jax.sharding.SingleDeviceSharding(device)
     points = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-    step = jax.jit(jax.value_and_grad(lambda y, t: program.distance(y, t).mean()))
+    step = jax.jit(jax.value_and_grad(lambda y, t: program.term.distance(y, t).mean()))
     return costs(step.lower(points, points).compile())
 
 
@@ -226,8 +218,8 @@ def accuracy(program: Variant) -> tuple[float, float]:
 def _accuracy(transport: str, samples: int, channels: int) -> tuple[float, float]:
     program = variant(channels, transport=transport, samples=samples)
     y, t = _random_problems(program)
-    found = np.asarray(program.distance(y, t))
-    gradient = np.asarray(jax.grad(lambda y: program.distance(y, t).sum())(y)).reshape(
+    found = np.asarray(program.term.distance(y, t))
+    gradient = np.asarray(jax.grad(lambda y: program.term.distance(y, t).sum())(y)).reshape(
         _PROBLEMS, -1
     )
     exact, slopes = np.empty(_PROBLEMS), np.empty_like(gradient)

@@ -191,13 +191,13 @@ def test_a_report_needs_no_more_than_the_results(study):
 
 def test_studies_are_drawn_side_by_side_in_percent(study, monkeypatch):
     panels = []
-    row = figure._row
+    draw_row = figure.draw_row
 
-    def seen(panel, place, comparison):
+    def seen(panel, *arguments, **options):
         panels.append(panel)
-        row(panel, place, comparison)
+        draw_row(panel, *arguments, **options)
 
-    monkeypatch.setattr(figure, "_row", seen)
+    monkeypatch.setattr(figure, "draw_row", seen)
     figure.draw({"pixels": study, "tokens": study}, "default", study / "figure.png")
     assert (study / "figure.png").stat().st_size > 1000
     # Two studies; losses are there, the other metrics are not.

@@ -3,8 +3,8 @@
 import pathlib
 from collections.abc import Mapping
 
-from study.compare import Comparison, compare, load
-from study.report import title
+from study.compare import compare, load
+from study.report import draw_row, title
 
 # Images as a whole, the denoiser, local structure.
 METRICS = (
@@ -44,7 +44,8 @@ def draw(studies: Mapping[str, pathlib.Path], setting: str, path: pathlib.Path) 
         panel.axvline(0, color="#9aa5b1", linewidth=1)
         for place, metric in enumerate(METRICS):
             if metric in comparisons:
-                _row(panel, place, comparisons[metric])
+                comparison = comparisons[metric]
+                draw_row(panel, place, comparison, scale=100 / abs(comparison.baseline))
         pairs = len(next(iter(comparisons.values())).differences)
         panel.set_title(f"{name}, {pairs} pairs", fontsize=10)
         panel.set_xlabel("change, %", fontsize=9)
@@ -60,14 +61,3 @@ def draw(studies: Mapping[str, pathlib.Path], setting: str, path: pathlib.Path) 
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     canvas.savefig(path, dpi=130)
-
-
-def _row(panel, place: int, comparison: Comparison) -> None:
-    scale = 100 / abs(comparison.baseline)
-    color = "#d9730d" if comparison.clear else "#2563a8"
-    value, low, high = (None if bound is None else scale * bound for bound in comparison.difference)
-    if low is not None:
-        panel.plot([low, high], [place, place], color=color, linewidth=2, zorder=2)
-    pairs = [scale * difference for difference in comparison.differences]
-    panel.scatter(pairs, [place] * len(pairs), s=10, color="#9aa5b1", zorder=3)
-    panel.scatter([value], [place], s=32, color=color, zorder=4)

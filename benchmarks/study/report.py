@@ -3,6 +3,7 @@
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -168,14 +169,7 @@ def _plot(table: Table, path: pathlib.Path) -> None:
         for place, name in enumerate(names):
             if metric not in table[name]:
                 continue
-            comparison = table[name][metric]
-            value, low, high = comparison.difference
-            color = "#d9730d" if comparison.clear else "#2563a8"
-            if low is not None:
-                panel.plot([low, high], [place, place], color=color, linewidth=2, zorder=2)
-            many = len(comparison.differences)
-            panel.scatter(comparison.differences, [place] * many, s=10, color="#9aa5b1", zorder=3)
-            panel.scatter([value], [place], s=32, color=color, zorder=4)
+            draw_row(panel, place, table[name][metric])
         panel.set_title(title(metric), fontsize=9)
         panel.tick_params(labelsize=8)
         panel.locator_params(axis="x", nbins=4)
@@ -187,6 +181,17 @@ def _plot(table: Table, path: pathlib.Path) -> None:
         fontsize=10,
     )
     canvas.savefig(path, dpi=130)
+
+
+def draw_row(panel: Any, place: int, comparison: Comparison, *, scale: float = 1.0) -> None:
+    """Draws one comparison at a height of a panel: every pair, their mean and its interval."""
+    value, low, high = (None if x is None else scale * x for x in comparison.difference)
+    color = "#d9730d" if comparison.clear else "#2563a8"
+    if low is not None:
+        panel.plot([low, high], [place, place], color=color, linewidth=2, zorder=2)
+    pairs = [scale * difference for difference in comparison.differences]
+    panel.scatter(pairs, [place] * len(pairs), s=10, color="#9aa5b1", zorder=3)
+    panel.scatter([value], [place], s=32, color=color, zorder=4)
 
 
 def _plot_times(results: Sequence[Result], names: Sequence[str], path: pathlib.Path) -> None:

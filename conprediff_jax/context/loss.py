@@ -108,6 +108,15 @@ class ContextPrediction:
         if self.epsilon <= 0:
             raise ValueError(f"epsilon is {self.epsilon}: it must be positive")
 
+    @property
+    def distance(self) -> Callable[..., Float[Array, "..."]]:
+        """The transport distance D, from `[..., Q, C]` predicted and clean to `[...]`."""
+        distance = transport.TRANSPORTS[self.transport]
+        if self.transport.startswith("sinkhorn"):
+            settings = {"epsilon": self.epsilon, "iterations": self.iterations}
+            distance = functools.partial(distance, **settings)
+        return distance
+
     @functools.partial(jax.jit, static_argnums=0, static_argnames=_SHAPES)
     def init(
         self, rng: Key[Array, ""], *, features: int, channels: int, dimensions: int = 2
@@ -198,11 +207,7 @@ class ContextPrediction:
         neighbors = neighborhood.draw_neighbors(
             keys[:, 1], points, grid=grid, strides=self.strides, samples=self.samples
         )
-        distance = transport.TRANSPORTS[self.transport]
-        if self.transport.startswith("sinkhorn"):
-            settings = {"epsilon": self.epsilon, "iterations": self.iterations}
-            distance = functools.partial(distance, **settings)
-        return distance(predicted, neighborhood.gather_points(x_0, neighbors)).mean(1)
+        return self.distance(predicted, neighborhood.gather_points(x_0, neighbors)).mean(1)
 
     def _direct_distance(self, params, h, x_0, time, points, grid):
         """Mean squared error over the true neighbours of each stride, `[batch, strides]`."""
