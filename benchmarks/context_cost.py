@@ -40,11 +40,12 @@ from ott.geometry import pointcloud
 from ott.problems.linear import linear_problem
 from ott.solvers.linear import sinkhorn as ott_sinkhorn
 from scipy import optimize
+from study import cost_report
+from study.cost_report import ALONE, BASE, FIXED, NAIVE
 
 from conprediff_jax import cli
 from conprediff_jax.context import TRANSPORTS, ContextPrediction
 from conprediff_jax.files import write_text
-from conprediff_jax.planning import tables
 from conprediff_jax.planning.cost import program_cost
 from conprediff_jax.planning.hlo import Module
 from conprediff_jax.planning.topology import Topology
@@ -58,11 +59,8 @@ _GRID = flags.DEFINE_integer("grid", 16, "Points a side of an example.", lower_b
 _FEATURES = flags.DEFINE_integer("features", 64, "Channels that the decoder reads.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "runs/context_cost", "Folder of the JSON file and the plot.")
 
-BASE, FIXED, NAIVE = "base", "naive, 20 iterations", "naive, to convergence"
-GOAL = 10  # times fewer bytes than the naive loss
 _PROBLEMS = 512
 _CHANNELS = 4
-_PARTS = ("FLOPs", "bytes", "memory")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +117,6 @@ VARIANTS = {
     FIXED: variant(transport="naive_20"),
     NAIVE: variant(transport="naive"),
 }
-ALONE = (BASE, "exact", "divergence", "gaussian", FIXED, NAIVE)
 
 
 def naive(y: jax.Array, t: jax.Array, *, iterations: int | None = None) -> jax.Array:
@@ -247,10 +244,9 @@ def main(argv: list[str]) -> None:
     _time(measured)
     for name, program in measured.items():
         found[name]["seconds"] = statistics.median(program.seconds[1:])
-    verdicts = "\n".join(_verdicts(found, rounds))
-    print("\n\n".join([_table(found), "Transports alone:", _alone(found), verdicts]))
     _write(out, found, rounds)
-    _plot(found, out / "context_cost.png")
+    print(cost_report.markdown(found, rounds, _TPU.value))
+    cost_report.plot(found, _TPU.value, out / "context_cost.png")
     logging.info("%s, context_cost.png", out / "context_cost.json")
 
 
@@ -296,106 +292,6 @@ def _time(measured: dict[str, Measured]) -> None:
             program.run()
         left = progress.left(progress.mark(number))
         logging.info("round %d/%d  %s left", number, _ROUNDS.value + 1, left)
-
-
-def _table(found: dict[str, dict]) -> str:
-    header = ["loss", "ms", "time", *_cost_header(found), "error", "cosine"]
-    rows, base = [], found[BASE]
-    for name, one in found.items():
-        row = [name, f"{1e3 * one['seconds']:.1f}", f"{one['seconds'] / base['seconds']:.2f}"]
-        row += _cost_cells(one, base)
-        has = one["error"] is not None
-        row += [f"{100 * one['error']:.1f} %", f"{one['cosine']:.3f}"] if has else ["", ""]
-        rows.append(row)
-    return tables.markdown(rows, header)
-
-
-def _alone(found: dict[str, dict]) -> str:
-    base = found[BASE]["alone"]
-    rows = [[name, *_cost_cells(found[name]["alone"], base)] for name in ALONE]
-    return tables.markdown(rows, ["transport", *_cost_header(found)])
-
-
-def _sides(found: dict[str, dict]) -> dict[str, str]:
-    """Where programs were compiled for, and what it is called."""
-    sides = {"here": jax.default_backend().upper()}
-    return sides | ({"tpu": f"TPU {_TPU.value}"} if "tpu" in found[BASE] else {})
-
-
-def _cost_header(found: dict[str, dict]) -> list[str]:
-    return [f"{part}, {name}" for name in _sides(found).values() for part in _PARTS]
-
-
-def _cost_cells(one: dict, base: dict) -> list[str]:
-    """FLOPs, bytes and memory on every side, relative to the base's."""
-    cells = []
-    for side in ("here", "tpu"):
-        if side in one:
-            mark = "+" if one[side]["unknown_loops"] else ""
-            for part in ("FLOPs", "bytes"):
-                cells.append(f"{one[side][part] / base[side][part]:.2f}{mark}")
-            memory, own = (costs[side]["memory"] for costs in (one, base))
-            cells.append(f"{memory / own:.2f}" if own else f"{memory / 1e6:.0f} MB")
-    return cells
-
-
-def _verdicts(found: dict[str, dict], rounds: int) -> list[str]:
-    """The goals, and whether they are met."""
-    lines = [f"the naive loss converges within {rounds} iterations"]
-    for side, name in _sides(found).items():
-        cost = {key: one[side] for key, one in found.items()}
-        alone = {key: found[key]["alone"][side] for key in ALONE}
-        whole, same = (
-            [costs[key]["bytes"] / costs[BASE]["bytes"] for costs in (cost, alone)]
-            for key in (NAIVE, FIXED)
-        )
-        verdict = ""
-        if side == "tpu":
-            verdict = f"; goal {GOAL}: {'met' if whole[1] >= GOAL else 'missed'}"
-        lines.append(
-            f"{name}: the naive loss moves {whole[0]:.1f} times the bytes, its transport "
-            f"{whole[1]:.1f} times (in as many iterations {same[1]:.1f}){verdict}"
-        )
-        for decoder, first, last in (
-            ("distribution", BASE, "stride 4"),
-            ("direct", "direct, stride 1", "direct, stride 4"),
-        ):
-            grown = [cost[last][part] / cost[first][part] for part in ("FLOPs", "bytes")]
-            lines.append(
-                f"{name}: from stride 1 to 4 the {decoder} decoder's loss takes "
-                f"{grown[0]:.2f} times the FLOPs and {grown[1]:.2f} times the bytes"
-            )
-    return lines
-
-
-def _plot(found: dict[str, dict], path: pathlib.Path) -> None:
-    """FLOPs and bytes over the stride; time and error of the transports."""
-    from matplotlib.figure import Figure
-
-    side = "tpu" if "tpu" in found[BASE] else "here"
-    where = f"compiled for {_TPU.value}" if side == "tpu" else jax.default_backend()
-    canvas = Figure(figsize=(14, 4), layout="constrained")
-    flops, moved, spread = canvas.subplots(1, 3)
-    strides = {
-        "distribution": [BASE, "stride 2", "stride 3", "stride 4"],
-        "direct": [f"direct, stride {s}" for s in (1, 2, 3, 4)],
-    }
-    for panel, part, unit in ((flops, "FLOPs", 1e9), (moved, "bytes", 1e6)):
-        for decoder, names in strides.items():
-            values = [found[name][side][part] / unit for name in names]
-            panel.plot(range(1, 5), values, marker="o", label=f"{decoder} decoder")
-        panel.set(xlabel="stride", xticks=range(1, 5), ylim=(0, None))
-        panel.set(title=f"{'GFLOP' if part == 'FLOPs' else 'MB moved'}, {where}")
-        panel.legend()
-    times = [found[name]["seconds"] / found[BASE]["seconds"] for name in ALONE]
-    bars = spread.barh(["sinkhorn", *ALONE[1:]], times, color="#2563a8")
-    said = [f"error {100 * found[name]['error']:.1f} %" for name in ALONE]
-    spread.bar_label(bars, said, padding=4, fontsize=8)
-    spread.set(xscale="log", xlim=(min(times) / 2, 6 * max(times)))
-    spread.invert_yaxis()
-    spread.set(title=f"time relative to Sinkhorn, {jax.default_backend()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    canvas.savefig(path, dpi=130)
 
 
 if __name__ == "__main__":
