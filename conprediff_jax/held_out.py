@@ -49,7 +49,8 @@ def main(argv: list[str]) -> None:
 def _evaluate(workdir: str) -> dict:
     mesh = parallel.make_mesh(parallel.MeshSpec())
     task, params, frozen, step = load_denoiser(workdir, mesh, _STEP.value, flag="--workdir=")
-    spec = dataclasses.replace(load_experiment(workdir, step).data, split=_SPLIT.value)
+    spec = load_experiment(workdir, step).data
+    spec = dataclasses.replace(spec, split=_SPLIT.value, latents="")  # of images, whatever it read
     num = min(_NUM.value, data.num_examples(spec))
     times = held_out.evaluated_times(task, _TIMES.value)
     batches = data.evaluation_iterator(spec, batch_size=_BATCH.value, tokenizer=task.tokenizer)
