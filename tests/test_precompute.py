@@ -3,8 +3,6 @@
 import io
 import json
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -15,7 +13,7 @@ import transformers
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util.tensor_util import make_ndarray
-from test_commands import ROOT, environment
+from test_commands import ROOT, run
 
 from conprediff_jax import config as config_lib
 from conprediff_jax import data, parallel
@@ -302,23 +300,32 @@ def test_only_a_denoiser_on_a_first_stage_has_latents(encoded):
             make_experiment(config)
 
 
-def test_the_command(weights, tmp_path):
-    images = tiny.write_images(tmp_path / "images")
+def test_the_commands(weights, tmp_path):
+    """Latents are encoded and trained on; losses on held-out images need none of these."""
+    images, latent = tmp_path / "images", tmp_path / "latents"
+    tiny.write_images(images / "train")
+    tiny.write_images(images / "test", count=4)
     file = tmp_path / "latent.py"
     file.write_text(CONFIG.format(tests=ROOT / "tests", weights=weights, options=OPTIONS))
+    configured = (f"--config={file}", f"--config.data.name={images}")
 
-    def run(*arguments):
-        command = [sys.executable, "-m", "conprediff_jax.precompute", f"--config={file}"]
-        return subprocess.run(
-            [*command, f"--config.data.name={images}", *arguments],
-            cwd=ROOT, env=environment(), capture_output=True, text=True,
-        )  # fmt: skip
+    def encode(*arguments):
+        return run("precompute", *configured, *arguments)
 
-    result = run(f"--out={tmp_path / 'latents'}", "--shard_size=20")
+    result = encode(f"--out={latent}", "--shard_size=20")
     assert result.returncode == 0, result.stderr
-    for said in ("24/24 images", "images/s", "left", f"--config.data.latents={tmp_path}/latents"):
+    for said in ("24/24 images", "images/s", "left", f"--config.data.latents={latent}"):
         assert said in result.stderr
-    refused = run(f"--config.data.latents={tmp_path / 'latents'}")  # the same, by the config
+    ahead = f"--config.data.latents={latent}"
+    refused = encode(ahead)  # the same, by the config
     assert refused.returncode == 2, refused.stderr
     assert refused.stderr.splitlines()[-1].startswith("error: ")
     assert "shard_size 20 there, 1024 here" in refused.stderr.splitlines()[-1]
+
+    workdir, out = f"--workdir={tmp_path / 'run'}", tmp_path / "held_out.json"
+    trained = run("main", *configured, ahead, workdir, "--config.train.steps=2")
+    assert trained.returncode == 0, trained.stderr
+    evaluated = run("held_out", workdir, "--split=test", "--times=2", f"--out={out}")
+    assert evaluated.returncode == 0, evaluated.stderr
+    (found,) = json.loads(out.read_text()).values()
+    assert found["images"] == 4 and np.isfinite(found["losses"]).all()
