@@ -9,7 +9,6 @@ bits a token are printed with their standard errors over the images; all is writ
 `<first workdir>/held_out.json`, or to --out.
 """
 
-import dataclasses
 import json
 import pathlib
 
@@ -49,8 +48,7 @@ def main(argv: list[str]) -> None:
 def _evaluate(workdir: str) -> dict:
     mesh = parallel.make_mesh(parallel.MeshSpec())
     task, params, frozen, step = load_denoiser(workdir, mesh, _STEP.value, flag="--workdir=")
-    spec = load_experiment(workdir, step).data
-    spec = dataclasses.replace(spec, split=_SPLIT.value, latents="")  # of images, whatever it read
+    spec = load_experiment(workdir, step).data.of_images(split=_SPLIT.value)
     num = min(_NUM.value, data.num_examples(spec))
     times = held_out.evaluated_times(task, _TIMES.value)
     batches = data.evaluation_iterator(spec, batch_size=_BATCH.value, tokenizer=task.tokenizer)

@@ -62,7 +62,7 @@ def read_pictures(
     if images and holes_lib.is_folder(images):
         return holes_lib.read_folder(images, num=num)
     spec = load_experiment(workdir, step).data
-    spec = dataclasses.replace(spec, name=images or spec.name, split=split, latents="", text=None)
+    spec = spec.of_images(name=images or spec.name, split=split, text=None)
     return holes_lib.read_data(spec, num=num)
 
 

@@ -134,7 +134,7 @@ def _image_spec(spec: DataSpec) -> DataSpec:
         raise ConfigError(
             f"config.data.crop is {spec.crop!r}: latents are encoded once, of the 'center' crop"
         )
-    return dataclasses.replace(spec, latents="")
+    return spec.of_images()
 
 
 def _first_batches(experiment: Experiment, spec: DataSpec) -> grain.DatasetIterator:

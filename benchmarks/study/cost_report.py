@@ -12,7 +12,6 @@ import pathlib
 from typing import Any
 
 import jax
-from matplotlib.figure import Figure
 
 from conprediff_jax.planning import tables
 
@@ -37,6 +36,8 @@ def markdown(found: Found, rounds: int, tpu: str | None) -> str:
 
 def plot(found: Found, tpu: str | None, path: pathlib.Path) -> None:
     """FLOPs and bytes over the stride; time and error of the transports."""
+    from matplotlib.figure import Figure
+
     side = "tpu" if tpu else "here"
     where = f"compiled for {tpu}" if tpu else jax.default_backend()
     canvas = Figure(figsize=(14, 4), layout="constrained")

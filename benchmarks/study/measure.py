@@ -71,7 +71,7 @@ class Judge:
 
     def __init__(self, spec: data.DataSpec, sizes: Sizes, cell: int, cache: pathlib.Path):
         self._sizes, self._mesh = sizes, parallel.make_mesh(parallel.MeshSpec())
-        self._held_out = dataclasses.replace(spec, split=sizes.split, latents="")
+        self._held_out = spec.of_images(split=sizes.split)
         extractor = features.random_extractor()
         self._runner = features.Runner(extractor, self._mesh, sizes.batch_size)
         self._suite = Suite(

@@ -6,7 +6,6 @@ every image; one file for all images; or a folder with a mask for every image, o
 whatever the ending.
 """
 
-import dataclasses
 import itertools
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -100,7 +99,7 @@ def read_data(spec: DataSpec, *, num: int | None = None) -> list[Picture]:
     Raises:
         DataError: the data are missing, or lack the split.
     """
-    spec = dataclasses.replace(spec, latents="", keep=(), text=None)
+    spec = spec.of_images(keep=(), text=None)
     batches = evaluation_iterator(spec, batch_size=min(num or _BATCH, _BATCH))
     return list(itertools.islice(_numbered(batches), num))
 

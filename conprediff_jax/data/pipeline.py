@@ -89,6 +89,10 @@ class DataSpec:
         missing = () if self.text is None or self.text in self.keep else (self.text,)
         object.__setattr__(self, "keep", (*self.keep, *missing))
 
+    def of_images(self, **changes: Any) -> "DataSpec":
+        """The images themselves, whether or not training reads their latents; other fields too."""
+        return dataclasses.replace(self, latents="", **changes)
+
 
 def open_data(spec: DataSpec) -> sources.Source:
     """The undecoded records or the latents of a spec; `len()`, `class_names` tell what there is.
@@ -225,7 +229,7 @@ def evaluation_iterator(
     _check_process(batch_size, process_index, process_count)
     if tokenizer is not None and spec.text is None:
         raise ValueError(_NO_TEXT)
-    records = open_data(dataclasses.replace(spec, latents=""))
+    records = open_data(spec.of_images())
     example = transforms.ToExample(size=spec.image_size, text=spec.text, tokenizer=tokenizer)
     source = _OnePass(records, example, batch_size * process_count)
     stream = grain.MapDataset.source(source)[process_index::process_count]

@@ -136,7 +136,7 @@ def with_vocabulary(config: ConfigDict) -> ConfigDict:
     text = make_text(config)
     if text.vocabulary:
         return config
-    spec = dataclasses.replace(build(DataSpec, config, "data"), latents="")
+    spec = build(DataSpec, config, "data").of_images()
     with naming("config.data"):
         captions = list(data.captions(spec, limit=CAPTIONED))
     length = text.encoder.length
