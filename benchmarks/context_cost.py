@@ -158,13 +158,12 @@ def _random_problems(program: Variant) -> Any:
     return rng.normal(size=shape).astype(np.float32)
 
 
-class Measured:
-    """A compiled program, what it costs, and the times it took."""
+class Timed:
+    """A program and the seconds that its calls took; the first compiles it."""
 
     def __init__(self, program: Variant):
         self._arguments = program.arguments(_BATCH.value)
-        self._step = program.program().lower(*self._arguments).compile()
-        self.costs = costs(self._step)
+        self._step = program.program()
         self.seconds: list[float] = []
 
     def run(self) -> None:
@@ -187,12 +186,12 @@ def costs(compiled: jax.stages.Compiled) -> dict[str, Any]:
     }
 
 
-def tpu_costs(program: Variant, device: jax.Device) -> dict[str, Any]:
-    """The same of the program compiled for a device that is not there."""
+def loss_costs(program: Variant, batch: int, device: jax.Device) -> dict[str, Any]:
+    """The same of the whole loss on a device, which need not be there."""
     sharding = jax.sharding.SingleDeviceSharding(device)
     structs = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(lambda: program.arguments(_TPU_BATCH.value)),
+        jax.eval_shape(lambda: program.arguments(batch)),
     )
     return costs(program.program().lower(*structs).compile())
 
@@ -238,12 +237,11 @@ def main(argv: list[str]) -> None:
     TRANSPORTS["naive_20"] = functools.partial(naive, iterations=20)
     rounds = hardest()
     TRANSPORTS["naive_counted"] = functools.partial(naive, iterations=rounds)
-    found, measured = _compile()
+    found = _compile()
     out = pathlib.Path(_OUT.value)
     _write(out, found, rounds)  # compiling for TPUs takes long
-    _time(measured)
-    for name, program in measured.items():
-        found[name]["seconds"] = statistics.median(program.seconds[1:])
+    for name, seconds in _time().items():
+        found[name]["seconds"] = seconds
     _write(out, found, rounds)
     print(cost_report.markdown(found, rounds, _TPU.value))
     cost_report.plot(found, _TPU.value, out / "context_cost.png")
@@ -257,41 +255,37 @@ def _write(out: pathlib.Path, found: dict[str, dict], rounds: int) -> None:
     write_text(out / "context_cost.json", json.dumps(about | {"programs": found}, indent=1) + "\n")
 
 
-def _compile() -> tuple[dict[str, dict], dict[str, Measured]]:
-    """Costs and accuracy of every program, and the programs."""
-    device = Topology.parse(_TPU.value).devices()[0] if _TPU.value else None
-    found, measured, progress = {}, {}, Progress(len(VARIANTS))
+def _compile() -> dict[str, dict]:
+    """Costs of every program, here and on a TPU if one is named, and its accuracy."""
+    places = {"here": (_BATCH.value, jax.devices()[0])}
+    if _TPU.value:
+        places["tpu"] = (_TPU_BATCH.value, Topology.parse(_TPU.value).devices()[0])
+    found, progress = {}, Progress(len(VARIANTS))
     for number, (name, program) in enumerate(VARIANTS.items(), 1):
-        measured[name] = Measured(program)
-        counted = program
         error, cosine = None, None
         if program.term.decoder == "distribution":
             error, cosine = accuracy(program)
-        if name == NAIVE:
-            counted = variant(transport="naive_counted")
-            measured[name].costs = Measured(counted).costs
-        found[name] = {"error": error, "cosine": cosine, "here": measured[name].costs}
-        if device:
-            found[name]["tpu"] = tpu_costs(counted, device)
+        counted = variant(transport="naive_counted") if name == NAIVE else program
+        found[name] = {"error": error, "cosine": cosine}
+        found[name] |= {place: loss_costs(counted, *at) for place, at in places.items()}
         if name in ALONE:
-            found[name]["alone"] = {
-                "here": transport_costs(counted, _BATCH.value, jax.devices()[0])
-            }
-            if device:
-                found[name]["alone"]["tpu"] = transport_costs(counted, _TPU_BATCH.value, device)
+            alone = {place: transport_costs(counted, *at) for place, at in places.items()}
+            found[name]["alone"] = alone
         left = progress.left(progress.mark(number))
         logging.info("%s: compiled, %d/%d  %s left", name, number, len(VARIANTS), left)
-    return found, measured
+    return found
 
 
-def _time(measured: dict[str, Measured]) -> None:
-    """Times all programs in turn; the first round does not count."""
+def _time() -> dict[str, float]:
+    """Median seconds of every program, all timed in turn; the first round does not count."""
+    timed = {name: Timed(program) for name, program in VARIANTS.items()}
     progress = Progress(_ROUNDS.value + 1)
     for number in range(1, _ROUNDS.value + 2):
-        for program in measured.values():
+        for program in timed.values():
             program.run()
         left = progress.left(progress.mark(number))
         logging.info("round %d/%d  %s left", number, _ROUNDS.value + 1, left)
+    return {name: statistics.median(program.seconds[1:]) for name, program in timed.items()}
 
 
 if __name__ == "__main__":
