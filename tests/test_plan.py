@@ -79,6 +79,63 @@ def test_convolutions_cost_what_xla_says(options):
     np.testing.assert_allclose(account(program).flops, program.cost_analysis()["flops"], rtol=0.02)
 
 
+@pytest.mark.parametrize(
+    ("target", "operands", "result"),
+    [
+        ("__cudnn$convForward", ("x", "w"), "y"),
+        ("__cudnn$convBiasActivationForward", ("x", "w", "b"), "y"),
+        ("__cudnn$convBackwardInput", ("y", "w"), "x"),
+        ("__cudnn$convBackwardFilter", ("x", "y"), "w"),
+    ],
+)
+def test_convolutions_of_cudnn_cost_what_they_cost_elsewhere(target, operands, result):
+    """As GPUs' compiler leaves them, calls of a library: MFU counts them."""
+    convolve = functools.partial(
+        jax.lax.conv_general_dilated,
+        window_strides=(2, 2),
+        padding=((0, 1), (2, 0)),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    shapes = {"x": (2, 9, 11, 8), "w": (3, 3, 8, 16), "y": (2, 4, 6, 16), "b": (16,)}
+    assert (
+        jax.eval_shape(convolve, *map(jnp.zeros, (shapes["x"], shapes["w"]))).shape == shapes["y"]
+    )
+    call = custom_call(
+        [shapes[name] for name in operands], shapes[result],
+        f'window={{size=3x3 stride=2x2 pad=0_1x2_0}}, dim_labels=b01f_01io->b01f, '
+        f'custom_call_target="{target}", backend_config={{"operation_queue_id":"0"}}',
+    )  # fmt: skip
+    expected = account(compiled(convolve, shapes["x"], shapes["w"])).flops
+    assert program_cost(call).flops == expected > 0
+
+
+def test_products_of_cublas():
+    call = custom_call(
+        [(4, 128, 64), (4, 32, 64)], (4, 128, 32),
+        'custom_call_target="__cublas$lt$matmul", backend_config={"gemm_backend_config":'
+        '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["2"],'
+        '"rhs_contracting_dimensions":["2"],"lhs_batch_dimensions":["0"],'
+        '"rhs_batch_dimensions":["0"]},"epilogue":"DEFAULT"}}',
+    )  # fmt: skip
+    assert program_cost(call).flops == 2 * 4 * 128 * 32 * 64
+    other = custom_call([(4,)], (4,), 'custom_call_target="__gpu$TopK"')
+    assert program_cost(other).flops == 0
+
+
+def custom_call(operands, result, attributes):
+    """A program of one call, whose result has a workspace beside it."""
+
+    def shape(dims):
+        return f"bf16[{','.join(map(str, dims))}]"
+
+    lines = [f"  %p{i} = {shape(dims)} parameter({i})" for i, dims in enumerate(operands)]
+    names = ", ".join(f"%p{i}" for i in range(len(operands)))
+    types = ", ".join(f"p{i}: {shape(dims)}" for i, dims in enumerate(operands))
+    out = f"({shape(result)}, u8[16])"
+    root = f"  ROOT %call = {out} custom-call({names}), {attributes}"
+    return Module("\n".join([f"ENTRY %main ({types}) -> {out} {{", *lines, root, "}", ""]))
+
+
 def test_a_whole_train_step_costs_what_xla_says():
     """But for transcendental functions, which XLA counts apart, and what its loops repeat."""
     config = tiny.get_config()

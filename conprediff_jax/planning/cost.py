@@ -31,6 +31,8 @@ _MOVES |= {"fusion", "custom-call", "rng-bit-generator", "infeed", "outfeed", "s
 _SLICES = ("slice", "dynamic-slice", "gather")
 # Names for a place in memory, and for buffers side by side in it.
 _NO_CALL = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast)"')
+# Products and convolutions that GPUs leave to cuBLAS and cuDNN.
+_LIBRARY = re.compile(r'custom_call_target="__(cublas|cudnn)\$([^"]+)"')
 _VIEWS = ("bitcast", "copy", "reshape", "transpose")
 _IN_PLACE = ("dynamic-update-slice", "scatter")
 
@@ -86,15 +88,17 @@ def parts(module: Module, scopes: Sequence[str]) -> dict[str, Cost]:
 def instruction_flops(instruction: Instruction, computation: Computation) -> float:
     """FLOPs of one run of an instruction, those of computations that it runs left out."""
     opcode = instruction.opcode
+    if opcode == "custom-call":
+        return _library_flops(instruction, computation)
     if opcode in _MOVES or opcode.endswith(("-start", "-done", "-update")):
         return 0.0
     out = instruction.shapes[0]
     if opcode == "dot":
-        left = computation[instruction.operands[0]].shapes[0]
         contracted = instruction.attribute(r"lhs_contracting_dims=\{([\d,]*)\}") or ""
-        return 2.0 * out.elements * math.prod(left.dims[int(d)] for d in contracted.split(",") if d)
+        return _product_flops(instruction, computation, contracted)
     if opcode == "convolution":
-        return _convolution_flops(instruction, computation)
+        images, kernel = (computation[name].shapes[0] for name in instruction.operands)
+        return _convolution_flops(instruction, images, kernel, out)
     if opcode in ("reduce", "all-reduce", "reduce-scatter"):
         # The operands are the arrays and, for a reduction, as many initial values.
         arrays = instruction.operands[: len(instruction.shapes)]
@@ -109,10 +113,39 @@ def _elements(shapes: Iterable[Shape]) -> int:
     return sum(shape.elements for shape in shapes)
 
 
-def _convolution_flops(instruction: Instruction, computation: Computation) -> float:
-    """Two for every pair of input and kernel elements that meet; padding and dilation do not."""
+def _library_flops(instruction: Instruction, computation: Computation) -> float:
+    """Of a call of cuBLAS or cuDNN, with what it does besides left out; 0 for other calls."""
+    library = _LIBRARY.search(instruction.attributes)
+    if library is None:
+        return 0.0
+    if library[1] == "cublas":
+        contracted = instruction.attribute(r'"lhs_contracting_dimensions":\[([^\]]*)\]') or ""
+        return _product_flops(instruction, computation, contracted.replace('"', ""))
+    if not library[2].startswith("conv"):
+        return 0.0
+    # Labels and window are the forward convolution's; which of its three arrays is the result
+    # differs, and each pair of elements that meets in it meets in its gradients.
+    left, right = (computation[name].shapes[0] for name in instruction.operands[:2])
+    result = instruction.shapes[0]
+    if library[2] == "convBackwardInput":
+        return _convolution_flops(instruction, result, right, left)
+    if library[2] == "convBackwardFilter":
+        return _convolution_flops(instruction, left, result, right)
+    return _convolution_flops(instruction, left, right, result)
+
+
+def _product_flops(instruction: Instruction, computation: Computation, contracted: str) -> float:
+    """Two for every element of the result and of the left operand's contracted dimensions."""
     left = computation[instruction.operands[0]].shapes[0].dims
-    right = computation[instruction.operands[1]].shapes[0].dims
+    depth = math.prod(left[int(d)] for d in contracted.split(",") if d)
+    return 2.0 * instruction.shapes[0].elements * depth
+
+
+def _convolution_flops(
+    instruction: Instruction, images: Shape, kernel: Shape, result: Shape
+) -> float:
+    """Two for every pair of input and kernel elements that meet; padding and dilation do not."""
+    image, taps, output = images.dims, kernel.dims, result.dims
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     window = instruction.attribute(r"window=\{([^}]*)\}") or ""
     groups = int(instruction.attribute(r"feature_group_count=(\d+)") or 1)
@@ -120,12 +153,10 @@ def _convolution_flops(instruction: Instruction, computation: Computation) -> fl
     pairs = 1
     spatial = [c for c in labels[1] if c.isdigit()]
     for axis in sorted(spatial, key=int):
-        size = left[labels[1].index(axis)]
-        kernel = right[labels[2].index(axis)]
-        output = instruction.shapes[0].dims[labels[3].index(axis)]
-        pairs *= _meetings(size, kernel, output, window, int(axis))
-    batch, inputs = left[labels[1].index("b")], left[labels[1].index("f")]
-    outputs = right[labels[2].index("o")]
+        sizes = image[labels[1].index(axis)], taps[labels[2].index(axis)]
+        pairs *= _meetings(*sizes, output[labels[3].index(axis)], window, int(axis))
+    batch, inputs = image[labels[1].index("b")], image[labels[1].index("f")]
+    outputs = taps[labels[2].index("o")]
     return 2.0 * pairs * (batch // batch_groups) * (inputs // groups) * outputs
 
 
