@@ -6,24 +6,23 @@ The last row is the config's step with Flax's own layers in the UNet in place of
 `conprediff_jax.linear`, which sum gradients in float32: to be compared with `the config's`.
 
 Variants are timed in turn, over and over, in one run, and the medians are compared: a busy machine
-slows all of them alike. Absolute times are of this machine at this moment.
+slows all of them alike. Absolute times are of this machine at this moment. FLOPs are read from the
+compiled programs, loops counted as often as they run; those of unknown length, which exact matching
+has, once.
 """
 
 import contextlib
 import statistics
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 from absl import flags
 from ml_collections import config_flags
+from study.steps import TimedStep
 
-from conprediff_jax import cli, linear, parallel
-from conprediff_jax.experiment import make_experiment
-from conprediff_jax.train.state import abstract_state, init_state
-from conprediff_jax.train.step import make_train_step
+from conprediff_jax import cli, linear
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of every variant.")
@@ -40,32 +39,11 @@ VARIANTS = {
 FLAX = "Flax's layers"
 
 
-class Variant:
-    """A compiled step and the state it advances."""
-
-    def __init__(self, overrides: dict):
-        config = _CONFIG.value.copy_and_resolve_references()
-        config.update_from_flattened_dict(overrides)
-        experiment = make_experiment(config)
-        mesh = parallel.make_mesh(experiment.mesh)
-        optimizer = experiment.optimizer.make(experiment.train.steps)
-        abstract = abstract_state(experiment.task, optimizer, mesh)
-        self.state = init_state(experiment.task, optimizer, abstract)
-        size = experiment.data.image_size
-        shape = (experiment.train.batch_size, size, size, 3)
-        images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-        self.batch = parallel.to_global({"image": images}, mesh)
-        step = make_train_step(experiment, optimizer, abstract, mesh)
-        self.step = step.lower(self.state, self.batch).compile()
-        self.flops = self.step.cost_analysis()["flops"]
-        self.seconds: list[float] = []
-
-    def run(self) -> None:
-        """Takes one step and notes its time."""
-        began = time.perf_counter()
-        self.state, metrics = self.step(self.state, self.batch)
-        jax.block_until_ready((self.state, metrics))
-        self.seconds.append(time.perf_counter() - began)
+def variant(overrides: Mapping[str, Any]) -> TimedStep:
+    """The config's step with some keys changed."""
+    config = _CONFIG.value.copy_and_resolve_references()
+    config.update_from_flattened_dict(overrides)
+    return TimedStep(config)
 
 
 @contextlib.contextmanager
@@ -86,21 +64,20 @@ def flax_layers() -> Iterator[None]:
 def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
-    variants = {name: Variant(overrides) for name, overrides in VARIANTS.items()}
+    variants = {name: variant(overrides) for name, overrides in VARIANTS.items()}
     if "channel_mult" in _CONFIG.value.model:  # transformers bind their layers on import
         with flax_layers():
-            variants[FLAX] = Variant({})
+            variants[FLAX] = variant({})
     for _ in range(_ROUNDS.value + 2):
-        for variant in variants.values():
-            variant.run()
+        for step in variants.values():
+            step.run()
     plain = variants["no context"]
     base = statistics.median(plain.seconds[2:])
     print(f"{'variant':22} {'ms a step':>10} {'time':>7} {'FLOPs':>7}   (relative to no context)")
-    for name, variant in variants.items():
-        median = statistics.median(variant.seconds[2:])
+    for name, step in variants.items():
+        median = statistics.median(step.seconds[2:])
         print(
-            f"{name:22} {median * 1e3:10.1f} {median / base:7.3f} "
-            f"{variant.flops / plain.flops:7.3f}"
+            f"{name:22} {median * 1e3:10.1f} {median / base:7.3f} {step.flops / plain.flops:7.3f}"
         )
 
 

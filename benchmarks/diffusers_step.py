@@ -1,0 +1,166 @@
+"""A train step of a UNet here, and of the same UNet of diffusers under `torch.compile`.
+
+    pip install -e ".[cuda,test]"     # and a torch that has CUDA
+    python benchmarks/diffusers_step.py --config=configs/celebahq.py --config.train.batch_size=16
+
+Both do the same on one device, from the same parameters and in the config's `dtype`: add noise,
+predict it, compare, go back, clip, AdamW, moving average. diffusers' is in channels-last layout,
+with fused AdamW, and in autocast for bfloat16. Points are random latents, or random images where
+the config works on pixels; the context decoder is left out but for the last row. Steps are timed in
+turn, over and over, in one run, and medians are compared. On a GPU, MFU is by the FLOPs of the step
+here for both.
+
+First the two networks are asked the same: `outputs differ by` is the largest difference of their
+outputs relative to the largest output.
+"""
+
+import os
+import statistics
+import time
+
+import diffusers
+import jax
+import numpy as np
+import torch
+from absl import flags
+from ml_collections import config_flags
+from study.steps import TimedStep
+
+from conprediff_jax import cli
+from conprediff_jax.errors import UserError
+from conprediff_jax.interop import diffusers_unet
+from conprediff_jax.models.unet import UNet
+from conprediff_jax.planning.chips import peak_flops
+
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
+_ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of each.", lower_bound=1)
+_MODE = flags.DEFINE_enum(
+    "mode", "default", ["default", "reduce-overhead", "max-autotune", "eager"],
+    "Of torch.compile; 'eager' for none.",
+)  # fmt: skip
+
+HERE, THERE, CONTEXT = "here", "diffusers", "here, with context prediction"
+_WARM_UP = 3
+
+
+class DiffusersStep:
+    """The train step of diffusers' UNet with the parameters of ours, and its state.
+
+    Attributes:
+        seconds: that the steps took.
+    """
+
+    def __init__(self, ours: TimedStep):
+        task, spec = ours.experiment.task, ours.experiment.optimizer
+        self._shape = (ours.experiment.train.batch_size, *task.point_shape)
+        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        config = diffusers_unet.config_to_diffusers(
+            task.denoiser, task.point_shape[-1], task.point_shape[0]
+        )
+        self.model = diffusers.UNet2DModel.from_config(config)
+        weights = diffusers_unet.params_to_diffusers(
+            jax.device_get(ours.state.params["denoiser"]), task.denoiser
+        )
+        self.model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
+        self.model.to(self._device, memory_format=torch.channels_last)
+        self._scheduler = diffusers.DDPMScheduler(num_train_timesteps=task.process.num_steps)
+        self._scheduler.alphas_cumprod = self._scheduler.alphas_cumprod.to(self._device)
+        self._average = [p.detach().clone() for p in self.model.parameters()]
+        self._decay = ours.experiment.train.ema_decay
+        self._clip = spec.clip_norm or float("inf")
+        self._optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=spec.learning_rate, betas=(spec.b1, spec.b2),
+            eps=spec.epsilon, weight_decay=spec.weight_decay, fused=True,
+        )  # fmt: skip
+        self._half = jax.numpy.dtype(task.denoiser.dtype) == jax.numpy.bfloat16
+        self._num_classes = task.num_classes
+        compiled = _MODE.value != "eager"
+        self._apply = torch.compile(self.model, mode=_MODE.value) if compiled else self.model
+        self._points = self._to_device(torch.randn(self._shape).movedim(-1, 1))
+        self.seconds: list[float] = []
+
+    def predict(self, x: np.ndarray, t: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
+        """Output for inputs `[B, rows, columns, channels]`, in the same order of axes."""
+        x = self._to_device(torch.from_numpy(x).movedim(-1, 1))
+        labels = None if labels is None else torch.from_numpy(labels).to(self._device)
+        with torch.no_grad(), self._autocast():
+            found = self.model(x, torch.from_numpy(t).to(self._device), labels).sample
+        return found.float().movedim(1, -1).cpu().numpy()
+
+    def run(self) -> None:
+        """Takes one step and notes its time."""
+        began = time.perf_counter()
+        batch, labels = len(self._points), None
+        t = torch.randint(self._scheduler.config.num_train_timesteps, (batch,), device=self._device)
+        if self._num_classes:
+            labels = torch.randint(self._num_classes, (batch,), device=self._device)
+        noise = torch.randn_like(self._points)
+        with self._autocast():
+            found = self._apply(self._scheduler.add_noise(self._points, noise, t), t, labels).sample
+        torch.nn.functional.mse_loss(found.float(), noise).backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._clip)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        with torch.no_grad():
+            torch._foreach_lerp_(self._average, list(self.model.parameters()), 1 - self._decay)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - began)
+
+    def _to_device(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self._device, memory_format=torch.channels_last)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._half)
+
+
+def difference(ours: TimedStep, theirs: DiffusersStep) -> float:
+    """Largest difference of the networks' outputs, relative to the largest output."""
+    task, rng = ours.experiment.task, np.random.default_rng(0)
+    x = rng.normal(size=(2, *task.point_shape)).astype(np.float32)
+    t = np.array([1, task.process.num_steps // 2])
+    labels = np.array([0, 1]) if task.num_classes else None
+    params = ours.state.params["denoiser"]
+    found = np.asarray(
+        jax.jit(lambda p: task.denoiser.apply({"params": p}, x, t, label=labels).output)(params)
+    )
+    expected = theirs.predict(x, t, labels)
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table."""
+    del argv
+    # Both frameworks live in one memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    torch.set_float32_matmul_precision("high")  # as XLA's default on GPUs
+    config = _CONFIG.value.copy_and_resolve_references()
+    if config.first_stage.kind != "pixels":
+        config.data.latents = "random"
+    context, config.context.weight = config.context.weight, 0.0
+    steps = {HERE: TimedStep(config)}
+    task = steps[HERE].experiment.task
+    if not isinstance(task.denoiser, UNet) or task.text:
+        raise UserError("--config: a UNet without captions is compared, this has another denoiser")
+    steps[HERE].run()  # outputs begin at zero
+    steps[THERE] = DiffusersStep(steps[HERE])
+    print(f"outputs differ by {difference(steps[HERE], steps[THERE]):.1e}")
+    if context:
+        config.context.weight = context
+        steps[CONTEXT] = TimedStep(config)
+    for _ in range(_ROUNDS.value + _WARM_UP):
+        for step in steps.values():
+            step.run()
+    medians = {name: statistics.median(step.seconds[_WARM_UP:]) for name, step in steps.items()}
+    device = jax.devices()[0]
+    peak = peak_flops(device.device_kind)
+    print(f"{device.device_kind}, {config.dtype}, torch.compile: {_MODE.value}")
+    print(f"{'step':32} {'ms':>8} {'time':>7} {'MFU':>7}")
+    for name, seconds in medians.items():
+        flops = steps[HERE if name == THERE else name].flops
+        mfu = f"{flops / seconds / peak:7.1%}" if peak else f"{'-':>7}"
+        print(f"{name:32} {seconds * 1e3:8.1f} {seconds / medians[THERE]:7.3f} {mfu}")
+
+
+if __name__ == "__main__":
+    cli.run(main)

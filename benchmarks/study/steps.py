@@ -1,0 +1,57 @@
+"""Train steps to be timed, on random data."""
+
+import time
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from conprediff_jax import parallel
+from conprediff_jax.experiment import make_experiment
+from conprediff_jax.planning import programs
+from conprediff_jax.planning.cost import program_cost
+from conprediff_jax.planning.hlo import Module
+from conprediff_jax.train.state import init_state
+
+
+class TimedStep:
+    """The compiled train step of a config and the state that it advances.
+
+    Attributes:
+        experiment: what the config describes.
+        state: parameters and the rest; replaced by every step.
+        batch: random bytes, numbers or labels, the same in every step.
+        flops: of a step on one device, loops as often as they run.
+        seconds: that the steps took.
+    """
+
+    def __init__(self, config: ConfigDict):
+        self.experiment = make_experiment(config)
+        mesh = parallel.make_mesh(self.experiment.mesh)
+        task, optimizer = self.experiment.task, self.experiment.optimizer
+        abstract = programs.train_state(self.experiment, mesh)
+        self.state = init_state(task, optimizer.make(self.experiment.train.steps), abstract)
+        rng = np.random.default_rng(0)
+        self.batch = {
+            name: jax.device_put(_random(rng, leaf, task.num_classes), leaf.sharding)
+            for name, leaf in programs.abstract_batch(self.experiment, mesh).items()
+        }
+        self._step = programs.lower_train_step(self.experiment, mesh).compile()
+        self.flops = program_cost(Module(self._step.as_text())).flops
+        self.seconds: list[float] = []
+
+    def run(self) -> None:
+        """Takes one step and notes its time."""
+        began = time.perf_counter()
+        self.state, metrics = self._step(self.state, self.batch)
+        jax.block_until_ready((self.state, metrics))
+        self.seconds.append(time.perf_counter() - began)
+
+
+def _random(
+    rng: np.random.Generator, leaf: jax.ShapeDtypeStruct, num_classes: int | None
+) -> np.ndarray:
+    if leaf.dtype == np.float32:
+        return rng.normal(size=leaf.shape).astype(np.float32)
+    limit = 256 if leaf.dtype == np.uint8 else num_classes or 1
+    return rng.integers(0, limit, leaf.shape, leaf.dtype)
