@@ -16,6 +16,7 @@ METRICS = (
     "difference W2, radius 1",
     "difference W2, radius 3",
     "difference W2, radius 1, points",
+    "difference W2, radius 3, points",
     "patch W2, 3 x 3",
 )
 _LIMIT = 40  # percent
