@@ -9,15 +9,14 @@ prepared while the step runs. Above 1 a step never waits; 5 leaves room for a fa
 
 import statistics
 import time
+from collections.abc import Iterator
 
-import jax
+import numpy as np
 from absl import flags
 from ml_collections import config_flags
+from study.steps import TimedStep
 
-from conprediff_jax import cli, data, parallel
-from conprediff_jax.experiment import make_experiment
-from conprediff_jax.train.state import abstract_state, init_state
-from conprediff_jax.train.step import make_train_step
+from conprediff_jax import cli, data
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.")
@@ -28,44 +27,33 @@ _STEPS = flags.DEFINE_integer("steps", 3, "Steps taken a round.")
 def main(argv: list[str]) -> None:
     """Prints both speeds and their ratio."""
     del argv
-    experiment = make_experiment(_CONFIG.value)
-    task, batch_size = experiment.task, experiment.train.batch_size
-    mesh = parallel.make_mesh(experiment.mesh)
-    optimizer = experiment.optimizer.make(experiment.train.steps)
-    abstract = abstract_state(task, optimizer, mesh)
-    state = init_state(task, optimizer, abstract)
-    train_step = make_train_step(experiment, optimizer, abstract, mesh)
+    step = TimedStep(_CONFIG.value)
+    experiment = step.experiment
+    batch_size = experiment.train.batch_size
 
-    def open_batches():
+    def open_batches() -> Iterator[dict[str, np.ndarray]]:
         return data.make_iterator(
             experiment.data,
             batch_size=batch_size,
             seed=experiment.seed,
-            tokenizer=task.tokenizer,
+            tokenizer=experiment.task.tokenizer,
         )
 
-    first = next(open_batches())
-    batch = parallel.to_global({key: first[key] for key in task.batch_keys}, mesh)
-    state, metrics = train_step(state, batch)  # compiles
-    jax.block_until_ready(metrics)
-    reading, stepping = [], []
+    reading = []
     for _ in range(_ROUNDS.value):
         batches = open_batches()
         next(batches)  # starts the threads
         began = time.perf_counter()
         for _ in range(_BATCHES.value):
             next(batches)
-        reading.append(_BATCHES.value / (time.perf_counter() - began))
+        reading.append((time.perf_counter() - began) / _BATCHES.value)
         del batches
-        began = time.perf_counter()
         for _ in range(_STEPS.value):
-            state, metrics = train_step(state, batch)
-        jax.block_until_ready((state, metrics))
-        stepping.append(_STEPS.value / (time.perf_counter() - began))
-    read, stepped = statistics.median(reading), statistics.median(stepping)
-    print(f"pipeline {read * batch_size:8.0f} images/s   {1e3 / read:8.2f} ms a batch")
-    print(f"step     {stepped * batch_size:8.0f} images/s   {1e3 / stepped:8.2f} ms a batch")
-    print(f"ratio    {read / stepped:8.1f}")
+            step.run()
+    read, stepped = statistics.median(reading), statistics.median(step.seconds[1:])
+    for name, seconds in {"pipeline": read, "step": stepped}.items():
+        print(f"{name:8} {batch_size / seconds:8.0f} images/s   {seconds * 1e3:8.2f} ms a batch")
+    print(f"ratio    {stepped / read:8.1f}")
 
 
 if __name__ == "__main__":
