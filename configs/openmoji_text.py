@@ -2,7 +2,7 @@
 
     python -m conprediff_jax.main --config=configs/openmoji_text.py
     python -m conprediff_jax.sample --workdir=runs/openmoji_text --guidance=2 --num=8
-        --prompt="woman firefighter: dark skin tone"
+        --prompt="woman firefighter dark skin tone"
 
 Hardware: 2 CPU cores, 3 GB of memory.
 Hours: 0.2 to 0.3 (3,000 steps at 2.5 to 4.2 a second).

@@ -1,6 +1,6 @@
 """Checkpoints in and out.
 
-    python -m conprediff_jax.convert export --workdir=runs/openmoji --to=diffusers --out=exported
+    python -m conprediff_jax.convert export --workdir=runs/celebahq --to=diffusers --out=pipeline
     python -m conprediff_jax.convert import model.ckpt --from=ldm --model=celebahq --out=celebahq
 
 `export` writes the moving average of the denoiser, without the context decoder, with first stage,

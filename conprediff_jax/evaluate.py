@@ -1,7 +1,9 @@
 """Judges images: of a trained model, of a folder or of an npz.
 
+    python -m conprediff_jax.evaluate --workdir=runs/celebahq --reference=celeb_a_hq/256
+        --num=50000 --inception=pt_inception-2015-12-05-6726825d.pth
     python -m conprediff_jax.evaluate --workdir=runs/openmoji --reference=openmoji/people
-        --num=50000 --inception=pt_inception-2015-12-05-6726825d.pth --out=evaluation
+        --num=2048 --allow_few        # it has 1,454 images
 
     python -m conprediff_jax.evaluate --samples=samples.npz --reference=VIRTUAL_imagenet256.npz
         --inception=...
@@ -11,8 +13,9 @@ Without: the same distances on a VGG-16 with fixed random weights, which need no
 FID. `--clip` and `--captions` add the CLIP score; `--lpips_trunk` and `--lpips_heads` the LPIPS of
 each sample to the reference image of the same place. Definitions are in docs/metrics.md.
 
-Written to `--out`: `metrics.json`, `report.html` and its PNGs, and, of a workdir, the images. A run
-that was broken off goes on where it stopped. Runs in one process, on all of its devices.
+Written to `--out`, by default `evaluation` in the workdir: `metrics.json`, `report.html` and its
+PNGs, and, of a workdir, the images. A run that was broken off goes on where it stopped. Runs in one
+process, on all of its devices.
 """
 
 import dataclasses
@@ -29,7 +32,8 @@ from jax.sharding import Mesh
 from conprediff_jax import cli, images, parallel, sampling_flags
 from conprediff_jax.errors import UserError
 from conprediff_jax.generation import drawing, generate_to
-from conprediff_jax.inference import load_denoiser
+from conprediff_jax.inference import Trained, load_denoiser
+from conprediff_jax.inpainting import image_size
 from conprediff_jax.metrics import clip, features, image_sets, lpips, report
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
 from conprediff_jax.metrics.clip_score import clip_scores
@@ -61,7 +65,9 @@ _NUM = flags.DEFINE_integer("num", 50_000, "Images to draw from a workdir.", low
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to draw from; the newest when absent.")
 _SEED = flags.DEFINE_integer("seed", 0, "Seed of images, subsets and intervals.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", "evaluation", "Folder that results are written to.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder that results are written to; <workdir>/evaluation when absent."
+)
 _CACHE = flags.DEFINE_string(
     "cache", "~/.cache/conprediff_jax/metrics", "Features of references, converted weights."
 )
@@ -76,25 +82,27 @@ def main(argv: list[str]) -> None:
         raise UserError("give either --workdir or --samples")
     if jax.process_count() > 1:
         raise UserError("evaluation runs in one process, on all of its devices")
-    out, cache = pathlib.Path(_OUT.value), pathlib.Path(_CACHE.value).expanduser()
+    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value or "") / "evaluation")
+    cache = pathlib.Path(_CACHE.value).expanduser()
     mesh = parallel.make_mesh(parallel.MeshSpec())
     extractor = features.random_extractor()
     if _INCEPTION.value:
         extractor = features.inception_extractor(_INCEPTION.value, cache)
     suite, judges = _suite(extractor), _judges(cache)
 
-    about: dict[str, str] = {}
     if _WORKDIR.value:
-        if not _ALLOW_FEW.value:  # before hours are spent
-            suite.check_counts(_NUM.value, 0)
-        samples, about = _draw(_WORKDIR.value, mesh, out)
+        trained = load_denoiser(_WORKDIR.value, mesh, _STEP.value, flag="--workdir=")
+        count, size = _NUM.value, (image_size(trained.task),) * 2
     else:
-        samples = image_sets.read_samples(_SAMPLES.value)
+        samples, about = image_sets.read_samples(_SAMPLES.value), {}
+        count, size = samples.count, samples.size
     reference = image_sets.read_reference(
-        _REFERENCE.value, size=samples.size, split=_SPLIT.value, data_dir=_DATA_DIR.value
+        _REFERENCE.value, size=size, split=_SPLIT.value, data_dir=_DATA_DIR.value
     )
     suite = suite.possible(extractor, reference)
-    _check(suite, samples, reference, extractor)
+    _check(suite, count, size, reference, extractor)  # before hours are spent
+    if _WORKDIR.value:
+        samples, about = _draw(trained, mesh, out)
 
     figures = {name: judge(samples, reference) for name, judge in judges.items()}
     runner = features.Runner(extractor, mesh, _BATCH.value)
@@ -180,10 +188,9 @@ def _lpips(model: Any, params: Any, samples: ImageSet, reference: ImageSet) -> n
     return np.concatenate([np.asarray(apply(params, x, y)) for x, y in pairs])
 
 
-def _draw(workdir: str, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[str, str]]:
-    """Draws the images of a workdir, or the rest of them; and says how they came about."""
-    trained = load_denoiser(workdir, mesh, _STEP.value, flag="--workdir=")
-    task, step = trained.task, trained.step
+def _draw(trained: Trained, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[str, str]]:
+    """Draws the images of the workdir, or the rest of them; and says how they came about."""
+    workdir, task, step = _WORKDIR.value, trained.task, trained.step
     spec = task.sampling.overridden(task, num=_NUM.value, **sampling_flags.values())
     prompts = cli.read_lines("captions", _CAPTIONS.value) if task.text else None
     draw = drawing(trained, spec, mesh, seed=_SEED.value, prompts=prompts)
@@ -198,18 +205,22 @@ def _draw(workdir: str, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[s
 
 
 def _check(
-    suite: Suite, samples: ImageSet, reference: ImageSet, extractor: features.Extractor
+    suite: Suite,
+    count: int,
+    size: tuple[int, int],
+    reference: ImageSet,
+    extractor: features.Extractor,
 ) -> None:
     """What can be known to be wrong before anything is computed."""
     missing = [metric for metric in _METRICS.value or () if metric not in suite.metrics]
     if missing:
         raise UserError(f"--metrics={missing[0]}: needs images, {reference.name} has statistics")
     if not _ALLOW_FEW.value:
-        suite.check_counts(samples.count, reference.count)
-    same = reference.size in (None, samples.size)
+        suite.check_counts(count, reference.count)
+    same = reference.size in (None, size)
     if not same and "spatial" not in extractor.labels:
         raise UserError(
-            f"{reference.name}: images of {reference.size}, but samples of {samples.size}; "
+            f"{reference.name}: images of {reference.size}, but samples of {size}; "
             f"{extractor.name} compares images of one size"
         )
 

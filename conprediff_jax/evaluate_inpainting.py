@@ -1,8 +1,8 @@
 """Judges fillings: of one model or several, side by side, under every kind of mask.
 
-    python -m conprediff_jax.evaluate_inpainting --workdir=runs/context,runs/no_context
+    python -m conprediff_jax.evaluate_inpainting --workdir=runs/openmoji,runs/no_context
         --masks=thin,thick,every_second_line,super_resolve,expand,half --num=100 --samples=2
-        [--lpips_trunk=vgg16-397923af.pth --lpips_heads=vgg.pth] --out=inpainting
+        [--lpips_trunk=vgg16-397923af.pth --lpips_heads=vgg.pth]
 
 Images are a folder or a data set; by default the test split of what the first model was trained on.
 All models see the same images and masks, and start from the same noise. Of the filled region: PSNR,
@@ -10,8 +10,9 @@ SSIM and how much the fillings of an image differ (spread); of whole images: LPI
 where its weights are given, and FD-random-VGG16 of all fillings from all originals. Definitions
 are in docs/inpainting.md.
 
-Written to --out: inpainting.json, table.txt, which is also printed, and MODEL_MASK.png with the
-first images. A run that was broken off goes on at the model and mask where it stopped.
+Written to --out, by default `inpainting` in the first workdir: inpainting.json, table.txt, which is
+also printed, and MODEL_MASK.png with the first images. A run that was broken off goes on at the
+model and mask where it stopped.
 """
 
 import json
@@ -47,7 +48,9 @@ _BOOTSTRAP = flags.DEFINE_integer("bootstrap", 100, "Replicates; 0: no intervals
 _LPIPS_TRUNK = flags.DEFINE_string("lpips_trunk", None, "torchvision's weights of the trunk.")
 _LPIPS_HEADS = flags.DEFINE_string("lpips_heads", None, "The lpips package's weights of the heads.")
 _LPIPS_NETWORK = flags.DEFINE_enum("lpips_network", "vgg16", list(lpips.TRUNKS), "Which trunk.")
-_OUT = flags.DEFINE_string("out", "inpainting", "Folder that results are written to.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Folder that results are written to; <first workdir>/inpainting when absent."
+)
 _CACHE = flags.DEFINE_string("cache", "~/.cache/conprediff_jax/metrics", "Converted weights.")
 
 _ROWS = 8  # of a picture
@@ -58,9 +61,10 @@ def main(argv: list[str]) -> None:
     del argv
     if jax.process_count() > 1:
         raise UserError("evaluation runs in one process, on all of its devices")
-    mesh, out = parallel.make_mesh(parallel.MeshSpec()), pathlib.Path(_OUT.value)
-    judge, results = _judge(mesh), Results(out / "inpainting.json")
+    mesh = parallel.make_mesh(parallel.MeshSpec())
     names, holes, size = _names(_WORKDIR.value), {}, 0
+    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value[0]) / "inpainting")
+    judge, results = _judge(mesh), Results(out / "inpainting.json")
     for name, workdir in names.items():
         trained = load_denoiser(workdir, mesh, shared.STEP.value, flag="--workdir=")
         task = trained.task

@@ -1,6 +1,6 @@
 """The denoising loss of trained models on held-out images, time by time; bits a token if discrete.
 
-    python -m conprediff_jax.held_out --workdir=runs/with,runs/without --split=test --num=256
+    python -m conprediff_jax.held_out --workdir=runs/openmoji,runs/no_context --split=test --num=256
 
 Every model sees the same images with the same noise, so that models of one process can be compared
 number by number. The loss is that of the config, for discrete models the variational bound in nats

@@ -5,8 +5,8 @@
     python -m conprediff_jax.plan --config=configs/celebahq.py --topology=v5e-16 --sweep
 
 Topologies: chips, as v5e:4x4 or v4:4x4x4, or names of Cloud TPU: v5e-16, v4-128 (64 chips), v5p-64
-(32 chips). The real train step and sampler are compiled by libtpu, on any machine: pip install
-"conprediff_jax[plan]". A large model takes minutes a program; programs are not kept.
+(32 chips). The real train step and sampler are compiled by libtpu, on any machine: pip install -e
+".[plan]". A large model takes minutes a program; programs are not kept.
 
 Every figure is of one chip. FLOPs and HBM bytes are read from the compiled program, with loops
 counted as often as they run; times are those of a roofline, which no real step reaches.

@@ -2,7 +2,7 @@
 
     python -m conprediff_jax.sample --workdir=runs/openmoji --num=64 --sampler=ddim --steps=50
         --seed=0 --out=samples.png
-    python -m conprediff_jax.sample --workdir=runs/openmoji_text --guidance=4 --num=8
+    python -m conprediff_jax.sample --workdir=runs/openmoji_text --guidance=2 --num=8
         --prompt="woman firefighter dark skin tone"
 
 `--out` decides what is written: one grid (a name ending in .png), an npz (.npz: `arr_0`, uint8), or

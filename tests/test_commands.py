@@ -1,5 +1,6 @@
 """The commands as a user runs them: other processes, killed, resumed, and told wrong things."""
 
+import configparser
 import pathlib
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import time
 import numpy as np
 import pytest
 import tiny
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -139,3 +142,13 @@ def test_bad_input_is_one_clear_line(module, arguments, message, killed_and_resu
     assert message in errors[0]
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_requirements_pin_all_that_setup_asks_for():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    asked = map(Requirement, setup["options"]["install_requires"].split("\n")[1:])
+    here = {canonicalize_name(r.name) for r in asked if not r.marker or r.marker.evaluate()}
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pinned = {canonicalize_name(Requirement(line).name) for line in lines if line[0] != "#"}
+    assert here and not here - pinned

@@ -76,10 +76,10 @@ def test_a_workdir_is_evaluated_and_reported(tmp_path):
     train(config, str(tmp_path / "run"))
     arguments = [f"--reference={tmp_path / 'data'}", f"--cache={tmp_path / 'cache'}"]
     arguments += [f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--num=12"]
-    refused = evaluate(*arguments)
+    refused = evaluate(*arguments, "--num=2048")
     assert refused.returncode == 2
-    assert refused.stderr.splitlines()[-1].startswith("error: 12 samples: a Frechet distance of")
-    assert not (tmp_path / "out").exists()
+    assert refused.stderr.splitlines()[-1].startswith("error: 24 reference images: a Frechet")
+    assert not (tmp_path / "out").exists()  # before anything is drawn
 
     done = evaluate(*arguments, "--allow_few", "--batch_size=8", "--bootstrap=5")
     assert done.returncode == 0, done.stderr

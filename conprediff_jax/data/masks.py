@@ -1,7 +1,7 @@
 """Masks for inpainting: true where a pixel is known, false where it is to be filled.
 
-The seven kinds of the RePaint protocol (Lugmayr et al. 2022, arXiv 2201.09865, section 5) and one
-between its two free-form kinds:
+The six kinds of the RePaint protocol (Lugmayr et al. 2022, arXiv 2201.09865, section 5), `strokes`
+between its two free-form kinds, and `box`:
 
     thin, strokes, thick    free-form strokes, narrow, medium and wide; in the wide two, boxes at
                             times. Settings of LaMa's narrow, medium and wide masks for 256 x 256

@@ -106,7 +106,7 @@ class Topology:
             if "libtpu" in str(error).lower() and "INVALID" not in str(error):
                 raise UserError(
                     f"--topology={self}: compiling for TPUs needs libtpu, which runs anywhere: "
-                    'pip install "conprediff_jax[plan]"'
+                    'pip install -e ".[plan]"'
                 ) from error
             reason = str(error).splitlines()[0]
             raise UserError(f"--topology={self}: libtpu does not know it: {reason}") from error
