@@ -93,9 +93,14 @@ def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
         )
     chip = plans[0].topology.chip
     memory.axhline(chip.hbm_bytes / 1e9, color="black", linestyle="--", label="a chip has")
-    speed.set(xlabel="examples a chip", ylabel="images/s at best", title=str(plans[0].topology))
-    memory.set(xlabel="examples a chip", ylabel="GB a chip", ylim=(0, None))
+    highest = max(plan.images_per_second for plan in plans)
+    speed.set(ylabel="images/s at best", ylim=(0, 1.1 * highest or 1), title=str(plans[0].topology))
+    memory.set(ylabel="GB a chip", ylim=(0, None))
     memory.legend()
-    speed.set_ylim(bottom=0)
+    tried = sorted({plan.batch_size // plan.topology.chips for plan in plans})
+    for axes in (speed, memory):
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(tried, tried)
+        axes.set_xlabel("examples a chip")
     figure.savefig(path)
     pyplot.close(figure)
