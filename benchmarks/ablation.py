@@ -60,7 +60,6 @@ SETTINGS = {
     "warmup_half": Setting(warmup=0.5),
     "warmup_whole": Setting(warmup=1.0),
     "constant": Setting(context={"time_weighting": "constant"}),
-    "constant_third": Setting(context={"time_weighting": "constant"}, weight=1 / 3),
     "signal": Setting(context={"time_weighting": "signal"}),
     "snr": Setting(context={"time_weighting": "snr"}),
     # Samples that stand for a neighbourhood.
