@@ -15,7 +15,6 @@ outputs relative to the largest output.
 """
 
 import os
-import statistics
 import time
 
 import diffusers
@@ -24,10 +23,12 @@ import numpy as np
 import torch
 from absl import flags
 from ml_collections import config_flags
-from study.steps import TimedStep
+from study.steps import TimedStep, time_in_turn
 
 from conprediff_jax import cli
+from conprediff_jax.config import AUTOENCODERS
 from conprediff_jax.errors import UserError
+from conprediff_jax.experiment import make_experiment
 from conprediff_jax.interop import diffusers_unet
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.planning.chips import peak_flops
@@ -40,7 +41,6 @@ _MODE = flags.DEFINE_enum(
 )  # fmt: skip
 
 HERE, THERE, CONTEXT = "here", "diffusers", "here, with context prediction"
-_WARM_UP = 3
 
 
 class DiffusersStep:
@@ -52,7 +52,6 @@ class DiffusersStep:
 
     def __init__(self, ours: TimedStep):
         task, spec = ours.experiment.task, ours.experiment.optimizer
-        self._shape = (ours.experiment.train.batch_size, *task.point_shape)
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = diffusers_unet.config_to_diffusers(
             task.denoiser, task.point_shape[-1], task.point_shape[0]
@@ -76,7 +75,8 @@ class DiffusersStep:
         self._num_classes = task.num_classes
         compiled = _MODE.value != "eager"
         self._apply = torch.compile(self.model, mode=_MODE.value) if compiled else self.model
-        self._points = self._to_device(torch.randn(self._shape).movedim(-1, 1))
+        shape = (ours.experiment.train.batch_size, *task.point_shape)
+        self._points = self._to_device(torch.randn(shape).movedim(-1, 1))
         self.seconds: list[float] = []
 
     def predict(self, x: np.ndarray, t: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
@@ -135,23 +135,20 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     torch.set_float32_matmul_precision("high")  # as XLA's default on GPUs
     config = _CONFIG.value.copy_and_resolve_references()
-    if config.first_stage.kind != "pixels":
+    if config.first_stage.kind in AUTOENCODERS:
         config.data.latents = "random"
     context, config.context.weight = config.context.weight, 0.0
-    steps = {HERE: TimedStep(config)}
-    task = steps[HERE].experiment.task
+    task = make_experiment(config).task
     if not isinstance(task.denoiser, UNet) or task.text:
         raise UserError("--config: a UNet without captions is compared, this has another denoiser")
+    steps = {HERE: TimedStep(config)}
     steps[HERE].run()  # outputs begin at zero
     steps[THERE] = DiffusersStep(steps[HERE])
     print(f"outputs differ by {difference(steps[HERE], steps[THERE]):.1e}")
     if context:
         config.context.weight = context
         steps[CONTEXT] = TimedStep(config)
-    for _ in range(_ROUNDS.value + _WARM_UP):
-        for step in steps.values():
-            step.run()
-    medians = {name: statistics.median(step.seconds[_WARM_UP:]) for name, step in steps.items()}
+    medians = time_in_turn(steps, _ROUNDS.value, warm_up=3)
     device = jax.devices()[0]
     peak = peak_flops(device.device_kind)
     print(f"{device.device_kind}, {config.dtype}, torch.compile: {_MODE.value}")

@@ -12,7 +12,6 @@ has, once.
 """
 
 import contextlib
-import statistics
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ import flax.linen as nn
 import jax
 from absl import flags
 from ml_collections import config_flags
-from study.steps import TimedStep
+from study.steps import TimedStep, time_in_turn
 
 from conprediff_jax import cli, linear
 
@@ -68,17 +67,12 @@ def main(argv: list[str]) -> None:
     if "channel_mult" in _CONFIG.value.model:  # transformers bind their layers on import
         with flax_layers():
             variants[FLAX] = variant({})
-    for _ in range(_ROUNDS.value + 2):
-        for step in variants.values():
-            step.run()
-    plain = variants["no context"]
-    base = statistics.median(plain.seconds[2:])
+    medians = time_in_turn(variants, _ROUNDS.value, warm_up=2)
+    plain, base = variants["no context"], medians["no context"]
     print(f"{'variant':22} {'ms a step':>10} {'time':>7} {'FLOPs':>7}   (relative to no context)")
     for name, step in variants.items():
-        median = statistics.median(step.seconds[2:])
-        print(
-            f"{name:22} {median * 1e3:10.1f} {median / base:7.3f} {step.flops / plain.flops:7.3f}"
-        )
+        time, flops = medians[name], step.flops / plain.flops
+        print(f"{name:22} {time * 1e3:10.1f} {time / base:7.3f} {flops:7.3f}")
 
 
 if __name__ == "__main__":

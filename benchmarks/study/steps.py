@@ -1,6 +1,9 @@
-"""Train steps to be timed, on random data."""
+"""Programs timed in turn, and train steps on random data to be timed so."""
 
+import statistics
 import time
+from collections.abc import Mapping
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -12,6 +15,23 @@ from conprediff_jax.planning import programs
 from conprediff_jax.planning.cost import program_cost
 from conprediff_jax.planning.hlo import Module
 from conprediff_jax.train.state import init_state
+
+
+class Timed(Protocol):
+    """What can be timed; `run` appends to `seconds`."""
+
+    seconds: list[float]
+
+    def run(self) -> None:
+        """Runs it once and notes the time."""
+
+
+def time_in_turn(timed: Mapping[str, Timed], rounds: int, *, warm_up: int) -> dict[str, float]:
+    """Median seconds of every program, all run in turn, `warm_up` rounds of which do not count."""
+    for _ in range(warm_up + rounds):
+        for program in timed.values():
+            program.run()
+    return {name: statistics.median(p.seconds[-rounds:]) for name, p in timed.items()}
 
 
 class TimedStep:
