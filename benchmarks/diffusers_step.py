@@ -134,6 +134,11 @@ def main(argv: list[str]) -> None:
     # Both frameworks live in one memory.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     torch.set_float32_matmul_precision("high")  # as XLA's default on GPUs
+    if jax.device_count() > 1:
+        raise UserError(
+            f"{jax.device_count()} devices, and torch would use one: show one alone, as by "
+            "CUDA_VISIBLE_DEVICES=0"
+        )
     config = _CONFIG.value.copy_and_resolve_references()
     if config.first_stage.kind in AUTOENCODERS:
         config.data.latents = "random"

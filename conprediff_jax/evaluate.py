@@ -33,7 +33,6 @@ from conprediff_jax import cli, images, parallel, sampling_flags
 from conprediff_jax.errors import UserError
 from conprediff_jax.generation import drawing, generate_to
 from conprediff_jax.inference import Trained, load_denoiser
-from conprediff_jax.inpainting import image_size
 from conprediff_jax.metrics import clip, features, image_sets, lpips, report
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
 from conprediff_jax.metrics.clip_score import clip_scores
@@ -92,7 +91,7 @@ def main(argv: list[str]) -> None:
 
     if _WORKDIR.value:
         trained = load_denoiser(_WORKDIR.value, mesh, _STEP.value, flag="--workdir=")
-        count, size = _NUM.value, (image_size(trained.task),) * 2
+        count, size = _NUM.value, (trained.task.image_size,) * 2
     else:
         samples, about = image_sets.read_samples(_SAMPLES.value), {}
         count, size = samples.count, samples.size

@@ -71,10 +71,10 @@ def main(argv: list[str]) -> None:
         check_condition(task, shared.LABEL.value, shared.prompts())
         spec = inpainting.sampling_for(task, **shared.sampling())
         if not holes:
-            holes, size = _read(workdir, trained.step), inpainting.image_size(task)
-        if inpainting.image_size(task) != size:
+            holes, size = _read(workdir, trained.step), task.image_size
+        if task.image_size != size:
             raise UserError(
-                f"--workdir={workdir}: a model of images of {inpainting.image_size(task)}, and the "
+                f"--workdir={workdir}: a model of images of {task.image_size}, and the "
                 f"first one's have {size}: all must have one size"
             )
         fill = inpainting.make_fill(task, spec, mesh)

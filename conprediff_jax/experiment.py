@@ -154,10 +154,9 @@ def _make_continuous(
     process = build(GaussianProcess, config, "process")
     denoiser = build(UNet, config, "model", out_channels=point_shape[-1], **options)
     if point_shape[0] % denoiser.downsampling:
-        size = config.data.image_size
-        scale = size // point_shape[0]
+        scale = first_stage.downsampling
         raise ConfigError(
-            f"config.data.image_size is {size}: it must be a multiple of "
+            f"config.data.image_size is {config.data.image_size}: it must be a multiple of "
             f"{scale * denoiser.downsampling}, {scale} (first stage) x {denoiser.downsampling} "
             f"(the UNet's {len(denoiser.channel_mult)} levels)"
         )

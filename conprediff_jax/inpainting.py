@@ -118,11 +118,6 @@ def sampling_for(task: Any, **flags: Any) -> SamplingSpec:
     return repaint.overridden(task, **flags)
 
 
-def image_size(task: Any) -> int:
-    """Pixels along a side of the images that a model was trained on."""
-    return task.point_shape[0] * _patch(task.first_stage)
-
-
 def check_size(task: Any, height: int, width: int, name: str) -> None:
     """Checks that the model takes images of a size.
 
@@ -135,7 +130,7 @@ def check_size(task: Any, height: int, width: int, name: str) -> None:
     Raises:
         UserError: it does not; the message says which sizes it takes.
     """
-    factor = _patch(task.first_stage)
+    factor = task.first_stage.downsampling
     downsampling = getattr(task.denoiser, "downsampling", None)
     if downsampling is None:  # positions are learned: one grid only
         rows, columns = (factor * side for side in task.point_shape[:2])
@@ -151,17 +146,11 @@ def check_size(task: Any, height: int, width: int, name: str) -> None:
         )
 
 
-def _patch(first_stage: FirstStage) -> int:
-    """Pixels along the side of a point."""
-    exact = isinstance(first_stage, Pixels)
-    return first_stage.patch if exact else first_stage.model.downsampling
-
-
 def warn_of_bare(task: Any, holes: Sequence[Hole]) -> None:
     """Says so where a mask is too fine for a first stage, and not a single point is known."""
     if isinstance(task.first_stage, Pixels):
         return
-    p = _patch(task.first_stage)
+    p = task.first_stage.downsampling
     bare = [
         hole.name
         for hole in holes

@@ -1,5 +1,6 @@
 """Programs timed in turn, and train steps on random data to be timed so."""
 
+import functools
 import statistics
 import time
 from collections.abc import Mapping
@@ -41,7 +42,6 @@ class TimedStep:
         experiment: what the config describes.
         state: parameters and the rest; replaced by every step.
         batch: random bytes, numbers or labels, the same in every step.
-        flops: of a step on one device, loops as often as they run.
         seconds: that the steps took.
     """
 
@@ -57,8 +57,12 @@ class TimedStep:
             for name, leaf in programs.abstract_batch(self.experiment, mesh).items()
         }
         self._step = programs.lower_train_step(self.experiment, mesh).compile()
-        self.flops = program_cost(Module(self._step.as_text())).flops
         self.seconds: list[float] = []
+
+    @functools.cached_property
+    def flops(self) -> float:
+        """Of a step on one device, loops as often as they run."""
+        return program_cost(Module(self._step.as_text())).flops
 
     def run(self) -> None:
         """Takes one step and notes its time."""

@@ -84,10 +84,8 @@ def pipeline_of(model: Pretrained) -> str:
         raise refuse(f"has config.text.encoder.unit {encoder.unit}: in {name} it is the other one")
     if name == LATENT and encoder.length != _LENGTH:
         raise refuse(f"reads captions of {encoder.length} tokens: in {name} they have {_LENGTH}")
-    if name == LATENT and first_stage.model.downsampling != 8:
-        raise refuse(
-            f"has latents of 1/{first_stage.model.downsampling} the size: {name}'s are 1/8"
-        )
+    if name == LATENT and first_stage.downsampling != 8:
+        raise refuse(f"has latents of 1/{first_stage.downsampling} the size: {name}'s are 1/8")
     if name != DISCRETE and model.config.data.image_size % 8:
         raise refuse(f"has images of {model.config.data.image_size}: {name}'s are multiples of 8")
     if name != DISCRETE and task.denoiser.learned_null:

@@ -26,6 +26,11 @@ Codes = Int[Array, "batch rows columns"]
 class FirstStage(Protocol):
     """Between uint8 images and points; `frozen` is what `abstract` describes."""
 
+    @property
+    def downsampling(self) -> int:
+        """Pixels along the side of a point."""
+        ...
+
     def point_shape(self, image_size: int) -> tuple[int, ...]:
         """Shape of the points of a square image, without the batch, or ValueError."""
         ...
@@ -63,6 +68,11 @@ class Pixels:
     def __post_init__(self):
         if self.patch < 1:
             raise ValueError(f"patch is {self.patch}: it must be at least 1")
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels along the side of a patch."""
+        return self.patch
 
     def point_shape(self, image_size: int) -> tuple[int, int, int]:
         """(rows, columns, channels) of the points of a square RGB image.
@@ -109,20 +119,25 @@ class Autoencoded:
     model: VQModel | AutoencoderKL
     weights: str
 
+    @property
+    def downsampling(self) -> int:
+        """Pixels along the side of a latent or token."""
+        return self.model.downsampling
+
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
         """(rows, columns, channels) of the latents of a square image.
 
         Raises:
             ValueError: The autoencoder's downsampling does not divide the image size.
         """
-        factor = self.model.downsampling
+        factor = self.downsampling
         if image_size % factor:
             raise ValueError(f"the autoencoder's downsampling {factor} must divide {image_size}")
         return image_size // factor, image_size // factor, self.model.latent_dim
 
     def abstract(self) -> dict[str, Any]:
         """Shapes of the autoencoder's parameters."""
-        side = self.model.downsampling
+        side = self.downsampling
         images = jnp.zeros((1, side, side, 3))
         params = jax.eval_shape(lambda: self.model.init(jax.random.key(0), images)["params"])
         return {"autoencoder": params}

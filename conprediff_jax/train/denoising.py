@@ -90,6 +90,11 @@ class Denoising:
         return self.denoiser.num_classes
 
     @property
+    def image_size(self) -> int:
+        """Pixels along a side of the images that it is trained on."""
+        return self.point_shape[0] * self.first_stage.downsampling
+
+    @property
     def batch_keys(self) -> tuple[str, ...]:
         """Images or their latents, and the labels or captions that the denoiser reads."""
         source = "latent" if self.latents else "image"
