@@ -10,7 +10,7 @@ Topologies: chips, as v5e:4x4 or v4:4x4x4, or names of Cloud TPU: v5e-16, v4-128
 
 Every figure is of one chip. FLOPs and HBM bytes are read from the compiled program, with loops
 counted as often as they run; times are those of a roofline, which no real step reaches.
-`--sweep` tries batches, remat and fsdp, and writes a table, a JSON file and a plot.
+`--sweep` tries batches, remat and meshes, and writes a table, a JSON file and a plot.
 """
 
 import json
@@ -37,6 +37,7 @@ _SWEEP = flags.DEFINE_bool("sweep", False, "Search for the best plan that fits."
 _PER_CHIP = flags.DEFINE_list("sweep_per_chip", ["1", "2", "4", "8"], "Examples a chip.")
 _REMAT = flags.DEFINE_list("sweep_remat", ["0", "1"], "Activations computed twice, 0 or 1.")
 _FSDP = flags.DEFINE_list("sweep_fsdp", ["1", "4"], "Sizes of the fsdp axis.")
+_TENSOR = flags.DEFINE_list("sweep_tensor", ["1"], "Sizes of the tensor axis.")
 flags.mark_flag_as_required("config")
 
 
@@ -78,6 +79,7 @@ def _sweep(topology: Topology, out: pathlib.Path) -> None:
         per_chip=_integers("sweep_per_chip", _PER_CHIP.value, 1),
         remat=[bool(value) for value in _integers("sweep_remat", _REMAT.value, 0)],
         fsdp=_integers("sweep_fsdp", _FSDP.value, 1),
+        tensor=_integers("sweep_tensor", _TENSOR.value, 1),
         done=done,
     )
     print(tables.markdown([tables.row(plan) for plan in plans]))

@@ -290,7 +290,7 @@ def fake_plan(config, topology, **_):
     flops = examples * (1.25 if remat else 1.0) * 1e12 + 1e12
     return plans.Plan(
         topology=topology,
-        mesh={"data": topology.chips // config.mesh.fsdp, "fsdp": config.mesh.fsdp, "tensor": 1},
+        mesh={"data": 4, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor},
         batch_size=config.train.batch_size,
         microbatches=1,
         remat=remat,
@@ -310,8 +310,10 @@ def test_a_sweep_stops_where_memory_ends_and_finds_the_best(monkeypatch, tmp_pat
         Topology.parse("v5e-16"),
         per_chip=[8, 1, 2, 4],
         remat=[False, True],
-        fsdp=[1, 3],  # 3 does not divide 16 chips
+        fsdp=[1, 3],
+        tensor=[4, 32],  # 1 x 4 divides 16 chips, no other does
     )
+    assert {tuple(plan.mesh.values()) for plan in found} == {(4, 1, 4)}
     tried = [(plan.remat, plan.batch_size // 16, plan.train.fits) for plan in found]
     assert tried == [
         (False, 1, True), (False, 2, True), (False, 4, False),

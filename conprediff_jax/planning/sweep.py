@@ -7,6 +7,7 @@ parts of a batch tried, which save memory that remat or fsdp save better.
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from math import prod
 
 from absl import logging
 from ml_collections import ConfigDict
@@ -23,6 +24,7 @@ def sweep(
     per_chip: Sequence[int],
     remat: Sequence[bool],
     fsdp: Sequence[int],
+    tensor: Sequence[int],
     done: Callable[[Plan], None] = lambda plan: None,
 ) -> list[Plan]:
     """Plans for every combination that may fit.
@@ -32,27 +34,31 @@ def sweep(
         topology: where.
         per_chip: examples a chip.
         remat: whether to compute activations twice.
-        fsdp: sizes of that axis; those that do not divide the chips are left out.
+        fsdp: sizes of that axis.
+        tensor: sizes of that axis; meshes that do not divide the chips are left out.
         done: told every plan as soon as it is there.
 
     Raises:
         UserError: there is nothing to try.
     """
-    sizes = [size for size in fsdp if topology.chips % size == 0]
-    settings = list(itertools.product(sizes, remat))
+    meshes = [pair for pair in itertools.product(fsdp, tensor) if not topology.chips % prod(pair)]
+    settings = list(itertools.product(meshes, remat))
     if not settings or not per_chip:
-        raise UserError(f"--sweep: none of fsdp {list(fsdp)} divides {topology.chips} chips")
+        raise UserError(
+            f"--sweep: no fsdp of {list(fsdp)} x tensor of {list(tensor)} divides {topology.chips} "
+            "chips"
+        )
     plans: list[Plan] = []
-    for size, recompute in settings:
+    for (divided, split), recompute in settings:
         for examples in sorted(per_chip):
             candidate = config.copy_and_resolve_references()
             candidate.train.batch_size = examples * topology.chips
             candidate.train.microbatches = 1
             candidate.model.remat = recompute
-            candidate.mesh.update(data=-1, fsdp=size, tensor=1)
+            candidate.mesh.update(data=-1, fsdp=divided, tensor=split)
             logging.info(
-                "sweep: fsdp %d, remat %s, %d examples a chip",
-                size, "on" if recompute else "off", examples,
+                "sweep: fsdp %d, tensor %d, remat %s, %d examples a chip",
+                divided, split, "on" if recompute else "off", examples,
             )  # fmt: skip
             plan = make_plan(candidate, topology, context_share=False, sampler=False)
             plans.append(plan)
@@ -77,11 +83,11 @@ def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
     from matplotlib import pyplot
 
     figure, (speed, memory) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
-    settings = itertools.groupby(plans, key=lambda plan: (plan.mesh["fsdp"], plan.remat))
-    for (size, recompute), group in settings:
+    settings = itertools.groupby(plans, key=lambda plan: (plan.mesh, plan.remat))
+    for (mesh, recompute), group in settings:
         group = list(group)
         fitting = [plan for plan in group if plan.train.fits]
-        label = f"fsdp {size}, remat {'on' if recompute else 'off'}"
+        label = " x ".join(map(str, mesh.values())) + (", remat" if recompute else "")
         examples = [plan.batch_size / plan.topology.chips for plan in fitting]
         speed.plot(examples, [p.images_per_second for p in fitting], marker="o", label=label)
         known = [plan for plan in group if plan.train.needed]
@@ -96,7 +102,7 @@ def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
     highest = max(plan.images_per_second for plan in plans)
     speed.set(ylabel="images/s at best", ylim=(0, 1.1 * highest or 1), title=str(plans[0].topology))
     memory.set(ylabel="GB a chip", ylim=(0, None))
-    memory.legend()
+    memory.legend(title="data x fsdp x tensor")
     tried = sorted({plan.batch_size // plan.topology.chips for plan in plans})
     for axes in (speed, memory):
         axes.set_xscale("log", base=2)
