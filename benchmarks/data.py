@@ -17,6 +17,7 @@ from ml_collections import config_flags
 from study.steps import TimedStep
 
 from conprediff_jax import cli, data
+from conprediff_jax.train.text import with_vocabulary
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.")
@@ -27,7 +28,7 @@ _STEPS = flags.DEFINE_integer("steps", 3, "Steps taken a round.")
 def main(argv: list[str]) -> None:
     """Prints both speeds and their ratio."""
     del argv
-    step = TimedStep(_CONFIG.value)
+    step = TimedStep(with_vocabulary(_CONFIG.value))
     experiment = step.experiment
     batch_size = experiment.train.batch_size
 

@@ -3,6 +3,7 @@
 import functools
 import json
 
+import convert_tiny
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -343,6 +344,26 @@ def test_a_plan_for_a_slice_that_is_not_there():
     assert "train step: fits" in text and "images/s" in text and "sampler" in text
     read = json.loads(json.dumps(plan.as_dict()))
     assert read["chips"] == 4 and plans.Plan.from_dict(read) == plan
+
+
+@pytest.mark.parametrize("make_config", [convert_tiny.reading_along, convert_tiny.reading_tokens])
+def test_plans_of_models_that_read_captions_need_no_vocabulary(make_config, monkeypatch):
+    pytest.importorskip("libtpu")
+    lowered = []
+
+    def not_compiled(program, given, shape):
+        lowered.append(program)
+        return Account(fits=True, memory=given, needed=given.total)
+
+    monkeypatch.setattr(plans, "compile_account", not_compiled)
+    config = make_config().unlock()
+    config.text.update(vocabulary="", tokenizer="nowhere")  # a file that only a run needs
+    config.train.batch_size = 16
+    plans.make_plan(config, Topology.parse("v5e:2x2"), context_share=False)
+    for program in lowered:
+        shapes = [(aval.shape, aval.dtype) for aval in jax.tree.leaves(program.in_avals)]
+        assert ((16, config.text.encoder.length), jnp.int32) in shapes
+    assert len(lowered) == 2  # train step and sampler
 
 
 def test_a_plan_that_does_not_fit_says_so():

@@ -16,6 +16,7 @@ from conprediff_jax.planning import programs
 from conprediff_jax.planning.cost import program_cost
 from conprediff_jax.planning.hlo import Module
 from conprediff_jax.train.state import init_state
+from conprediff_jax.train.text import with_any_vocabulary
 
 
 class Timed(Protocol):
@@ -46,7 +47,7 @@ class TimedStep:
     """
 
     def __init__(self, config: ConfigDict):
-        self.experiment = make_experiment(config)
+        self.experiment = make_experiment(with_any_vocabulary(config))
         mesh = parallel.make_mesh(self.experiment.mesh)
         task, optimizer = self.experiment.task, self.experiment.optimizer
         abstract = programs.train_state(self.experiment, mesh)

@@ -14,6 +14,7 @@ from conprediff_jax.planning import programs
 from conprediff_jax.planning.account import Account, Roofline, compile_account, roofline
 from conprediff_jax.planning.memory import Memory
 from conprediff_jax.planning.topology import Topology
+from conprediff_jax.train.text import with_any_vocabulary
 
 CHIPS_PER_HOST = 4
 
@@ -128,6 +129,7 @@ def make_plan(
         ConfigError: the config does not fit itself, or the slice.
         UserError: there is no libtpu, or no such slice.
     """
+    config = with_any_vocabulary(config)
     experiment = make_experiment(config)
     devices = topology.devices()
     hosts = max(1, topology.chips // CHIPS_PER_HOST)

@@ -131,10 +131,8 @@ def with_vocabulary(config: ConfigDict) -> ConfigDict:
         DataError: the data are missing.
         UserError: the tokenizer's file is missing or unreadable.
     """
-    if config.get("task") != "denoising" or config.text.get("kind") == "none":
-        return config
-    text = make_text(config)
-    if text.vocabulary:
+    text = _lacking_vocabulary(config)
+    if text is None:
         return config
     spec = build(DataSpec, config, "data").of_images()
     with naming("config.data"):
@@ -151,6 +149,34 @@ def with_vocabulary(config: ConfigDict) -> ConfigDict:
         report.texts, report.tokens / report.texts, report.truncated, length, report.unknown,
         report.tokens,
     )  # fmt: skip
+    return _with_tokenizer(config, tokenizer)
+
+
+def with_any_vocabulary(config: ConfigDict) -> ConfigDict:
+    """The same without data or files, for programs that are compiled and never run.
+
+    Where a run would read or learn a vocabulary, this one knows a single letter.
+
+    Raises:
+        ConfigError: a key does not fit.
+    """
+    text = _lacking_vocabulary(config)
+    if text is None:
+        return config
+    sizes = {"vocab_size": text.encoder.vocab_size, "length": text.encoder.length}
+    with naming("config.text"):
+        return _with_tokenizer(config, Tokenizer.train(["a"], **sizes))
+
+
+def _lacking_vocabulary(config: ConfigDict) -> TextCondition | None:
+    """The object of `config.text` where it reads captions and does not know yet by which tokens."""
+    if config.get("task") != "denoising" or config.text.get("kind") == "none":
+        return None
+    text = make_text(config)
+    return None if text.vocabulary else text
+
+
+def _with_tokenizer(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
     config = ConfigDict(config.copy_and_resolve_references())
     with config.unlocked():
         config.text.vocabulary = tokenizer.to_json()
