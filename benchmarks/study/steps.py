@@ -76,7 +76,7 @@ class TimedStep:
 def _random(
     rng: np.random.Generator, leaf: jax.ShapeDtypeStruct, num_classes: int | None
 ) -> np.ndarray:
-    if leaf.dtype == np.float32:
-        return rng.normal(size=leaf.shape).astype(np.float32)
+    if np.issubdtype(leaf.dtype, np.floating):
+        return rng.normal(size=leaf.shape).astype(leaf.dtype)
     limit = 256 if leaf.dtype == np.uint8 else num_classes or 1
     return rng.integers(0, limit, leaf.shape, leaf.dtype)

@@ -26,6 +26,8 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
         parts["latent"] = (task.point_shape, jnp.float32)
     if "text" in task.batch_keys:
         parts["text"] = ((task.text.encoder.length,), jnp.int32)
+    if "encoded" in task.batch_keys:
+        parts["encoded"] = ((task.text.encoder.length, task.text.encoder.width), jnp.float16)
     return {
         key: jax.ShapeDtypeStruct((batch, *parts[key][0]), parts[key][1], sharding=sharding)
         for key in task.batch_keys
