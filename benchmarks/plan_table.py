@@ -2,6 +2,7 @@
 
     python benchmarks/plan_table.py                      # everything; days on a laptop
     python benchmarks/plan_table.py --configs=celebahq --topologies=v5e-16
+    python benchmarks/plan_table.py --configs=coco --fsdp=8
     python benchmarks/plan_table.py --compile=False      # the table of what is there
 
 A plan is what `conprediff_jax.plan` writes, one JSON file in `--folder`. Those that are there are
@@ -26,13 +27,15 @@ from conprediff_jax.planning.topology import Topology
 ROOT = pathlib.Path(__file__).parent.parent
 # What compiles in a minute comes first.
 CONFIGS = ["openmoji", "openmoji_latent", "openmoji_text", "openmoji_discrete", "cifar10"]
-CONFIGS += ["celebahq", "imagenet", "ffhq_discrete", "lsun_churches"]
+CONFIGS += ["celebahq", "imagenet", "ffhq_discrete", "lsun_churches", "imagenet_discrete"]
+CONFIGS += ["coco_discrete", "coco"]
 TOPOLOGIES = ["v5e-16", "v4-128", "v5p-64", "v5e-256"]
 
 _CONFIGS = flags.DEFINE_list("configs", CONFIGS, "Names of files in configs/.")
 _TOPOLOGIES = flags.DEFINE_list("topologies", TOPOLOGIES, "TPU slices.")
 _FOLDER = flags.DEFINE_string("folder", "plans", "Where plans are kept.")
 _COMPILE = flags.DEFINE_bool("compile", True, "Make the plans that are missing.")
+_FSDP = flags.DEFINE_integer("fsdp", 1, "Devices that share the parameters.", lower_bound=1)
 _WHOLE = flags.DEFINE_bool("whole", False, "With the sampler, and the step without context.")
 
 
@@ -53,6 +56,7 @@ def make(config: pathlib.Path, topology: Topology, out: pathlib.Path) -> bool:
         f"--config={config.relative_to(ROOT)}",
         f"--topology={topology}",
         f"--config.train.batch_size={batch_size(config, topology.chips)}",
+        f"--config.mesh.fsdp={_FSDP.value}",
         f"--sampler={_WHOLE.value}",
         f"--context_share={_WHOLE.value}",
         f"--out={out.absolute()}",
