@@ -62,7 +62,12 @@ def make(config: pathlib.Path, topology: Topology, out: pathlib.Path) -> bool:
         f"--out={out.absolute()}",
     ]
     logging.info("%s", " ".join(command))
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+    code = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+    if code < 0:
+        logging.warning(
+            "killed by signal %d: a large model may take more memory than there is", -code
+        )
+    return code == 0
 
 
 def main(argv: list[str]) -> None:

@@ -187,6 +187,8 @@ class Device:
     slice_index: int = 0
     platform: str = "gpu"
     device_kind: str = "gpu"
+    coords: tuple[int, ...] = ()
+    core_on_chip: int = 0
 
 
 def cluster(slices=1, hosts=2, devices=4):
@@ -219,6 +221,35 @@ def test_only_the_axes_named_cross_the_slow_network(spec, devices, crosses):
         along = np.moveaxis(place, axis, 0).reshape(mesh.shape[axis], -1).T
         assert {len(set(line)) for line in along} == {parts}
         assert all((np.diff(line) >= 0).all() for line in along)  # neighbours stay neighbours
+
+
+def torus(rows, columns, layers):
+    """A TPU slice whose hosts have 2 x 2 chips."""
+    hosts = (layers, rows // 2, columns // 2)
+    return [
+        Device(
+            id=(layer * rows + r) * columns + c,
+            process_index=int(np.ravel_multi_index((layer, r // 2, c // 2), hosts)),
+            platform="tpu",
+            device_kind="TPU v4",
+            coords=(c, r, layer),
+        )
+        for layer, r, c in itertools.product(range(layers), range(rows), range(columns))
+    ]
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 1), (2, 4, 4), (4, 4, 4)], ids=str)
+def test_every_mesh_lies_on_a_torus(sizes):
+    devices = torus(*sizes)
+    powers = [2**k for k in range(len(devices).bit_length())]
+    for fsdp, tensor in itertools.product(powers, powers):
+        if fsdp * tensor > len(devices):
+            continue
+        mesh = mesh_lib.arrange(parallel.MeshSpec(fsdp=fsdp, tensor=tensor), devices)
+        assert mesh.shape == (len(devices) // fsdp // tensor, fsdp, tensor)
+        assert sorted(device.id for device in mesh.flat) == list(range(len(devices)))
+        parts, counts = zip(*shares(mesh), strict=True)
+        assert set(parts) == set(range(counts[0]))  # hosts hold whole parts, and together all
 
 
 @pytest.mark.parametrize(

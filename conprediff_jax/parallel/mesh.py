@@ -100,6 +100,8 @@ def arrange(spec: MeshSpec, devices: list) -> np.ndarray:
         slices = len({device.process_index for device in devices})
     outer = spec.dcn_shape(len(devices), slices)
     if slices == 1:
-        return mesh_utils.create_device_mesh(shape, devices)
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     inner = tuple(size // part for size, part in zip(shape, outer, strict=True))
-    return mesh_utils.create_hybrid_device_mesh(inner, outer, devices, process_is_granule=by_host)
+    return mesh_utils.create_hybrid_device_mesh(
+        inner, outer, devices, process_is_granule=by_host, allow_split_physical_axes=True
+    )
