@@ -64,9 +64,7 @@ def make(config: pathlib.Path, topology: Topology, out: pathlib.Path) -> bool:
     logging.info("%s", " ".join(command))
     code = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
     if code < 0:
-        logging.warning(
-            "killed by signal %d: a large model may take more memory than there is", -code
-        )
+        logging.warning("killed by signal %d: compiling may take more memory than there is", -code)
     return code == 0
 
 
