@@ -6,8 +6,12 @@ Exit codes: 0 done; 2 the user's error; 75 (EX_TEMPFAIL) stopped by SIGTERM, to 
 import logging as python_logging
 import os
 import pathlib
+import re
+import signal
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
@@ -46,6 +50,7 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
         _cache_compilations()
         try:
             if several:
+                processes.exit_when_asked()  # until there is something to save
                 processes.join(automatic=flags.FLAGS.distributed)
                 if jax.process_index():  # what all do, the first one says
                     logging.set_verbosity(logging.WARNING)
@@ -55,22 +60,23 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
         except UserError as error:
             _fail(str(error))
         except processes.Preempted as stop:
+            # The first to end must not take the others' exit codes from them: Slurm signals those.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
             logging.info("%s", stop)
             sys.exit(processes.AGAIN)
+        except Exception:
+            if jax.process_count() == 1:
+                raise
+            traceback.print_exc()
+            _end(1)
 
     app.run(guarded, flags_parser=_parse_flags)
 
 
 def config_name() -> pathlib.Path:
-    """The file that `--config` names.
-
-    Raises:
-        UserError: there is no such file.
-    """
-    file = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"]))
-    if not file.is_file():  # ml_collections would say so only later, and at length
-        raise UserError(f"--config={file}: there is no such file")
-    return file
+    """The file that `--config` names, without what may follow a colon."""
+    name = config_flags.get_config_filename(flags.FLAGS["config"])
+    return pathlib.Path(name.partition(":")[0])
 
 
 def read_lines(flag: str, path: str | None) -> list[str] | None:
@@ -88,19 +94,60 @@ def read_lines(flag: str, path: str | None) -> list[str] | None:
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
+    """As absl's own, which ends with code 1 where launchers must know that a flag was wrong."""
+    home = os.path.expanduser("~/")
     try:
-        return app.parse_flags_with_usage(argv)
+        # A shell leaves ~ alone where it does not begin a word.
+        rest = flags.FLAGS([re.sub(r"(^--[\w.]+=|,)~/", rf"\1{home}", arg) for arg in argv])
+        given = "config" in flags.FLAGS and flags.FLAGS["config"].value is not None
+        if given and not config_name().is_file():  # ml_collections says so later, and at length
+            _fail(f"--config={config_name()}: there is no such file")
+        return rest
+    except SystemExit as end:  # absl prints help and ends with 1
+        sys.exit(end.code if end.code == USER_ERROR_CODE else 0)
     except flags.Error as error:
-        _fail(str(error))
-    except (AttributeError, KeyError, TypeError, ValueError, OSError, ImportError) as error:
-        # Config files run while flags are parsed; their errors have no common type.
-        first = str(error).strip("\"' ").splitlines()
-        _fail(f"--config: {first[0] if first else type(error).__name__}")
+        inside = "parsing config file" in str(error)
+        _fail(_of_config(error, argv) if inside else " ".join(str(error).split()))
+    except Exception as error:  # config files run while flags are parsed, and raise what they like
+        _fail(_of_config(error, argv))
+
+
+def _of_config(error: BaseException | None, argv: list[str]) -> str:
+    """What is wrong with a config file, or with a key of it on the command line, and where."""
+    chain = []  # ml_collections and absl wrap what was raised first
+    while error is not None:
+        chain.append(error)
+        error = error.__context__
+    first = chain[-1]
+    if isinstance(first, SyntaxError):
+        return f"{first.filename}, line {first.lineno}: {first.msg}"
+    texts = [str(e.args[0]) if e.args else type(e).__name__ for e in chain]
+    reason = texts[-1].splitlines()[0].partition(" Other fields present")[0].strip(" .")
+    reason = re.sub(r"^'(\w+)'$", r"\1", reason)  # a KeyError's
+    hints = [line for text in texts for line in text.splitlines() if line.startswith("Did you")]
+    hint = f"; {hints[0].lower()}" if hints else ""
+    frames = [frame for e in chain for frame in traceback.extract_tb(e.__traceback__)]
+    for frame in reversed(frames):
+        if frame.name == "get_config":
+            return f"{frame.filename}, line {frame.lineno}: {reason}{hint}"
+    for name in (arg.partition("=")[0] for arg in argv):
+        if reason in name.split("."):
+            return f"{name}: there is no key {reason!r}{hint}"
+    return f"--config: {reason}{hint}"
 
 
 def _fail(message: str) -> None:
     print(f"error: {message}", file=sys.stderr, flush=True)
-    sys.exit(USER_ERROR_CODE)
+    _end(USER_ERROR_CODE)
+
+
+def _end(code: int) -> NoReturn:
+    """Ends the process; one of several at once, where JAX would first wait for the others."""
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 class _OneLine(logging.PythonFormatter):

@@ -9,11 +9,13 @@ before anything expensive is made.
 import contextlib
 import dataclasses
 import difflib
+import types
+import typing
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import FieldReference, placeholder
 
 from conprediff_jax.context import ContextPrediction
 from conprediff_jax.data import DataSpec
@@ -149,12 +151,19 @@ def default_first_stage(kind: str) -> ConfigDict:
 
 
 def section(cls: type, **values: Any) -> ConfigDict:
-    """A section with the fields of a dataclass (or Flax module) as keys and its defaults."""
+    """A section with the fields of a dataclass (or Flax module) as keys and its defaults.
+
+    What may be None is a reference that knows its type: a command line cannot set it otherwise.
+    """
     keys = {}
     for field in _fields(cls):
         keys[field.name] = values.pop(field.name, field.default)
         if keys[field.name] is dataclasses.MISSING:
             raise TypeError(f"section {cls.__name__} needs a value for {field.name}")
+        if isinstance(field.type, types.UnionType):
+            kind = field.type.__args__[0]  # of `kind | None`
+            kind = tuple if typing.get_origin(kind) else kind
+            keys[field.name] = FieldReference(keys[field.name], field_type=kind)
     assert not values, f"{cls.__name__} has no {', '.join(values)}"
     return ConfigDict(keys)
 

@@ -45,6 +45,7 @@ _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "import of original files of models that read captions: file or folder."
 )
 _OUT = flags.DEFINE_string("out", None, "Folder that is written; it must not exist.", required=True)
+flags.adopt_module_key_flags(sampling_flags)  # so that --help has them
 
 
 def main(argv: list[str]) -> None:

@@ -20,6 +20,7 @@ process, on all of its devices.
 
 import dataclasses
 import json
+import os
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ from jax.sharding import Mesh
 
 from conprediff_jax import cli, images, parallel, sampling_flags
 from conprediff_jax.errors import UserError
+from conprediff_jax.files import absolute, is_address
 from conprediff_jax.generation import drawing, generate_to
 from conprediff_jax.inference import Trained, load_denoiser
 from conprediff_jax.metrics import clip, features, image_sets, lpips, report
@@ -70,6 +72,7 @@ _OUT = flags.DEFINE_string(
 _CACHE = flags.DEFINE_string(
     "cache", "~/.cache/conprediff_jax/metrics", "Features of references, converted weights."
 )
+flags.adopt_module_key_flags(sampling_flags)  # so that --help has them
 
 _SHOWN, _ROWS, _NEIGHBORS = 64, 8, 5  # images of the grid; samples with neighbours, and how many
 
@@ -81,7 +84,10 @@ def main(argv: list[str]) -> None:
         raise UserError("give either --workdir or --samples")
     if jax.process_count() > 1:
         raise UserError("evaluation runs in one process, on all of its devices")
-    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value or "") / "evaluation")
+    out = _OUT.value or os.path.join(_WORKDIR.value or "", "evaluation")
+    if is_address(out):
+        raise UserError(f"--out={out}: an evaluation is written on this machine, name a folder")
+    out = pathlib.Path(out)
     cache = pathlib.Path(_CACHE.value).expanduser()
     mesh = parallel.make_mesh(parallel.MeshSpec())
     extractor = features.random_extractor()
@@ -194,7 +200,7 @@ def _draw(trained: Trained, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, di
     prompts = cli.read_lines("captions", _CAPTIONS.value) if task.text else None
     draw = drawing(trained, spec, mesh, seed=_SEED.value, prompts=prompts)
 
-    about = {"workdir": str(pathlib.Path(workdir).resolve()), "step": step, "seed": _SEED.value}
+    about = {"workdir": str(absolute(workdir)), "step": step, "seed": _SEED.value}
     about |= {"sampling": dataclasses.asdict(spec)}
     files = generate_to(out / "samples", draw, num=_NUM.value, batch_size=_BATCH.value, about=about)
     said = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(spec).items() if k != "num")

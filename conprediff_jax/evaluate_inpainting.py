@@ -23,6 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags, logging
+from etils import epath
 from jax.sharding import Mesh
 
 from conprediff_jax import cli, images, inpainting, parallel
@@ -31,8 +32,8 @@ from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.errors import UserError
-from conprediff_jax.files import write_text
-from conprediff_jax.inference import load_denoiser
+from conprediff_jax.files import absolute, write_text
+from conprediff_jax.inference import check_denoisers, load_denoiser
 from conprediff_jax.metrics import features, lpips
 from conprediff_jax.metrics.bootstrap import Figure
 from conprediff_jax.metrics.fillings import FillingJudge, check, table
@@ -52,6 +53,7 @@ _OUT = flags.DEFINE_string(
     "out", None, "Folder that results are written to; <first workdir>/inpainting when absent."
 )
 _CACHE = flags.DEFINE_string("cache", "~/.cache/conprediff_jax/metrics", "Converted weights.")
+flags.adopt_module_key_flags(shared)  # so that --help has them
 
 _ROWS = 8  # of a picture
 
@@ -63,7 +65,8 @@ def main(argv: list[str]) -> None:
         raise UserError("evaluation runs in one process, on all of its devices")
     mesh = parallel.make_mesh(parallel.MeshSpec())
     names, holes, size = _names(_WORKDIR.value), {}, 0
-    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value[0]) / "inpainting")
+    check_denoisers(names.values(), shared.STEP.value, flag="--workdir=")  # before hours are spent
+    out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value[0]) / "inpainting")
     judge, results = _judge(mesh), Results(out / "inpainting.json")
     for name, workdir in names.items():
         trained = load_denoiser(workdir, mesh, shared.STEP.value, flag="--workdir=")
@@ -98,7 +101,7 @@ def main(argv: list[str]) -> None:
             images.write_png(out / f"{name}_{masks}.png", picture)
             results.add(name, masks, about, judge(cut, found))
     text = table(results.figures(list(names), list(holes)))
-    (out / "table.txt").write_text(text + "\n")
+    write_text(out / "table.txt", text + "\n")
     print(text, flush=True)
     logging.info("%s, %s", results.path, out / "table.txt")
 
@@ -110,7 +113,7 @@ class Results:
         path: of the JSON file; what is there already counts where it is about the same.
     """
 
-    def __init__(self, path: pathlib.Path):
+    def __init__(self, path: epath.Path):
         self.path = path
         try:
             self._cells: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
@@ -144,7 +147,7 @@ class Results:
 
 def _names(workdirs: Sequence[str]) -> dict[str, str]:
     """Workdirs by what the table calls them: their last part, where that tells them apart."""
-    short = [pathlib.Path(workdir).resolve().name for workdir in workdirs]
+    short = [absolute(workdir).name for workdir in workdirs]
     if len(set(short)) < len(short):
         short = [workdir.strip("/").replace("/", "-") for workdir in workdirs]
     if len(set(short)) < len(short):
@@ -195,7 +198,7 @@ def _about(workdir: str, step: int, sampling: str, masks: str) -> dict[str, Any]
     """What decides about a figure: everything must be as it was for it to be used again."""
     data = (shared.IMAGES.value, shared.SPLIT.value, _NUM.value, shared.POLARITY.value)
     return {
-        "workdir": str(pathlib.Path(workdir).resolve()),
+        "workdir": str(absolute(workdir)),
         "step": step,
         "sampling": sampling,
         "images": ", ".join(map(str, data)),

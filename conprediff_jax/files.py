@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written to a temporary name and moved."""
+"""Paths of this machine or of a bucket, and files that are there whole or not at all."""
 
 import os
 import uuid
@@ -6,6 +6,17 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 from etils import epath
+
+
+def absolute(path: str | os.PathLike) -> epath.Path:
+    """The whole path of a file or folder; the address of a bucket, as gs://, is one already."""
+    path = epath.Path(path)
+    return path if is_address(path) else path.expanduser().resolve()
+
+
+def is_address(path: str | os.PathLike) -> bool:
+    """Whether a path is not of this machine's file system."""
+    return "://" in os.fspath(path)
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:

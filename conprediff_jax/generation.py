@@ -15,6 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from conprediff_jax import images
+from conprediff_jax.config import flatten
 from conprediff_jax.errors import UserError
 from conprediff_jax.inference import Trained
 from conprediff_jax.progress import Progress
@@ -82,8 +83,14 @@ def generate_to(
     """
     about = json.loads(json.dumps(about | {"num": num, "shard": shard}))
     note = folder / "about.json"
-    if note.exists() and json.loads(note.read_text()) != about:
-        raise UserError(f"{folder}: holds images of {note.read_text()}, not of {json.dumps(about)}")
+    asked = flatten(about)
+    there = flatten(json.loads(note.read_text())) if note.exists() else asked
+    for key in asked | there:
+        if asked.get(key) != there.get(key):
+            raise UserError(
+                f"{folder}: holds images of {key} {there.get(key)}, not {asked.get(key)}: give "
+                "another --out, or remove this folder"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(about))
     files = [folder / f"{start:06}.npz" for start in range(0, num, shard)]

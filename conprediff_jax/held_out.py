@@ -10,15 +10,15 @@ bits a token are printed with their standard errors over the images; all is writ
 """
 
 import json
-import pathlib
 
 import numpy as np
 from absl import flags, logging
+from etils import epath
 
 from conprediff_jax import cli, data, parallel
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.files import write_text
-from conprediff_jax.inference import load_denoiser, load_experiment
+from conprediff_jax.inference import check_denoisers, load_denoiser, load_experiment
 from conprediff_jax.metrics import held_out
 from conprediff_jax.progress import Progress
 
@@ -34,8 +34,9 @@ _OUT = flags.DEFINE_string("out", None, "JSON file.")
 def main(argv: list[str]) -> None:
     """Evaluates every workdir in turn, prints a table and writes the JSON file."""
     del argv
+    check_denoisers(_WORKDIRS.value, _STEP.value, flag="--workdir=")  # before hours are spent
     found = {workdir: _evaluate(workdir) for workdir in _WORKDIRS.value}
-    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIRS.value[0]) / "held_out.json")
+    out = epath.Path(_OUT.value or epath.Path(_WORKDIRS.value[0]) / "held_out.json")
     write_text(out, json.dumps(found, indent=2) + "\n")
     for workdir, result in found.items():
         summary = "   ".join(

@@ -1,5 +1,6 @@
 """Opening what training has written, for use."""
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -77,9 +78,19 @@ def load_denoiser(path: str, mesh: Mesh, step: int | None = None, *, flag: str =
         UserError: it holds a first stage.
     """
     trained = load(path, mesh, step)
-    if not isinstance(trained.task, Denoising):
-        raise UserError(f"{flag}{path} holds a first stage: there is no denoiser")
+    _check_denoiser(trained.task, path, flag)
     return trained
+
+
+def check_denoisers(paths: Iterable[str], step: int | None = None, *, flag: str = "") -> None:
+    """Raises, for the first that has it, what `load_denoiser` would; parameters are not read."""
+    for path in paths:
+        _check_denoiser(load_experiment(path, step).task, path, flag)
+
+
+def _check_denoiser(task: Any, path: str, flag: str) -> None:
+    if not isinstance(task, Denoising):
+        raise UserError(f"{flag}{path} holds a first stage: there is no denoiser")
 
 
 def load_experiment(workdir: str, step: int | None = None) -> Experiment:
@@ -93,5 +104,5 @@ def load_experiment(workdir: str, step: int | None = None) -> Experiment:
         CheckpointError: the workdir holds no checkpoint.
     """
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        config = checkpoints.config(checkpoints.latest_step if step is None else step)
+        config = checkpoints.config(step)
     return make_experiment(ConfigDict(config))

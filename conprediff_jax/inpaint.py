@@ -22,12 +22,12 @@ well. Discrete models use their own sampler.
 
 import collections
 import json
-import pathlib
 from collections.abc import Sequence
 
 import jax
 import numpy as np
 from absl import flags, logging
+from etils import epath
 
 from conprediff_jax import cli, images, inpainting, parallel
 from conprediff_jax import inpainting_flags as shared
@@ -35,7 +35,7 @@ from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.errors import UserError
-from conprediff_jax.files import write_text
+from conprediff_jax.files import absolute, write_text
 from conprediff_jax.inference import load_denoiser
 from conprediff_jax.sampling import check_condition
 
@@ -46,6 +46,7 @@ _NUM = flags.DEFINE_integer(
 )
 _SAMPLES = flags.DEFINE_integer("samples", 4, "Fillings of every image.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "Folder. Default: in the workdir.")
+flags.adopt_module_key_flags(shared)  # so that --help has them
 
 _ROWS = 16  # of the grid
 _IMAGES_OF_A_DATA_SET = 8
@@ -78,9 +79,9 @@ def main(argv: list[str]) -> None:
         prompt=shared.PROMPT.value or "",
     )
     name = f"inpaint_step_{trained.step:07}_seed_{shared.SEED.value}"
-    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / "samples" / name)
+    out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
     about = {
-        "workdir": str(pathlib.Path(_WORKDIR.value).resolve()),
+        "workdir": str(absolute(_WORKDIR.value)),
         "step": trained.step,
         "seed": shared.SEED.value,
         "sampling": repr(spec),
@@ -105,7 +106,7 @@ def _read(step: int) -> list[Hole]:
 
 
 def _write(
-    out: pathlib.Path, holes: Sequence[Hole], filled: Sequence[np.ndarray], about: dict
+    out: epath.Path, holes: Sequence[Hole], filled: Sequence[np.ndarray], about: dict
 ) -> None:
     """The fillings, a grid for every size of image, and about.json."""
     rows = collections.defaultdict(list)

@@ -18,6 +18,8 @@ BATCH = flags.DEFINE_integer("batch_size", 64, "Fillings at a time.", lower_boun
 _JUMP = flags.DEFINE_integer("jump_length", None, "Steps that RePaint takes back; 10.")
 _RESAMPLINGS = flags.DEFINE_integer("resamplings", None, "How often RePaint goes through them; 10.")
 
+flags.adopt_module_key_flags(sampling_flags)  # so that --help has them
+
 
 def prompts() -> list[str]:
     """The caption that is asked for, if any."""

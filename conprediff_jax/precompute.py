@@ -55,7 +55,6 @@ EncodeTexts = Callable[[list[str]], Float[np.ndarray, "captions length width"]]
 def main(argv: list[str]) -> None:
     """Reads the flags and encodes."""
     del argv
-    cli.config_name()  # says so where there is no such file
     out = _OUT.value or _CONFIG.value.data.get("latents")
     if not out:
         raise UserError("--out is missing: a folder for the latents")

@@ -10,10 +10,9 @@ a folder of single PNGs (anything else). Image i depends on the seed and i alone
 decoder is not part of what is loaded.
 """
 
-import pathlib
-
 import numpy as np
 from absl import flags, logging
+from etils import epath
 
 from conprediff_jax import cli, images, parallel, sampling_flags
 from conprediff_jax.inference import load_denoiser
@@ -31,6 +30,7 @@ _BATCH = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound
 _OUT = flags.DEFINE_string(
     "out", None, "name.png: grid; name.npz: arrays; else a folder of PNGs. Default: in the workdir."
 )
+flags.adopt_module_key_flags(sampling_flags)  # so that --help has them
 
 
 def main(argv: list[str]) -> None:
@@ -64,7 +64,7 @@ def main(argv: list[str]) -> None:
             "%d/%d images  %.1f images/s  %s left", done, _NUM.value, speed, progress.left(speed)
         )
     name = f"sample_step_{step:07}_seed_{_SEED.value}.png"
-    out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value) / "samples" / name)
+    out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
     _write(out, np.concatenate(drawn), captions)
     logging.info("%d images of step %d written to %s", _NUM.value, step, out)
 
@@ -74,7 +74,7 @@ def _prompts() -> list[str]:
     return [*(_PROMPT.value or []), *(cli.read_lines("prompts", _PROMPTS.value) or [])]
 
 
-def _write(out: pathlib.Path, drawn: np.ndarray, captions: list[str] | None) -> None:
+def _write(out: epath.Path, drawn: np.ndarray, captions: list[str] | None) -> None:
     """A grid, an npz or a folder, by the ending of the name."""
     if out.suffix == ".png":
         images.write_png(out, images.grid(images.captioned(drawn, captions) if captions else drawn))

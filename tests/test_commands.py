@@ -17,6 +17,12 @@ ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = ROOT / "tests" / "tiny.py"
 
 
+BROKEN = """from conprediff_jax.config import default
+def get_config():
+    default().train.update(stepz=3)
+"""
+
+
 def command(module, *arguments):
     return [sys.executable, "-m", f"conprediff_jax.{module}", *map(str, arguments)]
 
@@ -118,12 +124,16 @@ def test_sample_writes_grids_arrays_and_single_images(killed_and_resumed, tmp_pa
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("main", ["--config={config}", "--config.train.stepz=3"], "stepz"),
+        ("main", ["--config={config}", "--config.train.stepz=3"], "train.stepz: there is no key"),
+        ("main", ["--config={config}", "--config.train.steps=abc"], "--config.train.steps=abc"),
+        ("main", ["--config={config}", "--wrokdir=x"], "Did you mean: workdir"),
+        ("main", ["--config={broken}"], 'broken.py, line 3: Key "stepz" does not exist'),
         ("main", ["--config=configs/missing.py"], "configs/missing.py"),
         ("main", ["--config={config}", "--config.context.transport=emd"], "'sinkhorn'"),
         ("main", ["--config={config}", "--config.data.name=celeb_a_hq/256"], "downloads/manual"),
         ("main", ["--config={config}", "--config.data.name=./nowhere"], "no such folder"),
         ("main", ["--config={config}", "--config.mesh.fsdp=2"], "does not match the 1 devices"),
+        ("held_out", ["--workdir={workdir},{workdir}/nothing"], "nothing/checkpoints"),
         ("sample", ["--workdir={workdir}/nothing"], "--workdir is a folder that training wrote"),
         ("sample", ["--workdir={workdir}", "--steps=0"], "steps"),
         ("sample", ["--workdir={workdir}", "--step=7"], "no step 7"),
@@ -132,11 +142,14 @@ def test_sample_writes_grids_arrays_and_single_images(killed_and_resumed, tmp_pa
     ],
 )
 def test_bad_input_is_one_clear_line(module, arguments, message, killed_and_resumed, tmp_path):
-    given = [a.format(config=CONFIG, workdir=killed_and_resumed[0]) for a in arguments]
+    broken = tmp_path / "broken.py"
+    broken.write_text(BROKEN)
+    names = {"config": CONFIG, "broken": broken, "workdir": killed_and_resumed[0]}
+    given = [a.format(**names) for a in arguments]
     if module == "main":
         given.append(f"--workdir={tmp_path / 'run'}")
     result = run(module, *given)
-    assert result.returncode != 0
+    assert result.returncode == 2  # which launchers do not try again
     errors = [line for line in result.stderr.splitlines() if "rror" in line]
     assert len(errors) == 1 and errors[0].startswith("error: "), result.stderr
     assert message in errors[0]

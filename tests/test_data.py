@@ -6,11 +6,14 @@ import sys
 
 import numpy as np
 import pytest
+from absl import flags
 from absl import logging as absl_logging
+from etils import epath
 from PIL import Image
 
 from conprediff_jax import data
 from conprediff_jax.data import sources, transforms
+from conprediff_jax.train.batches import Batches
 
 COUNT = 20  # images in the numbered folder, whose image i has the value 10 + i everywhere
 
@@ -94,6 +97,24 @@ def test_a_restored_iterator_goes_on_bit_for_bit(damaged):
     iterator.set_state(state)  # and back, in an iterator that has read ahead
     np.testing.assert_array_equal(next(iterator)["image"], expected[0])
     assert not {3, 11} & set(numbers({"image": np.concatenate(expected)}))
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (2, 0)])
+def test_another_number_of_workers_goes_on(numbered, tmp_path, before, after):
+    """Nothing of an epoch is left out; what one of two workers had read ahead is seen again."""
+    flags.FLAGS(["test"])  # as a command does, before grain starts processes
+
+    def batches(workers):
+        spec = spec_of(numbered, workers=workers)
+        return Batches(data.make_iterator(spec, batch_size=4, seed=0), (0, 1))
+
+    first = batches(before)
+    seen = [numbers(next(first)) for _ in range(3)]
+    (tmp_path / "process_0-of-1.json").write_bytes(first.get_state())
+    second = batches(after)
+    second.restore(epath.Path(tmp_path))
+    seen += [numbers(next(second)) for _ in range(3 if before == 2 else 2)]
+    assert set(np.concatenate(seen)) == set(range(COUNT))
 
 
 def test_an_undecodable_image_is_left_out_and_named(damaged, monkeypatch):

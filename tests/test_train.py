@@ -1,6 +1,7 @@
 """The trainer: what a step computes, on any mesh; stop, resume, and refusal."""
 
 import importlib.util
+import os
 import pathlib
 import shutil
 
@@ -17,6 +18,7 @@ from conprediff_jax import config as config_lib
 from conprediff_jax import inference, parallel, sampling
 from conprediff_jax.errors import ConfigError
 from conprediff_jax.experiment import check_devices, make_experiment
+from conprediff_jax.files import absolute
 from conprediff_jax.parallel import sharding
 from conprediff_jax.train import step as step_lib
 from conprediff_jax.train.checkpoint import CheckpointError, Checkpoints
@@ -302,6 +304,23 @@ def test_unreadable_checkpoints_are_moved_aside(finished, run_config, tmp_path):
     assert_same(train(run_config, str(tmp_path / "run")), state)
     assert (tmp_path / "run/checkpoints/unreadable-6").exists()
     assert inference.load(str(tmp_path / "run"), mesh_of()).step == 6
+
+
+def test_storage_that_does_not_answer_condemns_no_checkpoint(finished, monkeypatch):
+    with Checkpoints(str(finished[0])) as checkpoints:
+
+        def unanswered(step):
+            raise ValueError(f"UNAVAILABLE: {step}: Error reading gs://: HTTP response code: 503")
+
+        monkeypatch.setattr(checkpoints, "config", unanswered)
+        with pytest.raises(ValueError, match="503"):
+            checkpoints.restore(None, None, {})
+        assert checkpoints.latest_step == 6
+
+
+def test_checkpoints_of_a_bucket_stay_there():
+    assert str(absolute("gs://bucket/run") / "checkpoints") == "gs://bucket/run/checkpoints"
+    assert str(absolute("~/run")) == os.path.expanduser("~/run")
 
 
 def test_another_model_is_refused(finished, run_config):

@@ -47,7 +47,8 @@ def join(*, automatic: bool = False, timeout: int = 300) -> None:
         timeout: Seconds to wait for the others.
 
     Raises:
-        UserError: The environment says half of it, or the others do not come.
+        UserError: The environment says half of it, or names no coordinator. Where the others do
+            not come in time, JAX aborts the process.
     """
     given = [name for name in (COORDINATOR, COUNT, INDEX) if os.environ.get(name)]
     if not given and not automatic:
@@ -69,7 +70,7 @@ def join(*, automatic: bool = False, timeout: int = 300) -> None:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         where = f"{COORDINATOR}={os.environ[COORDINATOR]}" if given else "--distributed"
         raise UserError(f"{where}: the processes do not find each other: {first}") from error
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX listens now; who wants to know will
+    exit_when_asked()  # JAX listens now; who wants to know will
 
 
 def refuse_several() -> None:

@@ -47,12 +47,12 @@ class Batches:
             ValueError: the files are not all there, or not such files.
         """
         states = _read_states(folder)
-        mine = [state for state in states if state["share"] == self._share]
-        if mine:
-            self._iterator.set_state(mine[0]["stream"])
+        fresh = self._iterator.get_state()
+        mine = [s["stream"] for s in states if s["share"] == self._share]
+        if mine and _layout(mine[0]) == _layout(fresh):
+            self._iterator.set_state(mine[0])
         else:
-            first = first_unseen(states)
-            self._iterator.set_state(starting_at(first, self._iterator.get_state(), self._share))
+            self._iterator.set_state(starting_at(first_unseen(states), fresh, self._share))
         self._iterator.start_prefetch()
 
 
@@ -95,6 +95,11 @@ def starting_at(first: int, state: dict[str, Any], share: Iterable[int]) -> dict
 def _cursors(state: dict[str, Any]) -> list[dict[str, Any]]:
     """Where the workers of a part are; a part without workers is its own."""
     return state.get("iterators_in_use_states", [state])
+
+
+def _layout(state: dict[str, Any]) -> tuple[bool, int]:
+    """Whether a part is read by workers, and by how many; it may differ from run to run."""
+    return "iterators_in_use_states" in state, len(_cursors(state))
 
 
 def _read_states(folder: epath.Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ A checkpoint is a folder of items that are read independently:
         config   the run's config
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,10 +24,18 @@ from jax.experimental import multihost_utils
 
 from conprediff_jax import config as config_lib
 from conprediff_jax.errors import UserError
+from conprediff_jax.files import absolute
 from conprediff_jax.train.batches import Batches
 from conprediff_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
+
+# Of the machine or the storage, not of a checkpoint: names of status codes, HTTP's, and exceptions.
+_PASSING = re.compile(
+    r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|UNAUTHENTICATED"
+    r"|PERMISSION_DENIED)\b|\bHTTP\D{0,20}(429|5\d\d)\b"
+)
+_PASSING_ERRORS = (ConnectionError, TimeoutError, PermissionError, MemoryError)
 
 
 class CheckpointError(UserError):
@@ -43,7 +52,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str, *, keep: int | None = None, read_only: bool = False):
-        self.folder = epath.Path(workdir).resolve() / FOLDER
+        self.folder = absolute(workdir) / FOLDER
         if read_only and not self.folder.is_dir():
             raise CheckpointError(
                 f"no checkpoints in {self.folder}: --workdir is a folder that training wrote"
@@ -147,8 +156,16 @@ class Checkpoints:
 
         return self._newest(load, None, only=step)
 
-    def config(self, step: int) -> dict:
-        """The run's config that a checkpoint was written with."""
+    def config(self, step: int | None = None) -> dict:
+        """The run's config that a checkpoint was written with, by default the newest.
+
+        Raises:
+            CheckpointError: there is no such step, or none at all.
+        """
+        steps = self._steps()
+        if not steps or step not in (None, *steps):
+            raise _no_step(step, self.folder, steps)
+        step = steps[-1] if step is None else step
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["config"]
 
@@ -167,7 +184,7 @@ class Checkpoints:
         steps = self._steps()
         if only is not None:
             if only not in steps:
-                raise CheckpointError(f"no step {only} in {self.folder}: there are {steps}")
+                raise _no_step(only, self.folder, steps)
             steps = [only]
         unreadable = []
         for step in reversed(steps):
@@ -179,6 +196,8 @@ class Checkpoints:
             except CheckpointError:
                 raise
             except Exception as error:  # orbax, tensorstore and grain raise what they like
+                if isinstance(error, _PASSING_ERRORS) or _PASSING.search(str(error)):
+                    raise  # the checkpoint may be whole: to be tried again, and not without it
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
             if _anywhere(bool(reason)):
                 reason = reason or "another process cannot read its part"
@@ -200,6 +219,12 @@ class Checkpoints:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("moved unreadable checkpoints")
             self._manager.reload()
+
+
+def _no_step(step: int | None, folder: epath.Path, steps: list[int]) -> CheckpointError:
+    if not steps:
+        return CheckpointError(f"no checkpoint in {folder}: training has not written one yet")
+    return CheckpointError(f"no step {step} in {folder}: there are {steps}")
 
 
 def _anywhere(value: bool) -> bool:
