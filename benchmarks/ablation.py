@@ -88,6 +88,7 @@ _MEASURE = flags.DEFINE_bool("measure", False, "Only measure what has been train
 def main(argv: list[str]) -> None:
     """Trains, measures and reports; or one of them."""
     del argv
+    cli.need("matplotlib", "plan")
     out = pathlib.Path(_OUT.value)
     if _FIGURE.value:
         _figure(out / "figure.png")
@@ -181,10 +182,6 @@ def _report(out: pathlib.Path) -> None:
         text = report.write(out, list(SETTINGS))
     except FileNotFoundError as error:
         raise UserError(f"--out={error}") from error
-    except ImportError as error:
-        raise UserError(
-            f"{out / 'report.md'} is written; plots need matplotlib: {error}"
-        ) from error
     print(text, flush=True)
     logging.info("%s, report.json, report.png, held_out.png", out / "report.md")
 

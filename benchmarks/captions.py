@@ -65,6 +65,7 @@ class Gallery:
 def main(argv: list[str]) -> None:
     """Draws, compares and reports."""
     del argv
+    cli.need("matplotlib", "plan")
     trained = load_denoiser(_WORKDIR.value, parallel.make_mesh(parallel.MeshSpec()))
     spec = load_experiment(_WORKDIR.value).data
     if spec.name != "openmoji/combinations" or trained.task.text is None:

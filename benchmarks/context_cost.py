@@ -233,6 +233,7 @@ def _accuracy(transport: str, samples: int, channels: int) -> tuple[float, float
 def main(argv: list[str]) -> None:
     """Compiles, times, and prints the table."""
     del argv
+    cli.need("matplotlib", "plan")
     TRANSPORTS["naive"] = naive
     TRANSPORTS["naive_20"] = functools.partial(naive, iterations=20)
     rounds = hardest()

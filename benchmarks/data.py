@@ -20,9 +20,9 @@ from conprediff_jax import cli, data
 from conprediff_jax.train.text import with_vocabulary
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.")
-_BATCHES = flags.DEFINE_integer("batches", 20, "Batches read a round.")
-_STEPS = flags.DEFINE_integer("steps", 3, "Steps taken a round.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
+_BATCHES = flags.DEFINE_integer("batches", 20, "Batches read a round.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 3, "Steps taken a round.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:

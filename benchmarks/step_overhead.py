@@ -22,6 +22,7 @@ from ml_collections import config_flags
 from study.steps import TimedStep, time_in_turn
 
 from conprediff_jax import cli, linear
+from conprediff_jax.errors import UserError
 
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of every variant.")
@@ -41,6 +42,8 @@ FLAX = "Flax's layers"
 def variant(overrides: Mapping[str, Any]) -> TimedStep:
     """The config's step with some keys changed."""
     config = _CONFIG.value.copy_and_resolve_references()
+    if config.task != "denoising":
+        raise UserError("--config: trains a first stage, which predicts no context")
     config.update_from_flattened_dict(overrides)
     return TimedStep(config)
 

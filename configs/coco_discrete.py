@@ -5,8 +5,10 @@
 
 Data: TFDS `coco_captions`; of an image's captions one is drawn anew every epoch.
 First stage: VQGAN-f8 of 8,192 codes in weights/vqgan-f8-openimages: a diffusers VQModel
-(config.json and diffusion_pytorch_model.safetensors), or a workdir of ours. The data takes few of
-the codes: the 2,887 most used are kept, as published. (The published codec chooses its codes by a
+(config.json and diffusion_pytorch_model.safetensors), or a workdir of configs/first_stage/vq_f16.py
+with --config.autoencoder.num_codes=8192 --config.autoencoder.channel_mult="(1, 1, 2, 4)"
+--config.autoencoder.attention_downsampling="(8,)". The data takes few of the codes: the 2,887 most
+used are kept, as published. (The published codec chooses its codes by a
 classifier, ours by distance.)
 Text encoder: CLIP ViT-B/32, frozen: a `transformers` folder with its tokenizer in
 weights/clip-vit-base-patch32.

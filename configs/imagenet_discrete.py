@@ -5,8 +5,9 @@
 
 Data: as for configs/imagenet.py.
 First stage: VQGAN-f16 of 16,384 codes in weights/vqgan-f16-imagenet: a diffusers VQModel, or the
-workdir of configs/first_stage/vq_f16.py trained on this data. The data takes few of the codes: the
-974 most used are kept, as published.
+workdir of configs/first_stage/vq_f16.py trained on this data with
+--config.autoencoder.num_codes=16384. The data takes few of the codes: the 974 most used are kept,
+as published.
 Hardware: one host of eight GPUs or a TPU v5e-16; bf16 activations, float32 parameters.
 Hours: not measured.
 Expected: VQ-Diffusion reports FID 11.89 without guidance (arXiv 2111.14822), which the

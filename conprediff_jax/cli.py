@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 the user's error; 75 (EX_TEMPFAIL) stopped by SIGTERM, to be started again.
 """
 
+import importlib.util
 import logging as python_logging
 import os
 import pathlib
@@ -71,6 +72,16 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
             _end(1)
 
     app.run(guarded, flags_parser=_parse_flags)
+
+
+def need(module: str, extra: str) -> None:
+    """Checks, before anything is computed, that a library of one of the extras is there.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f'{module} is not installed, which this needs: pip install -e ".[{extra}]"')
 
 
 def config_name() -> pathlib.Path:

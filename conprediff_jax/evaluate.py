@@ -32,7 +32,7 @@ from jax.sharding import Mesh
 
 from conprediff_jax import cli, images, parallel, sampling_flags
 from conprediff_jax.errors import UserError
-from conprediff_jax.files import absolute, is_address
+from conprediff_jax.files import absolute, check_folder, is_address
 from conprediff_jax.generation import drawing, generate_to
 from conprediff_jax.inference import Trained, load_denoiser
 from conprediff_jax.metrics import clip, features, image_sets, lpips, report
@@ -88,6 +88,7 @@ def main(argv: list[str]) -> None:
     if is_address(out):
         raise UserError(f"--out={out}: an evaluation is written on this machine, name a folder")
     out = pathlib.Path(out)
+    check_folder(out, "--out")
     cache = pathlib.Path(_CACHE.value).expanduser()
     mesh = parallel.make_mesh(parallel.MeshSpec())
     extractor = features.random_extractor()

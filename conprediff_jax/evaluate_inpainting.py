@@ -32,7 +32,7 @@ from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.errors import UserError
-from conprediff_jax.files import absolute, write_text
+from conprediff_jax.files import absolute, check_folder, write_text
 from conprediff_jax.inference import check_denoisers, load_denoiser
 from conprediff_jax.metrics import features, lpips
 from conprediff_jax.metrics.bootstrap import Figure
@@ -67,6 +67,7 @@ def main(argv: list[str]) -> None:
     names, holes, size = _names(_WORKDIR.value), {}, 0
     check_denoisers(names.values(), shared.STEP.value, flag="--workdir=")  # before hours are spent
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value[0]) / "inpainting")
+    check_folder(out, "--out")
     judge, results = _judge(mesh), Results(out / "inpainting.json")
     for name, workdir in names.items():
         trained = load_denoiser(workdir, mesh, shared.STEP.value, flag="--workdir=")

@@ -7,6 +7,8 @@ from typing import BinaryIO
 
 from etils import epath
 
+from conprediff_jax.errors import UserError
+
 
 def absolute(path: str | os.PathLike) -> epath.Path:
     """The whole path of a file or folder; the address of a bucket, as gs://, is one already."""
@@ -17,6 +19,20 @@ def absolute(path: str | os.PathLike) -> epath.Path:
 def is_address(path: str | os.PathLike) -> bool:
     """Whether a path is not of this machine's file system."""
     return "://" in os.fspath(path)
+
+
+def check_folder(path: str | os.PathLike, flag: str) -> None:
+    """Checks, before anything is computed, that a folder is or can be made there.
+
+    Raises:
+        UserError: a file is in the way.
+    """
+    path = epath.Path(path)
+    for part in (path, *path.parents):
+        if part.exists():
+            if not part.is_dir():
+                raise UserError(f"{flag}={path}: {part} is a file, and must be a folder")
+            return
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:

@@ -35,7 +35,7 @@ from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.errors import UserError
-from conprediff_jax.files import absolute, write_text
+from conprediff_jax.files import absolute, check_folder, write_text
 from conprediff_jax.inference import load_denoiser
 from conprediff_jax.sampling import check_condition
 
@@ -59,6 +59,9 @@ def main(argv: list[str]) -> None:
         raise UserError("inpainting runs in one process, on all of its devices")
     mesh = parallel.make_mesh(parallel.MeshSpec())
     trained = load_denoiser(_WORKDIR.value, mesh, shared.STEP.value, flag="--workdir=")
+    name = f"inpaint_step_{trained.step:07}_seed_{shared.SEED.value}"
+    out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
+    check_folder(out, "--out")
     check_condition(trained.task, shared.LABEL.value, shared.prompts())
     spec = inpainting.sampling_for(trained.task, **shared.sampling())
     holes = _read(trained.step)
@@ -78,8 +81,6 @@ def main(argv: list[str]) -> None:
         label=shared.LABEL.value,
         prompt=shared.PROMPT.value or "",
     )
-    name = f"inpaint_step_{trained.step:07}_seed_{shared.SEED.value}"
-    out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
     about = {
         "workdir": str(absolute(_WORKDIR.value)),
         "step": trained.step,

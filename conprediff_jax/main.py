@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from conprediff_jax import cli
+from conprediff_jax.files import check_folder
 from conprediff_jax.train.loop import train
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
@@ -29,8 +30,9 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     """Reads the flags and trains."""
     del argv
-    file = cli.config_name()
-    train(_CONFIG.value, _WORKDIR.value or str(pathlib.Path("runs") / file.stem))
+    workdir = _WORKDIR.value or str(pathlib.Path("runs") / cli.config_name().stem)
+    check_folder(workdir, "--workdir")
+    train(_CONFIG.value, workdir)
 
 
 if __name__ == "__main__":

@@ -66,6 +66,7 @@ def _sampled() -> bool:
 
 def _sweep(topology: Topology, out: pathlib.Path) -> None:
     """Searches, and writes what came of it after every plan: a sweep may take hours."""
+    cli.need("matplotlib", "plan")
     plans: list[Plan] = []
 
     def done(plan: Plan) -> None:

@@ -15,6 +15,7 @@ from absl import flags, logging
 from etils import epath
 
 from conprediff_jax import cli, images, parallel, sampling_flags
+from conprediff_jax.files import check_folder
 from conprediff_jax.inference import load_denoiser
 from conprediff_jax.progress import Progress
 from conprediff_jax.sampling import check_condition, generate_batches, make_generate
@@ -38,6 +39,9 @@ def main(argv: list[str]) -> None:
     del argv
     mesh = parallel.make_mesh(parallel.MeshSpec())
     task, params, frozen, step = load_denoiser(_WORKDIR.value, mesh, _STEP.value, flag="--workdir=")
+    name = f"sample_step_{step:07}_seed_{_SEED.value}.png"
+    out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
+    check_folder(out.parent if out.suffix in (".png", ".npz") else out, "--out")
     prompts = _prompts()
     check_condition(task, _LABEL.value, prompts)
     spec = task.sampling.overridden(task, **sampling_flags.values())
@@ -63,8 +67,6 @@ def main(argv: list[str]) -> None:
         logging.info(
             "%d/%d images  %.1f images/s  %s left", done, _NUM.value, speed, progress.left(speed)
         )
-    name = f"sample_step_{step:07}_seed_{_SEED.value}.png"
-    out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
     _write(out, np.concatenate(drawn), captions)
     logging.info("%d images of step %d written to %s", _NUM.value, step, out)
 

@@ -229,3 +229,29 @@ def test_a_run_of_one_process_is_preempted_too(images, tmp_path):
     assert process.wait() == processes.AGAIN and "Traceback" not in rest
     (step,) = steps_of(tmp_path)
     assert f"asked to stop: step {step} is saved" in rest
+
+
+ALONE = """
+import jax
+from jax.experimental import multihost_utils
+from conprediff_jax import cli
+from conprediff_jax.errors import UserError
+
+def main(argv):
+    if jax.process_index() == 1:
+        raise UserError("wrong here alone")
+    multihost_utils.sync_global_devices("nobody else comes")
+
+cli.run(main, several=True)
+"""
+
+
+def test_an_error_of_one_process_ends_all_at_once_with_its_code(tmp_path):
+    (tmp_path / "alone.py").write_text(ALONE)
+    command = ["launch/local.py", "--processes=2", "--", sys.executable, tmp_path / "alone.py"]
+    ended = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment(), capture_output=True, text=True,
+        timeout=200,
+    )  # fmt: skip
+    assert ended.returncode == 2, ended
+    assert "error: wrong here alone" in ended.stdout + ended.stderr

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 import tiny
+from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import assert_same, mesh_of
 
@@ -307,15 +308,14 @@ def test_unreadable_checkpoints_are_moved_aside(finished, run_config, tmp_path):
 
 
 def test_storage_that_does_not_answer_condemns_no_checkpoint(finished, monkeypatch):
-    with Checkpoints(str(finished[0])) as checkpoints:
+    with Checkpoints(str(finished[0]), read_only=True) as checkpoints:
 
         def unanswered(step):
             raise ValueError(f"UNAVAILABLE: {step}: Error reading gs://: HTTP response code: 503")
 
         monkeypatch.setattr(checkpoints, "config", unanswered)
         with pytest.raises(ValueError, match="503"):
-            checkpoints.restore(None, None, {})
-        assert checkpoints.latest_step == 6
+            checkpoints.restore_for_inference(lambda config: (None, None))
 
 
 def test_checkpoints_of_a_bucket_stay_there():
@@ -408,6 +408,15 @@ SIZES = {
 }
 
 
+def keys_of_no_type(config, prefix="config"):
+    """What the command line could not set."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from keys_of_no_type(value, f"{prefix}.{key}")
+        elif config.get_type(key) is type(None):
+            yield f"{prefix}.{key}"
+
+
 @pytest.mark.parametrize("name", shipped_configs())
 def test_shipped_configs_build_models_of_the_published_size(name):
     path = pathlib.Path(__file__).parent.parent / "configs" / name
@@ -415,7 +424,9 @@ def test_shipped_configs_build_models_of_the_published_size(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     assert f"--config=configs/{name}" in module.__doc__
-    experiment = make_experiment(module.get_config())
+    config = module.get_config()
+    assert not list(keys_of_no_type(config))
+    experiment = make_experiment(config)
     check_devices(experiment, 1, 1)
     params, _ = jax.eval_shape(experiment.task.init)
     parallel.tree_shardings(params, mesh_of(8, fsdp=2, tensor=2))

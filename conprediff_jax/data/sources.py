@@ -21,6 +21,7 @@ other people's data may import TensorFlow, while they prepare.
 
 import contextlib
 import dataclasses
+import difflib
 import importlib.util
 import os
 import pathlib
@@ -313,8 +314,25 @@ def make_builder(name: str, data_dir: str | None = None) -> Any:
             return tfds.builder(name, data_dir=root, file_format="array_record")
     except Exception as error:  # unknown names, configs and versions each have their own
         raise DataError(
-            f"{name}: {first_line(error)} (a folder is written with a leading ./ or /)"
+            f"{name}: {_nearest(name) or first_line(error)} (a folder is written with a leading ./ "
+            "or /)"
         ) from error
+
+
+def _nearest(name: str) -> str:
+    """The names of TFDS that are nearest to one that it does not know; '' if it knows it."""
+    import tensorflow_datasets as tfds
+
+    builder, _, config = name.partition(":")[0].partition("/")
+    known, wanted, prefix = tfds.list_builders(), builder, ""
+    if builder in known:
+        known, wanted = tfds.builder_cls(builder).builder_configs, config
+        prefix = f"{builder}/"
+    if wanted in ("", *known):
+        return ""
+    near = difflib.get_close_matches(wanted, known, 3, 0.4)
+    hint = f": did you mean {' or '.join(prefix + found for found in near)}?" if near else ""
+    return f"TFDS has no such data set{hint}"
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> Any:

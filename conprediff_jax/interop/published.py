@@ -51,7 +51,7 @@ def _ldm_4(learning_rate_batch: int, name: str) -> ConfigDict:
 
 def _ldm_8() -> ConfigDict:
     made = presets.ldm_8(weights=_IN_FILE).unlock()
-    made.data.name = "lsun/church"
+    made.data.name = "lsun/church_outdoor"
     return made
 
 

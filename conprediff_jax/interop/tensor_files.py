@@ -126,6 +126,10 @@ def _read_torch(path: pathlib.Path) -> dict[str, Any]:
             f"{path}: a torch file, and torch is not installed: pip install torch, "
             "or give the weights as .safetensors"
         ) from error
+    with path.open("rb") as file:
+        begins = file.read(16)
+    if not begins.startswith((b"PK", b"\x80")):  # a zip archive; the pickle of old files
+        raise FileError(f"{path}: not a torch file: it begins with {begins!r}")
     inert = [(type(name.rsplit(".")[-1], (), {}), name) for name in _INERT]
     try:
         with torch.serialization.safe_globals(inert):

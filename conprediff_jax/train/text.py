@@ -119,6 +119,11 @@ def make_text(config: ConfigDict) -> TextCondition | None:
             raise ValueError(f"kind is {kind!r}: choose one of {kinds}")
         if kind == "none":
             return None
+        if "encoder" not in config.text:
+            raise ValueError(
+                f"kind is {kind!r}, and there is no key 'encoder': the config file has to say "
+                f"config.text = conprediff_jax.config.text({kind!r}, ...)"
+            )
         encoder = build(TEXT_ENCODERS[kind], config.text, "encoder", dtype=config.dtype)
     return build(TextCondition, config, "text", others=("kind", "encoder"), encoder=encoder)
 
