@@ -66,7 +66,7 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
             logging.info("%s", stop)
             sys.exit(processes.AGAIN)
         except Exception:
-            if jax.process_count() == 1:
+            if not jax.distributed.is_initialized():
                 raise
             traceback.print_exc()
             _end(1)
@@ -132,7 +132,7 @@ def _of_config(error: BaseException | None, argv: list[str]) -> str:
     first = chain[-1]
     if isinstance(first, SyntaxError):
         return f"{first.filename}, line {first.lineno}: {first.msg}"
-    texts = [str(e.args[0]) if e.args else type(e).__name__ for e in chain]
+    texts = [str(e.args[0] if e.args else "").strip() or type(e).__name__ for e in chain]
     reason = texts[-1].splitlines()[0].partition(" Other fields present")[0].strip(" .")
     reason = re.sub(r"^'(\w+)'$", r"\1", reason)  # a KeyError's
     hints = [line for text in texts for line in text.splitlines() if line.startswith("Did you")]
@@ -147,14 +147,14 @@ def _of_config(error: BaseException | None, argv: list[str]) -> str:
     return f"--config: {reason}{hint}"
 
 
-def _fail(message: str) -> None:
+def _fail(message: str) -> NoReturn:
     print(f"error: {message}", file=sys.stderr, flush=True)
     _end(USER_ERROR_CODE)
 
 
 def _end(code: int) -> NoReturn:
     """Ends the process; one of several at once, where JAX would first wait for the others."""
-    if jax.distributed.is_initialized() and jax.process_count() > 1:
+    if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
