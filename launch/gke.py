@@ -12,8 +12,11 @@ The image has this package installed; the cluster has JobSet 0.10 or newer, and 
 kind. kubectl's current context decides which cluster. What follows -- are the flags of
 conprediff_jax.main; the workdir is a bucket or a volume of all pods.
 
-A run that is preempted (exit code 75, or pods whose node goes away) starts again without limit, one
-that fails otherwise --max-restarts times, and one that was started wrongly (exit code 2) never.
+A run that is preempted (exit code 75, or pods that are told that their node goes away) starts again
+without limit, one that fails otherwise --max-restarts times, and one that was started wrongly (exit
+code 2) never. A node that dies without a word counts as a failure.
+
+submit replaces a JobSet of the same name that has ended, and refuses while it has not.
 """
 
 import argparse
@@ -65,21 +68,49 @@ def main() -> int:
     kubectl = ["kubectl", f"--namespace={options.namespace}"]
     if options.context:
         kubectl.append(f"--context={options.context}")
-    manifest = None
+    # Until nothing is left: jobs that are going would be in the way of new ones of the same names.
+    delete = [*kubectl, "delete", f"jobset/{options.name}", "--cascade=foreground"]
     if options.action == "submit":
-        manifest, command = fill(options), [*kubectl, "apply", "--filename=-"]
-    elif options.action == "logs":
+        return submit(options, kubectl, delete)
+    if options.action == "logs":
         selector = f"jobset.sigs.k8s.io/jobset-name={options.name}"
         command = [*kubectl, "logs", f"--selector={selector}", "--follow", "--prefix", "--tail=100"]
         command.append("--max-log-requests=1000")
     else:
-        command = [*kubectl, "delete", f"jobset/{options.name}"]
+        command = delete
+    return run(command, options).returncode
+
+
+def submit(options: argparse.Namespace, kubectl: list[str], delete: list[str]) -> int:
+    """Makes the JobSet, where none of that name is running."""
+    look = [*kubectl, "get", f"jobset/{options.name}", "--ignore-not-found", "--output=json"]
+    found = run(look, options, stdout=subprocess.PIPE)
+    if found.returncode:
+        return found.returncode
+    if found.stdout:
+        conditions = json.loads(found.stdout).get("status", {}).get("conditions", [])
+        ended = [c["type"] for c in conditions if c["status"] == "True"]
+        if not {"Completed", "Failed"}.intersection(ended):
+            message = "it is still running; delete it first, or choose another name"
+            print(f"error: --name={options.name}: {message}", file=sys.stderr)
+            return USER_ERROR
+        if code := run(delete, options).returncode:
+            return code
+    if options.spot:
+        notice = "spot nodes give 15 to 30 seconds to save, whatever --grace says"
+        advice = "a small --config.train.checkpoint_every limits what a longer save loses"
+        print(f"WARNING: {notice}; {advice}", file=sys.stderr)
+    # Not apply: it would leave alone what has come up meanwhile.
+    return run([*kubectl, "create", "--filename=-"], options, input=fill(options)).returncode
+
+
+def run(command: list[str], options: argparse.Namespace, **pipes) -> subprocess.CompletedProcess:
+    """Runs a command, or says what it would be, and what it would read."""
     print("+", shlex.join(command), flush=True)
     if options.dry_run:
-        if manifest:
-            print(manifest)
-        return 0
-    return subprocess.run(command, input=manifest, text=True, check=False).returncode
+        print(pipes.get("input", ""), end="")
+        return subprocess.CompletedProcess(command, 0, stdout="")
+    return subprocess.run(command, text=True, check=False, **pipes)
 
 
 def parse() -> argparse.Namespace:
@@ -95,15 +126,17 @@ def parse() -> argparse.Namespace:
     add("--image", help="container image (submit)")
     add("--tpu", metavar="TYPE", help="label gke-tpu-accelerator, such as tpu-v6e-slice")
     add("--topology", help="of one slice, such as 4x4 (with --tpu)")
-    add("--slices", type=int, default=1, help="how many (with --tpu)")
+    add("--slices", type=int, help="how many (with --tpu); 1 by default")
     add("--gpu", metavar="TYPE", help="label gke-accelerator, such as nvidia-h100-80gb")
-    add("--nodes", type=int, default=1, help="how many (with --gpu)")
+    add("--nodes", type=int, help="how many (with --gpu); 1 by default")
     add("--chips", type=int, help="TPU chips or GPUs of a node; 4 and 8 by default")
     add("--port", type=int, default=1234, help="of the first process (with --gpu)")
     add("--spot", action="store_true", help="nodes that may be taken away at any time")
     add("--service-account", default="default", help="Kubernetes account that may read the bucket")
-    add("--max-restarts", type=int, default=3, help="after failures")
-    add("--grace", type=int, default=120, help="seconds to save after SIGTERM")
+    # Each node that dies uses one up: the others abort before its pod is marked as disrupted, with
+    # an exit code (134) that a broken program has too.
+    add("--max-restarts", type=int, default=10, help="after failures and nodes that died")
+    add("--grace", type=int, help="seconds to save after SIGTERM; 120, with --spot 25 by default")
     add("--dry-run", action="store_true", help="print the command and the manifest")
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options = parser.parse_args(sys.argv[1:end])
@@ -115,6 +148,18 @@ def parse() -> argparse.Namespace:
             parser.error("submit needs either --tpu or --gpu")
         if options.tpu and not re.fullmatch(r"\d+(x\d+)+", options.topology or ""):
             parser.error("--tpu needs --topology, such as 4x4")
+        if options.tpu and options.nodes is not None:
+            parser.error("--nodes goes with --gpu: a slice's --topology says how many it has")
+        if options.gpu and (options.slices is not None or options.topology):
+            parser.error("--slices and --topology go with --tpu")
+        least = {"slices": 1, "nodes": 1, "chips": 1, "grace": 1, "max_restarts": 0}
+        for name, smallest in least.items():
+            value = getattr(options, name)
+            if value is not None and value < smallest:
+                flag = name.replace("_", "-")
+                parser.error(f"--{flag}={value}: it must be at least {smallest}")
+        options.slices, options.nodes = options.slices or 1, options.nodes or 1
+        options.grace = options.grace or (25 if options.spot else 120)
         options.chips = options.chips or (4 if options.tpu else 8)
         if options.tpu:
             options.total = math.prod(map(int, options.topology.split("x")))

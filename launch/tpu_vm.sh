@@ -7,27 +7,30 @@
 # Commands:
 #   create     make the TPU VM, as a queued resource unless --no-queue; waits until it is there
 #   install    copy this source tree to all its workers and install it
-#   run        train on all of them, in the foreground; again when it exits with 75 (preempted)
+#   run        train on all of them, and follow that; again when it exits with 75 (preempted)
+#   stop       have the training save and end
 #   logs       follow the log of one worker
 #   delete     give the machines back
-#   up         create, install and run; when spot machines are taken away, all of it anew
+#   up         create, install and run; when machines are taken away, all of it anew
 #
 # Flags:
 #   --name=NAME       of the TPU VM and of its queued resource (required)
 #   --zone=ZONE       (required)
 #   --type=TYPE       accelerator type, such as v5litepod-16 (create, up)
-#   --version=VERSION runtime version (default: v2-alpha-tpuv5-lite)
+#   --version=VERSION runtime version (default: the one for PyTorch and JAX of that type)
 #   --project=ID      project (default: gcloud's own)
 #   --spot            cheaper machines that may be taken away at any time
 #   --no-queue        ask for the machines now or never
 #   --source=DIR      repository whose checked-out commit is installed (default: this one)
 #   --python=VERSION  Python on the workers (default: 3.12)
+#   --max-restarts=N  how often up tries again what failed on machines that are there (default: 3)
 #   --worker=N        whose log (default: 0)
 #   --poll=SECONDS    between looks at the queue (default: 30)
 #   --dry-run         print the commands, run nothing
 #   --                what follows are the flags of conprediff_jax.main
 #
-# The workdir has to be a bucket, or another place that all workers see.
+# The workdir has to be a bucket, or another place that all workers see. Training does not depend on
+# the connection: where it is lost, or this command ended, the same command goes on following.
 set -euo pipefail
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
@@ -35,13 +38,13 @@ fail() { echo "error: $*" >&2; exit 2; }
 
 command=${1:-} && shift || true
 case $command in
-  create | install | run | logs | delete | up) ;;
+  create | install | run | stop | logs | delete | up) ;;
   -h | --help) usage; exit ;;
   *) usage >&2; fail "the first argument is '$command': give one of the commands above" ;;
 esac
 
-name='' zone='' type='' version=v2-alpha-tpuv5-lite project='' spot=false queue=true
-source=$(cd "$(dirname "$0")/.." && pwd) python=3.12 worker=0 poll=30 dry=false
+name='' zone='' type='' version='' project='' spot=false queue=true
+source=$(cd "$(dirname "$0")/.." && pwd) python=3.12 worker=0 poll=30 restarts=3 dry=false
 while (($#)); do
   case $1 in
     --name=*) name=${1#*=} ;;
@@ -53,6 +56,7 @@ while (($#)); do
     --no-queue) queue=false ;;
     --source=*) source=${1#*=} ;;
     --python=*) python=${1#*=} ;;
+    --max-restarts=*) restarts=${1#*=} ;;
     --worker=*) worker=${1#*=} ;;
     --poll=*) poll=${1#*=} ;;
     --dry-run) dry=true ;;
@@ -63,6 +67,22 @@ while (($#)); do
 done
 [[ $name ]] || fail "--name is missing"
 [[ $zone ]] || fail "--zone is missing"
+[[ $restarts =~ ^[0-9]+$ ]] || fail "--max-restarts=$restarts: it must be a number"
+
+if [[ $command == create || $command == up ]]; then
+  [[ $type ]] || fail "--type is missing, such as v5litepod-16"
+  # https://cloud.google.com/tpu/docs/runtimes
+  case $version$type in
+    v6e-*) version=v2-alpha-tpuv6e ;;
+    v5p-*) version=v2-alpha-tpuv5 ;;
+    v5litepod-* | v5e-*) version=v2-alpha-tpuv5-lite ;;
+    v[234]-*) version=tpu-ubuntu2204-base ;;
+    *) [[ $version ]] || fail "--type=$type is not known here: give its --version too" ;;
+  esac
+fi
+if [[ $command == run || $command == up ]]; then
+  (($#)) || fail "nothing to run: give the flags of conprediff_jax.main after --"
+fi
 
 place=(--zone="$zone")
 [[ $project ]] && place+=(--project="$project")
@@ -73,60 +93,126 @@ step() {
   $dry || "$@"
 }
 
+# gcloud connects again, up to ten times, and gives the command once more: it has to bear that.
 on_worker() { # which, command
-  step gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$1" --command="$2"
+  step gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$1" \
+    --ssh-flag=-oServerAliveInterval=30 --command="$2"
 }
 
+# Of the request, or of the machines where there is none. To list what is missing is no error.
 state() {
-  gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
-    --format='value(state.state)' 2>/dev/null || echo MISSING
+  local kind=queued-resources field=state.state now
+  $queue || kind=tpu-vm field=state
+  now=$(gcloud compute tpus "$kind" list "${place[@]}" \
+    --filter="name~/$name\$" --format="value($field)") || now=UNKNOWN # gcloud has said why
+  echo "${now:-MISSING}"
+}
+
+ask() {
+  local options=("${place[@]}" --accelerator-type="$type")
+  $spot && options+=(--spot)
+  if $queue; then
+    step gcloud compute tpus queued-resources create "$name" --node-id="$name" \
+      --runtime-version="$version" "${options[@]}"
+  else
+    step gcloud compute tpus tpu-vm create "$name" --version="$version" "${options[@]}"
+  fi
 }
 
 create() {
-  [[ $type ]] || fail "--type is missing, such as v5litepod-16"
-  local options=("${place[@]}" --accelerator-type="$type" --version="$version")
-  if ! $queue; then
-    $spot && options+=(--spot)
-    step gcloud compute tpus tpu-vm create "$name" "${options[@]}"
-    return
-  fi
-  options=("${place[@]}" --node-id="$name" --accelerator-type="$type" --runtime-version="$version")
-  $spot && options+=(--spot)
-  step gcloud compute tpus queued-resources create "$name" "${options[@]}"
   if $dry; then
-    step gcloud compute tpus queued-resources describe "$name" "${place[@]}"
+    ask
     return
   fi
-  local now
-  until now=$(state) && [[ $now == ACTIVE ]]; do
-    [[ $now == FAILED || $now == SUSPENDED ]] && fail "the request for $name is $now"
+  local now asked=false unknown=0
+  while true; do
+    now=$(state)
     echo "$name is $now"
+    [[ $now == UNKNOWN ]] || unknown=0
+    case $now in
+      ACTIVE | READY) return ;;
+      MISSING | FAILED | SUSPENDED | PREEMPTED | TERMINATED)
+        if $asked; then
+          echo "error: the request for $name is $now" >&2
+          return 1
+        fi
+        if [[ $now != MISSING ]]; then delete || return; fi
+        ask || return
+        asked=true
+        ;;
+      UNKNOWN)
+        if ((++unknown == 5)); then
+          echo "error: gcloud does not say how $name is" >&2
+          return 1
+        fi
+        ;;
+    esac
     sleep "$poll"
   done
 }
 
 install() {
   local archive="${TMPDIR:-/tmp}/$name-source.tar.gz"
-  step git -C "$source" archive --format=tar.gz --output="$archive" HEAD
-  step gcloud compute tpus tpu-vm scp "$archive" "$name:source.tar.gz" "${place[@]}" --worker=all
+  step git -C "$source" archive --format=tar.gz --output="$archive" HEAD || return
+  step gcloud compute tpus tpu-vm scp "$archive" "$name:source.tar.gz" "${place[@]}" --worker=all ||
+    return
   on_worker all "set -e
+mkdir -p train
+flock --nonblock train/lock true || { echo 'it trains already: left as it is'; exit; }
 mkdir -p conprediff_jax && tar -xzf source.tar.gz -C conprediff_jax && cd conprediff_jax
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --allow-existing --python=$(printf %q "$python") .venv
 python3 -m uv pip install --quiet --editable '.[tpu]'"
 }
 
+# Training holds train/lock on its worker. What ssh runs starts it, unless it runs already or this
+# very start (train/id) has ended meanwhile, and then follows its log until the lock is free.
 run() {
-  (($#)) || fail "nothing to run: give the flags of conprediff_jax.main after --"
-  on_worker all "set -o pipefail; cd conprediff_jax
+  local id
+  id=$(date +%s)-$$-$RANDOM
+  on_worker all "mkdir -p train && cd train && exec 9>lock || exit
+cat >new.sh <<'END'
+cd ../conprediff_jax
 while true; do
-  .venv/bin/python -m conprediff_jax.main --distributed$(printf ' %q' "$@") 2>&1 | tee -a ../train.log
+  .venv/bin/python -m conprediff_jax.main --distributed$(printf ' %q' "$@")
   code=\$?
-  [ \$code -eq 75 ] || exit \$code
-done"
+  if [ \$code -ne 75 ] || [ -e ../train/stopped ]; then break; fi
+done
+echo \$code >../train/code
+END
+lines=20
+if flock --nonblock 9; then
+  if [ \"\$(cat id 2>/dev/null)\" != $id ]; then
+    mv new.sh run.sh
+    rm -f code stopped
+    echo $id >id
+    touch log
+    lines=+\$((\$(wc -l <log) + 1))
+    setsid nohup bash run.sh >>log 2>&1 </dev/null &
+    echo \$! >pid
+  fi
+elif cmp --silent new.sh run.sh; then
+  echo $id >id
+else
+  echo 'error: it trains already, with other flags: stop it first' >&2
+  exit 2
+fi
+exec 9>&-
+tail -n \$lines -f log &
+flock lock true
+sleep 1 # for tail to print the end
+kill \$!
+exit \$(cat code 2>/dev/null || echo 137) # killed, if it left no code"
 }
 
-logs() { on_worker "$worker" "tail -n 100 -F train.log"; }
+stop() {
+  on_worker all "cd train || exit
+if flock --nonblock lock true; then echo 'it does not train'; exit; fi
+touch stopped
+pkill -TERM --parent \$(cat pid)"
+}
+
+logs() { on_worker "$worker" "tail -n 100 -F train/log"; }
 
 delete() {
   if $queue; then
@@ -137,16 +223,30 @@ delete() {
 }
 
 up() {
-  (($#)) || fail "nothing to run: give the flags of conprediff_jax.main after --"
-  create
-  install
-  until run "$@"; do
-    [[ $queue == true && $(state) != ACTIVE ]] || fail "the run failed; $0 logs says why"
-    echo "$name is $(state): taken away, asking for another"
-    delete
-    create
-    install
+  local failures=0 code now
+  while true; do
+    code=0
+    { create && install && run "$@"; } || code=$?
+    # Done, started wrongly, and stopped by hand.
+    if [[ $code == 0 || $code == 2 || $code == 75 ]]; then exit "$code"; fi
+    now=$(state)
+    case $now in
+      SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED) # taken away, which is no failure
+        failures=0
+        echo "$name is $now: asking for another"
+        ;;
+      *)
+        if ((++failures > restarts)); then
+          echo "error: it ended with $code; $0 logs may say why" >&2
+          exit "$code"
+        fi
+        echo "exit code $code, and $name is $now: trying again"
+        sleep "$poll"
+        ;;
+    esac
   done
 }
 
+# What was interrupted is not tried again.
+trap 'exit 130' INT
 "$command" "$@"

@@ -3,12 +3,14 @@
 What only a cluster can show, such as whether it has machines of such names, is not tested here.
 """
 
+import json
 import os
 import pathlib
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -105,64 +107,220 @@ def test_local_passes_sigterm_on_and_does_not_start_again():
 POD = ["--name=pod", "--zone=us-west4-a"]
 
 
-def test_tpu_vm_makes_spot_machines_anew_when_they_are_taken_away(tmp_path):
-    """gcloud loses the first machine while it trains, and lets the second one finish."""
-    state = tmp_path / "state"
-    lose = f"[ -e {state} ] || {{ echo SUSPENDED > {state}; exit 1; }}"
+def cloud(folder, extra="", name="gcloud"):
+    """A gcloud that knows of one TPU VM: it can be made, listed and deleted."""
+    state = folder / "state"
     program(
-        tmp_path,
-        "gcloud",
-        f"""case "$*" in
-  *describe*) cat {state} 2>/dev/null || echo ACTIVE ;;
-  *conprediff_jax.main*) {lose} ;;
-  *delete*) echo ACTIVE > {state} ;;
+        folder,
+        name,
+        f"""state={state}
+{extra}
+case "$*" in
+  *" create "*) echo ACTIVE > $state ;;
+  *" delete "*) rm $state ;;
+  *" list "*) cat $state 2>/dev/null || true ;;
 esac""",
     )
-    result = launch("tpu_vm.sh", "up", *POD, "--type=v6e-8", "--spot", "--poll=0", path=tmp_path)
+    return state
+
+
+def tpu_up(folder, *flags):
+    flags = ["--type=v6e-8", "--poll=0", *flags]
+    result = launch("tpu_vm.sh", "up", *POD, *flags, path=folder)
+    return result, (folder / "calls").read_text()
+
+
+@pytest.mark.parametrize("when", ["queued-resources create", "tpu-vm scp", "conprediff_jax.main"])
+@pytest.mark.parametrize("end", ["SUSPENDED", "FAILED"])
+def test_tpu_vm_makes_machines_anew_when_they_are_taken_away(when, end, tmp_path):
+    """gcloud loses the first machine at some time, and lets the second one finish."""
+    lost = f"""if [[ "$*" == *"{when}"* && ! -e {tmp_path}/lost ]]; then
+  touch {tmp_path}/lost; echo {end} > $state; exit 1
+fi"""
+    cloud(tmp_path, lost)
+    result, text = tpu_up(tmp_path, "--spot")
     assert result.returncode == 0, result.stderr
-    text = (tmp_path / "calls").read_text()
-    assert text.count("--accelerator-type=v6e-8 --runtime-version=v2-alpha-tpuv5-lite --spot") == 2
-    assert text.count("tpu-vm scp") == text.count("uv pip install") == 2
-    assert text.count("conprediff_jax.main --distributed") == 2
+    made = "create pod --node-id=pod --runtime-version=v2-alpha-tpuv6e"
+    assert text.count(made) == text.count("--accelerator-type=v6e-8 --spot") == 2
     assert text.count("queued-resources delete pod") == 1
+    assert text.count("conprediff_jax.main --distributed") == 1 + (when == "conprediff_jax.main")
 
 
-def test_tpu_vm_commands_run_again_on_the_workers_and_quote_their_flags(tmp_path):
-    """The command that the workers get, run here with a Python that is first preempted."""
-    note = f'last="${{@: -1}}"; echo "${{last#--command=}}" > {tmp_path}/remote'
-    program(tmp_path, "gcloud", note)
-    assert launch("tpu_vm.sh", "run", *POD, path=tmp_path).returncode == 0
-    workspace = tmp_path / "worker" / "conprediff_jax" / ".venv" / "bin"
+@pytest.mark.parametrize(("code", "runs"), [(9, 3), (255, 3), (2, 1), (75, 1)])
+def test_tpu_vm_tries_again_a_few_times_on_machines_that_are_there(code, runs, tmp_path):
+    cloud(tmp_path, f'[[ "$*" != *conprediff_jax.main* ]] || exit {code}').write_text("ACTIVE\n")
+    result, text = tpu_up(tmp_path, "--max-restarts=2")
+    assert result.returncode == code
+    assert text.count("conprediff_jax.main --distributed") == runs
+    assert " create " not in text and " delete " not in text  # they were there, and stay
+
+
+def test_tpu_vm_says_why_gcloud_does_not_answer_and_stops(tmp_path):
+    cloud(tmp_path, "echo 'the login has expired' >&2; exit 1")
+    arguments = ["create", *POD, "--type=v4-8", "--poll=0"]
+    result = launch("tpu_vm.sh", *arguments, path=tmp_path)
+    assert result.returncode == 1 and "the login has expired" in result.stderr
+    assert len(calls(tmp_path)) == 5 and " create " not in " ".join(calls(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kind", "version"),
+    [
+        ("v6e-8", "v2-alpha-tpuv6e"),
+        ("v5p-8", "v2-alpha-tpuv5"),
+        ("v5litepod-16", "v2-alpha-tpuv5-lite"),
+        ("v4-32", "tpu-ubuntu2204-base"),
+        ("v7x-8 --version=new", "new"),
+        ("v6e-8 --version=new", "new"),
+    ],
+)
+def test_tpu_vm_chooses_the_runtime_by_the_type(kind, version):
+    result = launch("tpu_vm.sh", "create", *POD, *f"--type={kind} --dry-run".split())
+    assert f"--runtime-version={version} " in result.stdout
+
+
+@pytest.fixture
+def worker(tmp_path):
+    """A worker of a TPU VM: runs, in a folder of its own, what ssh would run there.
+
+    Its Python notes its arguments and then does what the file `python` says.
+    """
+    home = tmp_path / "worker"
+    workspace = home / "conprediff_jax" / ".venv" / "bin"
     workspace.mkdir(parents=True)
-    program(
-        workspace,
-        "python",
-        f"""for argument; do echo "<$argument>" >> {tmp_path}/arguments; done
-[ -e {tmp_path}/again ] || {{ touch {tmp_path}/again; exit 75; }}""",
-    )
-    subprocess.run(
-        ["bash", str(tmp_path / "remote")], cwd=tmp_path / "worker", check=True, capture_output=True
-    )
-    arguments = (tmp_path / "arguments").read_text().splitlines()
-    assert arguments.count("<--config.data.name=a folder>") == 2  # whole, and twice
+    note = f'for argument; do echo "<$argument>" >> {home}/arguments; done'
+    program(workspace, "python", f"{note}\n. {home}/python")
+    program(tmp_path, "gcloud", f'last="${{@: -1}}"; echo "${{last#--command=}}" > {home}/remote')
+
+    class Worker:
+        folder = home
+
+        def python(self, text):
+            (home / "python").write_text(text)
+
+        def given(self, *arguments, command=TRAIN):
+            """The command that the worker is given, as a file."""
+            result = launch("tpu_vm.sh", *arguments, *POD, path=tmp_path, command=command)
+            assert result.returncode == 0, result.stderr
+            return (home / "remote").rename(home / f"remote{len(list(home.iterdir()))}")
+
+        def start(self, file):
+            return subprocess.Popen(
+                ["bash", file], cwd=home,
+                text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            )  # fmt: skip
+
+        def do(self, *arguments, command=TRAIN):
+            process = self.start(self.given(*arguments, command=command))
+            said = process.communicate(timeout=60)[0]
+            return process.returncode, said
+
+        def starts(self):
+            file = home / "arguments"
+            return file.read_text().split("\n").count("<--distributed>") if file.exists() else 0
+
+        def wait_for(self, name):
+            until = time.monotonic() + 60
+            while not (home / name).exists():
+                assert time.monotonic() < until, name
+                time.sleep(0.05)
+
+    yield Worker()
+    (home / "end").touch()  # for what still trains
+
+
+# What waits for the test, in the folder conprediff_jax.
+WAIT = "touch ../waits; until [ -e ../end ]; do sleep 0.1; done"
+
+
+def test_tpu_vm_workers_train_again_after_preemption_and_pass_codes_on(worker):
+    worker.python("[ -e ../again ] || { touch ../again; exit 75; }; echo 'what is wrong'; exit 9")
+    code, said = worker.do("run")
+    assert code == 9 and "what is wrong" in said
+    assert worker.starts() == 2
+    arguments = (worker.folder / "arguments").read_text().splitlines()
+    assert arguments.count("<--config.data.name=a folder>") == 2  # whole
+    worker.python("exit 0")
+    assert worker.do("run") == (0, "")
+    assert worker.starts() == 3
+    assert "what is wrong" in (worker.folder / "train" / "log").read_text()  # for logs
+
+
+def test_tpu_vm_workers_start_one_training_however_often_they_are_asked(worker):
+    """gcloud gives a command again when it has lost the connection."""
+    worker.python(f"{WAIT}; echo 'the last line'; exit 9")
+    command = worker.given("run")
+    first = worker.start(command)
+    worker.wait_for("waits")
+    first.kill()
+    again, joined = worker.start(command), worker.start(worker.given("run"))
+    code, said = worker.do("run", command=["--config=another.py"])
+    assert code == 2 and "it trains already, with other flags" in said
+    assert "it trains already: left as it is" in worker.do("install")[1]
+    (worker.folder / "end").touch()
+    for follower in (again, joined):
+        assert "the last line" in follower.communicate(timeout=60)[0]
+        assert follower.returncode == 9
+    assert worker.starts() == 1
+
+
+def test_tpu_vm_workers_report_an_end_that_came_without_a_connection(worker):
+    worker.python("echo 'the last line'; exit 9")
+    command = worker.given("run")
+    for _ in range(2):
+        process = worker.start(command)
+        assert "the last line" in process.communicate(timeout=60)[0]
+        assert process.returncode == 9
+    assert worker.starts() == 1
+
+
+def test_tpu_vm_workers_stop_when_they_are_told(worker):
+    worker.python(f"trap 'exit 75' TERM; {WAIT}")
+    training = worker.start(worker.given("run"))
+    worker.wait_for("waits")
+    assert worker.do("stop")[0] == 0
+    training.communicate(timeout=60)
+    assert training.returncode == processes.AGAIN and worker.starts() == 1
+    assert worker.do("stop") == (0, "it does not train\n")
 
 
 # --- Slurm ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (75, True), (9, False)])
-def test_slurm_jobs_queue_again_after_preemption(code, requeued, tmp_path):
+@pytest.mark.parametrize(
+    ("signals", "code", "requeued"),
+    [
+        ("", 0, False),
+        ("", 75, True),
+        ("", 9, False),
+        ("", 143, False),  # it killed itself
+        ("USR1", 0, False),  # done in time
+        ("USR1", 75, True),
+        ("USR1", 143, True),  # told before it listened
+        ("USR1", 134, True),  # and left by one that was
+        ("USR1 TERM", 137, True),  # its time was over before it had saved
+        ("USR1", 2, False),
+        ("TERM", 75, False),  # scancel
+        ("TERM", 137, False),
+    ],
+)
+def test_slurm_jobs_queue_again_after_preemption(signals, code, requeued, tmp_path):
     """sbatch plays the whole cluster: it runs the job that it is given."""
     program(tmp_path, "sbatch", "SLURM_JOB_ID=17 bash; exit 0")
-    program(tmp_path, "srun", f"exit {code}")
+    send = "".join(f"kill -{signal} $PPID; sleep 0.2; " for signal in signals.split())
+    program(tmp_path, "srun", f"{send}exit {code}")
     program(tmp_path, "scontrol", "")
-    result = launch("slurm.sh", "--nodes=2", "--gpus=4", "--time=1:00:00", path=tmp_path)
+    program(tmp_path, "scancel", "")
+    flags = ["--nodes=2", "--gpus=4", "--cpus=6", "--time=1:00:00", "--grace=90"]
+    result = launch("slurm.sh", *flags, path=tmp_path)
     assert result.returncode == 0, result.stderr
     batch, step, *rest = calls(tmp_path)
-    for option in ("--nodes=2", "--ntasks-per-node=4", "--requeue", "--signal=TERM@120"):
+    for option in ("--nodes=2", "--ntasks-per-node=4", "--requeue", "--signal=B:USR1@90"):
         assert option in batch.split()
+    assert {"--cpus-per-task=6", "--kill-on-bad-exit=0", "--wait=90"} <= set(step.split())
     assert "conprediff_jax.main --distributed --config=configs/openmoji.py" in step
-    assert rest == (["scontrol requeue 17"] if requeued else [])
+    told = ["scancel --signal=TERM 17"] if "USR1" in signals else []
+    assert rest == told + (["scontrol requeue 17"] if requeued else [])
 
 
 # --- GKE ------------------------------------------------------------------------------------------
@@ -249,10 +407,13 @@ def check_fields(value, schema, where="manifest"):
     ids=["tpu", "gpu"],
 )
 def test_gke_submits_a_jobset(flags, replicas, hosts, resource, tmp_path):
-    program(tmp_path, "kubectl", f"cat > {tmp_path}/manifest.yaml")
+    make = f'[[ "$*" != *create* ]] || cat > {tmp_path}/manifest.yaml'
+    program(tmp_path, "kubectl", make)
     given = ["submit", "--name=run", "--image=registry/image", *flags]
-    assert launch("gke.py", *given, path=tmp_path).returncode == 0
-    assert calls(tmp_path) == ["kubectl --namespace=default apply --filename=-"]
+    result = launch("gke.py", *given, path=tmp_path)
+    assert result.returncode == 0
+    assert ("checkpoint_every" in result.stderr) == (flags is TPU)  # on spot nodes
+    assert calls(tmp_path)[1:] == ["kubectl --namespace=default create --filename=-"]
     manifest = yaml.safe_load((tmp_path / "manifest.yaml").read_text())
     check_fields(manifest, JOBSET)
     (job,) = manifest["spec"]["replicatedJobs"]
@@ -262,6 +423,8 @@ def test_gke_submits_a_jobset(flags, replicas, hosts, resource, tmp_path):
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == resource
     assert container["command"][:5] == ["python", "-m", "conprediff_jax.main", *TRAIN]
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/dev/shm"]
+    assert pod["terminationGracePeriodSeconds"] == (25 if flags is TPU else 120)
     selector = pod["nodeSelector"]
     if flags is TPU:
         assert "--distributed" in container["command"]
@@ -281,6 +444,30 @@ def test_gke_submits_a_jobset(flags, replicas, hosts, resource, tmp_path):
     assert again["action"] == "RestartJobSetAndIgnoreMaxRestarts"
     assert never["onJobFailureMessagePatterns"] == ["matching FailJob rule at index 2$"]
     assert never["action"] == "FailJobSet"
+
+
+@pytest.mark.parametrize(
+    ("conditions", "then"),
+    [
+        ([], None),
+        ([("Completed", "False"), ("Suspended", "False")], None),
+        ([("Completed", "True")], ["delete jobset/run --cascade=foreground", "create"]),
+        ([("Failed", "True")], ["delete jobset/run --cascade=foreground", "create"]),
+    ],
+)
+def test_gke_replaces_what_has_ended_and_nothing_else(conditions, then, tmp_path):
+    conditions = [{"type": kind, "status": status} for kind, status in conditions]
+    (tmp_path / "found").write_text(json.dumps({"status": {"conditions": conditions}}))
+    program(tmp_path, "kubectl", f'[[ "$*" != *" get "* ]] || cat {tmp_path}/found')
+    result = launch("gke.py", "submit", "--name=run", "--image=image", *GPU, path=tmp_path)
+    look, *rest = calls(tmp_path)
+    assert "get jobset/run --ignore-not-found" in look
+    if then is None:
+        assert result.returncode == cli.USER_ERROR_CODE and not rest
+        assert result.stderr.startswith("error: --name=run: it is still running")
+    else:
+        assert result.returncode == 0
+        assert all(action in call for action, call in zip(then, rest, strict=True))
 
 
 # --- all of them ----------------------------------------------------------------------------------
@@ -309,11 +496,19 @@ def test_dry_runs_show_everything_and_do_nothing(script, arguments, tmp_path):
         ("tpu_vm.sh", ["launch"], "the first argument is 'launch'"),
         ("tpu_vm.sh", ["up", "--zone=z"], "--name is missing"),
         ("tpu_vm.sh", ["create", *POD], "--type is missing"),
+        ("tpu_vm.sh", ["up", *POD, "--type=v9-8"], "--type=v9-8 is not known here"),
+        ("tpu_vm.sh", ["up", *POD, "--type=v4-8", "--max-restarts=x"], "--max-restarts=x"),
         ("tpu_vm.sh", ["up", *POD, "--size=3"], "unknown flag '--size=3'"),
         ("slurm.sh", ["--machines=2"], "unknown flag '--machines=2'"),
+        ("slurm.sh", ["--grace=2m"], "--grace=2m: it must be a number above 0"),
         ("gke.py", ["submit", "--name=run", "--image=image"], "either --tpu or --gpu"),
         ("gke.py", ["submit", "--name=run", "--image=i", "--tpu=t", "--topology=4"], "such as 4x4"),
         ("gke.py", ["submit", "--name=run", "--image=image", *TPU, "--chips=3"], "must divide the"),
+        ("gke.py", ["submit", "--name=r", "--image=i", *TPU, "--nodes=2"], "--nodes goes with"),
+        ("gke.py", ["submit", "--name=r", "--image=i", *GPU, "--slices=1"], "go with --tpu"),
+        ("gke.py", ["submit", "--name=r", "--image=i", *TPU, "--slices=0"], "--slices=0: it must"),
+        ("gke.py", ["submit", "--name=r", "--image=i", *GPU, "--nodes=0"], "--nodes=0: it must"),
+        ("gke.py", ["submit", "--name=r", "--image=i", *GPU, "--max-restarts=-1"], "at least 0"),
         ("gke.py", ["delete", "--name=Run"], "--name=Run: up to 40 lower-case letters"),
     ],
 )
