@@ -47,8 +47,8 @@ def join(*, automatic: bool = False, timeout: int = 300) -> None:
         timeout: Seconds to wait for the others.
 
     Raises:
-        UserError: The environment says half of it, or names no coordinator. Where the others do
-            not come in time, JAX aborts the process.
+        UserError: The environment says half of it, or names no coordinator.
+        RuntimeError: The others do not come in time; where JAX does not abort the process at once.
     """
     given = [name for name in (COORDINATOR, COUNT, INDEX) if os.environ.get(name)]
     if not given and not automatic:
@@ -67,6 +67,8 @@ def join(*, automatic: bool = False, timeout: int = 300) -> None:
     try:
         jax.distributed.initialize(**options, initialization_timeout=timeout)
     except (ValueError, RuntimeError) as error:
+        if "DEADLINE_EXCEEDED" in str(error):  # another start may find them
+            raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
         where = f"{COORDINATOR}={os.environ[COORDINATOR]}" if given else "--distributed"
         raise UserError(f"{where}: the processes do not find each other: {first}") from error
