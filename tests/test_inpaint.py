@@ -54,7 +54,7 @@ class Averages(FirstStage):
     """
 
     discrete: bool = False
-    model = types.SimpleNamespace(downsampling=4)
+    downsampling = 4
 
     def encode(self, frozen, images):
         patches = rearrange(images, "b (r p) (c q) k -> b r c (p q) k", p=4, q=4)
