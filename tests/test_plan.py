@@ -246,8 +246,32 @@ def test_no_such_slice(name, message):
 def test_peaks_are_known_by_device_kind():
     assert peak_flops("TPU v5 lite") == CHIPS["v5e"].flops == 197e12
     assert peak_flops("TPU v5") == CHIPS["v5p"].flops
-    assert peak_flops("NVIDIA H100 PCIe") < peak_flops("NVIDIA H100 80GB HBM3") == 989e12
     assert peak_flops("cpu") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA L4", 121e12),
+        ("NVIDIA L40", 181e12),
+        ("NVIDIA L40S", 362e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A100 80GB PCIe", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 NVL", 835e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA H200 NVL", 835e12),
+        ("NVIDIA GH200 480GB", 990e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA GB200", 2500e12),
+        ("NVIDIA L40G", None),  # a name that begins like a known one is another card
+        ("NVIDIA H100X", None),
+        ("NVIDIA GeForce RTX 4090", None),
+    ],
+)
+def test_peaks_of_gpus_are_those_of_the_card(name, peak):
+    assert peak_flops(name) == peak
 
 
 def test_memory_of_arguments_is_that_of_their_shards():

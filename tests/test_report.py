@@ -1,6 +1,10 @@
 """What a run says of its speed: use of the device, goodput, waiting for data, traces."""
 
+import gc
+import itertools
+import threading
 import types
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -15,28 +19,46 @@ from conprediff_jax.train.spec import TrainSpec
 
 
 class Watch:
-    """A clock that is set by hand."""
+    """A clock that is set by hand; a thread that waited for a step sees when the step ended."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
-        clock = types.SimpleNamespace(monotonic=lambda: self.now)
+        self.waiter = threading.local()
+        clock = types.SimpleNamespace(monotonic=lambda: getattr(self.waiter, "now", self.now))
         monkeypatch.setattr(throughput, "time", clock)
         monkeypatch.setattr("conprediff_jax.progress.time", clock)
 
-    def batches(self, seconds):
-        while True:
-            self.now += seconds
+    def batches(self, *seconds):
+        for taken in itertools.cycle(seconds):
+            self.now += taken
             yield {}
 
 
 class Result:
-    """A step's result, there or still being computed."""
+    """A step's output, computed by a time."""
 
-    def __init__(self, ready):
-        self.ready = ready
+    def __init__(self, watch, end):
+        self.watch, self.end = watch, end
 
     def is_ready(self):
-        return self.ready
+        return self.end <= self.watch.now
+
+    def block_until_ready(self):
+        assert threading.current_thread() is not threading.main_thread()
+        self.watch.waiter.now = self.end
+
+
+class Device:
+    """Computes steps one after the other, each as soon as it is given and the last one is done."""
+
+    def __init__(self, watch, step_seconds):
+        self.watch, self.step_seconds = watch, step_seconds
+        self.end, self.idle = watch.now, 0.0
+
+    def step(self):
+        self.idle += max(self.watch.now - self.end, 0.0)
+        self.end = max(self.watch.now, self.end) + self.step_seconds
+        return Result(self.watch, self.end)
 
 
 class Quarter(throughput.MeasuredStep):
@@ -51,16 +73,77 @@ def watch(monkeypatch):
     return Watch(monkeypatch)
 
 
-def test_waiting_counts_only_while_the_device_is_idle(watch):
-    clock = throughput.Clock(began=60.0)
-    batches = watch.batches(2.0)
-    clock.fetch(batches, Result(ready=False))  # it computes meanwhile: nothing is lost
-    clock.fetch(batches, Result(ready=True))
+@pytest.mark.parametrize(
+    ("batches", "share"),
+    [
+        ([0.1], 0.0),  # many steps are in flight
+        ([0.99], 0.0),
+        ([1.02], 0.02 / 1.02),
+        ([1.3], 0.3 / 1.3),
+        ([5.0], 4.0 / 5.0),
+        ([0.1, 0.1, 0.1, 3.9], 0.2 / 4.2),  # three steps in flight cover most of a slow batch
+    ],
+)
+def test_waiting_counts_from_when_the_device_is_idle(batches, share, watch):
+    clock, device = throughput.Clock(began=watch.now - 20.0), Device(watch, step_seconds=1.0)
+    batches = watch.batches(*batches)
+    last = device.step()
+    for steps in (40, 80):  # two intervals
+        began, idle = watch.now, device.idle
+        for _ in range(steps):
+            clock.fetch(batches, last)
+            last = device.step()
+        seconds, idle = watch.now - began, device.idle - idle
+        values = clock.interval(seconds)
+        np.testing.assert_allclose(values["speed/data_wait"], idle / seconds, atol=1e-9)
+        np.testing.assert_allclose(values["speed/data_wait"], share, atol=0.01)
+    passed = watch.now - 100.0
+    np.testing.assert_allclose(
+        values["speed/goodput"], (passed - device.idle) / (passed + 20.0), rtol=1e-9
+    )
+    clock.close()
+
+
+def test_a_device_that_has_ended_before_waits_for_the_whole_batch(watch):
+    clock, batches = throughput.Clock(began=60.0), watch.batches(2.0)
+    clock.fetch(batches, None)
+    clock.reset()  # before the first step
+    clock.fetch(batches, None)
+    clock.fetch(batches, Result(watch, end=watch.now))
     watch.now += 4.0
-    # Eight seconds of steps, two of them lost; 48 since the run was started.
-    assert clock.interval(8.0) == {"speed/data_wait": 0.25, "speed/goodput": 6.0 / 48.0}
-    watch.now += 10.0
-    assert clock.interval(10.0) == {"speed/data_wait": 0.0, "speed/goodput": 16.0 / 58.0}
+    # Eight seconds of steps, four of them lost; 50 since the run was started.
+    assert clock.interval(8.0) == {"speed/data_wait": 0.5, "speed/goodput": 4.0 / 50.0}
+    clock.close()
+
+
+def test_a_step_that_still_runs_is_not_waited_for(watch):
+    ended, watched = threading.Event(), threading.Event()
+
+    class Running(Result):
+        def is_ready(self):
+            return ended.is_set()
+
+        def block_until_ready(self):
+            watched.set()
+            ended.wait()
+
+    before = set(threading.enumerate())
+    clock = throughput.Clock()
+    batches = watch.batches(1.0)
+    outputs = [Running(watch, end=None) for _ in range(3)]
+    alive = [weakref.ref(output) for output in outputs]
+    for output in outputs:
+        clock.fetch(batches, output)  # would not return if it waited
+    assert watched.wait(60.0)
+    (watcher,) = set(threading.enumerate()) - before
+    clock.close()
+    ended.set()
+    watcher.join(60.0)
+    assert not watcher.is_alive()
+    assert clock.interval(3.0)["speed/data_wait"] == 0.0
+    del outputs, output
+    gc.collect()
+    assert [ref() for ref in alive] == [None] * 3
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
@@ -70,11 +153,11 @@ def test_a_run_that_waits_for_data_is_told_so(seconds, watch, tmp_path, monkeypa
     spec = TrainSpec(steps=5, log_every=2, batch_size=4)
     reporter = report.Reporter(str(tmp_path), spec, 0, lambda: "none", began=90.0)
     reporter.measure(Quarter(jax.jit(lambda state, batch: state), 0))
-    batches = watch.batches(seconds)
+    batches, loss = watch.batches(seconds), jax.block_until_ready(jnp.float32(1.0))
     for step in range(1, 6):
         reporter.fetch(batches)
         watch.now += 2.0  # the step
-        reporter.add(step, {"loss": jnp.float32(1.0)})
+        reporter.add(step, {"loss": loss})
     reporter.close()
     events = EventAccumulator(str(tmp_path)).Reload()
 

@@ -6,7 +6,8 @@ interconnect (ICI), which the pages give for both directions and which is one wa
 v4 does not state the last: six links of 50 GB/s agree with its 24 TB/s across the middle of a
 16 x 16 x 16 pod.
 
-GPU figures are dense bf16 FLOP/s of NVIDIA's data sheets; they serve the log of a run only.
+GPU figures are dense bf16 FLOP/s a GPU of NVIDIA's data sheets, half of what these give with
+sparsity; they serve the log of a run only.
 """
 
 import dataclasses
@@ -80,13 +81,21 @@ _TPU_KINDS = {
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
 }
+# The first words of `jax.Device.device_kind`; the rest says memory and socket. Slower cards of the
+# same chip have entries of their own.
 _GPU_FLOPS = {
     "NVIDIA L4": 121e12,
+    "NVIDIA L40": 181e12,
+    "NVIDIA L40S": 362e12,
     "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H100": 989e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100 PCIe": 756e12,
     "NVIDIA H200": 989e12,
+    "NVIDIA H200 NVL": 835e12,
+    "NVIDIA GH200": 990e12,
     "NVIDIA B200": 2250e12,
+    "NVIDIA GB200": 2500e12,
 }
 
 
@@ -98,5 +107,7 @@ def peak_flops(device_kind: str) -> float | None:
     """
     if device_kind in _TPU_KINDS:
         return CHIPS[_TPU_KINDS[device_kind]].flops
-    matching = [name for name in _GPU_FLOPS if device_kind.startswith(name)]
+    # Whole words, as an L40 is no L4, and the longest name, as an H100 NVL is not any H100.
+    words = device_kind.replace("-", " ") + " "
+    matching = [name for name in _GPU_FLOPS if words.startswith(name + " ")]
     return _GPU_FLOPS[max(matching, key=len)] if matching else None

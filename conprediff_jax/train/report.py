@@ -114,6 +114,7 @@ class Reporter:
 
     def close(self) -> None:
         """Finishes writing."""
+        self._clock.close()
         self._writer.close()
 
     def _write(self, step: int) -> None:

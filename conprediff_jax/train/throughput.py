@@ -12,6 +12,7 @@ pauses for samples, evaluations and checkpoints, and waiting for data.
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -93,8 +94,9 @@ def trace_window(text: str) -> tuple[int, int]:
 class Clock:
     """Where a run's time goes: steps, and waiting for data.
 
-    Only waits count at whose end the device has nothing left to do: while it works, waiting for the
-    next batch costs nothing.
+    Waiting counts from the moment on when the device has nothing left to do: while it works, a
+    batch that takes long costs nothing. That moment is noted by a thread that blocks on the output
+    of the last step, as the caller is busy with the batch then. `close` ends the thread.
 
     Args:
         began: when the run was started, by `time.monotonic`.
@@ -103,19 +105,28 @@ class Clock:
     def __init__(self, began: float | None = None):
         self._began = time.monotonic() if began is None else began
         self._waited = self._productive = 0.0
+        self._watcher = ThreadPoolExecutor(1, "step-end")
 
     def fetch(self, batches: Iterator[Any], last: Any) -> Any:
-        """The next batch, its time noted.
+        """The next batch, the time noted that the device waited for it.
 
         Args:
             batches: where it comes from.
-            last: an array of the step before, by which to see whether the device still works, or
-                None.
+            last: an output of the last step that was started, not donated to a later one; None if
+                that step has ended, or there was none.
         """
         began = time.monotonic()
-        batch = next(batches)
         if last is None or last.is_ready():
+            batch = next(batches)
             self._waited += time.monotonic() - began
+            return batch
+        end = self._watcher.submit(_end, last)
+        batch = next(batches)
+        now = time.monotonic()
+        if last.is_ready():  # so the thread has its time, or is about to
+            self._waited += max(now - max(end.result(), began), 0.0)
+        else:
+            end.cancel()  # nobody asks any more; it may be queued behind earlier steps
         return batch
 
     def interval(self, seconds: float) -> dict[str, float]:
@@ -132,3 +143,13 @@ class Clock:
     def reset(self) -> None:
         """Forgets waits that belong to no interval, as before the first step."""
         self._waited = 0.0
+
+    def close(self) -> None:
+        """Ends the thread, once the step that it watches has ended; does not wait for it."""
+        self._watcher.shutdown(wait=False, cancel_futures=True)
+
+
+def _end(output: Any) -> float:
+    """Waits for an output of a step; when it was there, by `time.monotonic`."""
+    output.block_until_ready()
+    return time.monotonic()
