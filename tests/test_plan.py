@@ -381,7 +381,6 @@ def reading_ahead():
     "make_config", [convert_tiny.reading_along, convert_tiny.reading_tokens, reading_ahead]
 )
 def test_plans_of_models_that_read_captions_need_no_vocabulary(make_config, monkeypatch):
-    pytest.importorskip("libtpu")
     lowered = []
 
     def not_compiled(program, given, shape):
@@ -389,6 +388,7 @@ def test_plans_of_models_that_read_captions_need_no_vocabulary(make_config, monk
         return Account(fits=True, memory=given, needed=given.total)
 
     monkeypatch.setattr(plans, "compile_account", not_compiled)
+    monkeypatch.setattr(Topology, "devices", lambda self: jax.devices()[: self.chips])
     config = make_config().unlock()
     config.text.update(vocabulary="", tokenizer="nowhere")  # a file that only a run needs
     config.train.batch_size = 16
