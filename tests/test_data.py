@@ -102,7 +102,7 @@ def test_a_restored_iterator_goes_on_bit_for_bit(damaged):
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (2, 0)])
 def test_another_number_of_workers_goes_on(numbered, tmp_path, before, after):
     """Nothing of an epoch is left out; what one of two workers had read ahead is seen again."""
-    flags.FLAGS(["test"])  # as a command does, before grain starts processes
+    flags.FLAGS.mark_as_parsed()  # as a command has, where grain starts processes
 
     def batches(workers):
         spec = spec_of(numbered, workers=workers)
