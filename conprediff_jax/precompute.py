@@ -42,7 +42,10 @@ SAY_EVERY = 10.0  # seconds between progress lines
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
 _OUT = flags.DEFINE_string("out", None, "Folder of the latents; config.data.latents when absent.")
-_SHARD_SIZE = flags.DEFINE_integer("shard_size", 1024, "Images a file.", lower_bound=1)
+_SHARD_SIZE = flags.DEFINE_integer(
+    "shard_size", None, "Images a file; 1024 when absent, or as many as make 256 files.",
+    lower_bound=1,
+)  # fmt: skip
 flags.mark_flag_as_required("config")
 
 Encode = Callable[
@@ -62,13 +65,13 @@ def main(argv: list[str]) -> None:
     precompute(_CONFIG.value, out, _SHARD_SIZE.value)
 
 
-def precompute(config: ConfigDict, out: str, shard_size: int = 1024) -> latents.Manifest:
+def precompute(config: ConfigDict, out: str, shard_size: int | None = None) -> latents.Manifest:
     """Encodes every image of a config's data into a folder, going on where that was interrupted.
 
     Args:
         config: Of a denoiser on a trained first stage.
         out: The folder; on a file system that all processes see.
-        shard_size: Images a file.
+        shard_size: Images a file; None: 1024, or as many as make 256 files.
 
     Returns:
         What the folder holds.
@@ -91,6 +94,7 @@ def precompute(config: ConfigDict, out: str, shard_size: int = 1024) -> latents.
         dataclasses.replace(first_stage, scale=scale), lambda: _first_batches(experiment, spec)
     )
     encode_texts, text_fingerprint = _text_encoder(experiment)
+    shard_size = shard_size or max(1024, -(-len(source) // 256))
     manifest = _manifest(experiment, loaded, source, shard_size, text_fingerprint)
     if stored:
         _check_same(folder, stored, manifest)

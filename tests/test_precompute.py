@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import string
 
 import jax
 import numpy as np
@@ -176,11 +177,13 @@ def test_captions_encoded_ahead_train_as_those_encoded_on_the_fly(weights, encod
         )  # fmt: skip
         transformers.CLIPTextModel(clip).save_pretrained(tmp_path / f"clip_{seed}")
     sizes = {"length": 4, "width": 16, "num_layers": 1, "num_heads": 2, "hidden": 16}
+    tokenizer = data.Tokenizer.train([string.ascii_lowercase], vocab_size=64, length=4)
 
     def captioned_config(clip=0, **overrides):
         config = config_of(weights).unlock()
         folder = str(tmp_path / f"clip_{clip}")
         config.text = config_lib.text("clip", weights=folder, vocab_size=64, **sizes)
+        config.text.vocabulary = tokenizer.to_json()
         config.data.text = "caption"
         config.condition.update(dropout=0.5, null="empty")
         config.model.num_classes = None

@@ -156,7 +156,7 @@ def test_rescaled_guidance_is_that_of_diffusers():
 
 
 def test_a_frozen_encoder_comes_from_its_folder(config, tmp_path):
-    """CLIP's, as `transformers` writes it, with its tokenizer trained by the run."""
+    """CLIP's, as `transformers` writes it, and not without a tokenizer."""
     clip = transformers.CLIPTextConfig(
         vocab_size=64,
         hidden_size=16,
@@ -166,8 +166,12 @@ def test_a_frozen_encoder_comes_from_its_folder(config, tmp_path):
         max_position_embeddings=8,
     )
     transformers.CLIPTextModel(clip).save_pretrained(tmp_path)
+    vocabulary = with_vocabulary(config).text.vocabulary
     config = changed(config).unlock()
     config.text = config_lib.text("clip", weights=str(tmp_path), vocab_size=64, **SMALL)
+    with pytest.raises(ConfigError, match=r"config.text.tokenizer is empty: the frozen encoder"):
+        with_vocabulary(config)
+    config.text.vocabulary = vocabulary
     experiment = make_experiment(with_vocabulary(config.lock()))
     extra = experiment.task.prepare(lambda: iter(()))
     batch = {

@@ -15,6 +15,7 @@ not: whether a record can be decoded does not change.
 
 import dataclasses
 import math
+import resource
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -100,6 +101,7 @@ def open_data(spec: DataSpec) -> sources.Source:
     Raises:
         DataError: The data are missing, or lack a split or feature; the latents are of other data.
     """
+    _allow_open_files()
     if spec.latents:
         return latents.open_latents(spec)
     return sources.open_source(
@@ -110,6 +112,13 @@ def open_data(spec: DataSpec) -> sources.Source:
         label=spec.label,
         keep=spec.keep,
     )
+
+
+def _allow_open_files() -> None:
+    """As many as the system lets: every file of a data set stays open once it has been read."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def num_examples(spec: DataSpec) -> int:

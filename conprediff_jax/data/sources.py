@@ -199,6 +199,7 @@ def image_files(root: pathlib.Path) -> list[pathlib.Path]:
 
 def _folder_source(root: str, split: str, label: str | None, keep: Sequence[str]) -> FolderSource:
     """Lists the image files of a folder, see the module docstring."""
+    whole, train = root, os.path.join(root, "train")
     if os.path.isdir(os.path.join(root, split)):
         root = os.path.join(root, split)
     elif split != "train":
@@ -206,26 +207,40 @@ def _folder_source(root: str, split: str, label: str | None, keep: Sequence[str]
     if keep or label not in (None, "label"):
         wanted = [*keep, *([label] if label not in (None, "label") else [])]
         raise DataError(f"{root}: a folder of images has no {', '.join(wanted)}; only image, label")
-    files = []
-    for parent, _, names in os.walk(root):
-        relative = os.path.relpath(parent, root)
-        for file in names:
-            if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
-                files.append(os.path.normpath(os.path.join(relative, file)))
+    files = _listed(root)
     if not files:
         raise DataError(f"{root}: no images there ({', '.join(EXTENSIONS)})")
-    files.sort()
-    classes = [file.split(os.sep)[0] for file in files if os.sep in file]
+    classes = _classes(files)
     if label is None or len(classes) < len(files):
         return FolderSource(root=root, files=tuple(files), labels=None, class_names=None)
-    names = sorted(set(classes))
+    # Numbered as for training: another split may lack some.
+    known = classes if whole == root or split == "train" else _classes(_listed(train))
+    names = sorted(set(known or classes))
     index = {name: number for number, name in enumerate(names)}
+    if new := set(classes).difference(names):
+        raise DataError(f"{root}: class {min(new)!r} is not among those of {train}")
     return FolderSource(
         root=root,
         files=tuple(files),
         labels=tuple(index[name] for name in classes),
         class_names=tuple(names),
     )
+
+
+def _listed(root: str) -> list[str]:
+    """The image files below a folder, sorted, relative to it."""
+    files = []
+    for parent, _, names in os.walk(root, followlinks=True):
+        relative = os.path.relpath(parent, root)
+        for file in names:
+            if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
+                files.append(os.path.normpath(os.path.join(relative, file)))
+    return sorted(files)
+
+
+def _classes(files: Sequence[str]) -> list[str]:
+    """The subfolders of those that are in one."""
+    return [file.split(os.sep)[0] for file in files if os.sep in file]
 
 
 def _tfds_source(

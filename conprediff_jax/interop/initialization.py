@@ -4,6 +4,7 @@ What is taken are the denoiser and the first stage; optimiser, data and step beg
 """
 
 import dataclasses
+import textwrap
 from typing import Any
 
 import jax
@@ -70,6 +71,7 @@ def _check_same(what: str, theirs: Any, ours: Any) -> None:
         if dataclasses.is_dataclass(here):  # an autoencoder or a text encoder
             _check_same(f"{what}'s {name}", there, here)
         elif there != here:
+            there, here = (textwrap.shorten(str(value), 60) for value in (there, here))
             differing.append(f"{name} {there} there, {here} here")
     if differing:
         raise UserError(f"{what} is another one: {', '.join(differing)}")

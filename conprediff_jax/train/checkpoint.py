@@ -10,6 +10,7 @@ A checkpoint is a folder of items that are read independently:
         config   the run's config
 """
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -169,6 +170,13 @@ class Checkpoints:
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["config"]
 
+    def newest_config(self) -> dict | None:
+        """That of the newest checkpoint whose config is readable; None where there is none."""
+        for step in reversed(self._steps()):
+            with contextlib.suppress(Exception):  # `restore` will say what is wrong with it
+                return self.config(step)
+        return None
+
     def _steps(self) -> list[int]:
         return sorted(ocp.utils.checkpoint_steps(self.folder))
 
@@ -186,7 +194,7 @@ class Checkpoints:
             if only not in steps:
                 raise _no_step(only, self.folder, steps)
             steps = [only]
-        unreadable = []
+        unreadable, reason = [], ""
         for step in reversed(steps):
             reason = ""
             try:
@@ -207,7 +215,9 @@ class Checkpoints:
             if move_aside:
                 self._move_aside(unreadable)
             return loaded
-        raise CheckpointError(f"no readable checkpoint in {self.folder} (tried {steps[::-1]})")
+        raise CheckpointError(
+            f"no readable checkpoint in {self.folder} (tried {steps[::-1]}): {reason}"
+        )
 
     def _move_aside(self, steps: list[int]) -> None:
         for step in steps:

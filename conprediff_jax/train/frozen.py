@@ -25,6 +25,7 @@ from conprediff_jax.train.task import Batch
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCALE_BATCHES = 8
 CODE_BATCHES = 256
+MEASURED_AT_ONCE = 16  # images
 
 
 class FirstStageError(UserError):
@@ -59,9 +60,9 @@ def load_params(first_stage: Autoencoded) -> Any:
     if (path / FOLDER).is_dir():
         return _from_workdir(first_stage, path)
     if (path / WEIGHTS).exists():
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
-        return _from_diffusers(first_stage, path, load_file(path / WEIGHTS))
+        return _from_diffusers(first_stage, path, load((path / WEIGHTS).read_bytes()))
     family = "AutoencoderKL" if isinstance(first_stage.model, AutoencoderKL) else "VQModel"
     raise FirstStageError(
         f"config.first_stage.weights is {path}: put there a diffusers {family} (config.json and "
@@ -113,12 +114,19 @@ def _from_diffusers(
         raise FirstStageError(f"{path}: {error}") from error
 
 
+def _parts(images: np.ndarray) -> list[np.ndarray]:
+    """A batch in equal parts: one device encodes them, beside all that training has there."""
+    size = max(size for size in range(1, MEASURED_AT_ONCE + 1) if len(images) % size == 0)
+    return np.split(images, len(images) // size)
+
+
 def _measured_scale(first_stage: Latents, params: Any, batches: Iterator[Batch]) -> float:
     """One over the standard deviation of the latents of the first batches of all processes."""
     encode = jax.jit(first_stage.encode_unscaled)
-    variances = [
-        jnp.var(encode(params, jnp.asarray(next(batches)["image"]))) for _ in range(SCALE_BATCHES)
-    ]
+    variances = []
+    for _ in range(SCALE_BATCHES):
+        latents = [encode(params, part) for part in _parts(next(batches)["image"])]
+        variances.append(jnp.var(jnp.concatenate(latents)))
     variance = multihost_utils.process_allgather(jnp.stack(variances)).mean()
     return float(1 / np.sqrt(variance))
 
@@ -139,7 +147,8 @@ def _kept_codes(
 
     counts = np.zeros(total, np.int64)
     for batch in itertools.islice(batches(), CODE_BATCHES):
-        counts += np.asarray(count(params, batch["image"]), np.int64)
+        for part in _parts(batch["image"]):
+            counts += np.asarray(count(params, part), np.int64)
     counts = multihost_utils.process_allgather(counts).reshape(-1, total).sum(axis=0)
     kept = np.sort(np.argsort(-counts, kind="stable")[: first_stage.num_codes])
     logging.info(

@@ -13,11 +13,12 @@ from ml_collections import ConfigDict
 from conprediff_jax import config as config_lib
 from conprediff_jax import data, images, parallel
 from conprediff_jax.experiment import Experiment, check_devices, make_experiment
+from conprediff_jax.files import absolute
 from conprediff_jax.interop.initialization import start_from
 from conprediff_jax.metrics.small import SmallEvaluation
 from conprediff_jax.parallel.processes import Preempted, Preemption
 from conprediff_jax.train.batches import Batches
-from conprediff_jax.train.checkpoint import Checkpoints
+from conprediff_jax.train.checkpoint import FOLDER, Checkpoints
 from conprediff_jax.train.report import Reporter
 from conprediff_jax.train.state import TrainState, abstract_state, init_state
 from conprediff_jax.train.step import make_train_step
@@ -43,7 +44,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         Preempted: SIGTERM came, to any process; the last step that was done has been saved.
     """
     began = time.monotonic()
-    config = with_vocabulary(config)
+    config = with_vocabulary(_with_stored_vocabulary(config, workdir))
     experiment = make_experiment(config)
     check_devices(experiment, jax.device_count(), jax.process_count())
     with config_lib.naming("config.mesh"):
@@ -93,6 +94,25 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     return state
 
 
+def _with_stored_vocabulary(config: ConfigDict, workdir: str) -> ConfigDict:
+    """The config with the vocabulary of the run or model that it goes on from, where it has none.
+
+    To learn it anew from data that have changed would give every token another meaning.
+    """
+    if config.get("task") != "denoising" or config.text.get("vocabulary") != "":
+        return config
+    for path in filter(None, (workdir, config.train.init_from)):
+        if not (absolute(path) / FOLDER).is_dir():
+            continue
+        with Checkpoints(path, read_only=True) as checkpoints:
+            stored = checkpoints.newest_config() or {}
+        if vocabulary := stored.get("text", {}).get("vocabulary"):
+            config = ConfigDict(config.copy_and_resolve_references())
+            config.text.vocabulary = vocabulary
+            break
+    return config
+
+
 def _prepared(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainState:
     """A fresh state with what the task loads or measures, or another model has, in its place."""
     if experiment.train.init_from:
@@ -139,8 +159,13 @@ def _introduce(
     reporter.text("parameters", table)
     if not int(state.step):
         logging.info("parameters\n%s", table)
-    size, count = experiment.data.image_size, data.num_examples(experiment.data)
-    logging.info("%s: %d images of %d x %d", experiment.data.name, count, size, size)
+    size, source = experiment.data.image_size, data.open_data(experiment.data)
+    known, named = getattr(experiment.task, "num_classes", None), source.class_names or ()
+    if known and len(named) > known:
+        raise data.DataError(
+            f"{experiment.data.name}: has {len(named)} classes; the model knows {known}"
+        )
+    logging.info("%s: %d images of %d x %d", experiment.data.name, len(source), size, size)
     logging.info("%s", experiment.task.describe())
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     logging.info("%s on %s (%s)", workdir, mesh.devices.flat[0].device_kind, axes)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from conprediff_jax import data
 from conprediff_jax.config import build, naming
 from conprediff_jax.data import DataSpec, Tokenizer
-from conprediff_jax.errors import UserError
+from conprediff_jax.errors import ConfigError, UserError
 from conprediff_jax.interop import transformers_text
 from conprediff_jax.models.text import TEXT_ENCODERS
 from conprediff_jax.train.frozen import differing_fields
@@ -139,6 +139,11 @@ def with_vocabulary(config: ConfigDict) -> ConfigDict:
     text = _lacking_vocabulary(config)
     if text is None:
         return config
+    if text.frozen and not text.tokenizer:
+        raise ConfigError(
+            f"config.text.tokenizer is empty: the frozen encoder of {text.weights} reads tokens as "
+            "it was trained on; name their folder, often the same one"
+        )
     spec = build(DataSpec, config, "data").of_images()
     with naming("config.data"):
         captions = list(data.captions(spec, limit=CAPTIONED))
