@@ -129,7 +129,7 @@ class Model:
         Raises:
             UserError: a setting does not fit the model, nor does the size of an image or a mask.
         """
-        images, masks = np.asarray(images), np.asarray(masks).astype(bool)
+        images, masks = _checked(images), np.asarray(masks).astype(bool)
         if masks.shape[-2:] != images.shape[1:3] or masks.shape[:-2] not in ((), (len(images),)):
             raise UserError(
                 f"masks are of shape {masks.shape}: {images.shape[:3]} or {images.shape[1:3]} is "
@@ -168,7 +168,7 @@ class Model:
 
     def encode(self, images: UInt8[Any, "count height width 3"]) -> Points:
         """From uint8 images to the points that are diffused: pixels, latents or tokens."""
-        return np.asarray(self._encode(self.frozen, jnp.asarray(images)))
+        return np.asarray(self._encode(self.frozen, jnp.asarray(_checked(images))))
 
     def decode(self, points: Shaped[Any, "count rows columns *channels"]) -> Images:
         """From points to uint8 images."""
@@ -179,6 +179,17 @@ class Model:
 
     def _make_fill(self, spec: SamplingSpec) -> inpainting.Fill:
         return inpainting.make_fill(self.task, spec, self._mesh)
+
+
+def _checked(images: Any) -> Images:
+    """Raises UserError for what is no batch of uint8 images, such as floats in [0, 1]."""
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise UserError(
+            f"images are {images.dtype} of shape {images.shape}: uint8, 0 to 255, of shape [count, "
+            "height, width, 3] is expected"
+        )
+    return images
 
 
 def load(path: str, step: int | None = None) -> Model:

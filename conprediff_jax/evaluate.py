@@ -35,7 +35,7 @@ from conprediff_jax.errors import UserError
 from conprediff_jax.files import absolute, check_folder, is_address
 from conprediff_jax.generation import drawing, generate_to
 from conprediff_jax.inference import Trained, load_denoiser
-from conprediff_jax.metrics import clip, features, image_sets, lpips, report
+from conprediff_jax.metrics import clip, features, image_sets, lpips, report, weights
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
 from conprediff_jax.metrics.clip_score import clip_scores
 from conprediff_jax.metrics.image_sets import ImageSet
@@ -64,7 +64,7 @@ _BOOTSTRAP = flags.DEFINE_integer("bootstrap", 100, "Replicates; 0: no intervals
 _ALLOW_FEW = flags.DEFINE_bool("allow_few", False, "Frechet distances of few images all the same.")
 _NUM = flags.DEFINE_integer("num", 50_000, "Images to draw from a workdir.", lower_bound=1)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to draw from; the newest when absent.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of images, subsets and intervals.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of images, subsets and intervals.", 0, 2**32 - 1)
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
 _OUT = flags.DEFINE_string(
     "out", None, "Folder that results are written to; <workdir>/evaluation when absent."
@@ -82,6 +82,9 @@ def main(argv: list[str]) -> None:
     del argv
     if (_WORKDIR.value is None) == (_SAMPLES.value is None):
         raise UserError("give either --workdir or --samples")
+    for name in ("num", "step"):
+        if _SAMPLES.value and flags.FLAGS[name].present:
+            raise UserError(f"--{name} is about a workdir: of --samples all images are judged")
     if jax.process_count() > 1:
         raise UserError("evaluation runs in one process, on all of its devices")
     out = _OUT.value or os.path.join(_WORKDIR.value or "", "evaluation")
@@ -107,6 +110,8 @@ def main(argv: list[str]) -> None:
     )
     suite = suite.possible(extractor, reference)
     _check(suite, count, size, reference, extractor)  # before hours are spent
+    if _LPIPS_TRUNK.value:
+        _check_pairs(count, size, reference)
     if _WORKDIR.value:
         samples, about = _draw(trained, mesh, out)
 
@@ -143,8 +148,10 @@ def _suite(extractor: features.Extractor) -> Suite:
 
 def _judges(cache: pathlib.Path) -> dict[str, Callable[[ImageSet, ImageSet], Figure]]:
     """Metrics of single images, which have networks of their own."""
-    if (_CLIP.value is None) != (_CAPTIONS.value is None):
-        raise UserError("a CLIP score needs both --clip and --captions")
+    if _CLIP.value and not _CAPTIONS.value:
+        raise UserError("--clip: a CLIP score needs --captions too")
+    if _CAPTIONS.value and not _CLIP.value and not _WORKDIR.value:
+        raise UserError("--captions: for a CLIP score of these samples give --clip too")
     if (_LPIPS_TRUNK.value is None) != (_LPIPS_HEADS.value is None):
         raise UserError("LPIPS needs both --lpips_trunk and --lpips_heads")
     rng = np.random.default_rng((_SEED.value, len(METRICS)))
@@ -156,11 +163,6 @@ def _judges(cache: pathlib.Path) -> dict[str, Callable[[ImageSet, ImageSet], Fig
 
         def clip_score(samples: ImageSet, reference: ImageSet) -> Figure:
             del reference
-            if samples.count != len(captions):
-                raise UserError(
-                    f"--captions={_CAPTIONS.value}: {len(captions)} lines for {samples.count} "
-                    "images; one a line for each image, in their order"
-                )
             return mean_figure(
                 clip_scores(loaded, samples.batches(_BATCH.value), captions), **options
             )
@@ -179,11 +181,6 @@ def _judges(cache: pathlib.Path) -> dict[str, Callable[[ImageSet, ImageSet], Fig
 
 def _lpips(model: Any, params: Any, samples: ImageSet, reference: ImageSet) -> np.ndarray:
     """The distance of every sample to the reference image of the same place."""
-    if (samples.count, samples.size) != (reference.count, reference.size):
-        raise UserError(
-            f"LPIPS compares image by image: {samples.count} samples of {samples.size} do not "
-            f"match {reference.count} reference images of {reference.size}"
-        )
 
     @jax.jit
     def apply(params, x, y):
@@ -199,15 +196,37 @@ def _draw(trained: Trained, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, di
     workdir, task, step = _WORKDIR.value, trained.task, trained.step
     spec = task.sampling.overridden(task, num=_NUM.value, **sampling_flags.values())
     prompts = cli.read_lines("captions", _CAPTIONS.value) if task.text else None
+    if task.text and not prompts:
+        logging.warning(
+            "all images are of the %d prompts of the config: --captions says others",
+            len(task.text.prompts),
+        )
     draw = drawing(trained, spec, mesh, seed=_SEED.value, prompts=prompts)
 
     about = {"workdir": str(absolute(workdir)), "step": step, "seed": _SEED.value}
-    about |= {"sampling": dataclasses.asdict(spec)}
+    about |= {"sampling": dataclasses.asdict(spec), "weights": _fingerprint(trained)}
+    if task.text:
+        asked = "\n".join(prompts or task.text.prompts)
+        about |= {"captions": weights.fingerprint([asked.encode()])}
     files = generate_to(out / "samples", draw, num=_NUM.value, batch_size=_BATCH.value, about=about)
     said = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(spec).items() if k != "num")
     return image_sets.from_arrays(f"{workdir}, step {step}", files), {
         "sampling": f"{said}, seed {_SEED.value}"
     }
+
+
+def _fingerprint(trained: Trained) -> str:
+    """Of the parameters: a workdir may hold those of another run under the same step."""
+    leaves = jax.tree.leaves((trained.params, trained.frozen))
+    return weights.fingerprint(np.asarray(leaf).tobytes() for leaf in leaves)
+
+
+def _check_pairs(count: int, size: tuple[int, int], reference: ImageSet) -> None:
+    if (count, size) != (reference.count, reference.size):
+        raise UserError(
+            f"LPIPS compares image by image: {count} samples of {size} do not match "
+            f"{reference.count} reference images of {reference.size}"
+        )
 
 
 def _check(
@@ -218,6 +237,12 @@ def _check(
     extractor: features.Extractor,
 ) -> None:
     """What can be known to be wrong before anything is computed."""
+    captions = cli.read_lines("captions", _CAPTIONS.value) if _CLIP.value else None
+    if captions is not None and len(captions) != count:
+        raise UserError(
+            f"--captions={_CAPTIONS.value}: {len(captions)} lines for {count} images; one a line "
+            "for each image, in their order"
+        )
     missing = [metric for metric in _METRICS.value or () if metric not in suite.metrics]
     if missing:
         raise UserError(f"--metrics={missing[0]}: needs images, {reference.name} has statistics")

@@ -34,7 +34,7 @@ from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.errors import UserError
 from conprediff_jax.files import absolute, check_folder, write_text
 from conprediff_jax.inference import check_denoisers, load_denoiser
-from conprediff_jax.metrics import features, lpips
+from conprediff_jax.metrics import features, lpips, weights
 from conprediff_jax.metrics.bootstrap import Figure
 from conprediff_jax.metrics.fillings import FillingJudge, check, table
 from conprediff_jax.sampling import check_condition
@@ -83,7 +83,7 @@ def main(argv: list[str]) -> None:
             )
         fill = inpainting.make_fill(task, spec, mesh)
         for masks, cut in holes.items():
-            about = _about(workdir, trained.step, repr(spec), masks)
+            about = _about(workdir, trained.step, repr(spec), masks, cut)
             if results.has(name, masks, about):
                 continue
             logging.info("%s, %s", name, masks)
@@ -195,7 +195,9 @@ def _judge(mesh: Mesh) -> FillingJudge:
     return FillingJudge(runner, distances, replicates=_BOOTSTRAP.value, seed=shared.SEED.value)
 
 
-def _about(workdir: str, step: int, sampling: str, masks: str) -> dict[str, Any]:
+def _about(
+    workdir: str, step: int, sampling: str, masks: str, holes: Sequence[Hole]
+) -> dict[str, Any]:
     """What decides about a figure: everything must be as it was for it to be used again."""
     data = (shared.IMAGES.value, shared.SPLIT.value, _NUM.value, shared.POLARITY.value)
     return {
@@ -204,6 +206,9 @@ def _about(workdir: str, step: int, sampling: str, masks: str) -> dict[str, Any]
         "sampling": sampling,
         "images": ", ".join(map(str, data)),
         "masks": masks,
+        "content": weights.fingerprint(
+            part.tobytes() for hole in holes for part in (hole.image, hole.mask)
+        ),
         "samples": _SAMPLES.value,
         "label": shared.LABEL.value,
         "prompt": shared.PROMPT.value,

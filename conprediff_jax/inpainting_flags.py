@@ -13,7 +13,9 @@ SPLIT = flags.DEFINE_string("split", "test", "Split of a data set.")
 POLARITY = flags.DEFINE_enum("polarity", "keep", POLARITIES, "What white says in mask files.")
 LABEL = flags.DEFINE_integer("label", None, "Class of every image; its own, or all in turn.")
 PROMPT = flags.DEFINE_string("prompt", None, "Caption of every image; empty when absent.")
-SEED = flags.DEFINE_integer("seed", 0, "Of masks and fillings, which depend on it and the image.")
+SEED = flags.DEFINE_integer(
+    "seed", 0, "Of masks and fillings, which depend on it and the image.", 0, 2**32 - 1
+)
 BATCH = flags.DEFINE_integer("batch_size", 64, "Fillings at a time.", lower_bound=1)
 _JUMP = flags.DEFINE_integer("jump_length", None, "Steps that RePaint takes back; 10.")
 _RESAMPLINGS = flags.DEFINE_integer("resamplings", None, "How often RePaint goes through them; 10.")

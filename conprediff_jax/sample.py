@@ -15,6 +15,7 @@ from absl import flags, logging
 from etils import epath
 
 from conprediff_jax import cli, images, parallel, sampling_flags
+from conprediff_jax.errors import UserError
 from conprediff_jax.files import check_folder
 from conprediff_jax.inference import load_denoiser
 from conprediff_jax.progress import Progress
@@ -23,7 +24,9 @@ from conprediff_jax.sampling import check_condition, generate_batches, make_gene
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest when absent.")
 _NUM = flags.DEFINE_integer("num", 64, "Number of images.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Seed; image i is a function of the seed and i.")
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Seed; image i is a function of the seed and i.", 0, 2**32 - 1
+)
 _LABEL = flags.DEFINE_integer("label", None, "Class of every image; all in turn when absent.")
 _PROMPT = flags.DEFINE_multi_string("prompt", None, "Caption; several are taken in turn.")
 _PROMPTS = flags.DEFINE_string("prompts", None, "Text file of captions, one a line.")
@@ -42,6 +45,8 @@ def main(argv: list[str]) -> None:
     name = f"sample_step_{step:07}_seed_{_SEED.value}.png"
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
     check_folder(out.parent if out.suffix in (".png", ".npz") else out, "--out")
+    if out.suffix not in (".png", ".npz") and out.is_dir() and any(out.glob("*.png")):
+        raise UserError(f"--out={out}: holds images already, name another folder")
     prompts = _prompts()
     check_condition(task, _LABEL.value, prompts)
     spec = task.sampling.overridden(task, **sampling_flags.values())

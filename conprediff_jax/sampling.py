@@ -42,6 +42,7 @@ class SamplingSpec:
     def __post_init__(self):
         if self.num < 1:
             raise ValueError(f"num is {self.num}: it must be at least 1")
+        object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         self.guiding()  # raises ValueError
 
     def guiding(self) -> Guidance:

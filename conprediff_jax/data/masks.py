@@ -148,7 +148,7 @@ def filled_share(mask: Mask) -> float:
 
 
 def read_mask(path: str | os.PathLike, polarity: str = "keep") -> Mask:
-    """A mask from an image file, white being all above half.
+    """A mask from an image file, white being all above half; of 0 and 1, as label maps are, 1.
 
     Args:
         path: of the file.
@@ -160,9 +160,10 @@ def read_mask(path: str | os.PathLike, polarity: str = "keep") -> Mask:
     path = pathlib.Path(path)
     try:
         with Image.open(path) as image:
-            white = np.asarray(image.convert("L")) >= 128
+            values = np.asarray(image.convert("L"))
     except DECODE_ERRORS as error:
         raise UserError(f"{path}: not a readable mask: {error}") from error
+    white = values >= (128 if values.max() > 1 else 1)
     return white if polarity == "keep" else ~white
 
 

@@ -92,7 +92,7 @@ def write(model: Pretrained, folder: pathlib.Path) -> None:
     denoiser, params = task.denoiser.clone(learned_null=False), dict(model.networks["denoiser"])
     params.pop("null_text", None)
     if name == DISCRETE:
-        scheduler = diffusers_schedulers.categorical_to_diffusers(task.process)
+        scheduler = diffusers_schedulers.categorical_to_diffusers(task.process, task.sampling)
         parts = {
             "vqvae": _token_autoencoder(model),
             "transformer": (

@@ -16,6 +16,7 @@ The numbers of steps, eta and guidance are arguments of diffusers' pipelines and
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from absl import logging
 
 from conprediff_jax.diffusion.categorical import CategoricalProcess
@@ -80,6 +81,14 @@ def gaussian_to_diffusers(
                 "clip; set it to 0, or sample with ddim or ddpm"
             )
         return config
+    times = sampling.make(process).times
+    stride = process.num_steps // sampling.steps
+    if sampling.sampler == "ddim" and (np.diff(times) != -stride).any():
+        raise DiffusersError(
+            f"sampling.steps is {sampling.steps} with spacing {sampling.spacing!r}: diffusers' "
+            f"DDIM goes on by {stride} at every step, to other times; take steps that divide "
+            f"{process.num_steps} with 'trailing', or spacing 'leading'"
+        )
     config |= {"clip_sample": sampling.clip > 0, "clip_sample_range": sampling.clip or 1.0}
     if sampling.sampler == "ddpm":
         return config | {"variance_type": "fixed_small"}
@@ -174,8 +183,18 @@ def _inverse(names: Mapping[str, str], options: Options, option: str, default: s
     )
 
 
-def categorical_to_diffusers(process: CategoricalProcess) -> Config:
-    """The config of a `VQDiffusionScheduler`."""
+def categorical_to_diffusers(process: CategoricalProcess, sampling: Any) -> Config:
+    """The config of a `VQDiffusionScheduler`.
+
+    Raises:
+        DiffusersError: It cannot do what the `sampling` section asks for.
+    """
+    if sampling.reveal != "posterior" or sampling.tokens_per_call:
+        raise DiffusersError(
+            f"sampling.reveal is {sampling.reveal!r} with tokens_per_call "
+            f"{sampling.tokens_per_call}: VQDiffusionPipeline draws from the posterior; set them "
+            "to 'posterior' and 0"
+        )
     return {
         "_class_name": "VQDiffusionScheduler",
         "num_vec_classes": process.num_codes + 1,

@@ -82,6 +82,13 @@ def pipeline_of(model: Pretrained) -> str:
         raise refuse(f"reads captions by {type(encoder).__name__}: {name} has another encoder")
     if isinstance(encoder, CLIPText) and encoder.unit != (name == DISCRETE):
         raise refuse(f"has config.text.encoder.unit {encoder.unit}: in {name} it is the other one")
+    sampling = task.sampling
+    partly = sampling.guidance_interval != (0.0, 1.0) or getattr(sampling, "guidance_rescale", 0)
+    if sampling.guidance != 1 and partly:
+        raise refuse(
+            "has guidance by sampling.guidance_interval or guidance_rescale, which a "
+            f"{name} is not told of"
+        )
     if name == LATENT and encoder.length != _LENGTH:
         raise refuse(f"reads captions of {encoder.length} tokens: in {name} they have {_LENGTH}")
     if name == LATENT and first_stage.downsampling != 8:

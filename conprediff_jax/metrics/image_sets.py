@@ -149,6 +149,8 @@ def from_arrays(name: str, paths: Sequence[pathlib.Path]) -> ImageSet:
 
 def _folder(root: pathlib.Path) -> ImageSet:
     files = image_files(root)
+    if all(file.stem.isdecimal() for file in files):  # 2.png stands before 10.png
+        files.sort(key=lambda file: (file.parent, int(file.stem)))
     size = None
     for file in files:
         with _naming(file), Image.open(file) as image:  # reads the header alone
