@@ -234,6 +234,7 @@ def patched():
             r"num_heads is 2 at levels of \[32, 64\] channels",
         ),
         (lambda: tiny.pixels(sampler="dpm_solver"), "clip is 1.0 with dpm_solver"),
+        (lambda: tiny.pixels(spacing="trailing", steps=7), "take steps that divide 20"),
     ],
 )
 def test_models_that_no_pipeline_holds_are_one_clear_line(config, message, tmp_path):

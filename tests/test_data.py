@@ -249,7 +249,7 @@ def test_an_evaluation_sees_everything_once(damaged):
 
 
 def test_subfolders_are_classes_and_splits(tmp_path):
-    for number, path in enumerate(["train/dog/x/1.PNG", "train/cat/2.png", "val/cat/3.png"]):
+    for number, path in enumerate(["train/dog/x/1.PNG", "train/cat/2.png", "val/dog/3.png"]):
         (tmp_path / path).parent.mkdir(parents=True)
         Image.new("L", (4, 4), 10 + number).save(tmp_path / path)
     (tmp_path / "train/dog/._1.png").write_bytes(b"a file manager's litter")
@@ -258,7 +258,12 @@ def test_subfolders_are_classes_and_splits(tmp_path):
     batch = next(data.make_iterator(spec_of(tmp_path), batch_size=2, seed=0))
     assert batch["label"].dtype == np.int32
     assert dict(zip(numbers(batch), batch["label"], strict=True)) == {0: 1, 1: 0}
-    assert data.num_examples(spec_of(tmp_path, split="val")) == 1
+    other = spec_of(tmp_path, split="val")
+    assert data.num_examples(other) == 1
+    assert next(data.make_iterator(other, batch_size=1, seed=0))["label"] == [1]  # as in train
+    (tmp_path / "val/dog").rename(tmp_path / "val/cow")
+    with pytest.raises(data.DataError, match=r"class 'cow' is not among those of .*train"):
+        data.num_examples(other)
     with pytest.raises(data.DataError, match="no subfolder 'test'"):
         data.num_examples(spec_of(tmp_path, split="test"))
 

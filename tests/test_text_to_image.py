@@ -20,7 +20,7 @@ from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.guidance import Guidance
 from conprediff_jax.errors import ConfigError, UserError
 from conprediff_jax.experiment import make_experiment
-from conprediff_jax.train.loop import train
+from conprediff_jax.train.loop import train, with_stored_vocabulary
 from conprediff_jax.train.text import with_vocabulary
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -71,6 +71,14 @@ def changed(config, **overrides):
 def finished(config, one_device, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
     return workdir, train(config, str(workdir))
+
+
+def test_a_run_goes_on_with_its_vocabulary_whatever_the_data_say_now(finished, config, tmp_path):
+    stored = inference.load_experiment(str(finished[0])).task.text.vocabulary
+    assert with_stored_vocabulary(config, str(finished[0])).text.vocabulary == stored
+    assert with_stored_vocabulary(config, str(tmp_path)).text.vocabulary == ""
+    beginning = changed(config, **{"train.init_from": str(finished[0])})
+    assert with_stored_vocabulary(beginning, str(tmp_path)).text.vocabulary == stored
 
 
 def randomised(task):

@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         Preempted: SIGTERM came, to any process; the last step that was done has been saved.
     """
     began = time.monotonic()
-    config = with_vocabulary(_with_stored_vocabulary(config, workdir))
+    config = with_vocabulary(with_stored_vocabulary(config, workdir))
     experiment = make_experiment(config)
     check_devices(experiment, jax.device_count(), jax.process_count())
     with config_lib.naming("config.mesh"):
@@ -94,7 +94,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     return state
 
 
-def _with_stored_vocabulary(config: ConfigDict, workdir: str) -> ConfigDict:
+def with_stored_vocabulary(config: ConfigDict, workdir: str) -> ConfigDict:
     """The config with the vocabulary of the run or model that it goes on from, where it has none.
 
     To learn it anew from data that have changed would give every token another meaning.
