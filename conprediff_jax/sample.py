@@ -45,7 +45,8 @@ def main(argv: list[str]) -> None:
     name = f"sample_step_{step:07}_seed_{_SEED.value}.png"
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
     check_folder(out.parent if out.suffix in (".png", ".npz") else out, "--out")
-    if out.suffix not in (".png", ".npz") and out.is_dir() and any(out.glob("*.png")):
+    single = out.suffix not in (".png", ".npz")  # images are written as they come
+    if single and out.is_dir() and any(out.glob("*.png")):
         raise UserError(f"--out={out}: holds images already, name another folder")
     prompts = _prompts()
     check_condition(task, _LABEL.value, prompts)
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> None:
 
     batch_size = min(_BATCH.value, _NUM.value)
     progress = Progress(_NUM.value)
-    drawn = []
+    drawn, done = [], 0
     for batch in generate_batches(
         make_generate(task, spec, mesh),
         params,
@@ -66,13 +67,18 @@ def main(argv: list[str]) -> None:
         label=_LABEL.value,
         texts=task.tokenizer(captions) if captions else None,
     ):
-        drawn.append(batch)
-        done = sum(map(len, drawn))
+        if single:
+            for index, image in enumerate(batch, done):
+                images.write_png(out / f"{index:06}.png", image)
+        else:
+            drawn.append(batch)
+        done += len(batch)
         speed = progress.mark(done)
         logging.info(
             "%d/%d images  %.1f images/s  %s left", done, _NUM.value, speed, progress.left(speed)
         )
-    _write(out, np.concatenate(drawn), captions)
+    if not single:
+        _write(out, np.concatenate(drawn), captions)
     logging.info("%d images of step %d written to %s", _NUM.value, step, out)
 
 
@@ -82,14 +88,11 @@ def _prompts() -> list[str]:
 
 
 def _write(out: epath.Path, drawn: np.ndarray, captions: list[str] | None) -> None:
-    """A grid, an npz or a folder, by the ending of the name."""
-    if out.suffix == ".png":
-        images.write_png(out, images.grid(images.captioned(drawn, captions) if captions else drawn))
-    elif out.suffix == ".npz":
+    """A grid or an npz, by the ending of the name."""
+    if out.suffix == ".npz":
         images.write_npz(out, drawn)
     else:
-        for index, image in enumerate(drawn):
-            images.write_png(out / f"{index:06}.png", image)
+        images.write_png(out, images.grid(images.captioned(drawn, captions) if captions else drawn))
 
 
 if __name__ == "__main__":

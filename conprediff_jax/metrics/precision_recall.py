@@ -93,8 +93,9 @@ def nearest(
 
 
 def _centred(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    centre = second.mean(axis=0, dtype=np.float64)
-    return (first - centre).astype(np.float32), (second - centre).astype(np.float32)
+    """Both less one point amid them, which distances do not notice and float32 does."""
+    centre = second.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return tuple(np.subtract(x, centre, dtype=np.float32) for x in (first, second))
 
 
 def _within(queries: np.ndarray, points: np.ndarray, radii: np.ndarray) -> np.ndarray:
