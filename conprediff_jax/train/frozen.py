@@ -114,10 +114,10 @@ def _from_diffusers(
         raise FirstStageError(f"{path}: {error}") from error
 
 
-def _parts(images: np.ndarray) -> list[np.ndarray]:
+def _parts(images: Any) -> list[np.ndarray]:
     """A batch in equal parts: one device encodes them, beside all that training has there."""
     size = max(size for size in range(1, MEASURED_AT_ONCE + 1) if len(images) % size == 0)
-    return np.split(images, len(images) // size)
+    return np.split(np.asarray(images), len(images) // size)
 
 
 def _measured_scale(first_stage: Latents, params: Any, batches: Iterator[Batch]) -> float:
