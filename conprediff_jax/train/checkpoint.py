@@ -170,13 +170,6 @@ class Checkpoints:
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
         return self._manager.restore(step, args=args)["config"]
 
-    def newest_config(self) -> dict | None:
-        """That of the newest checkpoint whose config is readable; None where there is none."""
-        for step in reversed(self._steps()):
-            with contextlib.suppress(Exception):  # `restore` will say what is wrong with it
-                return self.config(step)
-        return None
-
     def _steps(self) -> list[int]:
         return sorted(ocp.utils.checkpoint_steps(self.folder))
 
@@ -229,6 +222,20 @@ class Checkpoints:
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices("moved unreadable checkpoints")
             self._manager.reload()
+
+
+def newest_config(workdir: str) -> dict | None:
+    """The config of a run's newest checkpoint that has a readable one; None where there is none.
+
+    Only looks, and unlike `Checkpoints` never waits for other processes.
+    """
+    folder = absolute(workdir) / FOLDER
+    if not folder.is_dir():
+        return None
+    for step in sorted(ocp.utils.checkpoint_steps(folder), reverse=True):
+        with contextlib.suppress(Exception):  # whoever restores it will say what is wrong
+            return ocp.JsonCheckpointHandler().restore(folder / str(step) / "config")
+    return None
 
 
 def _no_step(step: int | None, folder: epath.Path, steps: list[int]) -> CheckpointError:

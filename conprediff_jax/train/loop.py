@@ -13,12 +13,11 @@ from ml_collections import ConfigDict
 from conprediff_jax import config as config_lib
 from conprediff_jax import data, images, parallel
 from conprediff_jax.experiment import Experiment, check_devices, make_experiment
-from conprediff_jax.files import absolute
 from conprediff_jax.interop.initialization import start_from
 from conprediff_jax.metrics.small import SmallEvaluation
 from conprediff_jax.parallel.processes import Preempted, Preemption
 from conprediff_jax.train.batches import Batches
-from conprediff_jax.train.checkpoint import FOLDER, Checkpoints
+from conprediff_jax.train.checkpoint import Checkpoints, newest_config
 from conprediff_jax.train.report import Reporter
 from conprediff_jax.train.state import TrainState, abstract_state, init_state
 from conprediff_jax.train.step import make_train_step
@@ -102,10 +101,7 @@ def with_stored_vocabulary(config: ConfigDict, workdir: str) -> ConfigDict:
     if config.get("task") != "denoising" or config.text.get("vocabulary") != "":
         return config
     for path in filter(None, (workdir, config.train.init_from)):
-        if not (absolute(path) / FOLDER).is_dir():
-            continue
-        with Checkpoints(path, read_only=True) as checkpoints:
-            stored = checkpoints.newest_config() or {}
+        stored = newest_config(path) or {}
         if vocabulary := stored.get("text", {}).get("vocabulary"):
             config = ConfigDict(config.copy_and_resolve_references())
             config.text.vocabulary = vocabulary
