@@ -110,17 +110,17 @@ def _parse_flags(argv: list[str]) -> list[str]:
     try:
         # A shell leaves ~ alone where it does not begin a word.
         rest = flags.FLAGS([re.sub(r"(^--[\w.]+=|,)~/", rf"\1{home}", arg) for arg in argv])
-        given = "config" in flags.FLAGS and flags.FLAGS["config"].value is not None
-        if given and not config_name().is_file():  # ml_collections says so later, and at length
-            _fail(f"--config={config_name()}: there is no such file")
-        return rest
-    except SystemExit as end:  # absl prints help and ends with 1
-        sys.exit(end.code if end.code == USER_ERROR_CODE else 0)
+    except SystemExit:  # absl prints help and ends with 1
+        sys.exit(0)
     except flags.Error as error:
         inside = "parsing config file" in str(error)
         _fail(_of_config(error, argv) if inside else " ".join(str(error).split()))
     except Exception as error:  # config files run while flags are parsed, and raise what they like
         _fail(_of_config(error, argv))
+    given = "config" in flags.FLAGS and flags.FLAGS["config"].value is not None
+    if given and not config_name().is_file():  # ml_collections says so later, and at length
+        _fail(f"--config={config_name()}: there is no such file")
+    return rest
 
 
 def _of_config(error: BaseException | None, argv: list[str]) -> str:

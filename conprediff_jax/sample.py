@@ -44,8 +44,8 @@ def main(argv: list[str]) -> None:
     task, params, frozen, step = load_denoiser(_WORKDIR.value, mesh, _STEP.value, flag="--workdir=")
     name = f"sample_step_{step:07}_seed_{_SEED.value}.png"
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
-    check_folder(out.parent if out.suffix in (".png", ".npz") else out, "--out")
     single = out.suffix not in (".png", ".npz")  # images are written as they come
+    check_folder(out if single else out.parent, "--out")
     if single and out.is_dir() and any(out.glob("*.png")):
         raise UserError(f"--out={out}: holds images already, name another folder")
     prompts = _prompts()

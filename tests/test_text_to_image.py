@@ -20,8 +20,8 @@ from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.guidance import Guidance
 from conprediff_jax.errors import ConfigError, UserError
 from conprediff_jax.experiment import make_experiment
-from conprediff_jax.train.loop import train, with_stored_vocabulary
-from conprediff_jax.train.text import with_vocabulary
+from conprediff_jax.train.loop import train
+from conprediff_jax.train.text import with_stored_vocabulary, with_vocabulary
 
 pytestmark = pytest.mark.usefixtures("one_device")
 

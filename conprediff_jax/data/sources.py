@@ -199,7 +199,7 @@ def image_files(root: pathlib.Path) -> list[pathlib.Path]:
 
 def _folder_source(root: str, split: str, label: str | None, keep: Sequence[str]) -> FolderSource:
     """Lists the image files of a folder, see the module docstring."""
-    whole, train = root, os.path.join(root, "train")
+    train = os.path.join(root, "train")
     if os.path.isdir(os.path.join(root, split)):
         root = os.path.join(root, split)
     elif split != "train":
@@ -214,7 +214,7 @@ def _folder_source(root: str, split: str, label: str | None, keep: Sequence[str]
     if label is None or len(classes) < len(files):
         return FolderSource(root=root, files=tuple(files), labels=None, class_names=None)
     # Numbered as for training: another split may lack some.
-    known = classes if whole == root or split == "train" else _classes(_listed(train))
+    known = classes if split == "train" else _classes(_listed(train))
     names = sorted(set(known or classes))
     index = {name: number for number, name in enumerate(names)}
     if new := set(classes).difference(names):

@@ -17,11 +17,11 @@ from conprediff_jax.interop.initialization import start_from
 from conprediff_jax.metrics.small import SmallEvaluation
 from conprediff_jax.parallel.processes import Preempted, Preemption
 from conprediff_jax.train.batches import Batches
-from conprediff_jax.train.checkpoint import Checkpoints, newest_config
+from conprediff_jax.train.checkpoint import Checkpoints
 from conprediff_jax.train.report import Reporter
 from conprediff_jax.train.state import TrainState, abstract_state, init_state
 from conprediff_jax.train.step import make_train_step
-from conprediff_jax.train.text import with_vocabulary
+from conprediff_jax.train.text import with_stored_vocabulary, with_vocabulary
 from conprediff_jax.train.throughput import MeasuredStep
 
 
@@ -91,22 +91,6 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         checkpoints.wait()
         logging.info("checkpoints: %s; TensorBoard: --logdir %s", checkpoints.folder, workdir)
     return state
-
-
-def with_stored_vocabulary(config: ConfigDict, workdir: str) -> ConfigDict:
-    """The config with the vocabulary of the run or model that it goes on from, where it has none.
-
-    To learn it anew from data that have changed would give every token another meaning.
-    """
-    if config.get("task") != "denoising" or config.text.get("vocabulary") != "":
-        return config
-    for path in filter(None, (workdir, config.train.init_from)):
-        stored = newest_config(path) or {}
-        if vocabulary := stored.get("text", {}).get("vocabulary"):
-            config = ConfigDict(config.copy_and_resolve_references())
-            config.text.vocabulary = vocabulary
-            break
-    return config
 
 
 def _prepared(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainState:

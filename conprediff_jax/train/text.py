@@ -23,6 +23,7 @@ from conprediff_jax.data import DataSpec, Tokenizer
 from conprediff_jax.errors import ConfigError, UserError
 from conprediff_jax.interop import transformers_text
 from conprediff_jax.models.text import TEXT_ENCODERS
+from conprediff_jax.train.checkpoint import newest_config
 from conprediff_jax.train.frozen import differing_fields
 
 CAPTIONED = 20_000  # records that a vocabulary is learnt from
@@ -159,7 +160,24 @@ def with_vocabulary(config: ConfigDict) -> ConfigDict:
         report.texts, report.tokens / report.texts, report.truncated, length, report.unknown,
         report.tokens,
     )  # fmt: skip
-    return _with_tokenizer(config, tokenizer)
+    return _with(config, tokenizer.to_json())
+
+
+def with_stored_vocabulary(config: ConfigDict, workdir: str) -> ConfigDict:
+    """The config with the vocabulary of the run or model that it goes on from, where it has none.
+
+    To learn it anew from data that have changed would give every token another meaning.
+
+    Raises:
+        ConfigError: a key does not fit.
+    """
+    if _lacking_vocabulary(config) is None:
+        return config
+    for path in filter(None, (workdir, config.train.init_from)):
+        stored = newest_config(path) or {}
+        if vocabulary := stored.get("text", {}).get("vocabulary"):
+            return _with(config, vocabulary)
+    return config
 
 
 def with_any_vocabulary(config: ConfigDict) -> ConfigDict:
@@ -175,7 +193,7 @@ def with_any_vocabulary(config: ConfigDict) -> ConfigDict:
         return config
     sizes = {"vocab_size": text.encoder.vocab_size, "length": text.encoder.length}
     with naming("config.text"):
-        return _with_tokenizer(config, Tokenizer.train(["a"], **sizes))
+        return _with(config, Tokenizer.train(["a"], **sizes).to_json())
 
 
 def _lacking_vocabulary(config: ConfigDict) -> TextCondition | None:
@@ -186,8 +204,8 @@ def _lacking_vocabulary(config: ConfigDict) -> TextCondition | None:
     return None if text.vocabulary else text
 
 
-def _with_tokenizer(config: ConfigDict, tokenizer: Tokenizer) -> ConfigDict:
+def _with(config: ConfigDict, vocabulary: str) -> ConfigDict:
     config = ConfigDict(config.copy_and_resolve_references())
     with config.unlocked():
-        config.text.vocabulary = tokenizer.to_json()
+        config.text.vocabulary = vocabulary
     return config
