@@ -1,4 +1,4 @@
-"""Random inputs for the readers of what people bring: images, masks, arrays, texts, checkpoints, flags.
+"""Random inputs for the readers of what people bring: images, masks, texts, checkpoints, flags.
 
 A few inputs each run with the suite. `FUZZ_INPUTS=5000 pytest tests/test_fuzz_*.py` runs many.
 """
@@ -10,7 +10,7 @@ import numpy as np
 
 
 def fuzz(check: Callable[[np.random.Generator], None], few: int = 40) -> None:
-    """Calls `check` with one generator per input; a failure names the input, so that it can be repeated.
+    """Calls `check` with a generator for each input; a failure names the input, to be repeated.
 
     `check` makes an input, gives it to a reader, and asserts that the outcome is right: either the
     value that was written, or one of the errors that commands print as one line.
