@@ -10,3 +10,7 @@ class UserError(ValueError):
 
 class ConfigError(UserError):
     """A config that cannot be built; the message names the key."""
+
+
+class DataError(UserError):
+    """Data that is missing, or not what the configuration says. The message is one line."""

@@ -1,18 +1,178 @@
-"""Image files: grids, single PNGs and npz archives, written to a temporary name and moved."""
+"""Image files: how they are found, named in order, and opened; grids, PNGs and npz archives.
 
+What is written is written to a temporary name and moved.
+"""
+
+import collections
+import io
 import math
 import os
+import pathlib
+import re
 import textwrap
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterator, Sequence
 
 import numpy as np
+from absl import logging
 from einops import rearrange
 from jaxtyping import UInt8
-from PIL import Image, ImageDraw, ImageFont
+from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from conprediff_jax.errors import DataError, UserError
 from conprediff_jax.files import write_atomically
 
 Images = UInt8[np.ndarray, "count height width channels"]
+
+# What is read, of a moving picture the first frame; and what is a picture too, but is not read.
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"),
+    *(".bmp", ".gif", ".tif", ".tiff", ".avif"),
+)
+_UNREAD = (
+    *(".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".xcf", ".eps", ".ico", ".tga"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".exr", ".hdr"),
+    *(".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
+_LITTER = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders that other programs leave behind
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TAGS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # of Pillow's `info`
+
+
+class BadImage(UserError):
+    """Bytes that are no image, or a damaged one; the message is the reason, in one line."""
+
+
+def natural_key(name: str) -> tuple:
+    """Sorts names as people number them: `2.png` before `10.png`, folder part by part.
+
+    The order is total and the same everywhere: letters by their code, composed or not; what is
+    equal as a number, such as `1` and `01`, by its text. The ending of a file counts last, so that
+    names with endings stand in the order of the names without.
+
+    Args:
+        name: of a file, relative to its folder, its parts separated by "/".
+    """
+    folder, slash, last = name.rpartition("/")
+    stem, ending = os.path.splitext(last)
+    parts = unicodedata.normalize("NFC", folder + slash + stem).split("/")
+    return [_chunks(part) for part in parts], _chunks(ending), name
+
+
+def _chunks(text: str) -> list[str | tuple[int, str]]:
+    """Letters and numbers in turn; a number as its length and its digits, without leading zeros."""
+    chunks = re.split("([0-9]+)", text)
+    for place in range(1, len(chunks), 2):
+        digits = chunks[place].lstrip("0")
+        chunks[place] = (len(digits), digits)
+    return chunks
+
+
+def list_images(root: pathlib.Path) -> list[str]:
+    """The image files of a folder and its subfolders, relative to it, by `natural_key`.
+
+    Links are followed. A folder that several paths lead to is read once, under its own path where
+    that lies below `root`; so links in a circle end. Hidden files and folders, and those that
+    other programs leave behind (`__MACOSX`), are left out. A link that leads nowhere is listed: it
+    is an image that cannot be read, and its readers say so. What is a picture by its ending and
+    not read is counted in one line of the log.
+
+    Raises:
+        DataError: there are no images, or a folder cannot be read.
+    """
+    files, unread = [], collections.Counter()
+    for path, entry in _walk(root):
+        ending = os.path.splitext(entry.name)[1].lower()
+        if ending in EXTENSIONS and (entry.is_file() or _leads_nowhere(entry)):
+            files.append(path)
+        elif ending in _UNREAD and entry.is_file():
+            unread[ending] += 1
+    if unread:
+        counts = ", ".join(f"{count} {ending}" for ending, count in sorted(unread.items()))
+        logging.warning("%s: left out %s, which are not read", root, counts)
+    if not files:
+        found = f"; there are {counts}, which are not read" if unread else ""
+        raise DataError(f"{root}: no images there ({', '.join(EXTENSIONS)}){found}")
+    return sorted(files, key=natural_key)
+
+
+def _walk(root: pathlib.Path) -> Iterator[tuple[str, os.DirEntry]]:
+    """Everything below a folder that is no folder, with its path; every folder once."""
+    folders, links, seen = [""], [], set()
+    while folders or links:  # links come last: what also has a path of its own goes by that
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            status = os.stat(root / folder)
+            if (identity := (status.st_dev, status.st_ino)) in seen:
+                logging.warning("%s: left out, a link to a folder that is read", root / folder)
+                continue
+            seen.add(identity)
+            entries = sorted(os.scandir(root / folder), key=lambda entry: natural_key(entry.name))
+        except OSError as error:
+            raise DataError(f"{root / folder}: cannot be read: {error.strerror}") from error
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if entry.name.startswith(".") or entry.name in _LITTER:
+                continue
+            if not entry.is_dir():
+                yield path, entry
+            else:
+                (links if entry.is_symlink() else folders).append(path)
+
+
+def _leads_nowhere(entry: os.DirEntry) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; the same one where there is nothing to turn.
+
+    No other tag is looked at, and none is written: a turned image has no EXIF. A block that cannot
+    be read counts as no orientation.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # Pillow raises what it likes, and the picture is none the worse for it
+        turn = None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for tag in _TAGS:
+        turned.info.pop(tag, None)
+    return turned
+
+
+def read_image(data: bytes, at_least: int = 0) -> Image.Image:
+    """Decodes the bytes of an image file, of whatever mode, and turns it `upright`.
+
+    Args:
+        data: of a file of one of `EXTENSIONS`.
+        at_least: If positive, a JPEG may come out reduced, its sides no shorter than this.
+
+    Raises:
+        BadImage: the bytes are no image, or a damaged one.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if at_least:
+            image.draft("RGB", (at_least, at_least))
+        image.load()
+    except UnidentifiedImageError as error:  # whose message is the address of the bytes
+        raise BadImage("the file is empty" if not data else "not a known kind of image") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises what it likes
+        raise BadImage((str(error).splitlines() or [type(error).__name__])[0]) from error
+    return upright(image)
 
 
 def grid(

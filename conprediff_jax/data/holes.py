@@ -16,9 +16,9 @@ from jaxtyping import Bool, UInt8
 
 from conprediff_jax.data import masks as masks_lib
 from conprediff_jax.data.pipeline import DataSpec, evaluation_iterator
-from conprediff_jax.data.sources import EXTENSIONS, image_files
 from conprediff_jax.data.transforms import DECODE_ERRORS, decode
 from conprediff_jax.errors import UserError
+from conprediff_jax.images import EXTENSIONS, list_images
 
 _BATCH = 64
 
@@ -66,7 +66,7 @@ def is_folder(images: str) -> bool:
 
 
 def read_folder(images: str, *, num: int | None = None) -> list[Picture]:
-    """The image files of a folder and its subfolders, in the order of their names.
+    """The image files of a folder and its subfolders, in their natural order.
 
     Args:
         images: path of the folder.
@@ -76,7 +76,7 @@ def read_folder(images: str, *, num: int | None = None) -> list[Picture]:
         UserError: there are none, two have one name, or one cannot be decoded.
     """
     root = pathlib.Path(images).expanduser()
-    files = image_files(root)
+    files = [root / name for name in list_images(root)]
     pictures = {}
     for file in files[:num]:
         name = file.relative_to(root).with_suffix("").as_posix()

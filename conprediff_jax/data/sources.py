@@ -32,15 +32,11 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from absl import logging
 
-from conprediff_jax.errors import UserError
+from conprediff_jax.errors import DataError
+from conprediff_jax.images import list_images
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 OPENMOJI = "openmoji"
 _PATH_STARTS = ("/", "./", "../", "~")
-
-
-class DataError(UserError):
-    """Data that is missing, or not what the configuration says. The message is one line."""
 
 
 @runtime_checkable
@@ -68,7 +64,7 @@ class FolderSource:
 
     Attributes:
         root: The folder.
-        files: Paths relative to it, sorted.
+        files: Paths relative to it, see `list_images`.
         labels: The class of every file, or None.
         class_names: Names of the first-level subfolders, sorted, or None.
     """
@@ -181,22 +177,6 @@ def open_source(
     return _folder_source(path, split, label, keep)
 
 
-def image_files(root: pathlib.Path) -> list[pathlib.Path]:
-    """The image files of a folder and its subfolders, in the order of their names.
-
-    Raises:
-        DataError: There are none.
-    """
-    files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
-    )
-    if not files:
-        raise DataError(f"{root}: no images there ({', '.join(EXTENSIONS)})")
-    return files
-
-
 def _folder_source(root: str, split: str, label: str | None, keep: Sequence[str]) -> FolderSource:
     """Lists the image files of a folder, see the module docstring."""
     train = os.path.join(root, "train")
@@ -207,14 +187,12 @@ def _folder_source(root: str, split: str, label: str | None, keep: Sequence[str]
     if keep or label not in (None, "label"):
         wanted = [*keep, *([label] if label not in (None, "label") else [])]
         raise DataError(f"{root}: a folder of images has no {', '.join(wanted)}; only image, label")
-    files = _listed(root)
-    if not files:
-        raise DataError(f"{root}: no images there ({', '.join(EXTENSIONS)})")
+    files = list_images(pathlib.Path(root))
     classes = _classes(files)
     if label is None or len(classes) < len(files):
         return FolderSource(root=root, files=tuple(files), labels=None, class_names=None)
     # Numbered as for training: another split may lack some.
-    known = classes if split == "train" else _classes(_listed(train))
+    known = classes if split == "train" else _classes(list_images(pathlib.Path(train)))
     names = sorted(set(known or classes))
     index = {name: number for number, name in enumerate(names)}
     if new := set(classes).difference(names):
@@ -227,20 +205,9 @@ def _folder_source(root: str, split: str, label: str | None, keep: Sequence[str]
     )
 
 
-def _listed(root: str) -> list[str]:
-    """The image files below a folder, sorted, relative to it."""
-    files = []
-    for parent, _, names in os.walk(root, followlinks=True):
-        relative = os.path.relpath(parent, root)
-        for file in names:
-            if file.lower().endswith(EXTENSIONS) and not file.startswith("."):
-                files.append(os.path.normpath(os.path.join(relative, file)))
-    return sorted(files)
-
-
 def _classes(files: Sequence[str]) -> list[str]:
     """The subfolders of those that are in one."""
-    return [file.split(os.sep)[0] for file in files if os.sep in file]
+    return [file.split("/")[0] for file in files if "/" in file]
 
 
 def _tfds_source(

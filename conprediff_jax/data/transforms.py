@@ -10,7 +10,6 @@ leaves twice the size asked for, so that the last reduction is the filter's.
 """
 
 import dataclasses
-import io
 import struct
 import threading
 import zlib
@@ -19,10 +18,11 @@ from typing import Any
 import numpy as np
 from absl import logging
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image
 
 from conprediff_jax.data import sources
 from conprediff_jax.data.tokenizers import Tokenizer
+from conprediff_jax.images import BadImage, read_image
 
 CROPS = ("center", "random")
 
@@ -43,24 +43,25 @@ def decode(data: bytes, at_least: int = 0) -> Image.Image:
     """Decodes an image file to RGB, transparency on white, upright by its EXIF orientation.
 
     Args:
-        data: Bytes of a PNG, JPEG or WebP file; grey, palette, alpha, CMYK and 16-bit grey will do.
+        data: Bytes of an image file; grey, palette, alpha, CMYK and 16-bit grey will do.
         at_least: If positive, a JPEG may come out reduced, its sides no shorter than this.
 
     Raises:
-        One of `DECODE_ERRORS`: the file is no image, or damaged.
+        BadImage: The file is no image, damaged, or of numbers whose white is not known.
     """
-    image = Image.open(io.BytesIO(data))
-    if at_least:
-        image.draft("RGB", (at_least, at_least))
-    image.load()
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow would clip it at 255
-        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image if image.mode == "RGB" else image.convert("RGB")
+    image = read_image(data, at_least)
+    if image.mode.startswith("I;16"):  # Pillow would clip it at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise BadImage("its values have 32 bits, and which of them is white is not known")
+    try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return image if image.mode == "RGB" else image.convert("RGB")
+    except ValueError as error:  # such as Lab, which Pillow does not convert
+        raise BadImage(str(error)) from error
 
 
 def square(image: Image.Image, size: int, offset: float = 0.5) -> UInt8[np.ndarray, "size size 3"]:
@@ -170,7 +171,7 @@ class ToExample:
         """
         try:
             image = decode(record["image"], 2 * self.size)
-        except DECODE_ERRORS as error:
+        except BadImage as error:
             self.bad.add(error, record["name"])
             return None
         self.bad.add(None, record["name"])

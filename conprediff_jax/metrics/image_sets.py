@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image
 
 from conprediff_jax import data
-from conprediff_jax.data.sources import image_files
 from conprediff_jax.errors import UserError
+from conprediff_jax.images import list_images
 from conprediff_jax.metrics import weights
 from conprediff_jax.metrics.frechet import Gaussian
 
@@ -148,9 +148,7 @@ def from_arrays(name: str, paths: Sequence[pathlib.Path]) -> ImageSet:
 
 
 def _folder(root: pathlib.Path) -> ImageSet:
-    files = image_files(root)
-    if all(file.stem.isdecimal() for file in files):  # 2.png stands before 10.png
-        files.sort(key=lambda file: (file.parent, int(file.stem)))
+    files = [root / name for name in list_images(root)]
     size = None
     for file in files:
         with _naming(file), Image.open(file) as image:  # reads the header alone
