@@ -1,13 +1,18 @@
 """Paths of this machine or of a bucket, and files that are there whole or not at all."""
 
+import contextlib
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from etils import epath
 
 from conprediff_jax.errors import UserError
+
+
+class WriteError(UserError):
+    """Something could not be written: a full disk, a read-only folder, a file in the way."""
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
@@ -22,30 +27,55 @@ def is_address(path: str | os.PathLike) -> bool:
 
 
 def check_folder(path: str | os.PathLike, flag: str) -> None:
-    """Checks, before anything is computed, that a folder is or can be made there.
+    """Checks, before anything is computed, that a folder is or can be made there, to be written to.
 
     Raises:
-        UserError: a file is in the way.
+        UserError: a file is in the way, or the place is read-only.
     """
     path = epath.Path(path)
     for part in (path, *path.parents):
         if part.exists():
             if not part.is_dir():
                 raise UserError(f"{flag}={path}: {part} is a file, and must be a folder")
+            if not is_address(part) and not os.access(part, os.W_OK | os.X_OK):
+                raise UserError(f"{flag}={path}: nothing can be written in {part}: it is read-only")
             return
 
 
-def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """Has `write` fill a new file, in a folder that is made where it is missing."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+@contextlib.contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """Turns what the operating system says while `path` is written into one line that names it.
+
+    Raises:
+        WriteError: an OSError came up.
+    """
     try:
-        with partial.open("wb") as file:
-            write(file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise WriteError(f"cannot write {os.fspath(path)}: {reason}") from error
+
+
+def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
+    """Has `write` fill a new file, in a folder that is made where it is missing.
+
+    The file appears under its name when it is whole; one that was there before stays until then.
+
+    Raises:
+        WriteError: it cannot be written; nothing of it is left.
+    """
+    path = epath.Path(path)
+    partial = path.parent / f".{uuid.uuid4().hex}"  # no longer than `path` may be
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                write(file)
+            partial.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):  # what was raised first says why
+                partial.unlink(missing_ok=True)
+            raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

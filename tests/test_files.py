@@ -1,0 +1,102 @@
+"""Files are there whole or not at all; what cannot be written is said in one line."""
+
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conprediff_jax import images
+from conprediff_jax.errors import UserError
+from conprediff_jax.files import WriteError, check_folder, write_atomically, write_text
+
+WRITERS = {
+    "text": lambda path: write_text(path, "b" * 100_000),
+    "npz": lambda path: images.write_npz(path, np.ones((4, 100, 100, 3), np.uint8)),
+    "png": lambda path: images.write_png(
+        path, np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    ),
+}
+
+
+@pytest.fixture
+def little_room():
+    """No file may grow beyond 10,000 bytes, which fails as a full disk does."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, old[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_without_room_the_old_file_stays_and_nothing_else(kind, little_room, tmp_path):
+    path = tmp_path / "file"
+    write_text(path, "a")
+    with pytest.raises(WriteError, match=rf"^cannot write {path}: [^\n]+$"):
+        WRITERS[kind](path)
+    assert os.listdir(tmp_path) == ["file"] and path.read_text() == "a"
+
+
+def test_what_is_in_the_way_is_named(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(WriteError, match=f"cannot write {tmp_path}/folder: .*is a directory"):
+        write_text(tmp_path / "folder", "a")
+    write_text(tmp_path / "file", "a")
+    with pytest.raises(WriteError, match=f"cannot write {tmp_path}/file/b: "):
+        write_text(tmp_path / "file" / "b", "a")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def test_a_name_may_be_as_long_as_the_file_system_takes_it(tmp_path):
+    write_text(tmp_path / ("a" * 255), "a")
+    with pytest.raises(WriteError, match="File name too long"):
+        write_text(tmp_path / ("a" * 256), "a")
+
+
+def test_errors_that_are_not_of_writing_stay_what_they_are(tmp_path):
+    def fail(file):
+        raise KeyError("a")
+
+    with pytest.raises(KeyError):
+        write_atomically(tmp_path / "a", fail)
+    assert not os.listdir(tmp_path)
+
+
+READ_ONLY = """
+import os
+from conprediff_jax.files import check_folder, write_text
+if not os.getuid():
+    os.setuid(65534)  # root may write anywhere
+for call in (lambda: check_folder("a/b", "--out"), lambda: write_text("a/b", "")):
+    try:
+        call()
+    except ValueError as error:
+        print(error)
+"""
+
+
+def test_read_only_folders(tmp_path):
+    (tmp_path / "a").mkdir(mode=0o555)
+    tmp_path.chmod(0o755)
+    root = pathlib.Path(__file__).parent.parent
+    said = subprocess.run(
+        [sys.executable, "-c", READ_ONLY],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert said == [
+        "--out=a/b: nothing can be written in a: it is read-only",
+        "cannot write a/b: Permission denied",
+    ]
+
+
+def test_a_file_is_no_folder(tmp_path):
+    write_text(tmp_path / "a", "")
+    with pytest.raises(UserError, match=r"--out=.*/a/b: .*/a is a file, and must be a folder"):
+        check_folder(tmp_path / "a" / "b", "--out")
