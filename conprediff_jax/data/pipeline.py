@@ -359,14 +359,23 @@ def _check_process(batch_size: int, process_index: int, process_count: int) -> N
 def _batches(
     stream: grain.MapDataset, spec: DataSpec, batch_size: int, *, drop_remainder: bool
 ) -> grain.DatasetIterator:
-    """Reads a stream by threads, and worker processes where asked for, and batches it."""
+    """Reads a stream by threads, and worker processes where asked for, and batches it.
+
+    Workers take the places in turn and hand on one example each, an undecodable one as None, so
+    that the examples arrive in the order of the stream. Only then are some left out, and batches
+    made: both would depend on the workers if it were done by them.
+    """
     ahead = spec.prefetch * batch_size
     options = grain.ReadOptions(num_threads=spec.threads, prefetch_buffer_size=ahead)
-    batches = stream.to_iter_dataset(options).batch(batch_size, drop_remainder=drop_remainder)
+    examples = stream.to_iter_dataset(options, allow_nones=True)
     if spec.workers:
-        batches = batches.mp_prefetch(
-            grain.MultiprocessingOptions(
-                num_workers=spec.workers, per_worker_buffer_size=spec.prefetch
-            )
+        share = math.ceil(ahead / spec.workers)
+        examples = examples.mp_prefetch(
+            grain.MultiprocessingOptions(num_workers=spec.workers, per_worker_buffer_size=share)
         )
-    return iter(batches)
+    examples = examples.filter(_is_decodable)
+    return iter(examples.batch(batch_size, drop_remainder=drop_remainder))
+
+
+def _is_decodable(example: dict[str, Any] | None) -> bool:
+    return example is not None

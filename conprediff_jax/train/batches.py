@@ -3,8 +3,8 @@
 The parts are those of `data.make_iterator`: place i of the stream goes to part i mod P. How far a
 part has come, in all of them, says which places have been seen, so that a checkpoint of P parts can
 be continued with any other number: all begin at the first place that is still unseen. Nothing is
-seen twice, and nothing left out, as long as the parts have come equally far; undecodable images and
-worker processes let some run ahead, by a few examples, which are then seen again.
+seen twice, and nothing left out, as long as the parts have come equally far; undecodable images let
+some run ahead, by a few examples, which are then seen again.
 """
 
 import json
