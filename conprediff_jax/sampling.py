@@ -97,6 +97,9 @@ class GaussianSampling(ContinuousSampling):
         steps_offset: added to the times of 'leading'; 1 for the original latent diffusion.
         final: alpha_bar at the end of DDIM: 'one', or 'first' for the original latent diffusion.
         eta: noise of DDIM, 0 for none to 1.
+        step_end: where DDIM's steps end: 'next', the time visited next, or 'stride', as diffusers'.
+        clipped_epsilon: whether DDIM's estimate of epsilon follows a clipped one of the points.
+        time_limit: times visited lie below it; 0 for no limit.
     """
 
     sampler: str = "ddim"
@@ -104,6 +107,9 @@ class GaussianSampling(ContinuousSampling):
     steps_offset: int = 0
     final: str = "one"
     eta: float = 0.0
+    step_end: str = "next"
+    clipped_epsilon: bool = True
+    time_limit: int = 0
 
     def __post_init__(self):
         super().__post_init__()
@@ -116,7 +122,12 @@ class GaussianSampling(ContinuousSampling):
         Raises:
             ValueError: steps, spacing, eta or clip are out of range.
         """
-        ddim = {"eta": self.eta, "final_alpha_bar": self.final}
+        ddim = {
+            "eta": self.eta,
+            "final_alpha_bar": self.final,
+            "step_end": self.step_end,
+            "clipped_epsilon": self.clipped_epsilon,
+        }
         options = ddim if self.sampler == "ddim" else {}
         return SAMPLERS[self.sampler](
             process=process,
@@ -124,6 +135,7 @@ class GaussianSampling(ContinuousSampling):
             spacing=self.spacing,
             steps_offset=self.steps_offset,
             clip=self.clip or None,
+            time_limit=self.time_limit or None,
             **options,
         )
 

@@ -1,5 +1,7 @@
 """The samplers against diffusers' schedulers, and against data whose best denoiser is known."""
 
+import functools
+
 import diffusers
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import torch
 from diffusers.schedulers import scheduling_ddpm
 
 from conprediff_jax.diffusion import DDIM, DDPM, SAMPLERS, DPMSolverPP2M, GaussianProcess
-from conprediff_jax.diffusion.samplers import step_noise
+from conprediff_jax.diffusion.samplers import RePaint, step_noise
+from conprediff_jax.diffusion.samplers.base import spaced_times
 
 SHAPE = (2, 4, 3)  # batch, grid, channels
 SCHEDULES = {  # ours: (diffusers' name, first and last variance)
@@ -26,11 +29,6 @@ COMBINATIONS = [
     (prediction, schedule, SPACINGS[(i + j + 1) % 3])
     for i, prediction in enumerate(PREDICTIONS)
     for j, schedule in enumerate(SCHEDULES)
-]
-# diffusers' DDIM steps at 'linspace' do not end at the time visited next: see `DDIM`.
-DDIM_COMBINATIONS = [
-    (prediction, schedule, "leading" if spacing == "linspace" else spacing)
-    for prediction, schedule, spacing in COMBINATIONS
 ]
 
 
@@ -108,13 +106,15 @@ def run_diffusers(scheduler, sampler, denoise, x_T, rngs, monkeypatch, **step_ar
     return x.numpy()
 
 
-def assert_equal_to_diffusers(cls, sampler, monkeypatch, *, extra=None, **step_arguments):
+def assert_equal_to_diffusers(
+    cls, sampler, monkeypatch, *, extra=None, atol=1e-5, **step_arguments
+):
     scheduler = make_scheduler(cls, sampler, **(extra or {}))
     denoise = smooth_denoiser(sampler.process)
     x_T, rngs = start()
     expected = run_diffusers(scheduler, sampler, denoise, x_T, rngs, monkeypatch, **step_arguments)
     result = run(sampler, denoise, x_T, rngs)
-    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize(("prediction", "schedule", "spacing"), COMBINATIONS)
@@ -134,19 +134,35 @@ def test_ddpm_with_large_variance_and_clipping_equals_diffusers(monkeypatch):
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
-@pytest.mark.parametrize(("prediction", "schedule", "spacing"), DDIM_COMBINATIONS)
+@pytest.mark.parametrize(("prediction", "schedule", "spacing"), COMBINATIONS)
 def test_ddim_equals_diffusers(prediction, schedule, spacing, eta, monkeypatch):
-    steps = 8 if spacing == "trailing" else 7
+    """Its steps go on by T // steps, which is another time than the next for most of these."""
+    process = make_process(schedule, prediction)
+    sampler = DDIM(process=process, steps=7, spacing=spacing, eta=eta, step_end="stride")
+    options = {"extra": {"clip_sample": False}, "eta": eta}
+    # There 1 - alpha_bar is taken in float32: three digits at a step that ends at time 0.
+    assert_equal_to_diffusers(diffusers.DDIMScheduler, sampler, monkeypatch, atol=1e-4, **options)
+
+
+def test_steps_of_ddim_end_at_the_next_time_unless_they_keep_their_stride():
+    make = functools.partial(DDIM, process=make_process("linear", "epsilon"))
+    for fields in ({"steps": 7}, {"steps": 8, "spacing": "trailing"}):
+        np.testing.assert_array_equal(make(**fields).ends, make(**fields, step_end="stride").ends)
+    seven = make(steps=7, spacing="linspace")
+    assert seven.times.tolist() == [999, 832, 666, 500, 333, 166, 0]
+    assert seven.ends.tolist() == [832, 666, 500, 333, 166, 0, -1]
+    assert make(steps=7, spacing="linspace", step_end="stride").ends.tolist()[:2] == [857, 690]
+
+
+@pytest.mark.parametrize("follows", [True, False])
+def test_ddim_with_clipping_equals_diffusers(follows, monkeypatch):
     sampler = DDIM(
-        process=make_process(schedule, prediction), steps=steps, spacing=spacing, eta=eta
+        process=make_process("linear", "epsilon"),
+        steps=5,
+        eta=0.5,
+        clip=0.5,
+        clipped_epsilon=follows,
     )
-    assert_equal_to_diffusers(
-        diffusers.DDIMScheduler, sampler, monkeypatch, extra={"clip_sample": False}, eta=eta
-    )
-
-
-def test_ddim_with_clipping_equals_diffusers(monkeypatch):
-    sampler = DDIM(process=make_process("linear", "epsilon"), steps=5, eta=0.5, clip=0.5)
     extra = {"clip_sample": True, "clip_sample_range": 0.5}
     assert_equal_to_diffusers(
         diffusers.DDIMScheduler,
@@ -154,7 +170,7 @@ def test_ddim_with_clipping_equals_diffusers(monkeypatch):
         monkeypatch,
         extra=extra,
         eta=0.5,
-        use_clipped_model_output=True,
+        use_clipped_model_output=follows,
     )
 
 
@@ -163,7 +179,7 @@ def test_ddim_of_latent_diffusion(monkeypatch):
     process = make_process("scaled_linear", "epsilon")
     sampler = DDIM(process=process, steps=10, steps_offset=1, final_alpha_bar="first", eta=1.0)
     assert sampler.times[::-1].tolist() == [time + 1 for time in range(0, 1000, 100)]
-    assert sampler.alpha_bar_steps(process.alpha_bars[0])[1][-1] == process.alpha_bars[0]
+    assert sampler.alpha_bar_steps()[1][-1] == process.alpha_bars[0]
     extra = {"clip_sample": False, "set_alpha_to_one": False}
     assert_equal_to_diffusers(diffusers.DDIMScheduler, sampler, monkeypatch, extra=extra, eta=1.0)
 
@@ -175,6 +191,47 @@ def test_dpm_solver_equals_diffusers(prediction, schedule, spacing, monkeypatch)
         process=make_process(schedule, prediction), steps=steps, spacing=spacing
     )
     assert_equal_to_diffusers(diffusers.DPMSolverMultistepScheduler, sampler, monkeypatch)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_times_below_a_least_lambda_equal_diffusers(spacing, monkeypatch):
+    """Trap: of the cosine schedule, 'linspace' begins at 994 and not at 999."""
+    process = make_process("cosine", "v")
+    lambdas = 0.5 * np.log(process.alpha_bars / (1 - process.alpha_bars))
+    limit = int(np.sum(lambdas >= -5.1))
+    assert 990 < limit < 1000
+    sampler = DPMSolverPP2M(process=process, steps=16, spacing=spacing, time_limit=limit)
+    extra = {"lambda_min_clipped": -5.1}
+    cls = diffusers.DPMSolverMultistepScheduler
+    assert_equal_to_diffusers(cls, sampler, monkeypatch, extra=extra)
+
+
+def test_times_equal_those_of_diffusers():
+    """All numbers of steps; ties of 'trailing' are rounded as `arange` adds up."""
+    process = make_process("linear", "epsilon", num_steps=200)
+    for spacing in SPACINGS:
+        for steps in range(1, 201):
+            scheduler = diffusers.DDPMScheduler(200, timestep_spacing=spacing)
+            scheduler.set_timesteps(steps)
+            times = spaced_times(process.num_steps, steps, spacing)
+            assert len(times) == steps
+            np.testing.assert_array_equal(times, scheduler.timesteps[:steps], err_msg=str(steps))
+
+
+@pytest.mark.parametrize("make", [DDIM, DDPM, RePaint, DPMSolverPP2M])
+@pytest.mark.parametrize("num_steps", [20, 1000])
+def test_as_many_steps_as_asked_for_begin_in_the_noise_or_are_refused(make, num_steps):
+    process = make_process("cosine", "v", num_steps)
+    options = {"jump_length": 1, "resamplings": 1} if make is RePaint else {}
+    for spacing in SPACINGS:
+        for steps in range(1, num_steps + 1, max(1, num_steps // 100)):
+            try:
+                sampler = make(process=process, steps=steps, spacing=spacing, **options)
+            except ValueError as error:
+                assert "steps" in str(error) and spacing != "trailing"
+                continue
+            assert len(sampler.times) == steps
+            assert sampler.times[0] >= 0.6 * num_steps
 
 
 def test_the_last_step_of_ddpm_adds_no_noise():
@@ -270,6 +327,13 @@ def test_the_network_is_traced_once():
         (DDIM, {"steps": 1000, "steps_offset": 1}, "visits the times 1000 .. 1"),
         (DPMSolverPP2M, {"steps": 1000}, "they must differ"),
         (DDIM, {"spacing": "trailing", "steps_offset": 1}, "steps_offset is 1 with spacing"),
+        (DDIM, {"steps": 1}, "steps is 1 with spacing 'leading': .* time visited would be 0 of"),
+        (DDPM, {"steps": 1, "spacing": "linspace"}, "time visited would be 0 of 0 .. 999"),
+        (DDPM, {"steps": 501}, "time visited would be 500 of 0 .. 999"),
+        (DPMSolverPP2M, {"time_limit": 300}, "time visited would be 270 of 0 .. 999"),
+        (DDPM, {"time_limit": 1001}, "time_limit is 1001; it must lie in 1 .. 1000"),
+        (DDPM, {"time_limit": 800, "spacing": "trailing"}, "visits only 8 times below it"),
+        (DDIM, {"step_end": "last"}, "step_end is 'last'; choose one of next, stride"),
         (DDIM, {"clip": 0.0}, "clip is 0.0; it must be positive"),
         (DDIM, {"eta": 1.5}, r"eta is 1.5; it must lie in \[0, 1\]"),
         (DDIM, {"final_alpha_bar": "zero"}, "final_alpha_bar is 'zero'; choose one of one, first"),

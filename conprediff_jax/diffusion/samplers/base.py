@@ -35,6 +35,9 @@ from conprediff_jax.diffusion.gaussian import GaussianProcess
 
 SPACINGS = ("leading", "trailing", "linspace")
 
+# Sampling starts from noise alone, so the first time visited must lie in the rest of the times.
+NOISY_END = 2 / 3
+
 Denoise = Callable[[Array, Array], Array]
 Points = Float[Array, "batch *grid channels"]
 StepTable = Float64[np.ndarray, "steps"]
@@ -85,7 +88,12 @@ def step_noise(
 
 
 def spaced_times(
-    num_steps: int, steps: int, spacing: str, steps_offset: int = 0, skip_first: bool = False
+    num_steps: int,
+    steps: int,
+    spacing: str,
+    steps_offset: int = 0,
+    skip_first: bool = False,
+    time_limit: int | None = None,
 ) -> Int64[np.ndarray, "steps"]:
     """The times a sampler visits, decreasing.
 
@@ -97,17 +105,21 @@ def spaced_times(
             'linspace': rounded, from 0 to T-1, both included.
         steps_offset: See 'leading'.
         skip_first: Lay 'leading' and 'linspace' out for one more time and leave out the least.
+        time_limit: Stands for T in all of them, but for the `T / steps` of 'trailing'; None for T.
 
     Returns:
-        `[steps]`, int64.
+        `[steps]`, int64; fewer where 'trailing' reaches 0 earlier, from a lower limit.
     """
+    limit = num_steps if time_limit is None else time_limit
     points = np.arange(steps + skip_first)
     if spacing == "trailing":
-        return np.round(num_steps - np.arange(steps) * (num_steps / steps)).astype(np.int64) - 1
+        # `arange` rounds ties otherwise than a product would, and once in a while goes on to 0.
+        down = np.arange(limit, 0, -num_steps / steps)[:steps]
+        return np.round(down).astype(np.int64) - 1
     if spacing == "leading":
-        times = points * (num_steps // len(points)) + steps_offset
+        times = points * (limit // len(points)) + steps_offset
     else:
-        times = np.round(np.linspace(0, num_steps - 1, len(points))).astype(np.int64)
+        times = np.round(np.linspace(0, limit - 1, len(points))).astype(np.int64)
     return times[int(skip_first) :][::-1].copy()
 
 
@@ -122,9 +134,12 @@ class Sampler(abc.ABC):
         steps_offset: Added to every time of 'leading'.
         clip: Limits the estimates of x_0 to [-clip, clip], where the data has such limits. The
             estimate of epsilon follows, so that both still explain x_t. None: no limit.
+        time_limit: Times visited lie below it, as they do where DPM-Solver is told a least lambda;
+            None for T.
 
     Raises:
-        ValueError: If a field is outside its choices or range; the message names the field.
+        ValueError: If a field is outside its choices or range, or if the first time visited is far
+            from the noisy end, where sampling starts; the message names the field.
     """
 
     process: GaussianProcess
@@ -132,6 +147,7 @@ class Sampler(abc.ABC):
     spacing: str = "leading"
     steps_offset: int = 0
     clip: float | None = None
+    time_limit: int | None = None
 
     def __post_init__(self):
         if self.spacing not in SPACINGS:
@@ -148,18 +164,43 @@ class Sampler(abc.ABC):
             )
         if self.clip is not None and self.clip <= 0:
             raise ValueError(f"clip is {self.clip}; it must be positive, or None for no limit")
-        times = self.times
-        if times[0] >= self.process.num_steps or times[-1] < 0 or np.any(np.diff(times) >= 0):
+        if self.time_limit is not None and not 1 <= self.time_limit <= self.process.num_steps:
+            raise ValueError(
+                f"time_limit is {self.time_limit}; it must lie in 1 .. {self.process.num_steps}, "
+                "the process's num_steps, or be None"
+            )
+        self._check_times()
+
+    def _check_times(self) -> None:
+        """Raises ValueError unless the times are as many as asked for, and begin in the noise."""
+        times, last = self.times, self.process.num_steps - 1
+        if len(times) < self.steps:
+            raise ValueError(
+                f"steps is {self.steps} with time_limit {self.time_limit}: 'trailing' visits only "
+                f"{len(times)} times below it; raise either, or take 'linspace'"
+            )
+        if times[0] > last or times[-1] < 0 or np.any(np.diff(times) >= 0):
             raise ValueError(
                 f"steps {self.steps} with steps_offset {self.steps_offset} visits the times "
-                f"{times[0]} .. {times[-1]}; they must differ and lie in "
-                f"0 .. {self.process.num_steps - 1}: lower either"
+                f"{times[0]} .. {times[-1]}; they must differ and lie in 0 .. {last}: lower either"
+            )
+        if times[0] + 1 < NOISY_END * (last + 1):
+            raise ValueError(
+                f"steps is {self.steps} with spacing {self.spacing!r}: sampling starts from noise "
+                f"alone, and the first time visited would be {times[0]} of 0 .. {last}, where much "
+                "is seen already; take spacing 'trailing', or other steps"
             )
 
     @property
     def times(self) -> Int64[np.ndarray, "steps"]:
         """The times visited, decreasing, `[steps]`."""
-        return spaced_times(self.process.num_steps, self.steps, self.spacing, self.steps_offset)
+        return spaced_times(
+            self.process.num_steps,
+            self.steps,
+            self.spacing,
+            self.steps_offset,
+            time_limit=self.time_limit,
+        )
 
     @property
     def call_times(self) -> Int64[np.ndarray, "calls"]:
@@ -175,10 +216,10 @@ class Sampler(abc.ABC):
     def coefficients(self) -> Coefficients:
         """The table of eq. (1), float64, one entry a call of the network."""
 
-    def alpha_bar_steps(self, final: float = 1.0) -> tuple[StepTable, StepTable]:
-        """`alpha_bar` at the start and at the end of every step; the last ends at `final`."""
+    def alpha_bar_steps(self) -> tuple[StepTable, StepTable]:
+        """`alpha_bar` at the start and at the end of every step; the last ends at the clean end."""
         start = self.process.alpha_bars[self.times]
-        return start, np.append(start[1:], final)
+        return start, np.append(start[1:], 1.0)
 
     def estimate(
         self, output: Points, x_t: Points, t: Int[Array, "batch"]

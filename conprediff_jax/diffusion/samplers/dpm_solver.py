@@ -32,14 +32,20 @@ class DPMSolverPP2M(Sampler):
     first step is first-order too, having no predecessor.
 
     'leading' and 'linspace' lay out one time more than `steps` and leave out the least, as
-    there: the least would be time 0, too close to the clean end to be worth a call.
+    there: the least would be time 0, too close to the clean end to be worth a call. That
+    scheduler's `lambda_min_clipped` is a `time_limit` here.
     """
 
     @property
     def times(self) -> Int64[np.ndarray, "steps"]:
         """The times visited, decreasing, `[steps]`."""
         return spaced_times(
-            self.process.num_steps, self.steps, self.spacing, self.steps_offset, skip_first=True
+            self.process.num_steps,
+            self.steps,
+            self.spacing,
+            self.steps_offset,
+            skip_first=True,
+            time_limit=self.time_limit,
         )
 
     def coefficients(self) -> Coefficients:
