@@ -11,7 +11,8 @@
 With `--inception`, pytorch-fid's weight file: FID, sFID, KID, inception score, precision, recall.
 Without: the same distances on a VGG-16 with fixed random weights, which need no file and are not
 FID. `--clip` and `--captions` add the CLIP score; `--lpips_trunk` and `--lpips_heads` the LPIPS of
-each sample to the reference image of the same place. Definitions are in docs/metrics.md.
+each sample to the reference image of the same name, or of the same place where they have no names.
+Definitions are in docs/metrics.md.
 
 Written to `--out`, by default `evaluation` in the workdir: `metrics.json`, `report.html` and its
 PNGs, and, of a workdir, the images. A run that was broken off goes on where it stopped. Runs in one
@@ -22,7 +23,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -55,7 +56,8 @@ _CLIP = flags.DEFINE_string("clip", None, "Folder of a CLIP checkpoint, for the 
 _CAPTIONS = flags.DEFINE_string(
     "captions",
     None,
-    "Text file: the caption of each image, a line; what a model that reads captions is asked for.",
+    "Text file: the caption of each image, a line, in the order of their names (2 before 10); what "
+    "a model that reads captions is asked for.",
 )
 _LPIPS_TRUNK = flags.DEFINE_string("lpips_trunk", None, "torchvision's weights of the trunk.")
 _LPIPS_HEADS = flags.DEFINE_string("lpips_heads", None, "The lpips package's weights of the heads.")
@@ -101,17 +103,21 @@ def main(argv: list[str]) -> None:
 
     if _WORKDIR.value:
         trained = load_denoiser(_WORKDIR.value, mesh, _STEP.value, flag="--workdir=")
-        count, size = _NUM.value, (trained.task.image_size,) * 2
+        count, size, names = _NUM.value, (trained.task.image_size,) * 2, None
     else:
         samples, about = image_sets.read_samples(_SAMPLES.value), {}
-        count, size = samples.count, samples.size
+        count, size, names = samples.count, samples.size, samples.names
     reference = image_sets.read_reference(
-        _REFERENCE.value, size=size, split=_SPLIT.value, data_dir=_DATA_DIR.value
+        _REFERENCE.value,
+        size=size,
+        split=_SPLIT.value,
+        data_dir=_DATA_DIR.value,
+        whole=bool(_LPIPS_TRUNK.value),
     )
     suite = suite.possible(extractor, reference)
     _check(suite, count, size, reference, extractor)  # before hours are spent
     if _LPIPS_TRUNK.value:
-        _check_pairs(count, size, reference)
+        _check_pairs(count, size, names, reference)
     if _WORKDIR.value:
         samples, about = _draw(trained, mesh, out)
 
@@ -221,12 +227,20 @@ def _fingerprint(trained: Trained) -> str:
     return weights.fingerprint(np.asarray(leaf).tobytes() for leaf in leaves)
 
 
-def _check_pairs(count: int, size: tuple[int, int], reference: ImageSet) -> None:
+def _check_pairs(
+    count: int, size: tuple[int, int], names: Sequence[str] | None, reference: ImageSet
+) -> None:
+    """Whether every sample has its reference image; reads all of them once."""
+    if reference.batches is None:
+        raise UserError(f"LPIPS compares image by image, and {reference.name} holds statistics")
+    image_sets.check_partners(names, reference.names, reference.name)
     if (count, size) != (reference.count, reference.size):
         raise UserError(
             f"LPIPS compares image by image: {count} samples of {size} do not match "
             f"{reference.count} reference images of {reference.size}"
         )
+    for _ in reference.batches(_BATCH.value):
+        pass
 
 
 def _check(

@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import struct
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -139,6 +141,75 @@ def test_adm_batches_give_both_statistics_and_their_images(tmp_path):
     assert found.count == 5 and len(joined(found)) == 5
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        [f"{number}" for number in range(1, 13)],
+        ["a/1", "a-b/1", "a/2", "a-b/2", "b", "a"],
+        [f"img_{number}" for number in (1, 2, 9, 10, 11, 100)],
+    ],
+    ids=["numbers", "folders", "words"],
+)
+def test_samples_and_reference_are_paired_by_name_whatever_the_endings(names, tmp_path):
+    """Every picture says its place in `names`, and comes from both readers at one place."""
+    for side, ending in (("samples", "png"), ("reference", "bmp")):
+        for index, name in enumerate(names):
+            (tmp_path / side / name).parent.mkdir(parents=True, exist_ok=True)
+            picture = Image.new("RGB", (8, 8), (index, 0, 0))
+            picture.save(tmp_path / side / f"{name}.{ending}")
+    samples = image_sets.read_samples(tmp_path / "samples")
+    reference = image_sets.read_reference(str(tmp_path / "reference"), size=(8, 8), whole=True)
+    image_sets.check_partners(samples.names, reference.names, reference.name)
+    places = joined(samples)[:, 0, 0, 0]
+    np.testing.assert_array_equal(places, joined(reference)[:, 0, 0, 0])
+    assert [names[place] + ".png" for place in places] == list(samples.names)
+    if "a" not in names:  # written in the order that people mean
+        np.testing.assert_array_equal(places, range(len(names)))
+
+
+@pytest.mark.parametrize(
+    ("samples", "reference", "message"),
+    [
+        (["1.png", "2.png", "10.png"], ["1.png", "3.png", "10.png"], "2 stands where .* has 3"),
+        (["1.png", "2.png"], ["1.png"], "2 stands where .* has no more images"),
+        (["1.png"], ["1.png", "a/2.png"], "no more samples stands where .* has a/2"),
+        (["1.bmp", "1.png"], ["1.jpg", "1.png"], "2 samples are called 1"),
+    ],
+)
+def test_the_first_difference_of_sets_that_do_not_match_is_named(samples, reference, message):
+    with pytest.raises(UserError, match=f"^images are compared by their names: {message}"):
+        image_sets.check_partners(samples, reference, "the other")
+
+
+def test_partners_may_be_without_names_and_composed_differently():
+    image_sets.check_partners(None, ["1.png"], "")
+    image_sets.check_partners(["1.png"], None, "")
+    image_sets.check_partners(["\u00e9.png"], ["e\u0301.webp"], "")
+
+
+def test_a_reference_image_that_cannot_be_decoded_is_named_where_it_has_a_partner(tmp_path):
+    folder = write_folder(tmp_path / "reference", pictures(12))
+    (folder / "007.png").write_bytes(b"no image")
+    (left_out, whole) = (
+        image_sets.read_reference(str(folder), size=(8, 8), whole=whole) for whole in (False, True)
+    )
+    assert len(joined(left_out)) == 11
+    with pytest.raises(UserError, match=r"reference: 007\.png cannot be decoded"):
+        joined(whole, batch_size=5)
+
+
+def test_samples_are_turned_as_their_reference_is(tmp_path):
+    pixels = pictures(1, 8)[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # its first row is the right side
+    (tmp_path / "turned").mkdir()
+    Image.fromarray(np.rot90(pixels)).save(tmp_path / "turned" / "a.png", exif=exif)
+    samples = image_sets.read_samples(tmp_path / "turned")
+    reference = image_sets.read_reference(str(tmp_path / "turned"), size=(8, 8))
+    np.testing.assert_array_equal(joined(samples), pixels[None])
+    np.testing.assert_array_equal(joined(reference), pixels[None])
+
+
 def bad_folder(images):
     return lambda path: write_folder(path, images)
 
@@ -149,6 +220,29 @@ def bad_npz(**arrays):
         return path.with_suffix(".npz")
 
     return write
+
+
+def bad_bytes(name, content):
+    def write(path):
+        path.mkdir()
+        (path / name).write_bytes(content)
+        return path
+
+    return write
+
+
+def huge_png():
+    """The head of a PNG of 60,000 x 60,000 pixels, which Pillow refuses to decode."""
+    chunks = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0), b"IDAT"
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+        for chunk in chunks
+    )
+
+
+def single_array(path):
+    np.save(path.with_suffix(".npy"), pictures(2))
+    return path.with_suffix(".npy")
 
 
 def text_file(path):
@@ -171,7 +265,10 @@ def text_file(path):
         (bad_npz(arr_0=pictures(2)[..., 0]), r"arr_0 is uint8 of shape \(2, 8, 8\); expected RGB"),
         (bad_npz(arr_0=pictures(2) / 255), "arr_0 is float64"),
         (bad_npz(mu=np.zeros(2), sigma=np.eye(2)), "holds statistics; samples must be images"),
-        (text_file, "not a readable npz"),
+        (bad_bytes("a.png", huge_png()), r"a\.png: not a readable image: Image size \(36"),
+        (bad_bytes("a.png", b""), r"a\.png: not a readable image: the file is empty"),
+        (single_array, r"samples\.npy: not a readable file of arrays: File is not a zip file"),
+        (text_file, "not a readable file of arrays"),
     ],
 )
 def test_bad_samples_are_named_in_a_line(make, message, tmp_path):

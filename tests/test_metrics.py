@@ -50,6 +50,26 @@ def test_frechet_distance_is_the_formula_with_scipys_root():
         frechet.frechet_distance(gaussian(x), gaussian(x[:, :3]))
 
 
+@pytest.mark.parametrize("count", [2, 10, 100, 400])
+def test_frechet_distance_of_few_images_is_exact_and_never_negative(count):
+    """Of centred rows X and Y, tr (C_x C_y)^(1/2) is the nuclear norm of X Y', a small matrix."""
+    x, y = rng(count).normal(0, 10, (count, 160)), rng(1).normal(1, 11, (count, 160))
+    centred_x, centred_y = x - x.mean(0), y - y.mean(0)
+    common = np.linalg.svd(centred_x @ centred_y.T, compute_uv=False).sum()
+    spread = np.square(centred_x).sum() + np.square(centred_y).sum()
+    expected = np.square(x.mean(0) - y.mean(0)).sum() + (spread - 2 * common) / (count - 1)
+    assert frechet.frechet_distance(gaussian(x), gaussian(y)) == pytest.approx(expected, rel=1e-10)
+    shuffled = gaussian(rng().permutation(x))
+    for same in (gaussian(x), shuffled):
+        assert 0 <= frechet.frechet_distance(gaussian(x), same) < 1e-9
+
+
+def test_moments_that_are_no_numbers_have_no_distance():
+    x = rng().normal(size=(9, 3))
+    with pytest.raises(ValueError, match="no finite numbers"):
+        frechet.frechet_distance(gaussian(x), gaussian(np.where(x == x.max(), np.nan, x)))
+
+
 def test_moments_come_in_any_batches_and_keep_their_digits_far_from_zero():
     x = (rng().normal(size=(101, 5)) + 1e4).astype(np.float32)
     times = rng(1).integers(0, 3, 101)
@@ -98,6 +118,16 @@ def test_inception_score_is_torchs_divergence_over_splits():
         scores.append(F.kl_div(mean, p, reduction="batchmean").exp().item())
     expected = np.mean(scores)
     assert inception_score.inception_score(logits, splits=5) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("sureness", [10.0, 746.0, 1e4, 1e30])
+def test_inception_score_of_a_network_that_is_sure_is_the_number_of_classes(sureness):
+    """Probabilities of 0, and such as round to 0 in the mean, take no part."""
+    logits = (sureness * np.eye(5, dtype=np.float32)).repeat(3, axis=0)
+    found = inception_score.inception_score(logits, splits=1)
+    assert found == pytest.approx(5, rel=1e-2 if sureness == 10 else 1e-12)
+    with pytest.raises(ValueError, match="no finite numbers"):
+        inception_score.inception_score(np.where(logits > 0, np.nan, logits), splits=1)
 
 
 def test_precision_and_recall_are_brute_force_in_any_blocks(monkeypatch):

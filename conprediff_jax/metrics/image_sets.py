@@ -1,28 +1,33 @@
 """Sets of images to be judged, or to be held against.
 
-Samples are read as they are: a folder of PNG, JPEG or WebP files in the order of their names, or an
-npz whose `arr_0` is uint8 [images, height, width, 3] (ADM's sample batches). A reference is one of
-these, a data set by its TFDS name, or a statistics file: `mu` and `sigma` of Inception's last
-features (pytorch-fid), beside which ADM's reference batches hold `mu_s` and `sigma_s` of its
-spatial ones, and the images. Data sets and reference folders go through the data pipeline, which
-crops and resizes images that do not have the samples' size and leaves the others alone.
+Samples are read as they are: a folder of image files in the natural order of their names, upright
+by their EXIF orientation, or an npz whose `arr_0` is uint8 [images, height, width, 3] (ADM's sample
+batches). A reference is one of these, a data set by its TFDS name, or a statistics file: `mu` and
+`sigma` of Inception's last features (pytorch-fid), beside which ADM's reference batches hold `mu_s`
+and `sigma_s` of its spatial ones, and the images. Data sets and reference folders go through the
+data pipeline, which crops and resizes images that do not have the samples' size and leaves the
+others alone.
+
+Where images are compared one by one, those of two folders are partners that have one name, whatever
+its ending; arrays and data sets have no names, and their images are taken in turn.
 """
 
-import contextlib
+import collections
 import dataclasses
+import itertools
 import os
 import pathlib
-import zipfile
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from PIL import Image
 
 from conprediff_jax import data
+from conprediff_jax.data.sources import FolderSource
 from conprediff_jax.errors import UserError
-from conprediff_jax.images import list_images
-from conprediff_jax.metrics import weights
+from conprediff_jax.images import BadImage, list_images, read_image
+from conprediff_jax.metrics import npz, weights
 from conprediff_jax.metrics.frechet import Gaussian
 
 Batches = Callable[[int], Iterator[np.ndarray]]
@@ -41,6 +46,7 @@ class ImageSet:
         batches: opens the images anew, in batches of a size, uint8 [<= size, height, width, 3];
             None for statistics alone.
         gaussians: moments that came with the set, by name of the features.
+        names: the file of each image, relative to the folder; None where images have no names.
     """
 
     name: str
@@ -49,6 +55,7 @@ class ImageSet:
     size: tuple[int, int] | None
     batches: Batches | None
     gaussians: Mapping[str, Gaussian] = dataclasses.field(default_factory=dict)
+    names: Sequence[str] | None = None
 
     def pick(self, indices: Sequence[int]) -> np.ndarray:
         """Some images, in the order of their indices as given."""
@@ -66,7 +73,8 @@ def read_samples(path: str | os.PathLike) -> ImageSet:
     """A folder or an npz of images, as they are.
 
     Raises:
-        UserError: nothing there, mixed sizes, images that are not RGB, an npz of another layout.
+        UserError: nothing there, an unreadable image, mixed sizes, images that are not RGB, an npz
+            of another layout.
     """
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
@@ -80,7 +88,12 @@ def read_samples(path: str | os.PathLike) -> ImageSet:
 
 
 def read_reference(
-    name: str, *, size: tuple[int, int], split: str = "train", data_dir: str | None = None
+    name: str,
+    *,
+    size: tuple[int, int],
+    split: str = "train",
+    data_dir: str | None = None,
+    whole: bool = False,
 ) -> ImageSet:
     """A data set, a folder, an npz of images, or statistics.
 
@@ -89,6 +102,8 @@ def read_reference(
         size: height and width of the samples.
         split: of a data set.
         data_dir: where TFDS data sets live.
+        whole: whether an image of the data that cannot be decoded is an error, raised by `batches`,
+            since each image has its partner. Else it is left out.
 
     Raises:
         UserError: see `read_samples`; or the data set is missing.
@@ -100,17 +115,27 @@ def read_reference(
         return _npz(path)
     if size[0] != size[1]:
         return read_samples(name)  # the pipeline makes squares
-    return from_data(
-        data.DataSpec(name=name, split=split, data_dir=data_dir, image_size=size[0], label=None)
-    )
+    spec = data.DataSpec(name=name, split=split, data_dir=data_dir, image_size=size[0], label=None)
+    return from_data(spec, whole=whole)
 
 
-def from_data(spec: data.DataSpec) -> ImageSet:
-    """A data set as its pipeline delivers it for evaluation: centre crops, no flips."""
+def from_data(spec: data.DataSpec, *, whole: bool = False) -> ImageSet:
+    """A data set as its pipeline delivers it for evaluation: centre crops, no flips.
+
+    Args:
+        spec: which.
+        whole: see `read_reference`.
+    """
     source = data.open_data(spec)
+    names = source.files if isinstance(source, FolderSource) else None
 
     def batches(size: int) -> Iterator[np.ndarray]:
-        for batch in data.evaluation_iterator(spec, batch_size=size):
+        batches = data.evaluation_iterator(spec, batch_size=size)
+        for first, batch in zip(itertools.count(step=size), batches, strict=False):
+            bad = np.flatnonzero(~batch["mask"][: len(source) - first])
+            if whole and len(bad):
+                name = names[first + bad[0]] if names else f"image {first + bad[0]}"
+                raise UserError(f"{spec.name}: {name} cannot be decoded, and its partner is alone")
             yield batch["image"][batch["mask"]]
 
     content = (source[index]["image"] for index in range(len(source)))
@@ -120,6 +145,7 @@ def from_data(spec: data.DataSpec) -> ImageSet:
         count=len(source),
         size=(spec.image_size, spec.image_size),
         batches=batches,
+        names=names,
     )
 
 
@@ -147,21 +173,43 @@ def from_arrays(name: str, paths: Sequence[pathlib.Path]) -> ImageSet:
     )
 
 
-def _folder(root: pathlib.Path) -> ImageSet:
-    files = [root / name for name in list_images(root)]
-    size = None
-    for file in files:
-        with _naming(file), Image.open(file) as image:  # reads the header alone
-            mode, this = image.mode, (image.height, image.width)
-        if mode != "RGB" and not (mode == "P" and "transparency" not in image.info):
-            kind = "a grey image" if mode[0] in "L1IF" else f"an image of mode {mode}"
-            raise UserError(f"{file}: {kind}; the metrics are defined on RGB: convert it")
-        size = size or this
-        if this != size:
+def check_partners(
+    samples: Sequence[str] | None, reference: Sequence[str] | None, title: str
+) -> None:
+    """Checks that images of one place are of one name, their endings aside.
+
+    Both sides are in natural order, in which endings count last, so that equal sets of names are
+    equal place by place.
+
+    Args:
+        samples: their names; None where they have none, and images are taken in turn.
+        reference: likewise.
+        title: what messages call the reference.
+
+    Raises:
+        UserError: the sets differ, or two images have one name.
+    """
+    if samples is None or reference is None or list(samples) == list(reference):
+        return
+    stems = [[_stem(name) for name in names] for names in (samples, reference)]
+    for name, other in itertools.zip_longest(*stems):
+        if name != other:
             raise UserError(
-                f"{file}: {this[1]} x {this[0]} pixels, but {files[0].name} has {size[1]} x "
-                f"{size[0]}: all samples must have one size"
+                f"images are compared by their names: {name or 'no more samples'} stands where "
+                f"{title} has {other or 'no more images'}; give both folders the same names"
             )
+    name, times = collections.Counter(stems[0]).most_common(1)[0]
+    if times > 1:
+        raise UserError(f"images are compared by their names: {times} samples are called {name}")
+
+
+def _stem(name: str) -> str:
+    return unicodedata.normalize("NFC", os.path.splitext(name)[0])
+
+
+def _folder(root: pathlib.Path) -> ImageSet:
+    names = list_images(root)
+    files = [root / name for name in names]
 
     def batches(count: int) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor(_THREADS) as pool:
@@ -172,82 +220,52 @@ def _folder(root: pathlib.Path) -> ImageSet:
         name=str(root),
         fingerprint=weights.fingerprint(file.read_bytes() for file in files),
         count=len(files),
-        size=size,
+        size=_one_size(files),
         batches=batches,
+        names=names,
     )
 
 
+def _one_size(files: Sequence[pathlib.Path]) -> tuple[int, int]:
+    """Height and width of all images; each is decoded once, before hours are spent on some."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sizes = list(pool.map(lambda file: _decode(file).shape[:2], files))
+    height, width = sizes[0]
+    for file, size in zip(files, sizes, strict=True):
+        if size != (height, width):
+            raise UserError(
+                f"{file}: {size[1]} x {size[0]} pixels, but {files[0].name} has {width} x "
+                f"{height}: all samples must have one size"
+            )
+    return height, width
+
+
 def _decode(file: pathlib.Path) -> np.ndarray:
-    with _naming(file), Image.open(file) as image:
-        return np.asarray(image.convert("RGB"))
-
-
-@contextlib.contextmanager
-def _naming(file: pathlib.Path) -> Iterator[None]:
+    """An image as it is, upright, uint8 [height, width, 3]."""
     try:
-        yield
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow's, for what is no image
+        image = read_image(file.read_bytes())
+    except (OSError, BadImage) as error:
         raise UserError(f"{file}: not a readable image: {error}") from error
+    if image.mode != "RGB" and (image.mode != "P" or "transparency" in image.info):
+        kind = "a grey image" if image.mode[0] in "L1IF" else f"an image of mode {image.mode}"
+        raise UserError(f"{file}: {kind}; the metrics are defined on RGB: convert it")
+    return np.asarray(image.convert("RGB"))
 
 
 def _npz(path: pathlib.Path) -> ImageSet:
     """Images, statistics or both; images are read in pieces, not all at once."""
-    try:
-        with np.load(path) as file:
-            names = list(file.files)
-            pairs = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
-            gaussians = {
-                kind: Gaussian(mean=file[mu], covariance=file[sigma], count=_count(file))
-                for kind, (mu, sigma) in pairs.items()
-                if {mu, sigma} <= set(names)
-            }
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path}: not a readable npz: {error}") from error
-    if "arr_0" not in names and not gaussians:
-        raise UserError(
-            f"{path}: holds {', '.join(names)}; expected arr_0 (uint8 images), or mu and sigma"
-        )
-    count, size, batches = 0, None, None
-    if "arr_0" in names:
-        with _array(path) as (_, shape, dtype):
-            if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8:
-                raise UserError(
-                    f"{path}: arr_0 is {dtype} of shape {shape}; expected RGB images, uint8 "
-                    "[images, height, width, 3]"
-                )
-        count, size = shape[0], shape[1:3]
-
-        def batches(step: int) -> Iterator[np.ndarray]:
-            with _array(path) as (file, shape, _):
-                for start in range(0, shape[0], step):
-                    rows = min(step, shape[0] - start)
-                    pixels = np.frombuffer(file.read(rows * int(np.prod(shape[1:]))), np.uint8)
-                    yield pixels.reshape(rows, *shape[1:])
-
-    elif gaussians:
-        count = gaussians["pool"].count if "pool" in gaussians else 0
+    found = npz.read(path)
+    count, *size = found.shape[:3] if found.shape else (_counted(found.gaussians),)
     return ImageSet(
         name=str(path),
         fingerprint=weights.file_fingerprint(path),
         count=count,
-        size=size,
-        batches=batches,
-        gaussians=gaussians,
+        size=tuple(size) or None,
+        batches=found.batches if found.shape else None,
+        gaussians=found.gaussians,
     )
 
 
-def _count(file: Mapping[str, np.ndarray]) -> int:
-    return int(file["count"]) if "count" in file else 0
-
-
-@contextlib.contextmanager
-def _array(path: pathlib.Path) -> Iterator[tuple]:
-    """The open data of `arr_0`, its shape and its dtype."""
-    with zipfile.ZipFile(path) as archive, archive.open("arr_0.npy") as file:
-        version = np.lib.format.read_magic(file)
-        readers = {(1, 0): np.lib.format.read_array_header_1_0}
-        reader = readers.get(version, np.lib.format.read_array_header_2_0)
-        shape, fortran, dtype = reader(file)
-        if fortran and len(shape) > 1:
-            raise UserError(f"{path}: arr_0 is stored by columns; save it in C order")
-        yield file, shape, dtype
+def _counted(gaussians: Mapping[str, Gaussian]) -> int:
+    """How many images moments are of; 0 where that is not said."""
+    return gaussians["pool"].count if "pool" in gaussians else 0
