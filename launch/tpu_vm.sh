@@ -158,20 +158,24 @@ install() {
     return
   on_worker all "set -e
 mkdir -p train
-flock --nonblock train/lock true || { echo 'it trains already: left as it is'; exit; }
+flock --shared --nonblock train/lock true || { echo 'it trains already: left as it is'; exit; }
 mkdir -p conprediff_jax && tar -xzf source.tar.gz -C conprediff_jax && cd conprediff_jax
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --allow-existing --python=$(printf %q "$python") .venv
 python3 -m uv pip install --quiet --editable '.[tpu]'"
 }
 
-# Training holds train/lock on its worker. What ssh runs starts it, unless it runs already or this
-# very start (train/id) has ended meanwhile, and then follows its log until the lock is free.
+# Training holds train/lock on its worker. What ssh runs starts it, unless it runs already or is one
+# of those (train/ids) that started or joined what has ended meanwhile, and then follows its log until
+# the lock is free. Only one decides at a time, which holds train/door. Others look at the lock, or
+# wait for it, with --shared: that keeps nobody from seeing that it is free.
 run() {
   local id
   id=$(date +%s)-$$-$RANDOM
-  on_worker all "mkdir -p train && cd train && exec 9>lock || exit
+  on_worker all "mkdir -p train && cd train && exec 8>door 9>lock || exit
+flock 8
 cat >new.sh <<'END'
+echo \$1 >>ids
 cd ../conprediff_jax
 while true; do
   .venv/bin/python -m conprediff_jax.main --distributed$(printf ' %q' "$@")
@@ -181,35 +185,35 @@ done
 echo \$code >../train/code
 END
 lines=20
-if flock --nonblock 9; then
-  if [ \"\$(cat id 2>/dev/null)\" != $id ]; then
+if flock --shared --nonblock lock true; then
+  if ! grep --quiet --no-messages --line-regexp $id ids; then
     mv new.sh run.sh
-    rm -f code stopped
-    echo $id >id
+    rm -f code stopped ids
     touch log
     lines=+\$((\$(wc -l <log) + 1))
-    setsid nohup bash run.sh >>log 2>&1 </dev/null &
+    flock 9
+    setsid nohup bash run.sh $id >>log 2>&1 </dev/null 8>&- &
     echo \$! >pid
   fi
 elif cmp --silent new.sh run.sh; then
-  echo $id >id
+  echo $id >>ids
 else
   echo 'error: it trains already, with other flags: stop it first' >&2
   exit 2
 fi
-exec 9>&-
-tail -n \$lines -f log &
-flock lock true
-sleep 1 # for tail to print the end
-kill \$!
+exec 8>&- 9>&-
+flock --shared lock true &
+tail --pid=\$! -n \$lines -f log # prints what there is left to print when that has ended
 exit \$(cat code 2>/dev/null || echo 137) # killed, if it left no code"
 }
 
 stop() {
   on_worker all "cd train || exit
-if flock --nonblock lock true; then echo 'it does not train'; exit; fi
+exec 8>door
+flock 8
+if flock --shared --nonblock lock true; then echo 'it does not train'; exit; fi
 touch stopped
-pkill -TERM --parent \$(cat pid)"
+until pkill -TERM --parent \$(cat pid) || flock --shared --nonblock lock true; do sleep 1; done"
 }
 
 logs() { on_worker "$worker" "tail -n 100 -F train/log"; }

@@ -219,9 +219,10 @@ def worker(tmp_path):
             file = home / "arguments"
             return file.read_text().split("\n").count("<--distributed>") if file.exists() else 0
 
-        def wait_for(self, name):
-            until = time.monotonic() + 60
-            while not (home / name).exists():
+        def wait_for(self, name, lines=0):
+            """Until a file is there and has so many lines."""
+            file, until = home / name, time.monotonic() + 60
+            while not file.exists() or len(file.read_text().splitlines()) < lines:
                 assert time.monotonic() < until, name
                 time.sleep(0.05)
 
@@ -249,18 +250,38 @@ def test_tpu_vm_workers_train_again_after_preemption_and_pass_codes_on(worker):
 def test_tpu_vm_workers_start_one_training_however_often_they_are_asked(worker):
     """gcloud gives a command again when it has lost the connection."""
     worker.python(f"{WAIT}; echo 'the last line'; exit 9")
-    command = worker.given("run")
+    command, another = worker.given("run"), worker.given("run")
     first = worker.start(command)
     worker.wait_for("waits")
     first.kill()
-    again, joined = worker.start(command), worker.start(worker.given("run"))
+    again, joined = worker.start(command), worker.start(another)
+    worker.wait_for("train/ids", lines=3)  # all of them follow
     code, said = worker.do("run", command=["--config=another.py"])
     assert code == 2 and "it trains already, with other flags" in said
     assert "it trains already: left as it is" in worker.do("install")[1]
     (worker.folder / "end").touch()
-    for follower in (again, joined):
+    late = [worker.start(command), worker.start(another)]  # while it ends, or after that
+    for follower in (again, joined, *late):
         assert "the last line" in follower.communicate(timeout=60)[0]
         assert follower.returncode == 9
+    assert worker.starts() == 1
+
+
+def test_tpu_vm_workers_decide_on_one_command_after_the_other(worker):
+    """Commands of the same flags and of others come at one moment, and all are answered rightly."""
+    worker.python(f"{WAIT}; exit 9")
+    same = [worker.given("run") for _ in range(8)]
+    other = worker.given("run", command=["--config=another.py"])
+    first = worker.start(same[0])
+    worker.wait_for("waits")
+    followers, refused = [], []
+    for command in same[1:]:
+        followers.append(worker.start(command))
+        refused.append(worker.start(other))
+    assert [process.wait(timeout=60) for process in refused] == [2] * 7
+    worker.wait_for("train/ids", lines=8)
+    (worker.folder / "end").touch()
+    assert [process.wait(timeout=60) for process in (first, *followers)] == [9] * 8
     assert worker.starts() == 1
 
 
