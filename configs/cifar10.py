@@ -2,10 +2,11 @@
 
     python -m conprediff_jax.main --config=configs/cifar10.py
 
-Hardware: one GPU or TPU chip; bf16. Data: TFDS `cifar10`, downloaded on first use (170 MB).
-Hours: not measured; the whole run is 800,000 steps of 128 images, as published.
-Expected: DDPM's FID is 3.17 with its 35.7 M parameters, the same network as here. With context
-prediction: not run to the end by us, so there is no number to expect yet.
+Data: TFDS `cifar10`, which is downloaded on first use (170 MB).
+Hardware: one GPU or TPU chip. Activations are bf16.
+Hours: not measured. The whole run has 800,000 steps of 128 images, as published.
+Expected: DDPM's FID is 3.17, with the same network of 35.7 M parameters. We have not run this
+config with context prediction to the end, so there is no number to expect yet.
 """
 
 from conprediff_jax.config import default

@@ -3,20 +3,21 @@
     python -m conprediff_jax.main --config=configs/coco_discrete.py
     python -m conprediff_jax.sample --workdir=runs/coco_discrete --guidance=5 --prompt="a red bus"
 
-Data: TFDS `coco_captions`; of an image's captions one is drawn anew every epoch.
-First stage: VQGAN-f8 of 8,192 codes in weights/vqgan-f8-openimages: a diffusers VQModel
+Data: TFDS `coco_captions`. An image has several captions; every epoch draws one of them anew.
+First stage: VQGAN-f8 with 8,192 codes in weights/vqgan-f8-openimages. This is a diffusers VQModel
 (config.json and diffusion_pytorch_model.safetensors), or a workdir of configs/first_stage/vq_f16.py
 with --config.autoencoder.num_codes=8192 --config.autoencoder.channel_mult="(1, 1, 2, 4)"
---config.autoencoder.attention_downsampling="(8,)". The data takes few of the codes: the 2,887 most
-used are kept, as published. (The published codec chooses its codes by a
-classifier, ours by distance.)
-Text encoder: CLIP ViT-B/32, frozen: a `transformers` folder with its tokenizer in
+--config.autoencoder.attention_downsampling="(8,)". The data use few of the codes, so only the 2,887
+most used ones are kept, as published. (The published codec chooses its codes by a classifier; ours
+chooses them by distance.)
+Text encoder: CLIP ViT-B/32, frozen. Put a `transformers` folder with its tokenizer into
 weights/clip-vit-base-patch32.
-Hardware: TPU v5e-64 or four hosts of eight GPUs; bf16 activations, float32 parameters.
+Hardware: TPU v5e-64 or four hosts of eight GPUs. Activations are bf16, parameters float32. The
+model has 388,780,871 parameters and the null text.
 Hours: not measured.
-Expected: VQ-Diffusion reports FID 13.86 (arXiv 2111.14822); the paper's 6.21 is zero-shot, after
-training on more data (arXiv 2401.02015). 388,780,871 parameters and the null text. Not run to the
-end by us: no number of ours yet.
+Expected: VQ-Diffusion reports FID 13.86 (arXiv 2111.14822). The paper's 6.21 is zero-shot, after
+training on more data (arXiv 2401.02015). We have not run this config to the end, so there is no
+number of ours yet.
 """
 
 from conprediff_jax import presets

@@ -4,11 +4,13 @@
 
 Data: the aligned FFHQ images, 256 x 256 or larger, as a folder of PNG files in data/ffhq (TFDS has
 no FFHQ).
-First stage: as for configs/celebahq.py. Published batch: 42; here 48, which more meshes divide.
-Hardware: one host of eight GPUs or a TPU v5e-16; bf16 activations, float32 parameters.
+First stage: the same as for configs/celebahq.py.
+Hardware: one host of eight GPUs, or a TPU v5e-16. Activations are bf16, parameters float32. The
+published batch is 42; here it is 48, which more meshes divide.
 Hours: not measured.
-Expected: the paper reports FID 2.24 with context prediction and 4.98 for this backbone without
-(arXiv 2401.02015, 50,000 samples). Not run to the end by us: no number of ours yet.
+Expected: the paper reports FID 2.24 with context prediction, and 4.98 for this backbone without it
+(arXiv 2401.02015, 50,000 samples). We have not run this config to the end, so there is no number of
+ours yet.
 """
 
 from conprediff_jax import presets

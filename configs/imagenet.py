@@ -2,12 +2,14 @@
 
     python -m conprediff_jax.main --config=configs/imagenet.py
 
-Data: TFDS `imagenet2012`; its archives are fetched by hand, and the command says which and where.
-First stage: as for configs/celebahq.py.
-Hardware: TPU v5e-64 or four hosts of eight GPUs; bf16 activations, float32 parameters.
+Data: TFDS `imagenet2012`. You fetch its archives by hand; the command says which archives, and
+where to put them.
+First stage: the same as for configs/celebahq.py.
+Hardware: TPU v5e-64 or four hosts of eight GPUs. Activations are bf16, parameters float32.
 Hours: not measured.
-Expected: the published class-conditional LDM-4 attends to its class; this one adds it to the time
-embedding, as ADM does, so that no published number belongs to it. Not run by us.
+Expected: no published number belongs to this model. The published class-conditional LDM-4 attends
+to its class; this one adds the class to the time embedding, as ADM does. We have not run this
+config.
 """
 
 from conprediff_jax import presets

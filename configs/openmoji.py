@@ -3,14 +3,15 @@
     python -m conprediff_jax.main --config=configs/openmoji.py
 
 Hardware: 2 CPU cores, 3 GB of memory.
-Hours: 0.15 (3,000 steps; 6.7 a second on one core alone).
-Expected: final loss about 0.048 (denoise 0.0285, context 0.019 after weighting); in the grid,
-faces, busts and figures with closed outlines, nine in ten of them clean.
+Hours: 0.15 (3,000 steps, 6.7 a second on one core alone).
+Expected: a final loss of about 0.048 (denoise 0.0285, context 0.019 after weighting). The grid
+shows faces, busts and figures with closed outlines; nine in ten of them are clean.
 
-Patches of 4 x 4 pixels are the points, so that the UNet works on a cheap 8 x 8 grid. It predicts
-x_0: a network that sees patches cannot pass their noise through, as epsilon and v would ask of it.
-The context's weight is the one that brought the samples' local structure nearer to that of real
-drawings, on seeds not used to find it; a third of it changes nothing (docs/results.md).
+A point is a patch of 4 x 4 pixels, so that the UNet works on a cheap grid of 8 x 8. The UNet
+predicts x_0: a network that sees patches cannot pass their noise through, which predicting epsilon
+or v would require. The context weight is the one that brought the local structure of samples nearer
+to that of real drawings, on seeds that were not used to find it; a third of this weight changes
+nothing (docs/results.md).
 """
 
 from conprediff_jax.config import default

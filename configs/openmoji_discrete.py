@@ -1,16 +1,16 @@
 """Discrete diffusion on a laptop's CPU: OpenMoji people and faces, 64 x 64, as 8 x 8 tokens.
 
-First the tokenizer, then this:
+Train the image tokenizer first, then this config:
 
     python -m conprediff_jax.main --config=configs/first_stage/openmoji_vq.py
     python -m conprediff_jax.main --config=configs/openmoji_discrete.py
 
 Hardware: 2 CPU cores, 3 GB of memory.
-Hours: 0.2 (3,200 steps at 4.7 a second, two grids), after 0.1 for the tokenizer.
-Expected: a final loss of about 3.1 nats a token (denoise 2.9, context 0.19 after weighting), 4.8
-bits a token on the test split (21.7 before training); in the grid busts, faces, figures and
-vehicles, most of them clean, a few smeared. Sampling by purity, one token a call, is what makes
-them: drawn from the posterior, only half of the grid can be recognised after so few steps.
+Hours: 0.2 (3,200 steps at 4.7 a second, two grids), after 0.1 for the image tokenizer.
+Expected: a final loss of about 3.1 nats a token (denoise 2.9, context 0.19 after weighting), and
+4.8 bits a token on the test split (21.7 before training). The grid shows busts, faces, figures and
+vehicles; most of them are clean, a few are smeared. Sampling by purity, one token a call, makes
+this possible: after so few steps, only half of a grid drawn from the posterior can be recognised.
 """
 
 from conprediff_jax.config import default_discrete, tokens

@@ -1,6 +1,6 @@
 """Latent diffusion on a laptop's CPU: OpenMoji people and faces, 64 x 64, on latents of 8 x 8 x 32.
 
-First the autoencoder, then all latents, then this:
+Train the autoencoder first, encode all latents, then train this config:
 
     python -m conprediff_jax.main --config=configs/first_stage/openmoji_kl.py
     python -m conprediff_jax.precompute --config=configs/openmoji_latent.py
@@ -8,11 +8,11 @@ First the autoencoder, then all latents, then this:
 
 Hardware: 2 CPU cores, 3 GB of memory.
 Hours: 0.2 (5,000 steps at 7 to 11 a second), after 0.1 for the autoencoder and seconds for latents.
-Expected: final loss about 0.098 (denoise 0.073, context 0.025 after weighting); in the grid, busts,
-figures and scenes with clean outlines at 64 x 64, one in six smudged: docs/latents.md.
+Expected: a final loss of about 0.098 (denoise 0.073, context 0.025 after weighting). The grid shows
+busts, figures and scenes with clean outlines at 64 x 64; one in six is smudged (docs/latents.md).
 
-With `--config.data.latents=` images are encoded in every step instead, at two thirds of the speed.
-At equal time, batches of 16 got further than 32.
+With `--config.data.latents=` every step encodes its images instead, at two thirds of the speed. In
+the same time, batches of 16 got further than batches of 32.
 """
 
 from conprediff_jax.config import default, latents

@@ -6,12 +6,13 @@
 
 Hardware: 2 CPU cores, 3 GB of memory.
 Hours: 0.2 to 0.3 (3,000 steps at 2.5 to 4.2 a second).
-Expected: final loss about 0.017 (denoise 0.0105, context 0.006 after weighting). With guidance 2,
-88 % of the images show what a caption of the training set asks for and 70 % what a held-out one
-does, where the drawings themselves reach 93 and 82 %: docs/captions.md.
+Expected: a final loss of about 0.017 (denoise 0.0105, context 0.006 after weighting). With guidance
+2, 88 % of the images show what a caption of the training set asks for, and 70 % show what a
+held-out caption asks for. The drawings themselves reach 93 % and 82 % (docs/captions.md).
 
-The captions put role, gender and skin tone together; of every role and gender one skin tone is held
-out (`openmoji/combinations`, split `test`). Vocabulary and text encoder are learnt along.
+The captions combine a role, a gender and a skin tone. One skin tone of every role and gender is
+held out (`openmoji/combinations`, split `test`). The vocabulary is learnt from the captions, and
+the text encoder is trained along with the denoiser.
 """
 
 from conprediff_jax.config import default, text

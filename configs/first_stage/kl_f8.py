@@ -3,16 +3,17 @@
     python -m conprediff_jax.main --config=configs/first_stage/kl_f8.py
         --config.loss.lpips_trunk=vgg16-397923af.pth --config.loss.lpips_heads=vgg.pth
 
-83,653,863 parameters and a discriminator of 2.8 M that starts after 50,000 steps, with the losses
-and weights of latent-diffusion's config of this name. The two files are torchvision's weights of
-VGG-16 and the `lpips` package's heads (version 0.1), which do not come with this project; without
-them there is no LPIPS in the loss, and reconstructions are blurred.
+The autoencoder has 83,653,863 parameters, and a discriminator of 2.8 M starts after 50,000 steps.
+Losses and weights are those of latent-diffusion's config of this name. The two files are
+torchvision's weights of VGG-16 and the heads of the `lpips` package (version 0.1). They do not come
+with this project; without them the loss has no LPIPS, and reconstructions are blurred.
 
-Data: TFDS `celeb_a_hq/256`; the original was trained on OpenImages, so for a general codec give
-another `--config.data.name`.
-Hardware: meant for a TPU v5e-8 or eight GPUs of 40 GB. Hours: not measured. The config is built and
-its size is checked by the tests; we have not run it. The published codec took 246,803 steps and has
-a PSNR of 24.2 on OpenImages.
+Data: TFDS `celeb_a_hq/256`. The original was trained on OpenImages, so give another
+`--config.data.name` for a general codec.
+Hardware: meant for a TPU v5e-8 or eight GPUs of 40 GB.
+Hours: not measured.
+Expected: the published codec took 246,803 steps and has a PSNR of 24.2 on OpenImages. The tests
+build this config and check its size; we have not run it.
 """
 
 from conprediff_jax.config import default_first_stage

@@ -4,12 +4,13 @@
 
 Hardware: 2 CPU cores, 2 GB of memory.
 Hours: 0.1 (4,500 steps at 14 to 27 a second).
-Expected: PSNR 29.1 on the images it was trained on, L1 0.036; outlines and colours are clean in the
-grid, rare colours (a red face) are off.
+Expected: PSNR 29.1 on the images it was trained on, and L1 0.036. In the grid, outlines and colours
+are clean; rare colours (a red face) are off.
 
-Patches of 8 x 8 pixels are the first layer's channels, so that all convolutions work on a cheap
-8 x 8 grid; small batches and a high learning rate make most of the time (2e-3: PSNR 27.8). The
-weight of the KL term keeps a little noise in the latents, which the decoder learns to bear.
+The first layer turns patches of 8 x 8 pixels into channels, so that all convolutions work on a
+cheap grid of 8 x 8. Small batches and a high learning rate make the most of the time (a learning
+rate of 2e-3 gives PSNR 27.8). The weight of the KL term keeps a little noise in the latents, and
+the decoder learns to cope with it.
 """
 
 from conprediff_jax.config import default_first_stage

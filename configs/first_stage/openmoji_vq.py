@@ -4,12 +4,13 @@
 
 Hardware: 2 CPU cores, 2 GB of memory.
 Hours: 0.1 (4,500 steps at 10 to 14 a second).
-Expected: PSNR 24.7 on the images it was trained on, L1 0.055, and of the 64 x 8 = 512 vectors of a
-batch a perplexity of 335; over the whole set all 1,024 codes are used, with a perplexity of 826.
-Outlines and shapes are clean in the grid; rare colours and some faces are smudged.
+Expected: PSNR 24.7 on the images it was trained on, and L1 0.055. The 64 x 8 = 512 vectors of a
+batch use the codes with a perplexity of 335; over the whole set all 1,024 codes are used, with a
+perplexity of 826. In the grid, outlines and shapes are clean; rare colours and some faces are
+smudged.
 
-The network is that of `openmoji_kl.py`. An image becomes 64 codes of 10 bits, few enough for a
-transformer on a CPU; the codes follow moving averages, which keeps all of them in use.
+The network is that of `openmoji_kl.py`. An image becomes 64 codes of 10 bits, which are few enough
+for a transformer on a CPU. The codes follow moving averages, which keeps all of them in use.
 """
 
 from conprediff_jax.config import default_first_stage

@@ -3,12 +3,13 @@
     python -m conprediff_jax.main --config=configs/first_stage/vq_f16.py
         --config.loss.lpips_trunk=vgg16-397923af.pth --config.loss.lpips_heads=vgg.pth
 
-72,141,699 parameters and a discriminator of 2.8 M, with the sizes of taming-transformers' codec of
-FFHQ. The two files are those of configs/first_stage/vq_f4.py.
+The autoencoder has 72,141,699 parameters and a discriminator of 2.8 M, with the sizes of
+taming-transformers' codec of FFHQ. The two files are those of configs/first_stage/vq_f4.py.
 
-Data: TFDS `celeb_a_hq/256`; for FFHQ give `--config.data.name=./data/ffhq`.
-Hardware: meant for a TPU v5e-8 or eight GPUs of 40 GB. Hours: not measured. The config is built and
-its size is checked by the tests; we have not run it.
+Data: TFDS `celeb_a_hq/256`. For FFHQ give `--config.data.name=./data/ffhq`.
+Hardware: meant for a TPU v5e-8 or eight GPUs of 40 GB.
+Hours: not measured.
+Expected: no number yet. The tests build this config and check its size; we have not run it.
 """
 
 from conprediff_jax.config import default_first_stage
