@@ -33,7 +33,7 @@ from jax.sharding import Mesh
 
 from conprediff_jax import cli, images, parallel, sampling_flags
 from conprediff_jax.errors import UserError
-from conprediff_jax.files import absolute, check_folder, is_address
+from conprediff_jax.files import absolute, check_folder, is_address, write_text
 from conprediff_jax.generation import drawing, generate_to
 from conprediff_jax.inference import Trained, load_denoiser
 from conprediff_jax.metrics import clip, features, image_sets, lpips, report, weights
@@ -95,6 +95,7 @@ def main(argv: list[str]) -> None:
     out = pathlib.Path(out)
     check_folder(out, "--out")
     cache = pathlib.Path(_CACHE.value).expanduser()
+    check_folder(cache, "--cache")
     mesh = parallel.make_mesh(parallel.MeshSpec())
     extractor = features.random_extractor()
     if _INCEPTION.value:
@@ -114,6 +115,7 @@ def main(argv: list[str]) -> None:
         data_dir=_DATA_DIR.value,
         whole=bool(_LPIPS_TRUNK.value),
     )
+    features.check_statistics(reference, extractor)
     suite = suite.possible(extractor, reference)
     _check(suite, count, size, reference, extractor)  # before hours are spent
     if _LPIPS_TRUNK.value:
@@ -331,8 +333,7 @@ def _write(
 ) -> None:
     """`metrics.json`, `report.html` with its PNGs, and the table on standard output."""
     found = {name: figure._asdict() for name, figure in figures.items()}
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "metrics.json").write_text(json.dumps({**about, "metrics": found}, indent=2) + "\n")
+    write_text(out / "metrics.json", json.dumps({**about, "metrics": found}, indent=2) + "\n")
     page = report.write(out, title="Evaluation", about=about, figures=figures, pictures=pictures)
     print(report.table(figures), flush=True)
     logging.info("%s, %s", out / "metrics.json", page)

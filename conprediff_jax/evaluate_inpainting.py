@@ -116,10 +116,15 @@ class Results:
 
     def __init__(self, path: epath.Path):
         self.path = path
+        self._cells = self._read()
+
+    def _read(self) -> dict[str, dict]:
+        """What the file holds now."""
         try:
-            self._cells: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
-        except ValueError as error:
-            raise UserError(f"{path}: not a file of results ({error}): move it away") from error
+            there = json.loads(self.path.read_text()) if self.path.exists() else {}
+            return {key: _cell(cell["about"], cell["metrics"]) for key, cell in there.items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{self.path}: not a file of results: move it away") from error
 
     def has(self, model: str, masks: str, about: Mapping[str, Any]) -> bool:
         """Whether these figures are there."""
@@ -128,10 +133,12 @@ class Results:
     def add(
         self, model: str, masks: str, about: Mapping[str, Any], figures: Mapping[str, Figure]
     ) -> None:
-        """Adds figures, and writes the file anew."""
-        metrics = {name: figure._asdict() for name, figure in figures.items()}
-        self._cells[f"{model}, {masks}"] = {"about": about, "metrics": metrics}
-        write_text(self.path, json.dumps(self._cells, indent=2) + "\n")
+        """Adds figures to those that are in the file by now, other runs' among them."""
+        cell = _cell(about, {name: figure._asdict() for name, figure in figures.items()})
+        self._cells[f"{model}, {masks}"] = cell
+        write_text(
+            self.path, json.dumps(self._read() | {f"{model}, {masks}": cell}, indent=2) + "\n"
+        )
 
     def figures(
         self, models: Sequence[str], masks: Sequence[str]
@@ -144,6 +151,12 @@ class Results:
                     rows = found.setdefault(metric, {})
                     rows.setdefault(model, {})[mask] = Figure(**figure)
         return found
+
+
+def _cell(about: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the file holds for a model and a kind of mask."""
+    figures = {name: Figure(**figure)._asdict() for name, figure in metrics.items()}
+    return {"about": about, "metrics": figures}
 
 
 def _names(workdirs: Sequence[str]) -> dict[str, str]:
@@ -183,6 +196,7 @@ def _judge(mesh: Mesh) -> FillingJudge:
     if _LPIPS_TRUNK.value:
         model = lpips.LPIPS(network=_LPIPS_NETWORK.value)
         cache = pathlib.Path(_CACHE.value).expanduser()
+        check_folder(cache, "--cache")
         params = lpips.load(model, _LPIPS_TRUNK.value, _LPIPS_HEADS.value, cache=cache)
         params = jax.device_put(params)
 

@@ -42,6 +42,18 @@ def check_folder(path: str | os.PathLike, flag: str) -> None:
             return
 
 
+def check_file(path: str | os.PathLike, flag: str) -> None:
+    """Checks, before anything is computed, that a file can be written there.
+
+    Raises:
+        UserError: a folder of that name is there, or its own folder cannot be made or written to.
+    """
+    path = epath.Path(path)
+    if path.is_dir():
+        raise UserError(f"{flag}={path}: is a folder, and must be the name of a file")
+    check_folder(path.parent, flag)
+
+
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
     """Turns what the operating system says while `path` is written into one line that names it.
@@ -65,17 +77,48 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
         WriteError: it cannot be written; nothing of it is left.
     """
     path = epath.Path(path)
+    with _aside(path, write) as whole:
+        whole.replace(path)
+
+
+def write_new(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> bool:
+    """As `write_atomically`, but leaves a file alone that is there already.
+
+    Of several processes that do so at once, one alone succeeds; where a file system has no links,
+    as a bucket has none, those of the same moment may do so too, and the last one's file stays.
+
+    Returns:
+        Whether the file was written.
+
+    Raises:
+        WriteError: it cannot be written; nothing of it is left.
+    """
+    path = epath.Path(path)
+    if path.exists():
+        return False
+    with _aside(path, write) as whole:
+        try:
+            os.link(whole, path)
+        except FileExistsError:
+            return False
+        except OSError:
+            whole.replace(path)
+    return True
+
+
+@contextlib.contextmanager
+def _aside(path: epath.Path, write: Callable[[BinaryIO], object]) -> Iterator[epath.Path]:
+    """A file that `write` has filled, beside `path`; it is removed unless it was moved."""
     partial = path.parent / f".{uuid.uuid4().hex}"  # no longer than `path` may be
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
                 write(file)
-            partial.replace(path)
-        except BaseException:
+            yield partial
+        finally:
             with contextlib.suppress(OSError):  # what was raised first says why
                 partial.unlink(missing_ok=True)
-            raise
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from conprediff_jax import images
 from conprediff_jax.config import flatten
 from conprediff_jax.errors import UserError
+from conprediff_jax.files import write_new
 from conprediff_jax.inference import Trained
 from conprediff_jax.progress import Progress
 from conprediff_jax.sampling import SamplingSpec, make_generate
@@ -79,20 +80,9 @@ def generate_to(
         The files, in order.
 
     Raises:
-        UserError: the folder holds images of something else.
+        UserError: the folder holds images of something else, or cannot be written to.
     """
-    about = json.loads(json.dumps(about | {"num": num, "shard": shard}))
-    note = folder / "about.json"
-    asked = flatten(about)
-    there = flatten(json.loads(note.read_text())) if note.exists() else asked
-    for key in asked | there:
-        if asked.get(key) != there.get(key):
-            raise UserError(
-                f"{folder}: holds images of {key} {there.get(key)}, not {asked.get(key)}: give "
-                "another --out, or remove this folder"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(about))
+    _claim(folder, about | {"num": num, "shard": shard})
     files = [folder / f"{start:06}.npz" for start in range(0, num, shard)]
     missing = [index for index, file in enumerate(files) if not file.exists()]
     sizes = [min(shard, num - index * shard) for index in range(len(files))]
@@ -110,3 +100,24 @@ def generate_to(
             )
         images.write_npz(files[index], np.concatenate(drawn))
     return files
+
+
+def _claim(folder: pathlib.Path, about: dict) -> None:
+    """Notes what the images of a folder are of, or checks that they are of just that."""
+    note, text = folder / "about.json", json.dumps(about)
+    if write_new(note, lambda file: file.write(text.encode())):
+        return
+    try:
+        there = flatten(dict(**json.loads(note.read_text())))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{note}: does not say what the images beside it are of: name another folder, or "
+            "remove this one"
+        ) from error
+    asked = flatten(json.loads(text))
+    for key in asked | there:
+        if asked.get(key) != there.get(key):
+            raise UserError(
+                f"{folder}: holds images of {key} {there.get(key)}, not {asked.get(key)}: name "
+                "another folder, or remove this one"
+            )

@@ -17,7 +17,8 @@ from etils import epath
 
 from conprediff_jax import cli, data, parallel
 from conprediff_jax.diffusion.categorical import CategoricalProcess
-from conprediff_jax.files import write_text
+from conprediff_jax.errors import UserError
+from conprediff_jax.files import check_file, write_text
 from conprediff_jax.inference import check_denoisers, load_denoiser, load_experiment
 from conprediff_jax.metrics import held_out
 from conprediff_jax.progress import Progress
@@ -34,9 +35,10 @@ _OUT = flags.DEFINE_string("out", None, "JSON file.")
 def main(argv: list[str]) -> None:
     """Evaluates every workdir in turn, prints a table and writes the JSON file."""
     del argv
+    out = epath.Path(_OUT.value or epath.Path(_WORKDIRS.value[0]) / "held_out.json")
+    check_file(out, "--out")
     check_denoisers(_WORKDIRS.value, _STEP.value, flag="--workdir=")  # before hours are spent
     found = {workdir: _evaluate(workdir) for workdir in _WORKDIRS.value}
-    out = epath.Path(_OUT.value or epath.Path(_WORKDIRS.value[0]) / "held_out.json")
     write_text(out, json.dumps(found, indent=2) + "\n")
     for workdir, result in found.items():
         summary = "   ".join(
@@ -64,6 +66,8 @@ def _evaluate(workdir: str) -> dict:
             progress.left(speed),
         )  # fmt: skip
     rows = np.concatenate(parts)
+    if not len(rows):
+        raise UserError(f"{spec.name}: no image of split {spec.split!r} can be decoded")
     means = {"loss": rows.mean(axis=1)}
     if isinstance(task.process, CategoricalProcess):
         means["bits per token"] = held_out.bits_per_token(task.process, rows)

@@ -4,6 +4,7 @@ What is written is written to a temporary name and moved.
 """
 
 import collections
+import functools
 import io
 import math
 import os
@@ -20,7 +21,7 @@ from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from conprediff_jax.errors import DataError, UserError
-from conprediff_jax.files import write_atomically
+from conprediff_jax.files import write_atomically, write_new
 
 Images = UInt8[np.ndarray, "count height width channels"]
 
@@ -222,7 +223,12 @@ def captioned(
 
 def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> None:
     """Writes one PNG."""
-    write_atomically(path, lambda file: Image.fromarray(image).save(file, format="png"))
+    write_atomically(path, functools.partial(Image.fromarray(image).save, format="png"))
+
+
+def write_new_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> bool:
+    """Writes one PNG where none is; returns whether it did, see `files.write_new`."""
+    return write_new(path, functools.partial(Image.fromarray(image).save, format="png"))
 
 
 def write_npz(path: str | os.PathLike, images: Images) -> None:

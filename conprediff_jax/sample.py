@@ -16,7 +16,7 @@ from etils import epath
 
 from conprediff_jax import cli, images, parallel, sampling_flags
 from conprediff_jax.errors import UserError
-from conprediff_jax.files import check_folder
+from conprediff_jax.files import check_file, check_folder
 from conprediff_jax.inference import load_denoiser
 from conprediff_jax.progress import Progress
 from conprediff_jax.sampling import check_condition, generate_batches, make_generate
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> None:
     name = f"sample_step_{step:07}_seed_{_SEED.value}.png"
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
     single = out.suffix not in (".png", ".npz")  # images are written as they come
-    check_folder(out if single else out.parent, "--out")
+    check_folder(out, "--out") if single else check_file(out, "--out")
     if single and out.is_dir() and any(out.glob("*.png")):
         raise UserError(f"--out={out}: holds images already, name another folder")
     prompts = _prompts()
@@ -69,7 +69,9 @@ def main(argv: list[str]) -> None:
     ):
         if single:
             for index, image in enumerate(batch, done):
-                images.write_png(out / f"{index:06}.png", image)
+                file = out / f"{index:06}.png"
+                if not images.write_new_png(file, image):
+                    raise UserError(f"{file}: was written by another run, name another folder")
         else:
             drawn.append(batch)
         done += len(batch)

@@ -121,6 +121,27 @@ def test_sample_writes_grids_arrays_and_single_images(killed_and_resumed, tmp_pa
     assert (workdir / "samples" / "sample_step_0000060_seed_1.png").exists()
 
 
+def test_of_two_runs_that_sample_into_one_new_folder_one_is_refused(killed_and_resumed, tmp_path):
+    arguments = [f"--workdir={killed_and_resumed[0]}", "--num=5", "--batch_size=2"]
+    started = [
+        subprocess.Popen(
+            command("sample", *arguments, f"--seed={seed}", f"--out={tmp_path / 'new'}"),
+            cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+        )
+        for seed in range(2)
+    ]  # fmt: skip
+    said = [process.communicate()[1] for process in started]
+    codes = [process.returncode for process in started]
+    assert sorted(codes) == [0, 2], said
+    last = said[codes.index(2)].splitlines()[-1]
+    assert last.startswith("error: ") and last.endswith(", name another folder")
+    alone = tmp_path / "alone.npz"
+    assert run("sample", *arguments, f"--seed={codes.index(0)}", f"--out={alone}").returncode == 0
+    files = [tmp_path / "new" / f"{i:06}.png" for i in range(5)]
+    assert sorted((tmp_path / "new").iterdir()) == files
+    np.testing.assert_array_equal(np.stack([Image.open(f) for f in files]), np.load(alone)["arr_0"])
+
+
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
@@ -138,13 +159,26 @@ def test_sample_writes_grids_arrays_and_single_images(killed_and_resumed, tmp_pa
         ("sample", ["--workdir={workdir}", "--steps=0"], "steps"),
         ("sample", ["--workdir={workdir}", "--step=7"], "no step 7"),
         ("sample", ["--workdir={workdir}", "--label=3"], "no classes"),
+        ("sample", ["--workdir={workdir}", "--out={folder}"], "folder.png: is a folder"),
+        (
+            "held_out",
+            ["--workdir={workdir}", "--out={folder}"],
+            "folder.png: is a folder, and must",
+        ),
+        (
+            "evaluate",
+            ["--workdir={workdir}", "--reference=./nowhere", "--cache={broken}/cache"],
+            "broken.py is a file, and must be a folder",
+        ),
         ("sample", ["stray", "--workdir={workdir}"], "stray"),
     ],
 )
 def test_bad_input_is_one_clear_line(module, arguments, message, killed_and_resumed, tmp_path):
     broken = tmp_path / "broken.py"
     broken.write_text(BROKEN)
-    names = {"config": CONFIG, "broken": broken, "workdir": killed_and_resumed[0]}
+    (tmp_path / "folder.png").mkdir()
+    names = {"config": CONFIG, "broken": broken, "folder": tmp_path / "folder.png"}
+    names["workdir"] = killed_and_resumed[0]
     given = [a.format(**names) for a in arguments]
     if module == "main":
         given.append(f"--workdir={tmp_path / 'run'}")

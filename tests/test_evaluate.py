@@ -1,16 +1,20 @@
 """The evaluation command, what it reads, and what it refuses."""
 
+import dataclasses
 import json
 import os
 import pathlib
 import struct
 import subprocess
 import sys
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import tiny
+from disk import little_room
 from PIL import Image
 
 from conprediff_jax import data, parallel
@@ -303,6 +307,83 @@ def test_features_are_cached_by_content_and_padding_leaves_no_trace(tmp_path, me
     np.testing.assert_array_equal(again.rows["pool"], whole.rows["pool"])
 
 
+def random_set(count):
+    """Images that are in no file."""
+    images = pictures(count, 2)
+    return image_sets.ImageSet(
+        name="random",
+        fingerprint="random",
+        count=count,
+        size=(2, 2),
+        batches=lambda size: (images[i : i + size] for i in range(0, count, size)),
+    )
+
+
+def test_features_without_room_leave_nothing_and_are_computed_when_there_is_some(tmp_path, mesh):
+    runner, images = features.Runner(mean_extractor(), mesh, batch_size=64), random_set(1000)
+    runner(pictures(64, 2))  # compiled while there is room
+    with little_room(), pytest.raises(UserError, match=r"^cannot write .*pool\.npy: [^\n]+$"):
+        features.extract(runner, images, tmp_path, {"pool"})
+    assert [list(folder.iterdir()) for folder in tmp_path.iterdir()] == [[]]
+    found = features.extract(runner, images, tmp_path, {"pool"})
+    expected = np.concatenate(list(images.batches(64))).mean(axis=(1, 2))
+    np.testing.assert_allclose(found.rows["pool"], expected, rtol=1e-6)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"^cannot write .*/file/random-mean: [^\n]+$"):
+        features.extract(runner, images, tmp_path / "file")
+
+
+def test_runs_that_share_a_cache_may_compute_the_same_at_the_same_time(tmp_path, mesh):
+    runner, images = features.Runner(mean_extractor(), mesh, batch_size=8), random_set(20)
+    start = threading.Barrier(4)
+
+    def extract(keep):
+        start.wait()
+        return features.extract(runner, images, tmp_path, keep)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(extract, [set(), {"pool"}, set(), {"pool"}]))
+    means = pictures(20, 2).mean(axis=(1, 2))
+    for one in found:
+        np.testing.assert_allclose(one.gaussians["pool"].covariance, np.cov(means.T), rtol=1e-4)
+    for one in found[1::2]:
+        np.testing.assert_allclose(one.rows["pool"], means, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "pool.npz").write_bytes(b""), r"pool\.npz: not a readable file"),
+        (lambda folder: (folder / "pool.npy").write_bytes(b"x"), r"pool\.npy: not a readable file"),
+        (lambda folder: np.save(folder / "pool.npy", np.ones((3, 3))), "3 rows.* moments are of 9"),
+    ],
+)
+def test_a_damaged_cache_is_named(damage, message, tmp_path, mesh):
+    runner, images = features.Runner(mean_extractor(), mesh, batch_size=8), random_set(9)
+    features.extract(runner, images, tmp_path, {"pool"})
+    damage(tmp_path / "random-mean")
+    with pytest.raises(UserError, match=message):
+        features.extract(runner, images, tmp_path, {"pool"})
+
+
+def test_features_that_are_no_numbers_are_refused(tmp_path, mesh):
+    broken = dataclasses.replace(mean_extractor(), params=np.float32(np.nan))
+    runner = features.Runner(broken, mesh, batch_size=8)
+    with pytest.raises(UserError, match=r"^random: some features are no finite numbers$"):
+        features.extract(runner, random_set(9), tmp_path)
+    assert list(tmp_path.rglob("*.*")) == []
+
+
+def test_statistics_are_held_against_their_network_before_anything_is_computed(tmp_path):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(5), sigma=np.eye(5))
+    found = image_sets.read_reference(str(tmp_path / "stats.npz"), size=(8, 8))
+    with pytest.raises(UserError, match="statistics of Inception features, which need --inception"):
+        features.check_statistics(found, mean_extractor())
+    inception = dataclasses.replace(mean_extractor(), labels={"spatial": "sFID"})
+    with pytest.raises(UserError, match="statistics of 5 pool features, but mean colour has 3"):
+        features.check_statistics(found, inception)
+
+
 def test_the_suite_computes_what_is_possible_and_refuses_too_few(tmp_path, mesh):
     runner = features.Runner(mean_extractor(), mesh)
     sets = {}
@@ -351,12 +432,52 @@ def test_a_generation_broken_off_goes_on_and_ends_the_same(tmp_path):
         generate_to(tmp_path / "samples", draw, **options | {"about": {"seed": 1}})
 
 
+def black(indices):
+    return np.zeros((len(indices), 2, 2, 3), np.uint8)
+
+
+def test_a_generation_without_room_leaves_nothing_and_goes_on_when_there_is_some(tmp_path):
+    folder, options = tmp_path / "samples", {"num": 3, "batch_size": 3, "about": {"seed": 0}}
+    with little_room(10), pytest.raises(UserError, match=r"cannot write .*about\.json: [^\n]+$"):
+        generate_to(folder, black, **options)
+    assert list(folder.iterdir()) == []
+    with little_room(100), pytest.raises(UserError, match=r"cannot write .*000000\.npz: [^\n]+$"):
+        generate_to(folder, black, **options)
+    assert [file.name for file in folder.iterdir()] == ["about.json"]
+    assert image_sets.from_arrays("all", generate_to(folder, black, **options)).count == 3
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\x00"])
+def test_a_folder_that_does_not_say_what_it_holds_is_refused_in_a_line(content, tmp_path):
+    (tmp_path / "about.json").write_text(content)
+    with pytest.raises(UserError, match=r"about\.json: does not say what .*[^\n]$"):
+        generate_to(tmp_path, black, num=1, batch_size=1, about={})
+
+
+def test_of_two_generations_into_one_new_folder_one_is_refused(tmp_path):
+    start = threading.Barrier(2)
+
+    def generate(seed):
+        def draw(indices):
+            return np.full((len(indices), 2, 2, 3), seed, np.uint8)
+
+        start.wait()
+        try:
+            return generate_to(tmp_path / "new", draw, num=9, batch_size=3, about={"seed": seed})
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = list(pool.map(generate, range(2)))
+    (refused,) = (seed for seed in range(2) if isinstance(outcomes[seed], UserError))
+    assert f"holds images of seed {1 - refused}, not {refused}" in str(outcomes[refused])
+    assert (joined(image_sets.from_arrays("all", outcomes[1 - refused])) == 1 - refused).all()
+
+
 # In the train loop --------------------------------------------------------------------------------
 
 
 def test_small_evaluation_tells_good_samples_from_bad_and_compiles_once(tmp_path, mesh):
-    import dataclasses
-
     smooth = np.linspace(0, 255, 16 * 8 * 8 * 3).reshape(16, 8, 8, 3).astype(np.uint8)
     folder = write_folder(tmp_path / "data", smooth)
 

@@ -2,16 +2,25 @@
 
 import os
 import pathlib
-import resource
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from disk import little_room
 
 from conprediff_jax import images
 from conprediff_jax.errors import UserError
-from conprediff_jax.files import WriteError, check_folder, write_atomically, write_text
+from conprediff_jax.files import (
+    WriteError,
+    check_file,
+    check_folder,
+    write_atomically,
+    write_new,
+    write_text,
+)
 
 WRITERS = {
     "text": lambda path: write_text(path, "b" * 100_000),
@@ -22,22 +31,39 @@ WRITERS = {
 }
 
 
-@pytest.fixture
-def little_room():
-    """No file may grow beyond 10,000 bytes, which fails as a full disk does."""
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, old[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
 @pytest.mark.parametrize("kind", WRITERS)
-def test_without_room_the_old_file_stays_and_nothing_else(kind, little_room, tmp_path):
+def test_without_room_the_old_file_stays_and_nothing_else(kind, tmp_path):
     path = tmp_path / "file"
     write_text(path, "a")
-    with pytest.raises(WriteError, match=rf"^cannot write {path}: [^\n]+$"):
+    with little_room(), pytest.raises(WriteError, match=rf"^cannot write {path}: [^\n]+$"):
         WRITERS[kind](path)
     assert os.listdir(tmp_path) == ["file"] and path.read_text() == "a"
+
+
+def test_of_many_that_write_a_new_file_at_once_one_does_and_it_is_whole(tmp_path):
+    many, path = 16, tmp_path / "file"
+    start = threading.Barrier(many)
+
+    def write(number):
+        start.wait()
+        return write_new(path, lambda file: file.write(bytes([number]) * 100_000))
+
+    with ThreadPoolExecutor(many) as pool:
+        wrote = list(pool.map(write, range(many)))
+    assert wrote.count(True) == 1 and os.listdir(tmp_path) == ["file"]
+    assert path.read_bytes() == bytes([wrote.index(True)]) * 100_000
+    with little_room(), pytest.raises(WriteError):
+        write_new(tmp_path / "other", lambda file: file.write(bytes(100_000)))
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_is_not_written_where_a_folder_is(tmp_path):
+    check_file(tmp_path / "new" / "a.png", "--out")
+    with pytest.raises(UserError, match=f"^--out={tmp_path}: is a folder, and must be the name"):
+        check_file(tmp_path, "--out")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=f"{tmp_path}/file is a file, and must be a folder"):
+        check_file(tmp_path / "file" / "a.png", "--out")
 
 
 def test_what_is_in_the_way_is_named(tmp_path):

@@ -1,5 +1,8 @@
 """The figures of fillings, against their definitions."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -124,3 +127,35 @@ def test_the_table_has_a_row_a_model_and_a_column_a_mask():
     assert [line.split() for line in lines[1:3]] == [[m, "20.12", "±", "1", "9.5"] for m in "ab"]
     assert lines[0].split() == ["PSNR", "(dB,", "higher", "is", "better)", "thin", "half"]
     assert len({len(line) for line in lines[:3]}) == 1 and lines[4].startswith("spread (diversity)")
+
+
+TWO_RUNS = """
+import sys
+from etils import epath
+from conprediff_jax.errors import UserError
+from conprediff_jax.evaluate_inpainting import Results
+from conprediff_jax.metrics.bootstrap import Figure
+
+path = epath.Path(sys.argv[1])
+first, second = Results(path), Results(path)
+first.add("a", "thin", {"step": 1}, {"PSNR": Figure(20.0, 19.0, 21.0)})
+second.add("b", "half", {"step": 2}, {"PSNR": Figure(9.5)})
+third = Results(path)
+assert third.has("a", "thin", {"step": 1}) and third.has("b", "half", {"step": 2})
+assert third.figures(["a"], ["thin"]) == {"PSNR": {"a": {"thin": Figure(20.0, 19.0, 21.0)}}}
+for content in ("", "[]", '{"a, thin": 3}', '{"a, thin": {"about": {}, "metrics": {"PSNR": {}}}}'):
+    path.write_text(content)
+    try:
+        Results(path)
+    except UserError as error:
+        assert str(error) == f"{path}: not a file of results: move it away"
+    else:
+        raise AssertionError(content)
+"""
+
+
+def test_runs_that_write_one_file_of_results_keep_each_others(tmp_path):
+    """In a process of its own, since the flags of two commands do not go together."""
+    command = [sys.executable, "-c", TWO_RUNS, str(tmp_path / "inpainting.json")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -4,17 +4,19 @@
         pool.npz        mu, sigma, count: readable by pytorch-fid
         pool.npy        the features themselves, float32, where they were asked for
 
-A folder appears only when it is complete. Features are written to disk as they come and mapped into
-memory when they are used, so that no set of them need fit.
+A file appears only when it is whole, and `pool.npz` last, so that several runs may share a cache.
+Features are written to disk as they come and mapped into memory when they are used, so that no set
+of them need fit.
 """
 
 import dataclasses
+import functools
 import os
 import pathlib
 import shutil
 import uuid
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
@@ -24,7 +26,8 @@ from jaxtyping import Float
 
 from conprediff_jax import parallel
 from conprediff_jax.errors import UserError
-from conprediff_jax.metrics import inception, random_vgg16, weights
+from conprediff_jax.files import write_atomically, writing
+from conprediff_jax.metrics import inception, npz, random_vgg16, weights
 from conprediff_jax.metrics.frechet import Gaussian, Moments
 from conprediff_jax.metrics.image_sets import ImageSet
 from conprediff_jax.progress import Progress
@@ -157,14 +160,36 @@ def extract(
         gaussians = _known(images, runner.extractor)
         return Features(gaussians=gaussians, rows={}, count=images.count)
     folder = pathlib.Path(cache) / f"{images.fingerprint}-{runner.extractor.fingerprint}"
-    if not all((folder / f"{name}.npy").exists() for name in keep) or not folder.exists():
+    needed = [folder / "pool.npz", *(folder / f"{name}.npy" for name in keep)]
+    if not all(file.exists() for file in needed):
         _compute(runner, images, folder, set(keep))
-    gaussians = {file.stem: _load_gaussian(file) for file in sorted(folder.glob("*.npz"))}
+    gaussians = {
+        file.stem: npz.read(file).gaussians["pool"] for file in sorted(folder.glob("*.npz"))
+    }
     count = gaussians["pool"].count
     if images.gaussians:  # a published file's own moments come first
         gaussians |= _known(images, runner.extractor)
-    rows = {file.stem: np.load(file, mmap_mode="r") for file in sorted(folder.glob("*.npy"))}
+    rows = {file.stem: _load_rows(file, count) for file in sorted(folder.glob("*.npy"))}
     return Features(gaussians=gaussians, rows=rows, count=count)
+
+
+def check_statistics(images: ImageSet, extractor: Extractor) -> None:
+    """Checks, before anything is computed, that moments that came with a set are of this network.
+
+    Raises:
+        UserError: they are of another network, or of features of another number.
+    """
+    known = _known(images, extractor)
+    if not known:
+        return
+    image = jax.ShapeDtypeStruct((1, *(images.size or (64, 64)), 3), np.uint8)
+    features = jax.eval_shape(extractor.apply, extractor.params, image)
+    for name, gaussian in known.items():
+        if len(gaussian.mean) != features[name].shape[-1]:
+            raise UserError(
+                f"{images.name}: statistics of {len(gaussian.mean)} {name} features, but "
+                f"{extractor.name} has {features[name].shape[-1]}"
+            )
 
 
 def _known(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
@@ -181,66 +206,80 @@ def _known(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
 
 def _compute(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str]) -> None:
     """Runs the network over all images, and writes features and moments."""
-    partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
-    partial.mkdir(parents=True)
-    moments: dict[str, Moments] = {}
-    files: dict[str, Any] = {}
-    progress = Progress(images.count)
-    done, said = 0, 0
+    partial = folder / f".{uuid.uuid4().hex}"
+    with writing(folder):
+        partial.mkdir(parents=True)
     try:
-        for batch in images.batches(runner.batch_size):
-            for name, rows in runner(batch).items():
-                if name != "logits":
-                    moments.setdefault(name, Moments()).update(rows)
-                if name in keep:
-                    if name not in files:
-                        files[name] = _Rows(partial / f"{name}.npy", images.count, rows.shape[1])
-                    files[name].append(rows)
-            done += len(batch)
-            if done == images.count or done - said >= max(images.count // 20, runner.batch_size):
-                speed, said = progress.mark(done), done
-                logging.info(
-                    "%s: features of %d/%d images  %.1f images/s  %s left",
-                    images.name, done, images.count, speed, progress.left(speed),
-                )  # fmt: skip
-        for file in files.values():
-            file.close()
-        for name, running in moments.items():
-            gaussian = running.gaussian()
-            np.savez(
-                partial / f"{name}.npz",
-                mu=gaussian.mean,
-                sigma=gaussian.covariance,
-                count=gaussian.count,
-            )
-        shutil.rmtree(folder, ignore_errors=True)  # one that kept fewer features
-        partial.rename(folder)
-    except ValueError as error:
-        raise UserError(f"{images.name}: {error}") from error
+        _write(runner, images, partial, keep)
+        with writing(folder):
+            # Other runs may do the same at the same time; their files are as good as these.
+            for file in sorted(partial.iterdir(), key=lambda file: file.name == "pool.npz"):
+                file.replace(folder / file.name)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-class _Rows:
-    """An npy file that grows up to a number of rows."""
+def _write(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str]) -> None:
+    """The same, in a folder of its own."""
+    moments: dict[str, Moments] = {}
+    files: dict[str, Any] = {}
+    progress = Progress(images.count)
+    done, said = 0, 0
+    for batch in images.batches(runner.batch_size):
+        for name, rows in runner(batch).items():
+            if name != "logits":
+                moments.setdefault(name, Moments()).update(rows)
+            if name in keep:
+                if name not in files:
+                    files[name] = _Rows(folder / f"{name}.npy", rows.shape[1])
+                files[name].append(rows)
+        done += len(batch)
+        if done == images.count or done - said >= max(images.count // 20, runner.batch_size):
+            speed, said = progress.mark(done), done
+            logging.info(
+                "%s: features of %d/%d images  %.1f images/s  %s left",
+                images.name, done, images.count, speed, progress.left(speed),
+            )  # fmt: skip
+    for file in files.values():
+        file.close()
+    for name, running in moments.items():
+        try:
+            gaussian = running.gaussian()
+        except ValueError as error:
+            raise UserError(f"{images.name}: {error}") from error
+        arrays = {"mu": gaussian.mean, "sigma": gaussian.covariance, "count": gaussian.count}
+        write_atomically(folder / f"{name}.npz", functools.partial(np.savez, **arrays))
 
-    def __init__(self, path: pathlib.Path, count: int, width: int):
-        self._path = path
-        self._rows = np.lib.format.open_memmap(
-            path, mode="w+", dtype=np.float32, shape=(count, width)
-        )
-        self._done = 0
+
+class _Rows:
+    """An npy file of float32 that grows row by row; its head says how many when it is closed.
+
+    Rows are written and not mapped: a full disk is then an error, and no signal that ends the run.
+    """
+
+    def __init__(self, path: pathlib.Path, width: int):
+        self._path, self._count, self._width = path, 0, width
+        with writing(path), path.open("wb") as file:
+            self._head(file)
 
     def append(self, rows: np.ndarray) -> None:
-        self._rows[self._done : self._done + len(rows)] = rows
-        self._done += len(rows)
+        with writing(self._path), self._path.open("ab") as file:
+            file.write(rows.astype(np.float32).tobytes())
+        self._count += len(rows)
 
     def close(self) -> None:
-        self._rows.flush()
-        if self._done < len(self._rows):  # undecodable images were left out
-            np.save(self._path, np.array(self._rows[: self._done]))
+        with writing(self._path), self._path.open("r+b") as file:
+            self._head(file)
+
+    def _head(self, file: BinaryIO) -> None:
+        """NumPy leaves room for any number of rows, so that it is as long for all of them."""
+        head = {"descr": "<f4", "fortran_order": False, "shape": (self._count, self._width)}
+        np.lib.format.write_array_header_1_0(file, head)
 
 
-def _load_gaussian(path: pathlib.Path) -> Gaussian:
-    with np.load(path) as file:
-        return Gaussian(mean=file["mu"], covariance=file["sigma"], count=int(file["count"]))
+def _load_rows(path: pathlib.Path, count: int) -> np.ndarray:
+    with npz.naming(path):
+        rows = np.load(path, mmap_mode="r")
+        if len(rows) != count:
+            raise ValueError(f"has {len(rows)} rows, and its moments are of {count}")
+    return rows

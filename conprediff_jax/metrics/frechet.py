@@ -84,11 +84,13 @@ class Moments:
         """The moments so far.
 
         Raises:
-            ValueError: fewer than two features came.
+            ValueError: fewer than two features came, or some that are no finite numbers.
         """
         if self.count < 2:
             raise ValueError(f"{self.count:.0f} features have no covariance: at least 2")
         covariance = self._scatter / (self.count - 1)
+        if not np.isfinite(covariance).all():
+            raise ValueError("some features are no finite numbers")
         return Gaussian(mean=self._mean, covariance=covariance, count=round(self.count))
 
 
@@ -96,16 +98,13 @@ def frechet_distance(first: Gaussian, second: Gaussian) -> float:
     """Equation (1), the square as it is reported, by (2); not negative.
 
     Raises:
-        ValueError: the features differ in size, or are no finite numbers.
+        ValueError: the features differ in size.
     """
     if first.mean.shape != second.mean.shape:
         raise ValueError(
             f"features of size {len(first.mean)} cannot be compared with those of size "
             f"{len(second.mean)}: both sides need the same feature network"
         )
-    parts = (first.mean, first.covariance, second.mean, second.covariance)
-    if not all(np.isfinite(part).all() for part in parts):
-        raise ValueError("the moments of some features are no finite numbers")
     shift = first.mean - second.mean
     spread = np.square(first.factor).sum() + np.square(second.factor).sum()
     common = np.linalg.svd(first.factor.T @ second.factor, compute_uv=False).sum()

@@ -11,6 +11,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
 from conprediff_jax import images
+from conprediff_jax.files import write_text
 from conprediff_jax.metrics.bootstrap import Figure
 
 _STYLE = """
@@ -86,9 +87,10 @@ def write(
             f'<img alt="{heading}" src="data:image/png;base64,{data}">'
         )
     page = folder / "report.html"
-    page.write_text(
+    write_text(
+        page,
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style><body>\n" + "\n".join(parts) + "\n</body></html>\n"
+        f"<style>{_STYLE}</style><body>\n" + "\n".join(parts) + "\n</body></html>\n",
     )
     return page
 

@@ -7,7 +7,6 @@ are kept as safetensors under the hash of the file; from then on torch is not ne
 import hashlib
 import os
 import pathlib
-import uuid
 from collections.abc import Iterable
 
 import jax
@@ -15,6 +14,7 @@ import numpy as np
 from safetensors import numpy as safetensors
 
 from conprediff_jax.errors import UserError
+from conprediff_jax.files import write_atomically
 from conprediff_jax.interop import tensor_files
 
 
@@ -40,18 +40,24 @@ def read(path: str | os.PathLike, cache: str | os.PathLike) -> dict[str, np.ndar
         cache: folder for the converted file.
 
     Raises:
-        UserError: the file is missing, damaged, or holds anything but tensors.
+        UserError: the file is missing, damaged, or holds anything but tensors of finite numbers;
+            or the cache cannot be written.
     """
     path = pathlib.Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such weights file")
     if path.suffix == ".safetensors":
-        return tensor_files.read(path)
+        return _finite(tensor_files.read(path), path)
     converted = pathlib.Path(cache) / f"{file_fingerprint(path)}.safetensors"
     if not converted.exists():
-        converted.parent.mkdir(parents=True, exist_ok=True)
-        partial = converted.with_name(f".{converted.name}.{uuid.uuid4().hex[:8]}")
         tensors = tensor_files.arrays(tensor_files.read(path), str(path))
-        safetensors.save_file(jax.tree.map(np.ascontiguousarray, tensors), partial)
-        partial.replace(converted)
-    return tensor_files.read(converted)
+        content = safetensors.save(jax.tree.map(np.ascontiguousarray, tensors))
+        write_atomically(converted, lambda file: file.write(content))
+    return _finite(tensor_files.read(converted), path)
+
+
+def _finite(tensors: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds values that are no finite numbers")
+    return tensors
