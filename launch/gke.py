@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Trains on GKE, on TPU slices or GPU nodes, as a JobSet.
+"""Trains on GKE as a JobSet, on TPU slices or on GPU nodes.
 
     python launch/gke.py submit --name=celebahq --image=REGISTRY/conprediff_jax --tpu=tpu-v6e-slice
         --topology=4x4 --slices=2 --spot -- --config=configs/celebahq.py --workdir=gs://bucket/run
@@ -8,15 +8,16 @@
     python launch/gke.py logs   --name=celebahq
     python launch/gke.py delete --name=celebahq
 
-The image has this package installed; the cluster has JobSet 0.10 or newer, and node pools of that
-kind. kubectl's current context decides which cluster. What follows -- are the flags of
-conprediff_jax.main; the workdir is a bucket or a volume of all pods.
+The container image must have this package installed. The cluster must have JobSet 0.10 or newer,
+and node pools of the kind that you ask for; kubectl's current context says which cluster it is.
+Everything after -- is passed to conprediff_jax.main. The workdir must be a bucket, or a volume that
+all pods see.
 
 A run that is preempted (exit code 75, or pods that are told that their node goes away) starts again
-without limit, one that fails otherwise --max-restarts times, and one that was started wrongly (exit
-code 2) never. A node that dies without a word counts as a failure.
+without limit. A run that fails otherwise starts again --max-restarts times. A run that was started
+wrongly (exit code 2) does not start again. A node that dies without a word counts as a failure.
 
-submit replaces a JobSet of the same name that has ended, and refuses while it has not.
+submit replaces a JobSet of the same name that has ended, and refuses to start while one is running.
 """
 
 import argparse
@@ -31,7 +32,7 @@ import sys
 
 AGAIN, USER_ERROR = 75, 2
 
-# In the order of the pods' rules: JobSet tells them apart by the number in the job's message.
+# The order matters: JobSet tells the rules apart by their number in the job's message.
 POD_RULES = (
     {
         "action": "FailJob",
@@ -68,7 +69,7 @@ def main() -> int:
     kubectl = ["kubectl", f"--namespace={options.namespace}"]
     if options.context:
         kubectl.append(f"--context={options.context}")
-    # Until nothing is left: jobs that are going would be in the way of new ones of the same names.
+    # It waits until all jobs are gone: jobs that are ending would block new ones of the same names.
     delete = [*kubectl, "delete", f"jobset/{options.name}", "--cascade=foreground"]
     if options.action == "submit":
         return submit(options, kubectl, delete)
@@ -82,7 +83,7 @@ def main() -> int:
 
 
 def submit(options: argparse.Namespace, kubectl: list[str], delete: list[str]) -> int:
-    """Makes the JobSet, where none of that name is running."""
+    """Creates the JobSet, unless one of that name is running."""
     look = [*kubectl, "get", f"jobset/{options.name}", "--ignore-not-found", "--output=json"]
     found = run(look, options, stdout=subprocess.PIPE)
     if found.returncode:
@@ -100,12 +101,12 @@ def submit(options: argparse.Namespace, kubectl: list[str], delete: list[str]) -
         notice = "spot nodes give 15 to 30 seconds to save, whatever --grace says"
         advice = "a small --config.train.checkpoint_every limits what a longer save loses"
         print(f"WARNING: {notice}; {advice}", file=sys.stderr)
-    # Not apply: it would leave alone what has come up meanwhile.
+    # Not apply, which would leave a JobSet alone that has appeared in the meantime.
     return run([*kubectl, "create", "--filename=-"], options, input=fill(options)).returncode
 
 
 def run(command: list[str], options: argparse.Namespace, **pipes) -> subprocess.CompletedProcess:
-    """Runs a command, or says what it would be, and what it would read."""
+    """Runs a command; with --dry-run, prints the command and its input instead."""
     print("+", shlex.join(command), flush=True)
     if options.dry_run:
         print(pipes.get("input", ""), end="")
@@ -114,30 +115,30 @@ def run(command: list[str], options: argparse.Namespace, **pipes) -> subprocess.
 
 
 def parse() -> argparse.Namespace:
-    """The flags."""
+    """Reads the flags and checks that they fit each other."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("action", choices=("submit", "logs", "delete"))
-    add("--name", required=True, help="of the run: lower-case letters, digits and -")
-    add("--namespace", default="default", help="of the cluster")
-    add("--context", help="kubectl's; its current one by default")
+    add("--name", required=True, help="name of the run: lower-case letters, digits and -")
+    add("--namespace", default="default", help="namespace in the cluster")
+    add("--context", help="context of kubectl; the current one by default")
     add("--image", help="container image (submit)")
     add("--tpu", metavar="TYPE", help="label gke-tpu-accelerator, such as tpu-v6e-slice")
-    add("--topology", help="of one slice, such as 4x4 (with --tpu)")
-    add("--slices", type=int, help="how many (with --tpu); 1 by default")
+    add("--topology", help="topology of one slice, such as 4x4 (with --tpu)")
+    add("--slices", type=int, help="number of slices (with --tpu); 1 by default")
     add("--gpu", metavar="TYPE", help="label gke-accelerator, such as nvidia-h100-80gb")
-    add("--nodes", type=int, help="how many (with --gpu); 1 by default")
-    add("--chips", type=int, help="TPU chips or GPUs of a node; 4 and 8 by default")
-    add("--port", type=int, default=1234, help="of the first process (with --gpu)")
-    add("--spot", action="store_true", help="nodes that may be taken away at any time")
+    add("--nodes", type=int, help="number of nodes (with --gpu); 1 by default")
+    add("--chips", type=int, help="TPU chips (4 by default) or GPUs (8) of a node")
+    add("--port", type=int, default=1234, help="port of the first process (with --gpu)")
+    add("--spot", action="store_true", help="use spot nodes, which may be taken away at any time")
     add("--service-account", default="default", help="Kubernetes account that may read the bucket")
-    # Each node that dies uses one up: the others abort before its pod is marked as disrupted, with
-    # an exit code (134) that a broken program has too.
-    add("--max-restarts", type=int, default=10, help="after failures and nodes that died")
-    add("--grace", type=int, help="seconds to save after SIGTERM; 120, with --spot 25 by default")
-    add("--dry-run", action="store_true", help="print the command and the manifest")
+    # Each node that dies uses up one restart: the processes on the other nodes abort before its pod
+    # is marked as disrupted, with an exit code (134) that a broken program has too.
+    add("--max-restarts", type=int, default=10, help="starts after failures and nodes that died")
+    add("--grace", type=int, help="seconds to save after SIGTERM; 120, or 25 with --spot")
+    add("--dry-run", action="store_true", help="print the command and manifest, run nothing")
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options = parser.parse_args(sys.argv[1:end])
     options.arguments = sys.argv[end + 1 :]

@@ -1,15 +1,16 @@
 #!/usr/bin/env python3
-"""Runs a command as several processes of this machine, and again when it asks for that.
+"""Runs a command as several processes on this machine, and starts it again when it asks for that.
 
     python launch/local.py --processes=2 --
         python -m conprediff_jax.main --config=configs/openmoji.py
 
-Every process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. One process takes
-all accelerators of a machine, so this is for CPUs: to try out what a cluster will do.
+Every process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. This launcher is
+for CPUs, to try out what a cluster will do: one process takes all accelerators of a machine.
 
-When a process exits with 75 (it was preempted and has saved), all are started again. When one dies
-otherwise, the rest are killed, and all are started again up to --restarts times, unless the command
-itself was wrong (exit code 2). SIGTERM is passed on, and then nothing is started again.
+When a process exits with 75, it was preempted and has saved a checkpoint, and all processes are
+started again. When a process dies otherwise, the launcher kills the other processes and starts all
+of them again, up to --restarts times. When the command itself was wrong (exit code 2), nothing is
+started again. SIGTERM is passed on to all processes, and then nothing is started again.
 """
 
 import argparse
@@ -30,13 +31,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--processes", type=int, required=True, help="how many")
-    parser.add_argument("--devices", type=int, help="simulated CPU devices of each; JAX's own if 0")
-    parser.add_argument("--port", type=int, help="of the first process; a free one by default")
-    parser.add_argument("--restarts", type=int, default=0, help="after failures, at most")
-    parser.add_argument("--grace", type=float, default=120, help="seconds for the last to end")
+    parser.add_argument("--processes", type=int, required=True, help="number of processes")
+    parser.add_argument("--devices", type=int, help="simulated CPU devices of each process")
+    parser.add_argument("--port", type=int, help="port of the first process; a free one by default")
+    parser.add_argument("--restarts", type=int, default=0, help="starts after failures, at most")
+    parser.add_argument("--grace", type=float, default=120, help="seconds for the last ones to end")
     parser.add_argument("--dry-run", action="store_true", help="print the commands, run nothing")
-    parser.add_argument("command", nargs="+", help="after --")
+    parser.add_argument("command", nargs="+", help="the command, after --")
     options = parser.parse_args()
     if options.dry_run:
         for environment in environments(options):

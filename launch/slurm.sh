@@ -1,28 +1,30 @@
 #!/usr/bin/env bash
-# Trains on a Slurm cluster's GPUs, one process for each.
+# Trains on the GPUs of a Slurm cluster, with one process for each GPU.
 #
 #   launch/slurm.sh --nodes=4 --gpus=8 --time=24:00:00 --partition=gpu -- \
 #       --config=configs/celebahq.py --workdir=/shared/runs/celebahq
 #
 # Flags:
-#   --nodes=N          machines (default: 1)
-#   --gpus=N           GPUs of each (default: 8)
+#   --nodes=N          number of machines (default: 1)
+#   --gpus=N           GPUs of each machine (default: 8)
 #   --cpus=N           CPU cores for each GPU (default: 8)
-#   --time=LIMIT       time limit of one stretch, as sbatch has it (default: the partition's)
-#   --partition=NAME   --account=NAME   --qos=NAME   as sbatch has them
+#   --time=LIMIT       time limit each time the job runs, in the form of sbatch (default: that of
+#                      the partition)
+#   --partition=NAME   --account=NAME   --qos=NAME   the options of sbatch of these names
 #   --job=NAME         name of the job (default: conprediff_jax)
-#   --log=FILE         output (default: slurm-%j.log); stretches are appended
-#   --setup=COMMANDS   shell commands before training, such as 'source .venv/bin/activate'
-#   --sbatch=OPTION    any further option of sbatch; may be repeated
-#   --grace=SECONDS    how long before the limit to save and stop, and how long the other processes
-#                      may take once the first has ended (default: 120)
-#   --dry-run          print the job, submit nothing
-#   --                 what follows are the flags of conprediff_jax.main
+#   --log=FILE         file for the output (default: slurm-%j.log); later runs append to it
+#   --setup=COMMANDS   shell commands that run before training, such as 'source .venv/bin/activate'
+#   --sbatch=OPTION    any other option of sbatch; may be given several times
+#   --grace=SECONDS    how long before the time limit the run saves and stops, and how long other
+#                      processes may take once the first has ended (default: 120)
+#   --dry-run          print the job, and submit nothing
+#   --                 everything after it is passed to conprediff_jax.main
 #
-# Before its time limit, and when it is preempted, the run saves and exits with 75. The job then
-# puts itself into the queue again, under the same number; also when there was no time to save, and
-# the run goes on from an older checkpoint. scancel JOB ends it for good, and scancel --signal=TERM
-# JOB has it save and queue again. The workdir must be seen by all nodes.
+# Before its time limit, and when it is preempted, the run saves a checkpoint and exits with 75. The
+# job then puts itself back into the queue, under the same number. It also does so when there was no
+# time to save; the run then continues from an older checkpoint. scancel JOB ends the job for good.
+# scancel --signal=TERM JOB tells the run to save, and puts the job back into the queue. All nodes
+# must see the workdir.
 set -euo pipefail
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
@@ -58,11 +60,12 @@ options+=(
   --nodes="$nodes" --ntasks-per-node="$gpus" --gpus-per-node="$gpus" --cpus-per-task="$cpus"
   --requeue --signal="B:USR1@$grace"
 )
-# The warning goes to the job's shell, which remembers it and tells the processes. SIGTERM comes to
-# the shell when the job is ended from outside: without a warning before it, by scancel.
-# After a warning srun returns 75, or 128 and the signal that ended a process which was not ready to
-# be told (15), had no time to save (9), or was left alone by the others (6).
-# --kill-on-bad-exit would kill those that still save when the first exits, so --wait ends the rest.
+# Slurm sends its warning to the job's shell, which remembers it and passes it on to the processes.
+# The shell gets SIGTERM when the job is ended from outside; without a warning before it, scancel
+# has ended the job. After a warning, srun returns 75, or 128 plus the signal that ended a process:
+# a process that was not ready for the signal (15), had no time to save (9), or was left alone by
+# the others (6). --kill-on-bad-exit would kill processes that still save when the first one exits.
+# --wait ends the remaining processes instead.
 script="#!/usr/bin/env bash
 warned=false cancelled=false
 trap 'warned=true; scancel --signal=TERM \"\$SLURM_JOB_ID\"' USR1

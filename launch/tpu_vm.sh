@@ -1,36 +1,39 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU VMs, single or pods.
+# Trains on Cloud TPU VMs, on single machines or on pods.
 #
 #   launch/tpu_vm.sh up --name=pod --zone=us-west4-a --type=v5litepod-16 --spot -- \
 #       --config=configs/celebahq.py --workdir=gs://bucket/celebahq
 #
 # Commands:
-#   create     make the TPU VM, as a queued resource unless --no-queue; waits until it is there
-#   install    copy this source tree to all its workers and install it
-#   run        train on all of them, and follow that; again when it exits with 75 (preempted)
-#   stop       have the training save and end
+#   create     create the TPU VM, as a queued resource unless --no-queue; wait until it is there
+#   install    copy this source tree to all workers and install it there
+#   run        train on all workers and follow the log; start again when training exits with 75
+#              (preempted)
+#   stop       tell the training to save and end
 #   logs       follow the log of one worker
 #   delete     give the machines back
-#   up         create, install and run; when machines are taken away, all of it anew
+#   up         create, install and run; do all of it again when the machines are taken away
 #
 # Flags:
-#   --name=NAME       of the TPU VM and of its queued resource (required)
-#   --zone=ZONE       (required)
+#   --name=NAME       name of the TPU VM and of its queued resource (required)
+#   --zone=ZONE       zone of Google Cloud (required)
 #   --type=TYPE       accelerator type, such as v5litepod-16 (create, up)
-#   --version=VERSION runtime version (default: the one for PyTorch and JAX of that type)
-#   --project=ID      project (default: gcloud's own)
-#   --spot            cheaper machines that may be taken away at any time
-#   --no-queue        ask for the machines now or never
+#   --version=VERSION runtime version (default: the one for PyTorch and JAX on that type)
+#   --project=ID      project of Google Cloud (default: that of gcloud)
+#   --spot            use cheaper machines that may be taken away at any time
+#   --no-queue        ask for the machines directly, and fail if there are none now
 #   --source=DIR      repository whose checked-out commit is installed (default: this one)
-#   --python=VERSION  Python on the workers (default: 3.12)
-#   --max-restarts=N  how often up tries again what failed on machines that are there (default: 3)
-#   --worker=N        whose log (default: 0)
-#   --poll=SECONDS    between looks at the queue (default: 30)
-#   --dry-run         print the commands, run nothing
-#   --                what follows are the flags of conprediff_jax.main
+#   --python=VERSION  Python version on the workers (default: 3.12)
+#   --max-restarts=N  how often up tries again after a failure on machines that are still there
+#                     (default: 3)
+#   --worker=N        worker whose log is followed (default: 0)
+#   --poll=SECONDS    time between two looks at the queue (default: 30)
+#   --dry-run         print the commands, and run nothing
+#   --                everything after it is passed to conprediff_jax.main
 #
-# The workdir has to be a bucket, or another place that all workers see. Training does not depend on
-# the connection: where it is lost, or this command ended, the same command goes on following.
+# The workdir must be a bucket, or another place that all workers see. Training does not depend on
+# the connection: when it is lost, or when you end this command, training continues, and the same
+# command follows it again.
 set -euo pipefail
 
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
@@ -87,19 +90,21 @@ fi
 place=(--zone="$zone")
 [[ $project ]] && place+=(--project="$project")
 
-# Runs a command, or says what it would be.
+# Runs a command; with --dry-run, prints it instead.
 step() {
   printf '+'; printf ' %q' "$@"; printf '\n'
   $dry || "$@"
 }
 
-# gcloud connects again, up to ten times, and gives the command once more: it has to bear that.
+# When the connection is lost, gcloud connects again up to ten times, and repeats the command each
+# time. So a repeated command must do no harm.
 on_worker() { # which, command
   step gcloud compute tpus tpu-vm ssh "$name" "${place[@]}" --worker="$1" \
     --ssh-flag=-oServerAliveInterval=30 --command="$2"
 }
 
-# Of the request, or of the machines where there is none. To list what is missing is no error.
+# The state of the request for machines or, with --no-queue, of the machines. Listing something that
+# does not exist is no error.
 state() {
   local kind=queued-resources field=state.state now
   $queue || kind=tpu-vm field=state
@@ -165,10 +170,12 @@ python3 -m uv venv --quiet --allow-existing --python=$(printf %q "$python") .ven
 python3 -m uv pip install --quiet --editable '.[tpu]'"
 }
 
-# Training holds train/lock on its worker. What ssh runs starts it, unless it runs already or is one
-# of those (train/ids) that started or joined what has ended meanwhile, and then follows its log until
-# the lock is free. Only one decides at a time, which holds train/door. Others look at the lock, or
-# wait for it, with --shared: that keeps nobody from seeing that it is free.
+# Training holds train/lock on its worker. Every command that ssh runs there has an id. A command
+# starts training, with two exceptions: training runs already, or train/ids lists the command's id,
+# which means that it started or joined a training that has ended in the meantime. The command then
+# follows the log until train/lock is free. Only the command that holds train/door decides, so that
+# commands decide one after the other. Other commands look at train/lock, or wait for it, with
+# --shared, which does not hide from anyone that the lock is free.
 run() {
   local id
   id=$(date +%s)-$$-$RANDOM
@@ -231,11 +238,11 @@ up() {
   while true; do
     code=0
     { create && install && run "$@"; } || code=$?
-    # Done, started wrongly, and stopped by hand.
+    # Training is done (0), was started wrongly (2), or was stopped by hand (75).
     if [[ $code == 0 || $code == 2 || $code == 75 ]]; then exit "$code"; fi
     now=$(state)
     case $now in
-      SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED) # taken away, which is no failure
+      SUSPENDING | SUSPENDED | PREEMPTED | TERMINATED) # machines that are taken away are no failure
         failures=0
         echo "$name is $now: asking for another"
         ;;
@@ -251,6 +258,6 @@ up() {
   done
 }
 
-# What was interrupted is not tried again.
+# Ctrl-C ends the command, and nothing is tried again.
 trap 'exit 130' INT
 "$command" "$@"
