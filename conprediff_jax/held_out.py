@@ -73,7 +73,7 @@ def _evaluate(workdir: str) -> dict:
         means["bits per token"] = held_out.bits_per_token(task.process, rows)
     return {
         "step": step,
-        "images": num,
+        "images": len(rows),
         "times": times.tolist(),
         "losses": rows.mean(axis=0).tolist(),
         "means": {

@@ -99,7 +99,7 @@ def list_images(root: pathlib.Path) -> list[str]:
             unread[ending] += 1
     if unread:
         counts = ", ".join(f"{count} {ending}" for ending, count in sorted(unread.items()))
-        logging.warning("%s: left out %s, which are not read", root, counts)
+        warn_once(f"{root}: left out {counts}, which are not read")
     if not files:
         found = f"; there are {counts}, which are not read" if unread else ""
         raise DataError(f"{root}: no images there ({', '.join(EXTENSIONS)}){found}")
@@ -114,7 +114,7 @@ def _walk(root: pathlib.Path) -> Iterator[tuple[str, os.DirEntry]]:
         try:
             status = os.stat(root / folder)
             if (identity := (status.st_dev, status.st_ino)) in seen:
-                logging.warning("%s: left out, a link to a folder that is read", root / folder)
+                warn_once(f"{root / folder}: left out, a link to a folder that is read")
                 continue
             seen.add(identity)
             entries = sorted(os.scandir(root / folder), key=lambda entry: natural_key(entry.name))
@@ -122,12 +122,28 @@ def _walk(root: pathlib.Path) -> Iterator[tuple[str, os.DirEntry]]:
             raise DataError(f"{root / folder}: cannot be read: {error.strerror}") from error
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            if entry.name.startswith(".") or entry.name in _LITTER:
+            if _is_hidden(entry.name):
                 continue
             if not entry.is_dir():
                 yield path, entry
             else:
                 (links if entry.is_symlink() else folders).append(path)
+
+
+def list_folders(root: pathlib.Path) -> list[str]:
+    """The names of a folder's subfolders, in their natural order, without those left out above."""
+    names = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+    return sorted((name for name in names if not _is_hidden(name)), key=natural_key)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _LITTER
+
+
+@functools.cache
+def warn_once(line: str) -> None:
+    """Puts a line into the log the first time that it comes: a run lists a folder several times."""
+    logging.warning("%s", line)
 
 
 def _leads_nowhere(entry: os.DirEntry) -> bool:

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from conprediff_jax import cli, data, parallel
 from conprediff_jax.data import DataSpec, encoders, latents, transforms
-from conprediff_jax.data.sources import Source
+from conprediff_jax.data.sources import OF_THE_FILE, Source
 from conprediff_jax.errors import ConfigError, UserError
 from conprediff_jax.experiment import Experiment, make_experiment
 from conprediff_jax.models.first_stage import Latents, Pixels
@@ -248,8 +248,8 @@ def _write(
     share = range(jax.process_index(), manifest.num_shards, jax.process_count())
     total, todo = (sum(len(manifest.shard_range(shard)) for shard in s) for s in (share, shards))
     tell = _Teller(total, total - todo)
-    bad = transforms.BadRecords()
-    decode = _Decode(transforms.ToExample(size=experiment.data.image_size, bad=bad))
+    bad = transforms.BadRecords(len(source))
+    decode = _Decode(transforms.ToExample(size=experiment.data.image_size))
     threads = grain.ReadOptions(num_threads=experiment.data.threads)
     encode_captions = encode_texts and functools.partial(
         _encoded_captions, encode_texts, experiment.data.text
@@ -260,44 +260,49 @@ def _write(
         stream = grain.MapDataset.source(source)[places.start : places.stop].map(decode)
         batches = stream.to_iter_dataset(threads).batch(_batch_size(experiment), batch_fn=list)
         for batch in batches:
-            yield from _encoded(batch, encode, manifest.flip, encode_captions)
+            images = [image if bad.good(image) else None for image, _ in batch]
+            others = [others for _, others in batch]
+            yield from _encoded(images, others, encode, manifest.flip, encode_captions)
             tell(len(batch))
 
     for shard in shards:
         latents.write_shard(folder, manifest, shard, records(shard))
-    if bad.bad:
-        logging.warning("%d images cannot be decoded and have no latents", bad.bad)
+    if bad.names:
+        logging.warning("%d images cannot be decoded and have no latents", len(bad.names))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Decode:
-    """From a record of the data to `(its image or None, everything else)`."""
+    """From a record of the data to `(its image, or why there is none; everything else)`."""
 
     example: transforms.ToExample
 
-    def __call__(self, record: dict[str, Any]) -> tuple[np.ndarray | None, dict[str, Any]]:
+    def __call__(
+        self, record: dict[str, Any]
+    ) -> tuple[np.ndarray | transforms.Undecodable, dict[str, Any]]:
         example = self.example.make(record, offset=0.5, mirrored=False, choice=0.0)
-        others = {key: value for key, value in record.items() if key not in ("image", "name")}
-        return (None if example is None else example["image"]), others
+        others = {key: value for key, value in record.items() if key not in OF_THE_FILE}
+        return (example["image"] if isinstance(example, dict) else example), others
 
 
 def _encoded(
-    batch: list[tuple[np.ndarray | None, dict[str, Any]]],
+    images: list[np.ndarray | None],
+    records: list[dict[str, Any]],
     encode: Encode,
     flip: bool,
     encode_captions: Callable[[list[dict[str, Any]]], list[np.ndarray]] | None,
 ) -> Iterator[dict[str, Any]]:
     """The records to be written for a batch, in its order."""
-    images = [image for image, _ in batch if image is not None]
+    decoded = [place for place, image in enumerate(images) if image is not None]
     kinds = {}
-    if images:
-        stacked = np.stack(images)
+    if decoded:
+        stacked = np.stack([images[place] for place in decoded])
         kinds["latent"] = iter(encode(stacked))
         if flip:
             kinds["mirrored"] = iter(encode(stacked[:, :, ::-1]))
         if encode_captions:
-            kinds["encoded"] = iter(encode_captions([o for image, o in batch if image is not None]))
-    for image, others in batch:
+            kinds["encoded"] = iter(encode_captions([records[place] for place in decoded]))
+    for image, others in zip(images, records, strict=True):
         encoded = {} if image is None else {key: next(rest) for key, rest in kinds.items()}
         yield encoded | others
 

@@ -135,9 +135,15 @@ def test_one_pass_is_complete_and_in_order_whoever_reads(damaged, workers, threa
     assert [numbers(batch) for batch in epoch] == [good[:16]]  # the last two fill no batch
 
 
-def test_an_undecodable_image_is_left_out_and_named(damaged, monkeypatch):
+@pytest.fixture
+def lines(monkeypatch):
+    """The warnings of a test."""
     lines = []
     monkeypatch.setattr(absl_logging, "warning", lambda text, *values: lines.append(text % values))
+    return lines
+
+
+def test_an_undecodable_image_is_left_out_and_named(damaged, lines):
     epoch = stream(damaged, 1, batch_size=COUNT - 2)
     assert sorted(epoch) == sorted(set(range(COUNT)) - {3, 11})
     assert any("03.png" in line for line in lines) and any("11.png" in line for line in lines)
@@ -150,9 +156,31 @@ def test_too_many_undecodable_images_are_an_error(tmp_path):
         stream(tmp_path, 1, threads=0)
     within = transforms.BadRecords()
     for i in range(3000):  # one in a hundred is as many as may be
-        within.add(ValueError("cut short") if i % 100 == 99 else None, "some file")
+        within.add(ValueError("cut short") if i % 100 == 99 else None, f"file {i}")
     with pytest.raises(data.DataError, match="31 of 3001 records"):
         within.add(ValueError("cut short"), "the last straw")
+
+
+def test_a_bad_image_counts_once_however_often_it_comes(tmp_path, numbered, lines):
+    for path in numbered.glob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "text.png").write_bytes(b"not an image")
+    epochs = stream(tmp_path, 30, batch_size=COUNT)
+    assert epochs.count(0) == 30 and len(epochs) == 30 * COUNT
+    assert lines == [
+        f"skipped {tmp_path}/text.png: not a known kind of image ({lines[0].split('(')[1]}"
+    ]
+
+
+@pytest.mark.parametrize("shares", [1, 2])
+def test_a_few_images_that_are_all_bad_end_the_run(tmp_path, shares):
+    """And do not keep it waiting for a good one for ever."""
+    for i in range(4):
+        (tmp_path / f"{i}.png").write_bytes(b"not an image")
+    with pytest.raises(data.DataError, match="records cannot be decoded"):
+        stream(tmp_path, 1, index=0, count=shares, shuffle=False)
+    with pytest.raises(data.DataError, match="4 of 4 records cannot be decoded"):
+        list(data.evaluation_iterator(spec_of(tmp_path), batch_size=3))
 
 
 def test_flips_are_half_of_all_and_belong_to_the_place(tmp_path):
@@ -310,6 +338,7 @@ def test_missing_data_says_where_it_belongs(tmp_path):
         ({"image_size": 0}, "image_size is 0; at least 1"),
         ({"threads": -1}, "threads is -1"),
         ({"keep": "caption"}, "list of feature names"),
+        ({"class_names": "cat"}, "class_names is the text 'cat'; it is a list of class names"),
         ({"text": ""}, "text is empty; it is the name of a feature"),
     ],
 )

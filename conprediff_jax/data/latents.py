@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization, traverse_util
 
 from conprediff_jax.data import sources, transforms
+from conprediff_jax.images import BadImage
 
 COMPLETE, INCOMPLETE = "latents.json", "incomplete.json"
 COMMAND = "python -m conprediff_jax.precompute --config=..."
@@ -282,15 +283,17 @@ class ToLatentExample(transforms.ToExample):
 
     def make(
         self, record: dict[str, Any], *, offset: float, mirrored: bool, choice: float
-    ) -> dict[str, Any] | None:
-        """One example as told, or None for an image that could not be decoded; see `ToExample`."""
+    ) -> dict[str, Any] | transforms.Undecodable:
+        """One example as told; see `ToExample`."""
         del offset
         others = dict(record)
         latents = {False: others.pop("latent", None), True: others.pop("mirrored", None)}
-        if latents[mirrored] is None:
-            return None
         encoded = others.pop("encoded", None)
-        example = {"latent": latents[mirrored], **self.others(others, choice)}
+        others = self._others(others, choice)
+        if latents[mirrored] is None:
+            error = BadImage("the image could not be decoded when the latents were made")
+            return transforms.Undecodable(name=record["name"], error=error, others=others)
+        example = {"latent": latents[mirrored], **others}
         if encoded is not None:
             example["encoded"] = encoded[int(choice * len(encoded))]
         return example

@@ -47,6 +47,8 @@ class DataSpec:
         shuffle: Whether the order is drawn anew every epoch.
         label: Feature delivered as `label`; the default where there is one; None for no labels.
         keep: Further features to deliver, such as `caption`.
+        class_names: Names of the classes by number, which a run stores when it begins, so that
+            they never change their numbers; () for whatever numbers the data have.
         text: Feature that holds the captions, such as `caption`; delivered under its own name, as
             those of `keep` are, and as `text`, see `make_iterator`. None for no texts.
         threads: Threads that read and decode; 0 to do it in the caller's.
@@ -67,6 +69,7 @@ class DataSpec:
     flip: bool = False
     shuffle: bool = True
     label: str | None = "label"
+    class_names: Sequence[str] = ()
     keep: Sequence[str] = ()
     text: str | None = None
     threads: int = 8
@@ -83,8 +86,9 @@ class DataSpec:
         for field, least in {"image_size": 1, "threads": 0, "workers": 0, "prefetch": 1}.items():
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}; at least {least}")
-        if isinstance(self.keep, str):
-            raise ValueError(f"keep is the text {self.keep!r}; it is a list of feature names")
+        for field, what in {"keep": "feature", "class_names": "class"}.items():
+            if isinstance(value := getattr(self, field), str):
+                raise ValueError(f"{field} is the text {value!r}; it is a list of {what} names")
         if self.text == "":
             raise ValueError("text is empty; it is the name of a feature, or None for no texts")
         missing = () if self.text is None or self.text in self.keep else (self.text,)
@@ -99,11 +103,16 @@ def open_data(spec: DataSpec) -> sources.Source:
     """The undecoded records or the latents of a spec; `len()`, `class_names` tell what there is.
 
     Raises:
-        DataError: The data are missing, or lack a split or feature; the latents are of other data.
+        DataError: The data are missing, or lack a split or feature; the latents are of other data;
+            the classes are others than `class_names`.
     """
     _allow_open_files()
-    if spec.latents:
-        return latents.open_latents(spec)
+    source = latents.open_latents(spec) if spec.latents else _open_images(spec)
+    sources.check_class_names(spec.latents or spec.name, source.class_names, spec.class_names)
+    return source
+
+
+def _open_images(spec: DataSpec) -> sources.Source:
     return sources.open_source(
         spec.name,
         split=spec.split,
@@ -111,6 +120,7 @@ def open_data(spec: DataSpec) -> sources.Source:
         download=spec.download,
         label=spec.label,
         keep=spec.keep,
+        class_names=spec.class_names,
     )
 
 
@@ -205,7 +215,9 @@ def make_iterator(
         stream = stream.repeat()
     # The draws come before the share is taken: they belong to the place in the global stream.
     stream = stream.random_map(example)[process_index::process_count]
-    return _batches(stream, spec, batch_size, drop_remainder=True)
+    examples = _examples(stream, spec, batch_size)
+    examples = examples.filter(transforms.BadRecords(len(source)).good)
+    return iter(examples.batch(batch_size, drop_remainder=True))
 
 
 def evaluation_iterator(
@@ -242,7 +254,9 @@ def evaluation_iterator(
     example = transforms.ToExample(size=spec.image_size, text=spec.text, tokenizer=tokenizer)
     source = _OnePass(records, example, batch_size * process_count)
     stream = grain.MapDataset.source(source)[process_index::process_count]
-    return _batches(stream, spec, batch_size, drop_remainder=False)
+    examples = _examples(stream, spec, batch_size)
+    examples = examples.map(_Blackened(spec.image_size, transforms.BadRecords(len(records))))
+    return iter(examples.batch(batch_size))
 
 
 def check_batch(
@@ -326,7 +340,7 @@ def _check_tokens(tokens: np.ndarray | None, spec: DataSpec, shape: tuple[int, i
 
 
 class _OnePass:
-    """The examples of one pass, filled up to a multiple of `multiple`."""
+    """The examples of one pass, filled up to a multiple of `multiple`, and whether they count."""
 
     def __init__(self, source: sources.Source, example: transforms.ToExample, multiple: int):
         self.source = source
@@ -336,16 +350,32 @@ class _OnePass:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> dict[str, Any]:
+    def __getitem__(self, index: int) -> tuple[dict[str, Any] | transforms.Undecodable, bool]:
         record = self.source[min(index, len(self.source) - 1)]
-        mask = index < len(self.source)
         example = self.example.make(record, offset=0.5, mirrored=False, choice=0.0)
-        if example is None:
-            size = self.example.size
-            black = np.zeros((size, size, 3), np.uint8)
-            example = {**self.example.others(record, 0.0), "image": black}
-            mask = False
-        return {**example, "mask": np.bool_(mask)}
+        return example, index < len(self.source)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Blackened:
+    """Examples with a `mask`, false for those that fill up and for undecodable images, now black.
+
+    Attributes:
+        size: Pixels a side.
+        bad: Where undecodable records are counted.
+    """
+
+    size: int
+    bad: transforms.BadRecords
+
+    def __call__(
+        self, counted: tuple[dict[str, Any] | transforms.Undecodable, bool]
+    ) -> dict[str, Any]:
+        example, mask = counted
+        if self.bad.good(example):
+            return {**example, "mask": np.bool_(mask)}
+        black = np.zeros((self.size, self.size, 3), np.uint8)
+        return {**example.others, "image": black, "mask": np.bool_(False)}
 
 
 def _check_process(batch_size: int, process_index: int, process_count: int) -> None:
@@ -356,26 +386,18 @@ def _check_process(batch_size: int, process_index: int, process_count: int) -> N
         raise ValueError(f"process_index is {process_index}; expected 0 to {process_count - 1}")
 
 
-def _batches(
-    stream: grain.MapDataset, spec: DataSpec, batch_size: int, *, drop_remainder: bool
-) -> grain.DatasetIterator:
-    """Reads a stream by threads, and worker processes where asked for, and batches it.
+def _examples(stream: grain.MapDataset, spec: DataSpec, batch_size: int) -> grain.IterDataset:
+    """Reads a stream by threads, and worker processes where asked for, in its order.
 
-    Workers take the places in turn and hand on one example each, an undecodable one as None, so
-    that the examples arrive in the order of the stream. Only then are some left out, and batches
-    made: both would depend on the workers if it were done by them.
+    Workers take the places in turn and hand on one example each. What makes fewer of them, leaving
+    some out and batching, comes later: done by the workers, it would depend on their number.
     """
     ahead = spec.prefetch * batch_size
     options = grain.ReadOptions(num_threads=spec.threads, prefetch_buffer_size=ahead)
-    examples = stream.to_iter_dataset(options, allow_nones=True)
-    if spec.workers:
-        share = math.ceil(ahead / spec.workers)
-        examples = examples.mp_prefetch(
-            grain.MultiprocessingOptions(num_workers=spec.workers, per_worker_buffer_size=share)
-        )
-    examples = examples.filter(_is_decodable)
-    return iter(examples.batch(batch_size, drop_remainder=drop_remainder))
-
-
-def _is_decodable(example: dict[str, Any] | None) -> bool:
-    return example is not None
+    examples = stream.to_iter_dataset(options)
+    if not spec.workers:
+        return examples
+    share = math.ceil(ahead / spec.workers)
+    return examples.mp_prefetch(
+        grain.MultiprocessingOptions(num_workers=spec.workers, per_worker_buffer_size=share)
+    )

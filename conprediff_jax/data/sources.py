@@ -4,16 +4,18 @@ A source is named by
 
 * a TFDS name, `openmoji/people`, `cifar10` or `celeb_a_hq/256`, looked up in `data_dir`;
 * a path to a TFDS data set, the folder that holds its `dataset_info.json`;
-* a path to a folder of image files, read recursively in the order of their names. A subfolder named
-  like the split (`train/`, `test/`) holds that split; without one the folder is the split `train`.
-  When every image lies in a subfolder, the first-level subfolders are the classes.
+* a path to a folder of image files, read as `images.list_images` says. A subfolder named like the
+  split (`train/`, `test/`) holds that split; without one the folder is the split `train`. When
+  every image lies in a subfolder, the first-level subfolders are the classes, numbered in the order
+  of their names (`10` before `2`), or as a run has numbered them.
 
 A path starts with `/`, `./`, `../` or `~`, or has a scheme (`gs://`); everything else is a TFDS
 name. `openmoji` needs no network and is prepared when missing. Images stay compressed here: they
 are decoded by the workers of the pipeline.
 
-A record is a dict: `image` (bytes of a PNG, JPEG or WebP file), `name` (str, what to call it in a
-message), `label` (int) where there is one, and the features asked for by `keep`.
+A record is a dict: `image` (bytes of an image file), `name` (str, what to call it in a message),
+`label` (int) where there is one, and the features asked for by `keep`. The `image` of a file that
+cannot be read is empty, and there is `unreadable` (str), which says why.
 
 Nothing here imports TensorFlow. TFDS is imported when a source is opened; only its builders for
 other people's data may import TensorFlow, while they prepare.
@@ -33,9 +35,10 @@ import numpy as np
 from absl import logging
 
 from conprediff_jax.errors import DataError
-from conprediff_jax.images import list_images
+from conprediff_jax.images import list_folders, list_images, warn_once
 
 OPENMOJI = "openmoji"
+OF_THE_FILE = ("image", "name", "unreadable")  # what examples do not take over from a record
 _PATH_STARTS = ("/", "./", "../", "~")
 
 
@@ -66,7 +69,7 @@ class FolderSource:
         root: The folder.
         files: Paths relative to it, see `list_images`.
         labels: The class of every file, or None.
-        class_names: Names of the first-level subfolders, sorted, or None.
+        class_names: Names of the classes, by number, or None.
     """
 
     root: str
@@ -79,7 +82,11 @@ class FolderSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = os.path.join(self.root, self.files[index])
-        record = {"image": pathlib.Path(path).read_bytes(), "name": path}
+        record = {"image": b"", "name": path}
+        try:
+            record["image"] = pathlib.Path(path).read_bytes()
+        except OSError as error:  # such as one that was deleted, or is a link to nowhere
+            record["unreadable"] = error.strerror or first_line(error)
         if self.labels is not None:
             record["label"] = self.labels[index]
         return record
@@ -107,8 +114,12 @@ class TfdsSource:
         return len(self.records)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        features = self.records[index]
-        record = {"image": features["image"], "name": f"{self.title}[{index}]"}
+        name = f"{self.title}[{index}]"
+        try:
+            features = self.records[index]
+        except Exception as error:  # whatever TFDS and array_record raise about a damaged file
+            raise DataError(f"{name} is damaged: {first_line(error)}") from error
+        record = {"image": features["image"], "name": name}
         if self.label is not None:
             record["label"] = int(features[self.label])
         for name, feature in self.keep.items():
@@ -140,6 +151,7 @@ def open_source(
     download: bool = False,
     label: str | None = "label",
     keep: Sequence[str] = (),
+    class_names: Sequence[str] = (),
 ) -> Source:
     """Opens a source by its name.
 
@@ -152,12 +164,14 @@ def open_source(
             any other name must exist. None for no labels.
         keep: Further features to deliver, such as `caption`. Where a data set has several captions
             an image (feature `captions`), `caption` is all of them.
+        class_names: Of a folder: names of the classes by number, where a run has numbered them.
 
     Returns:
         The source, with at least one record.
 
     Raises:
-        DataError: The data are missing, or lack a split or feature.
+        DataError: The data are missing, or lack a split or feature; or have a class that
+            `class_names` lack.
     """
     if not name.startswith(_PATH_STARTS) and "://" not in name:
         builder = _prepared_builder(name, data_dir, download)
@@ -174,10 +188,12 @@ def open_source(
         return _tfds_source(builder, name, split, label, keep)
     if not os.path.isdir(path):
         raise DataError(f"{name}: there is no such folder")
-    return _folder_source(path, split, label, keep)
+    return _folder_source(path, split, label, keep, class_names)
 
 
-def _folder_source(root: str, split: str, label: str | None, keep: Sequence[str]) -> FolderSource:
+def _folder_source(
+    root: str, split: str, label: str | None, keep: Sequence[str], class_names: Sequence[str]
+) -> FolderSource:
     """Lists the image files of a folder, see the module docstring."""
     train = os.path.join(root, "train")
     if os.path.isdir(os.path.join(root, split)):
@@ -188,26 +204,59 @@ def _folder_source(root: str, split: str, label: str | None, keep: Sequence[str]
         wanted = [*keep, *([label] if label not in (None, "label") else [])]
         raise DataError(f"{root}: a folder of images has no {', '.join(wanted)}; only image, label")
     files = list_images(pathlib.Path(root))
-    classes = _classes(files)
-    if label is None or len(classes) < len(files):
+    if label is None or not _all_in_folders(root, files):
         return FolderSource(root=root, files=tuple(files), labels=None, class_names=None)
     # Numbered as for training: another split may lack some.
-    known = classes if split == "train" else _classes(list_images(pathlib.Path(train)))
-    names = sorted(set(known or classes))
-    index = {name: number for number, name in enumerate(names)}
+    numbered = train if split != "train" and os.path.isdir(train) else root
+    names = tuple(class_names) or tuple(sorted(list_folders(pathlib.Path(numbered))))
+    classes = [file.split("/")[0] for file in files]
     if new := set(classes).difference(names):
-        raise DataError(f"{root}: class {min(new)!r} is not among those of {train}")
+        whose = "class_names" if class_names else f"those of {numbered}"
+        raise DataError(
+            f"{root}: class {min(new)!r} is not among {whose}, which are {_shortened(names)}"
+        )
+    index = {name: number for number, name in enumerate(names)}
+    for name in sorted(set(names).difference(classes)):
+        warn_once(f"{root}: class {name!r}, number {index[name]}, has no images")
     return FolderSource(
         root=root,
         files=tuple(files),
         labels=tuple(index[name] for name in classes),
-        class_names=tuple(names),
+        class_names=names,
     )
 
 
-def _classes(files: Sequence[str]) -> list[str]:
-    """The subfolders of those that are in one."""
-    return [file.split("/")[0] for file in files if "/" in file]
+def _all_in_folders(root: str, files: Sequence[str]) -> bool:
+    """Whether every image lies in a subfolder; says so where only some of them do."""
+    stray = [file for file in files if "/" not in file]
+    if stray and len(stray) < len(files):
+        warn_once(
+            f"{root}: no classes, since {stray[0]} and {len(stray) - 1} more of {len(files)} "
+            "images lie in no subfolder"
+        )
+    return not stray
+
+
+def check_class_names(title: str, names: Sequence[str] | None, expected: Sequence[str]) -> None:
+    """Checks that classes have the numbers that a run has given them.
+
+    Args:
+        title: What to call the data.
+        names: Names of their classes, by number; None where they have none.
+        expected: Those of the run; () for any.
+
+    Raises:
+        DataError: They have others.
+    """
+    if expected and names is not None and tuple(names) != tuple(expected):
+        raise DataError(
+            f"{title}: the classes are {_shortened(names)}; by class_names they are "
+            f"{_shortened(expected)}"
+        )
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return textwrap.shorten(", ".join(names), 200, placeholder=" ...")
 
 
 def _tfds_source(

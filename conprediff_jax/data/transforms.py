@@ -11,7 +11,7 @@ leaves twice the size asked for, so that the last reduction is the filter's.
 
 import dataclasses
 import struct
-import threading
+import sys
 import zlib
 from typing import Any
 
@@ -83,20 +83,48 @@ def square(image: Image.Image, size: int, offset: float = 0.5) -> UInt8[np.ndarr
     return np.asarray(image.resize((size, size), kernel, box=box))
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Undecodable:
+    """What takes the place of an example whose image cannot be decoded.
+
+    Attributes:
+        name: Of the record.
+        error: Why.
+        others: Everything of the example but its image.
+    """
+
+    name: str
+    error: BadImage
+    others: dict[str, Any]
+
+
 class BadRecords:
     """Counts the records that cannot be decoded, names each in the log, and gives up at too many.
 
-    The limit is `max(floor, share * records seen)`. The counts are those of one process (of one
-    worker, where the pipeline has worker processes) and start anew when a run is resumed.
+    The limit is `max(floor, share * records seen)`; a record counts once however often it comes.
+    All of them are too many as well, or twice as many in a row as there are. The counts are those
+    of one process and start anew when a run is resumed.
+
+    Args:
+        total: Records there are.
+        floor: See above.
+        share: See above.
     """
 
-    def __init__(self, floor: int = 10, share: float = 0.01):
-        self.floor, self.share = floor, share
-        self.seen = self.bad = 0
-        self._lock = threading.Lock()
+    def __init__(self, total: int = sys.maxsize, floor: int = 10, share: float = 0.01):
+        self.total, self.floor, self.share = total, floor, share
+        self.names: set[str] = set()
+        self._seen = self._in_a_row = 0
 
-    def __reduce__(self) -> tuple:  # a lock cannot travel to a worker process
-        return (BadRecords, (self.floor, self.share))
+    def good(self, example: Any) -> bool:
+        """Whether it is an example, and not `Undecodable`; counts it.
+
+        Raises:
+            DataError: There are too many bad ones.
+        """
+        bad = isinstance(example, Undecodable)
+        self.add(example.error if bad else None, example.name if bad else "")
+        return not bad
 
     def add(self, error: Exception | None, name: str) -> None:
         """Counts one record.
@@ -108,15 +136,19 @@ class BadRecords:
         Raises:
             DataError: There are too many bad ones.
         """
-        with self._lock:
-            self.seen += 1
-            if error is None:
-                return
-            self.bad += 1
-            seen, bad = self.seen, self.bad
+        self._seen += 1
+        self._in_a_row += 1
+        if error is None:
+            self._in_a_row = 0
+            return
+        new = name not in self.names
+        self.names.add(name)
+        seen, bad = min(self._seen, self.total), len(self.names)
         reason = sources.first_line(error)
-        logging.warning("skipped %s: %s (%d of %d records so far)", name, reason, bad, seen)
-        if bad > max(self.floor, self.share * seen):
+        if new:
+            logging.warning("skipped %s: %s (%d of %d records so far)", name, reason, bad, seen)
+        only_bad = bad >= self.total or self._in_a_row >= 2 * self.total
+        if only_bad or bad > max(self.floor, self.share * seen):
             raise sources.DataError(
                 f"{bad} of {seen} records cannot be decoded, the last one {name}: {reason}"
             )
@@ -135,7 +167,6 @@ class ToExample:
         flip: Whether to mirror left and right, with probability one half.
         text: The kept feature that holds the caption, or None.
         tokenizer: Makes token ids of captions; None to leave them as they are.
-        bad: Where undecodable records are counted.
     """
 
     size: int
@@ -143,10 +174,11 @@ class ToExample:
     flip: bool = False
     text: str | None = None
     tokenizer: Tokenizer | None = None
-    bad: BadRecords = dataclasses.field(default_factory=BadRecords)
 
-    def __call__(self, record: dict[str, Any], rng: np.random.Generator) -> dict[str, Any] | None:
-        """One example by chance, or None when the image cannot be decoded.
+    def __call__(
+        self, record: dict[str, Any], rng: np.random.Generator
+    ) -> dict[str, Any] | Undecodable:
+        """One example by chance.
 
         Always draws the same numbers, so that one option does not change what another one does.
         """
@@ -160,8 +192,8 @@ class ToExample:
 
     def make(
         self, record: dict[str, Any], *, offset: float, mirrored: bool, choice: float
-    ) -> dict[str, Any] | None:
-        """One example as told, or None when the image cannot be decoded.
+    ) -> dict[str, Any] | Undecodable:
+        """One example as told.
 
         Args:
             record: The record.
@@ -169,20 +201,21 @@ class ToExample:
             mirrored: Whether left and right are exchanged.
             choice: 0 to 1 (exclusive); picks one of several captions.
         """
+        others = self._others(record, choice)
         try:
+            if "unreadable" in record:
+                raise BadImage(record["unreadable"])
             image = decode(record["image"], 2 * self.size)
         except BadImage as error:
-            self.bad.add(error, record["name"])
-            return None
-        self.bad.add(None, record["name"])
+            return Undecodable(name=record["name"], error=error, others=others)
         pixels = square(image, self.size, offset)
         if mirrored:
             pixels = pixels[:, ::-1]
-        return {"image": np.ascontiguousarray(pixels), **self.others(record, choice)}
+        return {"image": np.ascontiguousarray(pixels), **others}
 
-    def others(self, record: dict[str, Any], choice: float) -> dict[str, Any]:
+    def _others(self, record: dict[str, Any], choice: float) -> dict[str, Any]:
         """Everything of an example but its image; the arguments are those of `make`."""
-        example = {key: value for key, value in record.items() if key not in ("image", "name")}
+        example = {key: value for key, value in record.items() if key not in sources.OF_THE_FILE}
         for key, value in example.items():
             if isinstance(value, list):
                 example[key] = value[int(choice * len(value))] if value else ""

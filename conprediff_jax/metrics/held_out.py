@@ -70,7 +70,9 @@ def make_losses(task: Any, mesh: Mesh, times: Int[np.ndarray, "times"]) -> LossO
 def losses_of(
     losses: LossOfBatch, params: Any, frozen: Any, batches: Iterator[dict], num: int
 ) -> Iterator[Float[np.ndarray, "batch times"]]:
-    """The losses of the first `num` images, batch by batch.
+    """The losses of the first `num` images that can be decoded, batch by batch.
+
+    The noise of an image is numbered by its place in the data, whatever else can be decoded.
 
     Args:
         losses: from `make_losses`.
@@ -79,13 +81,14 @@ def losses_of(
         batches: of `data.evaluation_iterator`.
         num: how many images.
     """
-    first = 0
+    first = done = 0
     for batch in batches:
         arrays = {key: batch[key] for key in ("image", "label", "text") if key in batch}
         found = np.asarray(losses(params, frozen, arrays, first))[batch["mask"]]
-        yield found[: num - first]
-        first += len(found)
-        if first >= num:
+        yield found[: num - done]
+        first += len(batch["mask"])
+        done += len(found)
+        if done >= num:
             return
 
 

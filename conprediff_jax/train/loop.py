@@ -18,6 +18,7 @@ from conprediff_jax.metrics.small import SmallEvaluation
 from conprediff_jax.parallel.processes import Preempted, Preemption
 from conprediff_jax.train.batches import Batches
 from conprediff_jax.train.checkpoint import Checkpoints
+from conprediff_jax.train.classes import with_class_names
 from conprediff_jax.train.report import Reporter
 from conprediff_jax.train.state import TrainState, abstract_state, init_state
 from conprediff_jax.train.step import make_train_step
@@ -43,7 +44,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         Preempted: SIGTERM came, to any process; the last step that was done has been saved.
     """
     began = time.monotonic()
-    config = with_vocabulary(with_stored_vocabulary(config, workdir))
+    config = with_class_names(with_vocabulary(with_stored_vocabulary(config, workdir)), workdir)
     experiment = make_experiment(config)
     check_devices(experiment, jax.device_count(), jax.process_count())
     with config_lib.naming("config.mesh"):
