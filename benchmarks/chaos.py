@@ -7,6 +7,9 @@ its processes, drawn at random, gets a signal at a random moment: while it start
 SIGKILL three times out of four, SIGTERM otherwise. Parameters, optimiser state, moving average and
 the place in the data must end exactly, bit for bit, where they do without. A run that ends before
 all kills are done is compared, and another one begun.
+
+The runs are short ones of a small model: --set says what of the config they change. Any other key
+can be set as well, `--config.seed=1`.
 """
 
 import os
@@ -19,11 +22,13 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags, logging
+from ml_collections import config_flags
 
 from conprediff_jax import cli
 from conprediff_jax.errors import UserError
@@ -31,8 +36,8 @@ from conprediff_jax.errors import UserError
 _KILLS = flags.DEFINE_integer("kills", 20, "How many.", lower_bound=0)
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Of the run.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of moments, victims and signals.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/chaos", "Where the runs go; emptied first.")
-_CONFIG = flags.DEFINE_string("config", "configs/openmoji.py", "Config file.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/chaos", "Folder of the runs; earlier ones go.")
+_CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
 _SET = flags.DEFINE_multi_string(
     "set",
     ["data.image_size=16", "model.channels=32", "model.head_channels=16", "train.batch_size=8",
@@ -48,18 +53,14 @@ class Run:
 
     def __init__(self, workdir: pathlib.Path):
         self.workdir = workdir
-        overrides = [f"--config.{setting}" for setting in _SET.value]
-        command = [sys.executable, "-m", "conprediff_jax.main", f"--config={_CONFIG.value}"]
+        command = [
+            *(sys.executable, "-m", "conprediff_jax.main", f"--workdir={workdir}"),
+            f"--config={cli.config_name().resolve()}",
+            *(f"--config.{key}={value}" for key, value in settings().items()),
+        ]
         options = [f"--processes={_PROCESSES.value}", "--devices=1", "--restarts=1000", "--"]
         self._launcher = subprocess.Popen(
-            [
-                sys.executable,
-                "launch/local.py",
-                *options,
-                *command,
-                f"--workdir={workdir}",
-                *overrides,
-            ],
+            [sys.executable, "launch/local.py", *options, *command],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             text=True,
@@ -97,12 +98,26 @@ class Run:
         self._starts.put(None)
 
 
+def settings() -> dict[str, Any]:
+    """What the runs change of the config, by key; `--config.KEY=VALUE` goes before --set.
+
+    Raises:
+        UserError: --set is not of the form KEY=VALUE.
+    """
+    for setting in _SET.value:
+        if "=" not in setting:
+            raise UserError(f"--set={setting}: give KEY=VALUE, such as train.steps=300")
+    small = dict(setting.split("=", 1) for setting in _SET.value)
+    return small | dict(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
 def main(argv: list[str]) -> None:
     """Runs, kills and compares."""
     del argv
-    folder = pathlib.Path(_WORKDIR.value).resolve()
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    folder = pathlib.Path(_WORKDIR.value).expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    for earlier in [*folder.glob("whole"), *folder.glob("killed_*/")]:
+        shutil.rmtree(earlier)
     began, whole = time.monotonic(), Run(folder / "whole")
     while whole.running and not whole.checkpoints():
         time.sleep(0.1)
