@@ -1,0 +1,197 @@
+"""What the documentation names is there: commands, flags, keys of configs; and all of it starts."""
+
+import ast
+import functools
+import itertools
+import json
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+ROOT = pathlib.Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MODULES = [
+    *sorted((ROOT / "conprediff_jax").rglob("*.py")),
+    *sorted((ROOT / "benchmarks").glob("*.py")),
+]
+COMMANDS = [file for file in MODULES if "cli.run(" in file.read_text()]
+LAUNCHERS = ["launch/local.py", "launch/gke.py", "launch/slurm.sh", "launch/tpu_vm.sh"]
+
+# Imports what all commands need once, and then starts each in a process of its own.
+START = """
+import json, os, pathlib, runpy, sys
+import conprediff_jax.inference, conprediff_jax.train.loop
+
+def start(file):
+    sys.argv = [str(file), "--help"]
+    module = ".".join(file.relative_to(root).with_suffix("").parts)
+    try:
+        if module.startswith("conprediff_jax"):
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            sys.path.insert(0, str(file.parent))
+            runpy.run_path(str(file), run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+
+assert len(os.listdir("/proc/self/task")) == 1  # no threads that a child would lack
+root, out, *files = map(pathlib.Path, sys.argv[1:])
+codes = {}
+for file in files:
+    child = os.fork()
+    if not child:
+        said = (out / file.name).open("w")
+        os.dup2(said.fileno(), 1)
+        os.dup2(said.fileno(), 2)
+        code = start(file)
+        sys.stdout.flush()
+        os._exit(code)
+    codes[str(file.relative_to(root))] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(codes))
+"""
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory):
+    """What every command and launcher says when it is asked for help, by its file."""
+    out = tmp_path_factory.mktemp("helps")
+    result = subprocess.run(
+        [sys.executable, "-c", START, str(ROOT), str(out), *map(str, COMMANDS)],
+        cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    codes = json.loads(result.stdout)
+    said = {name: (out / pathlib.Path(name).name).read_text() for name in codes}
+    assert not [f"{name}: {said[name][-500:]}" for name, code in codes.items() if code]
+    for name in LAUNCHERS:
+        interpreter = "bash" if name.endswith(".sh") else sys.executable
+        shown = subprocess.run([interpreter, name, "--help"], cwd=ROOT, capture_output=True)
+        assert shown.returncode == 0, shown.stderr
+        said[name] = shown.stdout.decode()
+    return said
+
+
+def flags_of(help_text):
+    switches = re.findall(r"--\[no\](\w+)", help_text)
+    return {*re.findall(r"--(\w[\w-]*)", help_text), *switches, *(f"no{name}" for name in switches)}
+
+
+def is_known(flag, flags):
+    """Whether a flag, without its dashes, is one of some flags, or names a key of a config."""
+    return flag.removeprefix("config.") in keys() if flag.startswith("config.") else flag in flags
+
+
+@functools.cache
+def keys():
+    """Every key that a config file of the repository has."""
+    found = set()
+    for file in (ROOT / "configs").rglob("*.py"):
+        names = {"__file__": str(file), "__name__": file.stem}
+        exec(compile(file.read_text(), file, "exec"), names)
+        found |= set(flattened(names["get_config"]()))
+    return found
+
+
+def flattened(config):
+    for key, value in config.items():
+        yield key
+        if isinstance(value, ConfigDict):
+            yield from (f"{key}.{below}" for below in flattened(value))
+
+
+def blocks():
+    """The code blocks of the pages, and the commands at the head of modules, with their place."""
+    for page in PAGES:
+        for block in re.findall(r"```[a-z]*\n(.*?)```", page.read_text(), re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                yield page.name, line
+        for line in re.findall(r"`(python (?:-m |benchmarks)[^`]+)`", page.read_text()):
+            yield page.name, line
+    for module in MODULES:
+        text = ast.get_docstring(ast.parse(module.read_text())) or ""
+        for block in re.findall(r"(?:^    .*\n?)+", text, re.MULTILINE):
+            if "python " in block:
+                yield module.name, block
+
+
+def command_lines():
+    """(place, file of the command, its flags without values) of everything that blocks start."""
+    for place, line in blocks():
+        command, flags = None, []
+        words = [word.strip("[]") for word in shlex.split(line, comments=True)]
+        for before, word in itertools.pairwise(["", *words]):
+            started = file_of(before, word) or ("conprediff_jax/main.py" if word == "--" else None)
+            if started:
+                yield place, command, flags
+                command, flags = started, []
+            elif word.startswith("--"):
+                flags.append(word[2:].partition("=")[0])
+        yield place, command, flags
+
+
+def file_of(before, word):
+    """The file of a command, if a word and the one before start one."""
+    if before == "-m" and word.startswith("conprediff_jax."):
+        return word.replace(".", "/") + ".py"
+    return word if re.fullmatch(r"(benchmarks|launch)/\w+\.(py|sh)", word) else None
+
+
+def test_commands_in_the_documentation_are_there_and_have_their_flags(helps):
+    wrong, seen = [], set()
+    for place, command, flags in command_lines():
+        if command is None:
+            continue
+        if command not in helps:
+            wrong.append(f"{place}: there is no {command}")
+            continue
+        seen.add(command)
+        known = flags_of(helps[command])
+        wrong += [f"{place}: {command} --{flag}" for flag in flags if not is_known(flag, known)]
+    assert not wrong
+    assert set(LAUNCHERS) < seen and {file for file in helps if "conprediff" in file} <= seen
+
+
+def test_flags_keys_and_files_in_sentences_are_there(helps):
+    known, wrong = set().union(*map(flags_of, helps.values())), []
+    for page in PAGES:
+        prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+        for code in re.findall(r"`([^`]+)`", prose):
+            flags = re.findall(r"(?:^|\s)--([a-z][\w.-]*)", code)
+            files = re.findall(r"^(?:benchmarks|launch|configs)/[\w/]+\.\w+$", code)
+            wrong += [f"{page.name}: --{flag}" for flag in flags if not is_known(flag, known)]
+            wrong += [f"{page.name}: {file}" for file in files if not (ROOT / file).exists()]
+    assert not wrong
+
+
+def test_chaos_compares_runs(tmp_path):
+    """The smallest there is: two runs of two steps, and nobody killed."""
+    images = tiny.write_images(tmp_path / "images")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "notes").touch()
+    arguments = [
+        f"--workdir={tmp_path / 'runs'}", f"--config={ROOT / 'tests' / 'tiny.py'}",
+        f"--set=data.name={images}", "--config.train.steps=2", "--config.train.sample_every=0",
+        "--kills=0", "--processes=1",
+    ]  # fmt: skip
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": str(ROOT),
+        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    result = subprocess.run(
+        [sys.executable, "benchmarks/chaos.py", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "0 kills, 1 runs of 1 processes: the same end, bit for bit\n"
+    assert (tmp_path / "runs" / "whole" / "checkpoints" / "2").is_dir()
+    assert (tmp_path / "runs" / "notes").exists()
