@@ -26,11 +26,11 @@ import sys
 from typing import Any
 
 from absl import flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from study import figure, grid, report
 from study.grid import BASELINE, Setting
 
-from conprediff_jax import cli
+from conprediff_jax import cli, config_flag
 from conprediff_jax.errors import UserError
 from conprediff_jax.experiment import make_experiment
 
@@ -68,7 +68,7 @@ SETTINGS = {
     "q_32": Setting(context={"samples": 32}),
 }
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
+_CONFIG = config_flag.define("configs/openmoji.py")
 _SETTINGS = flags.DEFINE_list("settings", [BASELINE, "default"], f"Of {', '.join(SETTINGS)}.")
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "A run of every setting for each.")
 _STEPS = flags.DEFINE_integer("steps", None, "Training steps; the config's when absent.")
@@ -120,7 +120,7 @@ def main(argv: list[str]) -> None:
 def _config() -> tuple[ConfigDict, dict[str, Any]]:
     """The config of all runs, and what of it differs from its file."""
     config = _CONFIG.value.copy_and_resolve_references()
-    given = dict(config_flags.get_override_values(flags.FLAGS["config"]))
+    given = config_flag.given()
     if _STEPS.value is not None:
         given["train.steps"] = _STEPS.value
     if _DATA.value is not None:

@@ -17,9 +17,8 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax
-from ml_collections import config_flags
 
-from conprediff_jax import cli, parallel
+from conprediff_jax import cli, config_flag, parallel
 from conprediff_jax.experiment import make_experiment
 from conprediff_jax.planning import tables
 from conprediff_jax.planning.collectives import Collective, collectives
@@ -27,7 +26,7 @@ from conprediff_jax.planning.cost import program_cost
 from conprediff_jax.planning.hlo import Module
 from conprediff_jax.planning.programs import lower_train_step
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
+_CONFIG = config_flag.define("configs/openmoji.py")
 
 DEVICES = (2, 4, 8)
 EXAMPLES = 8  # a device

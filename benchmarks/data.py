@@ -13,13 +13,12 @@ from collections.abc import Iterator
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 from study.steps import TimedStep
 
-from conprediff_jax import cli, data
+from conprediff_jax import cli, config_flag, data
 from conprediff_jax.train.text import with_vocabulary
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
+_CONFIG = config_flag.define("configs/openmoji.py")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
 _BATCHES = flags.DEFINE_integer("batches", 20, "Batches read a round.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 3, "Steps taken a round.", lower_bound=1)

@@ -22,10 +22,9 @@ import jax
 import numpy as np
 import torch
 from absl import flags
-from ml_collections import config_flags
 from study.steps import TimedStep, time_in_turn
 
-from conprediff_jax import cli
+from conprediff_jax import cli, config_flag
 from conprediff_jax.config import AUTOENCODERS
 from conprediff_jax.errors import UserError
 from conprediff_jax.experiment import make_experiment
@@ -33,7 +32,7 @@ from conprediff_jax.interop import diffusers_unet
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.planning.chips import peak_flops
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
+_CONFIG = config_flag.define("configs/openmoji.py")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of each.", lower_bound=1)
 _MODE = flags.DEFINE_enum(
     "mode", "default", ["default", "reduce-overhead", "max-autotune", "eager"],

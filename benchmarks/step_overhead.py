@@ -18,13 +18,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 from absl import flags
-from ml_collections import config_flags
 from study.steps import TimedStep, time_in_turn
 
-from conprediff_jax import cli, linear
+from conprediff_jax import cli, config_flag, linear
 from conprediff_jax.errors import UserError
 
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
+_CONFIG = config_flag.define("configs/openmoji.py")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of every variant.")
 
 VARIANTS = {

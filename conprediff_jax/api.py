@@ -12,18 +12,27 @@ function is compiled once for each shape and setting.
 """
 
 import functools
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Bool, Shaped, UInt8
 
-from conprediff_jax import inference, inpainting, parallel
+from conprediff_jax import inference, inpainting, parallel, random
 from conprediff_jax.data.holes import Hole
-from conprediff_jax.errors import UserError
-from conprediff_jax.sampling import Generate, SamplingSpec, generate_batches, make_generate
+from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.errors import FieldError
+from conprediff_jax.fields import as_kind
+from conprediff_jax.sampling import (
+    Generate,
+    SamplingSpec,
+    check_condition,
+    generate_batches,
+    make_generate,
+)
 
 Images = UInt8[np.ndarray, "count height width 3"]
 Points = Shaped[np.ndarray, "count rows columns *channels"]
@@ -62,16 +71,18 @@ class Model:
         seed: int = 0,
         label: int | None = None,
         *,
+        first: int = 0,
         prompts: str | Sequence[str] | None = None,
         batch_size: int | None = None,
         **sampling: Any,
     ) -> Images:
-        """Draws images. Image i is a function of the seed and i, whatever `num`.
+        """Draws images. Image i is a function of the seed and i, whatever `num` and `first`.
 
         Args:
             num: how many.
-            seed: of all of them.
+            seed: of all of them, 0 to 2^32 - 1.
             label: class of every image; all classes in turn when None. For models with classes.
+            first: the first image: `sample(1, seed, first=i)` draws image i alone.
             prompts: captions, taken in turn; those of the config when None. For models that read
                 captions.
             batch_size: images at a time; by default all, up to 64.
@@ -79,23 +90,22 @@ class Model:
                 or `guidance`; those of its config where they are not given.
 
         Raises:
-            UserError: a setting does not fit the model.
+            UserError: an argument is out of range, or does not fit the model; mostly a FieldError,
+                which names the argument.
         """
-        if num < 1:
-            raise UserError(f"num is {num}: it must be at least 1")
-        given = [prompts] if isinstance(prompts, str) else list(prompts or ())
-        self._check(label, given)
-        spec = self.task.sampling.overridden(self.task, **sampling)
+        num = as_kind("num", num, _COUNTS)
+        batch_size = _batch_size(batch_size, num)
         batches = generate_batches(
-            self._generate(spec),
+            self._generate(self.task.sampling.overridden(self.task, **sampling)),
             self.params,
             self.frozen,
             seed=seed,
             num=num,
-            batch_size=batch_size or min(num, 64),
+            first=first,
+            batch_size=batch_size,
             num_classes=self.num_classes,
-            label=label,
-            texts=self._tokens(given, num),
+            label=self._checked_label(label),
+            texts=self._tokens(prompts),
         )
         return np.concatenate(list(batches))
 
@@ -118,7 +128,7 @@ class Model:
         Args:
             images: of any size that the model takes.
             masks: true, or not 0, where pixels are known; one for all images, or one for each.
-            seed: of all fillings.
+            seed: of all fillings, 0 to 2^32 - 1.
             label: class of every image; all classes in turn when None. For models with classes.
             prompt: caption of every image. For models that read captions.
             batch_size: images at a time; by default all, up to 64.
@@ -127,52 +137,77 @@ class Model:
                 RePaint's.
 
         Raises:
-            UserError: a setting does not fit the model, nor does the size of an image or a mask.
+            UserError: an argument is out of range, or does not fit the model, nor does the size of
+                an image or a mask; mostly a FieldError, which names the argument.
         """
-        images, masks = _checked(images), np.asarray(masks).astype(bool)
-        if masks.shape[-2:] != images.shape[1:3] or masks.shape[:-2] not in ((), (len(images),)):
-            raise UserError(
-                f"masks are of shape {masks.shape}: {images.shape[:3]} or {images.shape[1:3]} is "
-                "expected"
-            )
-        self._check(label, [prompt] if prompt else [])
-        masks = np.broadcast_to(masks, images.shape[:3])
+        images = _checked(images)
+        masks = _checked_masks(masks, images.shape[:3])
+        label = self._checked_label(label)
+        check_condition(self.task, prompts=[prompt] if prompt != "" else [], name="prompt")
+        if "num" in sampling:
+            raise FieldError("num", "does not fit: every image is filled once")
         spec = inpainting.sampling_for(self.task, **sampling)
         filled = inpainting.fill_holes(
             self._fill(spec),
             inference.Trained(self.task, self.params, self.frozen, self.step),
             [Hole(f"image {i}", *pair) for i, pair in enumerate(zip(images, masks, strict=True))],
-            seed=seed,
+            seed=random.as_seed(seed),
             samples=1,
-            batch_size=batch_size or min(len(images), 64),
+            batch_size=_batch_size(batch_size, len(images)),
             label=label,
             prompt=prompt,
         )
         return np.concatenate(filled)
 
-    def _check(self, label: int | None, prompts: Sequence[str]) -> None:
-        """Raises UserError where the model does not know a class, or cannot read a caption."""
-        if label is not None and not 0 <= label < (self.num_classes or 0):
-            known = f"0 to {self.num_classes - 1}" if self.num_classes else "no classes"
-            raise UserError(f"label is {label}: the model knows {known}")
-        if prompts and self.task.text is None:
-            raise UserError(f"prompts is {list(prompts)}: the model reads no captions")
-        for prompt in prompts:
-            self.task.tokenizer.check(prompt)
-
-    def _tokens(self, prompts: Sequence[str], num: int) -> np.ndarray | None:
-        """Token ids of the caption of every image; None for a model that reads none."""
-        if self.task.text is None:
-            return None
-        return self.task.tokenizer(self.task.text.in_turn(num, prompts))
-
     def encode(self, images: UInt8[Any, "count height width 3"]) -> Points:
-        """From uint8 images to the points that are diffused: pixels, latents or tokens."""
-        return np.asarray(self._encode(self.frozen, jnp.asarray(_checked(images))))
+        """From uint8 images to the points that are diffused: pixels, latents or tokens.
+
+        Raises:
+            FieldError: these are no images, or the first stage does not take their size.
+        """
+        images, unit = _checked(images), self.task.first_stage.downsampling
+        if images.shape[1] % unit or images.shape[2] % unit:
+            raise FieldError(
+                "images", f"has the shape {images.shape}: height and width must divide by {unit}"
+            )
+        return np.asarray(self._encode(self.frozen, jnp.asarray(images)))
 
     def decode(self, points: Shaped[Any, "count rows columns *channels"]) -> Images:
-        """From points to uint8 images."""
+        """From points to uint8 images.
+
+        Raises:
+            FieldError: these are no points of the model: finite numbers, or tokens that it has.
+        """
+        points = _array("points", points)
+        form = self.task.point_shape[2:]  # channels; tokens have none
+        if points.ndim != 3 + len(form) or points.shape[3:] != form or 0 in points.shape:
+            raise FieldError(
+                "points",
+                f"has the shape {points.shape}: [count, rows, columns"
+                f"{''.join(f', {size}' for size in form)}] is expected",
+            )
+        if isinstance(self.task.process, CategoricalProcess):
+            codes = self.task.process.num_codes
+            if points.dtype.kind not in "iu" or points.min() < 0 or points.max() >= codes:
+                raise FieldError("points", f"must hold tokens, whole numbers from 0 to {codes - 1}")
+        if not np.isfinite(points.astype(np.float32)).all():
+            raise FieldError("points", "holds values that are not finite")
         return np.asarray(self._decode(self.frozen, jnp.asarray(points)))
+
+    def _checked_label(self, label: Any) -> int | None:
+        check_condition(self.task, label)
+        return None if label is None else int(label)
+
+    def _tokens(self, prompts: Any) -> np.ndarray | None:
+        """Token ids of the captions that are taken in turn; None for a model that reads none."""
+        given = [prompts] if isinstance(prompts, str) else prompts
+        if given is not None:
+            if not isinstance(given, Sequence) or not given:
+                raise FieldError("prompts", f"is {given!r}: it must be a text, or a list of texts")
+            check_condition(self.task, prompts=given)
+        if self.task.text is None:
+            return None
+        return self.task.tokenizer(given or self.task.text.prompts)
 
     def _make_generate(self, spec: SamplingSpec) -> Generate:
         return make_generate(self.task, spec, self._mesh)
@@ -181,18 +216,49 @@ class Model:
         return inpainting.make_fill(self.task, spec, self._mesh)
 
 
+_COUNTS = range(1, 2**31)
+
+
+def _batch_size(given: Any, num: int) -> int:
+    return min(num, 64 if given is None else as_kind("batch_size", given, _COUNTS))
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    """Raises FieldError for what is no array of numbers, such as lists of several lengths."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise FieldError(name, "is no array: its parts have several shapes") from None
+    if array.dtype.kind not in "biuf" and array.dtype != jnp.bfloat16:
+        raise FieldError(name, f"holds {array.dtype}: numbers are expected")
+    return array
+
+
 def _checked(images: Any) -> Images:
-    """Raises UserError for what is no batch of uint8 images, such as floats in [0, 1]."""
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise UserError(
-            f"images are {images.dtype} of shape {images.shape}: uint8, 0 to 255, of shape [count, "
-            "height, width, 3] is expected"
+    """Raises FieldError for what is no batch of uint8 images, such as floats in [0, 1]."""
+    images = _array("images", images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
+        raise FieldError(
+            "images",
+            f"is {images.dtype} of shape {images.shape}: uint8, 0 to 255, of shape [count, height, "
+            "width, 3] is expected, and at least one pixel",
         )
     return images
 
 
-def load(path: str, step: int | None = None) -> Model:
+def _checked_masks(masks: Any, shape: tuple[int, int, int]) -> Bool[np.ndarray, "count h w"]:
+    """One mask for each image; raises FieldError for what is no mask of them."""
+    masks = _array("masks", masks)
+    if masks.shape not in (shape, shape[1:]):
+        raise FieldError(
+            "masks", f"has the shape {masks.shape}: {shape} or {shape[1:]} is expected"
+        )
+    if np.isnan(masks).any():
+        raise FieldError("masks", "holds NaN, which says neither known nor unknown")
+    return np.broadcast_to(masks.astype(bool), shape)
+
+
+def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """Opens a model.
 
     Args:
@@ -202,5 +268,7 @@ def load(path: str, step: int | None = None) -> Model:
     Raises:
         UserError: there is none, or it is of a first stage.
     """
+    if step is not None:
+        step = as_kind("step", step, range(2**31))
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    return Model(inference.load_denoiser(path, mesh, step), mesh)
+    return Model(inference.load_denoiser(os.fspath(path), mesh, step), mesh)

@@ -18,7 +18,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from conprediff_jax.errors import UserError
+from conprediff_jax import config_flag
+from conprediff_jax.errors import FieldError, UserError
 from conprediff_jax.parallel import processes
 
 USER_ERROR_CODE = 2
@@ -59,7 +60,7 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
                 processes.refuse_several()
             main(argv)
         except UserError as error:
-            _fail(str(error))
+            _fail(_said(error))
         except processes.Preempted as stop:
             # The first to end must not take the others' exit codes from them: Slurm signals those.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -90,41 +91,43 @@ def config_name() -> pathlib.Path:
     return pathlib.Path(name.partition(":")[0])
 
 
-def read_lines(flag: str, path: str | None) -> list[str] | None:
-    """The lines of the text file that a flag names; None where it names none.
-
-    Raises:
-        UserError: it is no readable text file.
-    """
-    if path is None:
-        return None
-    try:
-        return pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--{flag}={path}: not a readable text file: {error}") from error
-
-
 def _parse_flags(argv: list[str]) -> list[str]:
     """As absl's own, which ends with code 1 where launchers must know that a flag was wrong."""
     home = os.path.expanduser("~/")
     try:
         # A shell leaves ~ alone where it does not begin a word.
-        rest = flags.FLAGS([re.sub(r"(^--[\w.]+=|,)~/", rf"\1{home}", arg) for arg in argv])
+        argv = [re.sub(r"(^--[\w.]+=|,)~/", rf"\1{home}", arg) for arg in argv]
+        argv, keys = _without_keys(argv)
+        rest = flags.FLAGS(argv)
     except SystemExit:  # absl prints help and ends with 1
         sys.exit(0)
     except flags.Error as error:
         inside = "parsing config file" in str(error)
-        _fail(_of_config(error, argv) if inside else " ".join(str(error).split()))
+        _fail(_of_config(error) if inside else " ".join(str(error).split()))
     except Exception as error:  # config files run while flags are parsed, and raise what they like
-        _fail(_of_config(error, argv))
-    given = "config" in flags.FLAGS and flags.FLAGS["config"].value is not None
+        _fail(_of_config(error))
+    given = config_flag.is_defined() and flags.FLAGS["config"].value is not None
     if given and not config_name().is_file():  # ml_collections says so later, and at length
         _fail(f"--config={config_name()}: there is no such file")
+    if keys and not given:
+        _fail(f"--config.{next(iter(keys))}: there is no --config that it could be a key of")
+    try:
+        config_flag.apply(keys)
+    except UserError as error:
+        _fail(f"--{error}")
     return rest
 
 
-def _of_config(error: BaseException | None, argv: list[str]) -> str:
-    """What is wrong with a config file, or with a key of it on the command line, and where."""
+def _without_keys(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The command line without keys of a config, files of flags read; and the keys."""
+    if not config_flag.is_defined():
+        return argv, {}
+    rest, keys = config_flag.split(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False))
+    return [argv[0], *rest], keys
+
+
+def _of_config(error: BaseException | None) -> str:
+    """What is wrong with a config file, and where."""
     chain = []  # ml_collections and absl wrap what was raised first
     while error is not None:
         chain.append(error)
@@ -141,10 +144,13 @@ def _of_config(error: BaseException | None, argv: list[str]) -> str:
     for frame in reversed(frames):
         if frame.name == "get_config":
             return f"{frame.filename}, line {frame.lineno}: {reason}{hint}"
-    for name in (arg.partition("=")[0] for arg in argv):
-        if reason in name.split("."):
-            return f"{name}: there is no key {reason!r}{hint}"
     return f"--config: {reason}{hint}"
+
+
+def _said(error: UserError) -> str:
+    """The message of a user's error; here alone a field becomes the flag that sets it."""
+    is_flag = isinstance(error, FieldError) and error.field in flags.FLAGS
+    return f"--{error}" if is_flag else str(error)
 
 
 def _fail(message: str) -> NoReturn:

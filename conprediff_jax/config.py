@@ -9,6 +9,8 @@ before anything expensive is made.
 import contextlib
 import dataclasses
 import difflib
+import functools
+import operator
 import types
 import typing
 from collections.abc import Iterator
@@ -17,13 +19,15 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference, placeholder
 
+from conprediff_jax import random
 from conprediff_jax.context import ContextPrediction
 from conprediff_jax.data import DataSpec
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
-from conprediff_jax.errors import ConfigError
+from conprediff_jax.errors import ConfigError, FieldError
+from conprediff_jax.fields import conform, parse
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
-from conprediff_jax.models.first_stage import Pixels
+from conprediff_jax.models.first_stage import Latents, Pixels, Tokens
 from conprediff_jax.models.text import TEXT_ENCODERS
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
@@ -37,6 +41,9 @@ T = TypeVar("T")
 
 # What `task` may be, besides 'denoising': the autoencoders that are trained as first stages.
 AUTOENCODERS = {"vq": VQModel, "kl": AutoencoderKL}
+
+# What `first_stage.kind` may be.
+FIRST_STAGES = {"pixels": Pixels, "tokens": Tokens} | dict.fromkeys(AUTOENCODERS, Latents)
 
 # Fields that the builder fills in from other sections.
 DERIVED = {
@@ -249,7 +256,7 @@ def build(
     Args:
         cls: dataclass or Flax module whose fields are the section's keys.
         config: the whole config.
-        name: name of the section.
+        name: of the section; of a section in a section, both with a dot between them.
         others: keys of the section that are not fields of the class.
         **derived: fields that other sections decide.
 
@@ -257,10 +264,78 @@ def build(
         ConfigError: unknown key or a value that does not fit; the message names section and key.
     """
     known = [field.name for field in _fields(cls)]
-    check_keys(config[name], [*others, *known], f"config.{name}")
-    values = {key: _plain(value) for key, value in config[name].items() if key not in others}
+    section = functools.reduce(operator.getitem, name.split("."), config)
+    check_keys(section, [*others, *known], f"config.{name}")
+    values = {key: _plain(value) for key, value in section.items() if key not in others}
     with naming(f"config.{name}"):
-        return cls(**values, **derived)
+        return cls(**conform(cls, values), **derived)
+
+
+def override(config: ConfigDict, path: str, text: str) -> Any:
+    """Sets a key to what a text of the command line says, and returns its value.
+
+    Args:
+        config: the whole config, changed in place.
+        path: of the key, such as 'model.channels'.
+        text: the value; see `fields.parse`.
+
+    Raises:
+        ConfigError: there is no such key, or it cannot have such a value.
+    """
+    *outer, key = path.split(".")
+    section, where = config, "config"
+    for name in outer:
+        _check_key(section, name, where)
+        section, where = section[name], f"{where}.{name}"
+        if not isinstance(section, ConfigDict):
+            raise ConfigError(f"{where} is no section: it has the value {section!r}, and no keys")
+    _check_key(section, key, where)
+    if isinstance(section[key], ConfigDict):
+        first = next(iter(section[key]), "key")
+        raise ConfigError(f"{where}.{key} is a section: set its keys, as {where}.{key}.{first}=...")
+    kind = _kinds(config, ".".join(outer)).get(key) or _kind_of(section[key])
+    with naming(where), section.ignore_type():
+        section[key] = parse(key, text, kind)
+    return section[key]
+
+
+def _check_key(section: ConfigDict, key: str, where: str) -> None:
+    check_keys([key], list(section), where)
+
+
+def _kind_of(value: Any) -> Any:
+    """The type of a key that is no field of a class, by its value."""
+    if isinstance(value, tuple | list):
+        return tuple[type(value[0]) if value else str, ...]
+    return str | None if value is None else type(value)
+
+
+def _kinds(config: ConfigDict, path: str) -> dict[str, Any]:
+    """Types of the keys of a section, where they are declared; see `fields.parse`."""
+    if not path:
+        return {"seed": random.SEEDS}
+    cls = _classes(config).get(path)
+    return {field.name: field.type for field in _fields(cls)} if cls else {}
+
+
+def _classes(config: ConfigDict) -> dict[str, type]:
+    """The class behind every section, by its path."""
+    shared = {"data": DataSpec, "optimizer": OptimizerSpec, "train": TrainSpec, "mesh": MeshSpec}
+    task = config.get("task")
+    if task in AUTOENCODERS:
+        return shared | {"autoencoder": AUTOENCODERS[task], "loss": FirstStageLoss}
+    kind, text = config.first_stage.get("kind"), config.text.get("kind")
+    discrete = kind == "tokens"
+    return shared | {
+        "first_stage": FIRST_STAGES.get(kind, Pixels),
+        "first_stage.autoencoder": AUTOENCODERS.get(kind, VQModel),
+        "process": CategoricalProcess if discrete else GaussianProcess,
+        "model": TokenTransformer if discrete else UNet,
+        "sampling": TokenSampling if discrete else GaussianSampling,
+        "text.encoder": TEXT_ENCODERS.get(text, TEXT_ENCODERS["clip"]),
+        "condition": ConditionSpec,
+        "context": ContextPrediction,
+    }
 
 
 @contextlib.contextmanager
@@ -268,6 +343,10 @@ def naming(where: str) -> Iterator[None]:
     """Turns a ValueError or TypeError into a ConfigError that says where it happened."""
     try:
         yield
+    except ConfigError:
+        raise
+    except FieldError as error:
+        raise ConfigError(f"{where}.{error}") from error
     except (ValueError, TypeError) as error:
         raise ConfigError(f"{where}: {error}") from error
 

@@ -23,9 +23,8 @@ Flags of sampling, such as `--sampler` and `--steps`, go into what is written.
 import pathlib
 
 from absl import flags, logging
-from ml_collections import config_flags
 
-from conprediff_jax import cli, sampling_flags
+from conprediff_jax import cli, config_flag, sampling_flags
 from conprediff_jax.errors import UserError
 from conprediff_jax.interop import formats, pretrained
 
@@ -37,7 +36,7 @@ _METRICS = flags.DEFINE_string(
 )
 _FROM = flags.DEFINE_enum("from", None, formats.READ, "import: the family.")
 _MODEL = flags.DEFINE_string("model", None, "import: which of the family's published models.")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "import: or a config of the model.")
+_CONFIG = config_flag.define(help_string="import: or a config of the model.")
 _NEW_ATTENTION = flags.DEFINE_bool(
     "new_attention_order", None, "import of adm: what the model was trained with; --model knows it."
 )

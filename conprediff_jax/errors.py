@@ -8,6 +8,25 @@ class UserError(ValueError):
     """
 
 
+class FieldError(UserError):
+    """A field of a section, or an argument of a function, has a value that cannot be right.
+
+    The message is a sentence whose subject is the field: 'clip is -1.0: it must not be negative'.
+    The commands put dashes before the field where they have a flag of that name.
+
+    Attributes:
+        field: name of the field or argument.
+        reason: the rest of the sentence.
+    """
+
+    def __init__(self, field: str, reason: str):
+        super().__init__(f"{field} {reason}")
+        self.field, self.reason = field, reason
+
+    def __reduce__(self):
+        return FieldError, (self.field, self.reason)
+
+
 class ConfigError(UserError):
     """A config that cannot be built; the message names the key."""
 

@@ -32,6 +32,7 @@ from absl import flags, logging
 from jax.sharding import Mesh
 
 from conprediff_jax import cli, images, parallel, sampling_flags
+from conprediff_jax.data.text_files import read_captions
 from conprediff_jax.errors import UserError
 from conprediff_jax.files import absolute, check_folder, is_address, write_text
 from conprediff_jax.generation import drawing, generate_to
@@ -42,6 +43,7 @@ from conprediff_jax.metrics.clip_score import clip_scores
 from conprediff_jax.metrics.image_sets import ImageSet
 from conprediff_jax.metrics.precision_recall import nearest
 from conprediff_jax.metrics.suite import METRICS, Results, Suite
+from conprediff_jax.sampling import check_captions
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run: its images are judged.")
 _SAMPLES = flags.DEFINE_string("samples", None, "Or a folder of images, or an npz with arr_0.")
@@ -104,6 +106,8 @@ def main(argv: list[str]) -> None:
 
     if _WORKDIR.value:
         trained = load_denoiser(_WORKDIR.value, mesh, _STEP.value, flag="--workdir=")
+        if trained.task.text and _CAPTIONS.value:
+            check_captions(trained.task, read_captions(_CAPTIONS.value), _CAPTIONS.value)
         count, size, names = _NUM.value, (trained.task.image_size,) * 2, None
     else:
         samples, about = image_sets.read_samples(_SAMPLES.value), {}
@@ -167,7 +171,7 @@ def _judges(cache: pathlib.Path) -> dict[str, Callable[[ImageSet, ImageSet], Fig
     judges = {}
     if _CLIP.value:
         loaded = clip.load(_CLIP.value, cache)
-        captions = cli.read_lines("captions", _CAPTIONS.value)
+        captions = read_captions(_CAPTIONS.value)
 
         def clip_score(samples: ImageSet, reference: ImageSet) -> Figure:
             del reference
@@ -203,7 +207,7 @@ def _draw(trained: Trained, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, di
     """Draws the images of the workdir, or the rest of them; and says how they came about."""
     workdir, task, step = _WORKDIR.value, trained.task, trained.step
     spec = task.sampling.overridden(task, num=_NUM.value, **sampling_flags.values())
-    prompts = cli.read_lines("captions", _CAPTIONS.value) if task.text else None
+    prompts = read_captions(_CAPTIONS.value) if task.text and _CAPTIONS.value else None
     if task.text and not prompts:
         logging.warning(
             "all images are of the %d prompts of the config: --captions says others",
@@ -253,7 +257,7 @@ def _check(
     extractor: features.Extractor,
 ) -> None:
     """What can be known to be wrong before anything is computed."""
-    captions = cli.read_lines("captions", _CAPTIONS.value) if _CLIP.value else None
+    captions = read_captions(_CAPTIONS.value) if _CLIP.value else None
     if captions is not None and len(captions) != count:
         raise UserError(
             f"--captions={_CAPTIONS.value}: {len(captions)} lines for {count} images; one a line "

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
     for name, workdir in names.items():
         trained = load_denoiser(workdir, mesh, shared.STEP.value, flag="--workdir=")
         task = trained.task
-        check_condition(task, shared.LABEL.value, shared.prompts())
+        check_condition(task, shared.LABEL.value, shared.prompts(), name="prompt")
         spec = inpainting.sampling_for(task, **shared.sampling())
         if not holes:
             holes, size = _read(workdir, trained.step), task.image_size

@@ -7,16 +7,18 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conprediff_jax import config as config_lib
+from conprediff_jax import random
 from conprediff_jax.config import build
 from conprediff_jax.context import ContextPrediction
 from conprediff_jax.data import DataSpec
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.errors import ConfigError
+from conprediff_jax.fields import as_kind
 from conprediff_jax.metrics.lpips import LPIPS
 from conprediff_jax.models.autoencoder import VQModel
 from conprediff_jax.models.discriminator import Discriminator
-from conprediff_jax.models.first_stage import FirstStage, Latents, Pixels, Tokens
+from conprediff_jax.models.first_stage import FirstStage, Pixels, Tokens
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.parallel import MeshSpec
@@ -67,6 +69,8 @@ def make_experiment(config: ConfigDict) -> Experiment:
     config_lib.check_keys(config, list(default), "config")
     # A checkpoint may be older than a section; it was trained with what is now the default.
     config = ConfigDict({**default, **config})
+    with config_lib.naming("config"):
+        seed = as_kind("seed", config.seed, random.SEEDS)
     if config.dtype not in DTYPES:
         raise ConfigError(f"config.dtype is {config.dtype!r}: choose one of {DTYPES}")
     data = build(DataSpec, config, "data")
@@ -80,7 +84,7 @@ def make_experiment(config: ConfigDict) -> Experiment:
         )
     make_task = _make_denoising if denoising else _make_first_stage_training
     return Experiment(
-        seed=config.seed,
+        seed=seed,
         data=data,
         task=make_task(config, data, train),
         optimizer=build(OptimizerSpec, config, "optimizer"),
@@ -113,22 +117,20 @@ def _make_denoising(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Den
         options["text_dim"] = text.encoder.width
     make = _make_discrete if isinstance(first_stage, Tokens) else _make_continuous
     process, denoiser, sampling = make(config, first_stage, point_shape, **options)
-    context = None
-    if config.context.weight:
-        context = build(
-            ContextPrediction,
-            config,
-            "context",
-            num_steps=process.num_steps,
-            alpha_bar=process.alpha_bar,
-            dtype=config.dtype,
-        )
+    context = build(
+        ContextPrediction,
+        config,
+        "context",
+        num_steps=process.num_steps,
+        alpha_bar=process.alpha_bar,
+        dtype=config.dtype,
+    )
     task = Denoising(
         seed=config.seed,
         first_stage=first_stage,
         process=process,
         denoiser=denoiser,
-        context=context,
+        context=context if context.weight else None,
         sampling=sampling,
         microbatches=train.microbatches,
         point_shape=point_shape,
@@ -176,20 +178,19 @@ def _make_discrete(
 
 def _make_first_stage(config: ConfigDict) -> FirstStage:
     """The frozen codec of a diffusion model."""
-    kinds = {"pixels": Pixels, "tokens": Tokens} | dict.fromkeys(config_lib.AUTOENCODERS, Latents)
+    kinds = config_lib.FIRST_STAGES
     kind = config.first_stage.get("kind")
     if kind not in kinds:
         raise ConfigError(f"config.first_stage.kind is {kind!r}: choose one of {tuple(kinds)}")
     if kind == "pixels":
         return build(Pixels, config, "first_stage", others=("kind",))
-    with config_lib.naming("config.first_stage"):
-        # float32 whatever the denoiser has: latents are made once and seen many times.
-        model = build(
-            config_lib.AUTOENCODERS.get(kind, VQModel),
-            config.first_stage,
-            "autoencoder",
-            dtype="float32",
-        )
+    # float32 whatever the denoiser has: latents are made once and seen many times.
+    model = build(
+        config_lib.AUTOENCODERS.get(kind, VQModel),
+        config,
+        "first_stage.autoencoder",
+        dtype="float32",
+    )
     return build(kinds[kind], config, "first_stage", others=("kind", "autoencoder"), model=model)
 
 

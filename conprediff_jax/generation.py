@@ -14,7 +14,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from conprediff_jax import images
+from conprediff_jax import images, random
 from conprediff_jax.config import flatten
 from conprediff_jax.errors import UserError
 from conprediff_jax.files import write_new
@@ -45,7 +45,7 @@ def drawing(
         prompts: captions, taken in turn by a model that reads them; its config's when None. A model
             with classes takes all of them in turn.
     """
-    task = trained.task
+    task, seed = trained.task, random.as_seed(seed)
     generate = make_generate(task, spec, mesh)
     captions = task.tokenizer(prompts or task.text.prompts) if task.text else None
 

@@ -62,7 +62,7 @@ def main(argv: list[str]) -> None:
     name = f"inpaint_step_{trained.step:07}_seed_{shared.SEED.value}"
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
     check_folder(out, "--out")
-    check_condition(trained.task, shared.LABEL.value, shared.prompts())
+    check_condition(trained.task, shared.LABEL.value, shared.prompts(), name="prompt")
     spec = inpainting.sampling_for(trained.task, **shared.sampling())
     holes = _read(trained.step)
     shares = {hole.name: round(filled_share(hole.mask), 4) for hole in holes}

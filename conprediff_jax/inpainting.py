@@ -292,7 +292,7 @@ def fill_holes(
     Raises:
         UserError: the model does not take the size of an image, or its label.
     """
-    task = trained.task
+    task, seed = trained.task, random.as_seed(seed)
     _labels(task.num_classes, holes, np.zeros(len(holes), int), label)  # before hours are spent
     by_size = collections.defaultdict(list)
     for index, hole in enumerate(holes):
@@ -326,7 +326,7 @@ def fill_holes(
 def _run(
     fill: Fill,
     trained: Trained,
-    draws: tuple[int, np.ndarray, np.ndarray],
+    draws: tuple[np.uint32, np.ndarray, np.ndarray],
     holes: Sequence[Hole],
     told: dict[str, np.ndarray | None],
 ) -> np.ndarray:
@@ -354,6 +354,6 @@ def _labels(
     if labels.max() >= num_classes:
         raise UserError(
             f"images have labels up to {labels.max()}, and the model knows 0 to {num_classes - 1}: "
-            "give --label"
+            "give a label for all of them"
         )
     return labels

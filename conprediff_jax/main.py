@@ -14,13 +14,12 @@ launch/ does so. They need a workdir that all of them see.
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
-from conprediff_jax import cli
+from conprediff_jax import cli, config_flag
 from conprediff_jax.files import check_folder
 from conprediff_jax.train.loop import train
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+_CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Checkpoints, events and samples go here; runs/<config name> when absent."
 )

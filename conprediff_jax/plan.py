@@ -18,9 +18,8 @@ import pathlib
 
 import jax
 from absl import flags, logging
-from ml_collections import config_flags
 
-from conprediff_jax import cli
+from conprediff_jax import cli, config_flag
 from conprediff_jax.errors import UserError
 from conprediff_jax.files import write_text
 from conprediff_jax.planning import sweep as sweep_lib
@@ -28,7 +27,7 @@ from conprediff_jax.planning import tables
 from conprediff_jax.planning.plans import Plan, make_plan
 from conprediff_jax.planning.topology import EXAMPLES, Topology
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+_CONFIG = config_flag.define()
 _TOPOLOGY = flags.DEFINE_string("topology", None, f"A TPU slice: {EXAMPLES}.", required=True)
 _OUT = flags.DEFINE_string("out", None, "JSON file; plans/<config>_<topology>.json when absent.")
 _SAMPLER = flags.DEFINE_bool("sampler", True, "Compile the sampler too.")

@@ -25,9 +25,9 @@ import numpy as np
 from absl import flags, logging
 from jax.experimental import multihost_utils
 from jaxtyping import Float, UInt8
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from conprediff_jax import cli, data, parallel
+from conprediff_jax import cli, config_flag, data, parallel
 from conprediff_jax.data import DataSpec, encoders, latents, transforms
 from conprediff_jax.data.sources import OF_THE_FILE, Source
 from conprediff_jax.errors import ConfigError, UserError
@@ -40,7 +40,7 @@ from conprediff_jax.train.text import with_vocabulary
 
 SAY_EVERY = 10.0  # seconds between progress lines
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file.", lock_config=True)
+_CONFIG = config_flag.define()
 _OUT = flags.DEFINE_string("out", None, "Folder of the latents; config.data.latents when absent.")
 _SHARD_SIZE = flags.DEFINE_integer(
     "shard_size", None, "Images a file; 1024 when absent, or as many as make 256 files.",

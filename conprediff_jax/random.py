@@ -6,13 +6,31 @@ devices.
 """
 
 import zlib
+from typing import Any
 
 import jax
-from jaxtyping import Array, Int, Key
+import numpy as np
+from jaxtyping import Array, Int, Integer, Key
+
+from conprediff_jax.fields import as_kind
+
+SEEDS = range(2**32)
 
 
-def stream(seed: int | Int[Array, ""], name: str, step: int | Int[Array, ""] = 0) -> Key[Array, ""]:
+def as_seed(seed: Any) -> np.uint32:
+    """A seed as compiled programs take it: half of the seeds do not fit JAX's own int32.
+
+    Raises:
+        FieldError: it is no whole number from 0 to 2^32 - 1.
+    """
+    return np.uint32(as_kind("seed", seed, SEEDS))
+
+
+def stream(
+    seed: int | np.uint32 | Integer[Array, ""], name: str, step: int | Int[Array, ""] = 0
+) -> Key[Array, ""]:
     """The key of a named stream at a step."""
+    seed = seed if isinstance(seed, jax.Array) else as_seed(seed)
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(name.encode()))
     return jax.random.fold_in(key, step)
 

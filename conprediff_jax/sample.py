@@ -15,15 +15,25 @@ from absl import flags, logging
 from etils import epath
 
 from conprediff_jax import cli, images, parallel, sampling_flags
-from conprediff_jax.errors import UserError
+from conprediff_jax.data.text_files import read_captions
+from conprediff_jax.errors import FieldError, UserError
 from conprediff_jax.files import check_file, check_folder
 from conprediff_jax.inference import load_denoiser
 from conprediff_jax.progress import Progress
-from conprediff_jax.sampling import check_condition, generate_batches, make_generate
+from conprediff_jax.sampling import (
+    check_captions,
+    check_condition,
+    generate_batches,
+    make_generate,
+)
+from conprediff_jax.train.denoising import Denoising
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest when absent.")
-_NUM = flags.DEFINE_integer("num", 64, "Number of images.", lower_bound=1)
+_NUM = flags.DEFINE_integer("num", 64, "Number of images.", 1, 2**31 - 1)
+_FIRST = flags.DEFINE_integer(
+    "first", 0, "The first image: image i alone is --first=i --num=1.", lower_bound=0
+)
 _SEED = flags.DEFINE_integer(
     "seed", 0, "Seed; image i is a function of the seed and i.", 0, 2**32 - 1
 )
@@ -42,16 +52,16 @@ def main(argv: list[str]) -> None:
     del argv
     mesh = parallel.make_mesh(parallel.MeshSpec())
     task, params, frozen, step = load_denoiser(_WORKDIR.value, mesh, _STEP.value, flag="--workdir=")
-    name = f"sample_step_{step:07}_seed_{_SEED.value}.png"
+    from_first = f"_first_{_FIRST.value}" if _FIRST.value else ""
+    name = f"sample_step_{step:07}_seed_{_SEED.value}{from_first}.png"
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
     single = out.suffix not in (".png", ".npz")  # images are written as they come
     check_folder(out, "--out") if single else check_file(out, "--out")
     if single and out.is_dir() and any(out.glob("*.png")):
         raise UserError(f"--out={out}: holds images already, name another folder")
-    prompts = _prompts()
-    check_condition(task, _LABEL.value, prompts)
+    captions = _captions(task)
+    check_condition(task, _LABEL.value)
     spec = task.sampling.overridden(task, **sampling_flags.values())
-    captions = task.text.in_turn(_NUM.value, prompts) if task.text else None
 
     batch_size = min(_BATCH.value, _NUM.value)
     progress = Progress(_NUM.value)
@@ -62,13 +72,14 @@ def main(argv: list[str]) -> None:
         frozen,
         seed=_SEED.value,
         num=_NUM.value,
+        first=_FIRST.value,
         batch_size=batch_size,
         num_classes=task.num_classes,
         label=_LABEL.value,
         texts=task.tokenizer(captions) if captions else None,
     ):
         if single:
-            for index, image in enumerate(batch, done):
+            for index, image in enumerate(batch, _FIRST.value + done):
                 file = out / f"{index:06}.png"
                 if not images.write_new_png(file, image):
                     raise UserError(f"{file}: was written by another run, name another folder")
@@ -84,17 +95,28 @@ def main(argv: list[str]) -> None:
     logging.info("%d images of step %d written to %s", _NUM.value, step, out)
 
 
-def _prompts() -> list[str]:
-    """The captions that are asked for."""
-    return [*(_PROMPT.value or []), *(cli.read_lines("prompts", _PROMPTS.value) or [])]
+def _captions(task: Denoising) -> list[str] | None:
+    """The captions that are taken in turn; None for a model that reads none."""
+    given, file = _PROMPT.value or [], _PROMPTS.value
+    check_condition(task, prompts=given, name="prompt")
+    if file is None:
+        return (given or list(task.text.prompts)) if task.text else None
+    if task.text is None:
+        raise FieldError("prompts", f"is {file}: the model reads no captions")
+    read = read_captions(file)
+    check_captions(task, read, file)
+    return [*given, *read]
 
 
 def _write(out: epath.Path, drawn: np.ndarray, captions: list[str] | None) -> None:
     """A grid or an npz, by the ending of the name."""
     if out.suffix == ".npz":
         images.write_npz(out, drawn)
-    else:
-        images.write_png(out, images.grid(images.captioned(drawn, captions) if captions else drawn))
+        return
+    if captions:
+        turns = np.arange(_FIRST.value, _FIRST.value + len(drawn)) % len(captions)
+        drawn = images.captioned(drawn, [captions[turn] for turn in turns])
+    images.write_png(out, images.grid(drawn))
 
 
 if __name__ == "__main__":

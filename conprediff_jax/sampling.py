@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int32, UInt8
@@ -20,7 +19,9 @@ from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.guidance import Guidance
 from conprediff_jax.diffusion.samplers import SAMPLERS, CategoricalSampler, Sampler
-from conprediff_jax.errors import UserError
+from conprediff_jax.diffusion.samplers.ddim import FINALS
+from conprediff_jax.errors import FieldError, UserError
+from conprediff_jax.fields import as_kind, conform, require
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class SamplingSpec:
 
     def __post_init__(self):
         if self.num < 1:
-            raise ValueError(f"num is {self.num}: it must be at least 1")
+            raise FieldError("num", f"is {self.num}: it must be at least 1")
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         self.guiding()  # raises ValueError
 
@@ -49,25 +50,36 @@ class SamplingSpec:
         """Classifier-free guidance as set here."""
         return Guidance(scale=self.guidance, interval=self.guidance_interval)
 
-    def overridden(self, task: Any, **flags: Any) -> "SamplingSpec":
-        """These settings with those of a command's flags that are not None.
+    def overridden(self, task: Any, **given: Any) -> "SamplingSpec":
+        """These settings with others in their place.
+
+        Args:
+            task: the model that is to be sampled so.
+            **given: fields of the section; None for those that stay.
 
         Raises:
-            UserError: a flag does not fit the model; the message names it.
+            FieldError: a field does not fit the model.
+            UserError: several do not fit each other.
         """
-        given = {name: value for name, value in flags.items() if value is not None}
+        given = {name: value for name, value in given.items() if value is not None}
         fields = [field.name for field in dataclasses.fields(self)]
         for name in given:
             if name not in fields:
-                raise UserError(
-                    f"--{name} does not fit this model: its sampling has {', '.join(fields)}"
+                raise FieldError(
+                    name, f"does not fit this model: its sampling has {', '.join(fields)}"
                 )
         try:
-            spec = dataclasses.replace(self, **given)
+            spec = self._with(**conform(type(self), given))
             task.check_sampling(spec)
+        except UserError:
+            raise
         except ValueError as error:
-            raise UserError(f"--{error}") from error
+            raise UserError(str(error)) from error
         return spec
+
+    def _with(self, **given: Any) -> "SamplingSpec":
+        """These settings with others of the right types in their place."""
+        return dataclasses.replace(self, **given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,9 +94,17 @@ class ContinuousSampling(SamplingSpec):
     clip: float = 1.0
     guidance_rescale: float = 0.0
 
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, lambda x: x >= 0, "be positive, or 0 for no limit", "clip")
+
     def guiding(self) -> Guidance:
         """Classifier-free guidance as set here."""
         return dataclasses.replace(super().guiding(), rescale=self.guidance_rescale)
+
+
+# Fields that no other sampler has, and their defaults.
+_OF_DDIM = {"eta": 0.0, "final": "one", "step_end": "next"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +134,11 @@ class GaussianSampling(ContinuousSampling):
     def __post_init__(self):
         super().__post_init__()
         if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler is {self.sampler!r}: choose one of {tuple(SAMPLERS)}")
+            raise FieldError("sampler", f"is {self.sampler!r}: choose one of {tuple(SAMPLERS)}")
+        if self.final not in FINALS:
+            raise FieldError("final", f"is {self.final!r}: choose one of {FINALS}")
+        if self.eta and self.sampler != "ddim":
+            raise FieldError("eta", _of_ddim(self.eta, self.sampler))
 
     def make(self, process: GaussianProcess) -> Sampler:
         """The sampler for a process.
@@ -138,6 +162,19 @@ class GaussianSampling(ContinuousSampling):
             time_limit=self.time_limit or None,
             **options,
         )
+
+    def _with(self, **given: Any) -> "GaussianSampling":
+        """As in the base; what DDIM alone has is left behind where another sampler is asked for."""
+        sampler = given.get("sampler", self.sampler)
+        if sampler != "ddim":
+            for name, default in _OF_DDIM.items():
+                if given.setdefault(name, default) != default:
+                    raise FieldError(name, _of_ddim(given[name], sampler))
+        return super()._with(**given)
+
+
+def _of_ddim(value: Any, sampler: str) -> str:
+    return f"is {value!r}: only the sampler 'ddim' has it, and the sampler is {sampler!r}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -177,25 +214,44 @@ class TokenSampling(SamplingSpec):
         )
 
 
-def check_condition(task: Any, label: int | None, prompts: Sequence[str]) -> None:
-    """Checks what a command was asked to draw.
+def check_condition(
+    task: Any, label: Any = None, prompts: Sequence[Any] = (), *, name: str = "prompts"
+) -> None:
+    """Checks what a model is asked to draw.
 
     Args:
         task: a trained `Denoising`.
-        label: a class, by `--label`.
-        prompts: captions, by `--prompt`.
+        label: a class; None where none is asked for.
+        prompts: captions.
+        name: what the caller calls the prompts, for messages.
 
     Raises:
-        UserError: the model does not know the class, or cannot read a caption.
+        FieldError: the model does not know the class, or reads no captions.
+        UserError: it cannot read one of them.
     """
     classes = task.num_classes
-    if label is not None and not 0 <= label < (classes or 0):
-        known = f"the model knows 0 to {classes - 1}" if classes else "no classes here"
-        raise UserError(f"--label={label}: {known}")
+    if label is not None and not classes:
+        raise FieldError("label", f"is {label!r}: the model knows no classes")
+    if label is not None:
+        as_kind("label", label, range(classes))
     for prompt in prompts:
+        as_kind(name, prompt, str)
         if task.text is None:
-            raise UserError(f"--prompt={prompt}: the model of --workdir reads no captions")
+            raise FieldError(name, f"is {prompt!r}: the model reads no captions")
         task.tokenizer.check(prompt)
+
+
+def check_captions(task: Any, captions: Sequence[str], path: str) -> None:
+    """Checks captions that a text file holds, one a line; see `check_condition`.
+
+    Raises:
+        UserError: the model cannot read one of them; the message names file and line.
+    """
+    for number, caption in enumerate(captions, 1):
+        try:
+            check_condition(task, prompts=[caption], name="the caption")
+        except UserError as error:
+            raise UserError(f"{path}, line {number}: {error}") from error
 
 
 Generate = Callable[..., UInt8[Array, "..."]]
@@ -236,19 +292,26 @@ def generate_batches(
     seed: int,
     num: int,
     batch_size: int,
+    first: int = 0,
     num_classes: int | None = None,
     label: int | None = None,
-    texts: Int32[np.ndarray, "num length"] | None = None,
+    texts: Int32[np.ndarray, "texts length"] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Images 0 to num - 1 in batches of one size; what the last one has too much is dropped.
+    """Images `first` to `first + num - 1` in batches of one size; what is too much is dropped.
 
     A model with classes gets `label` for every image, or takes all classes in turn when it is None.
-    A model that reads captions gets the token ids of one for every image.
+    A model that reads captions takes those of `texts`, token ids, in turn: image i the i-th.
+
+    Raises:
+        FieldError: the seed, or the index of an image, is out of range.
     """
-    for start in range(0, num, batch_size):
-        indices = jnp.arange(start, start + batch_size)
+    seed = random.as_seed(seed)
+    as_kind("first", first, range(2**31 - num))
+    for start in range(first, first + num, batch_size):
+        indices = np.arange(start, start + batch_size)
         labels = None
         if num_classes:
-            labels = indices % num_classes if label is None else jnp.full_like(indices, label)
-        told = None if texts is None else texts[np.minimum(indices, num - 1)]
-        yield np.asarray(generate(params, frozen, seed, indices, labels, told))[: num - start]
+            labels = indices % num_classes if label is None else np.full_like(indices, label)
+        told = None if texts is None else texts[indices % len(texts)]
+        drawn = generate(params, frozen, seed, indices, labels, told)
+        yield np.asarray(drawn)[: first + num - start]

@@ -6,7 +6,7 @@ from absl import flags
 
 from conprediff_jax.diffusion.samplers import SAMPLERS
 from conprediff_jax.diffusion.samplers.categorical import REVEALS
-from conprediff_jax.errors import UserError
+from conprediff_jax.fields import parse
 
 _SAMPLER = flags.DEFINE_enum("sampler", None, list(SAMPLERS), "Sampler of continuous models.")
 _STEPS = flags.DEFINE_integer("steps", None, "Sampling steps.")
@@ -38,8 +38,4 @@ def values() -> dict[str, Any]:
 def _interval() -> tuple[float, ...] | None:
     if _INTERVAL.value is None:
         return None
-    try:
-        return tuple(map(float, _INTERVAL.value))
-    except ValueError:
-        given = ",".join(_INTERVAL.value)
-        raise UserError(f"--guidance_interval={given}: give two numbers, as in 0.2,0.8") from None
+    return parse("guidance_interval", ",".join(_INTERVAL.value), tuple[float, float])

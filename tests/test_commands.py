@@ -145,8 +145,16 @@ def test_of_two_runs_that_sample_into_one_new_folder_one_is_refused(killed_and_r
 @pytest.mark.parametrize(
     ("module", "arguments", "message"),
     [
-        ("main", ["--config={config}", "--config.train.stepz=3"], "train.stepz: there is no key"),
-        ("main", ["--config={config}", "--config.train.steps=abc"], "--config.train.steps=abc"),
+        (
+            "main",
+            ["--config={config}", "--config.train.stepz=3"],
+            "config.train has no key 'stepz': did you mean 'steps'",
+        ),
+        (
+            "main",
+            ["--config={config}", "--config.train.steps=abc"],
+            "--config.train.steps is 'abc': it must",
+        ),
         ("main", ["--config={config}", "--wrokdir=x"], "Did you mean: workdir"),
         ("main", ["--config={broken}"], 'broken.py, line 3: Key "stepz" does not exist'),
         ("main", ["--config=configs/missing.py"], "configs/missing.py"),
@@ -155,7 +163,7 @@ def test_of_two_runs_that_sample_into_one_new_folder_one_is_refused(killed_and_r
         ("main", ["--config={config}", "--config.data.name=./nowhere"], "no such folder"),
         ("main", ["--config={config}", "--config.mesh.fsdp=2"], "does not match the 1 devices"),
         ("held_out", ["--workdir={workdir},{workdir}/nothing"], "nothing/checkpoints"),
-        ("sample", ["--workdir={workdir}/nothing"], "--workdir is a folder that training wrote"),
+        ("sample", ["--workdir={workdir}/nothing"], "a workdir is a folder that training wrote"),
         ("sample", ["--workdir={workdir}", "--steps=0"], "steps"),
         ("sample", ["--workdir={workdir}", "--step=7"], "no step 7"),
         ("sample", ["--workdir={workdir}", "--label=3"], "no classes"),

@@ -293,11 +293,11 @@ def test_a_run_writes_pairs_metrics_and_checkpoints(tmp_path, monkeypatch):
     ("kind", "overrides", "message"),
     [
         ("vq", {"task": "gan"}, r"config.task is 'gan': choose one of \('denoising', 'vq', 'kl'\)"),
-        ("vq", {"loss.codebook_decay": 1.0}, r"config.loss: codebook_decay is 1.0: it must lie in"),
+        ("vq", {"loss.codebook_decay": 1.0}, r"config.loss.codebook_decay is 1.0: it must lie in"),
         (
             "kl",
             {"loss.kl_weight": -1.0},
-            r"config.loss: kl_weight is -1.0: it must not be negative",
+            r"config.loss.kl_weight is -1.0: it must not be negative",
         ),
         (
             "kl",

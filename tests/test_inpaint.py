@@ -245,9 +245,9 @@ def test_labels_are_given_their_own_or_in_turn(mesh):
     assert brightness(None, None) == [0, 128, 255, 0]
     assert brightness(None, 2) == [255] * 4
     assert brightness(1, 2) == [128] * 4
-    with pytest.raises(UserError, match="labels up to 7, and the model knows 0 to 2: give --label"):
+    with pytest.raises(UserError, match="labels up to 7, and the model knows 0 to 2: give a label"):
         brightness(None, 7)
-    with pytest.raises(UserError, match="--label=3: the model knows 0 to 2"):
+    with pytest.raises(UserError, match="label is 3: it must be a whole number from 0 to 2"):
         check_condition(task, 3, [])
 
 
@@ -264,13 +264,13 @@ def test_masks_too_fine_for_a_first_stage_are_reported(caplog):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ({"steps": 21}, "--steps is 21; it must lie in 1 .. 20"),
-        ({"steps": 5}, "--jump_length is 10 with steps 5"),
-        ({"resamplings": 0}, "--resamplings is 0"),
-        ({"eta": 0.5}, "--eta does not fit .* jump_length, resamplings"),
-        ({"sampler": "ddim", "eta": 2.0}, "--eta is 2.0"),
-        ({"sampler": "ddim", "jump_length": 2}, "--jump_length does not fit .* eta"),
-        ({"guidance": 2.0}, "--guidance is 2.0"),
+        ({"steps": 21}, "^steps is 21; it must lie in 1 .. 20"),
+        ({"steps": 5}, "^jump_length is 10 with steps 5"),
+        ({"resamplings": 0}, "^resamplings is 0"),
+        ({"eta": 0.5}, "^eta does not fit .* jump_length, resamplings"),
+        ({"sampler": "ddim", "eta": 2.0}, "^eta is 2.0"),
+        ({"sampler": "ddim", "jump_length": 2}, "^jump_length does not fit .* eta"),
+        ({"guidance": 2.0}, "^guidance is 2.0"),
     ],
 )
 def test_flags_that_do_not_fit_are_named(model, flags, message):
@@ -288,7 +288,7 @@ def test_the_process_decides_on_the_sampler(model):
     own, checked = TokenSampling(), []
     discrete = types.SimpleNamespace(sampling=own, check_sampling=checked.append)
     assert sampling_for(discrete, steps=None) == own == checked[0]
-    with pytest.raises(UserError, match="--jump_length does not fit this model"):
+    with pytest.raises(UserError, match=r"^jump_length does not fit this model"):
         sampling_for(discrete, jump_length=3)
 
 

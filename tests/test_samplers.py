@@ -324,7 +324,7 @@ def test_the_network_is_traced_once():
     [
         (DDIM, {"spacing": "even"}, "spacing is 'even'; choose one of leading, trailing, linspace"),
         (DDIM, {"steps": 1001}, "steps is 1001; it must lie in 1 .. 1000"),
-        (DDIM, {"steps": 1000, "steps_offset": 1}, "visits the times 1000 .. 1"),
+        (DDIM, {"steps": 1000, "steps_offset": 1}, "the times visited are 1000 .. 1"),
         (DPMSolverPP2M, {"steps": 1000}, "they must differ"),
         (DDIM, {"spacing": "trailing", "steps_offset": 1}, "steps_offset is 1 with spacing"),
         (DDIM, {"steps": 1}, "steps is 1 with spacing 'leading': .* time visited would be 0 of"),

@@ -200,7 +200,7 @@ def test_a_frozen_encoder_comes_from_its_folder(config, tmp_path):
 def test_configs_that_contradict_themselves(config):
     for overrides, message in [
         ({"model.num_classes": 3}, "a model has one condition"),
-        ({"condition.null": "none"}, "config.condition: null is 'none'"),
+        ({"condition.null": "none"}, "config.condition.null is 'none'"),
         ({"data.text": None}, r"config.data: text is None"),
     ]:
         with pytest.raises(ConfigError, match=message):

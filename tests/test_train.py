@@ -353,11 +353,11 @@ def test_divergence_stops_the_run_and_saves_nothing_bad(run_config, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"process.schedule": "sigmoid"}, r"config.process: schedule is 'sigmoid'"),
+        ({"process.schedule": "sigmoid"}, r"config.process.schedule is 'sigmoid'"),
         ({"context.transport": "emd"}, r"config.context: transport is 'emd': choose one of"),
-        ({"sampling.sampler": "euler"}, r"config.sampling: sampler is 'euler': choose one of"),
+        ({"sampling.sampler": "euler"}, r"config.sampling.sampler is 'euler': choose one of"),
         ({"dtype": "float16"}, r"config.dtype is 'float16': choose one of"),
-        ({"first_stage.patch": 3}, r"config.first_stage: patch is 3: it must divide the image"),
+        ({"first_stage.patch": 3}, r"config.first_stage.patch is 3: it must divide the image"),
         ({"model.channel_mult": (1, 2, 2, 2)}, r"image_size is 8: it must be a multiple of 16"),
         ({"train.microbatches": 3}, r"microbatches is 3: it must divide batch_size 8"),
         ({"model.head_channels": 5}, r"config.model: head_channels=5 must divide 32"),

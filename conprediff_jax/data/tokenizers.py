@@ -16,6 +16,7 @@ import os
 import pathlib
 import re
 import textwrap
+import unicodedata
 from collections.abc import Iterable
 
 import numpy as np
@@ -23,6 +24,7 @@ import tokenizers
 from jaxtyping import Int32
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
+from conprediff_jax.data.text_files import read_lines
 from conprediff_jax.errors import UserError
 
 # The special tokens of a vocabulary learnt here: padding, unknown, start and end.
@@ -126,9 +128,12 @@ class Tokenizer:
         Raises:
             UserError: It is empty, longer than is read, or has what the vocabulary lacks.
         """
-        (encoding,) = self._encode([prompt])
         if not prompt.strip():
             raise UserError("the prompt is empty: say what the image should show")
+        try:
+            (encoding,) = self._encode([prompt])
+        except (TypeError, UnicodeEncodeError) as error:  # of bytes that were no UTF-8
+            raise UserError(f"the prompt {prompt!a} is no text in UTF-8") from error
         unknown = [prompt[start:end] for start, end in self._unknown_spans(encoding)]
         if unknown:
             named = ", ".join(repr(piece) for piece in dict.fromkeys(unknown))
@@ -209,8 +214,9 @@ class Tokenizer:
     def train(cls, captions: Iterable[str], *, vocab_size: int, length: int) -> "Tokenizer":
         """Learns a vocabulary: pairs of symbols are merged, the commonest first.
 
-        Capital letters become small; punctuation that no caption has is read as a space. The same
-        captions give the same vocabulary, in any order and in every process.
+        Capital letters become small, and letters with accents are composed, however they were
+        written; punctuation that no caption has is read as a space. The same captions give the same
+        vocabulary, in any order and in every process.
 
         Args:
             captions: What to learn from.
@@ -220,11 +226,12 @@ class Tokenizer:
         Raises:
             ValueError: There are no captions, or their letters alone are more than `vocab_size`.
         """
-        captions = list(captions)
+        captions = [unicodedata.normalize("NFC", caption) for caption in captions]
         pad, unknown, start, end = SPECIAL_TOKENS
         backend = tokenizers.Tokenizer(models.BPE(unk_token=unknown, fuse_unk=True))
         backend.normalizer = normalizers.Sequence(
             [
+                normalizers.NFC(),
                 normalizers.Replace(tokenizers.Regex(_unseen_punctuation(captions)), " "),
                 normalizers.BertNormalizer(strip_accents=False),
             ]
@@ -330,8 +337,7 @@ def _clip(
 
 def _bert(path: pathlib.Path, lowercase: bool) -> tokenizers.Tokenizer:
     """BERT's, of word pieces."""
-    lines = path.read_text(encoding="utf-8").splitlines()
-    vocabulary = {line: number for number, line in enumerate(lines)}
+    vocabulary = {line: number for number, line in enumerate(read_lines(path))}
     missing = [token for token in _BERT_TOKENS if token not in vocabulary]
     if missing:
         raise UserError(f"{path}: has no {missing[0]}: not BERT's vocabulary")

@@ -41,6 +41,7 @@ from jaxtyping import Array, Float, Float64, Int, Key
 from conprediff_jax.diffusion.guidance import LOG_ZERO, Guidance, guided_log_probs
 from conprediff_jax.diffusion.importance import TimeImportance
 from conprediff_jax.diffusion.process import Corrupted, Times, uniform_times
+from conprediff_jax.errors import FieldError
 
 Tokens = Int[Array, "batch *grid"]
 LogProbs = Float[Array, "batch *grid codes"]
@@ -182,16 +183,18 @@ class CategoricalProcess:
     def __post_init__(self):
         for field, least in (("num_codes", 1), ("num_steps", 2), ("auxiliary_weight", 0)):
             if getattr(self, field) < least:
-                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least {least}")
+                raise FieldError(field, f"is {getattr(self, field)}; it must be at least {least}")
         if not 0 < self.alpha_end < self.alpha_start:
-            raise ValueError(
-                f"alpha_start is {self.alpha_start} and alpha_end {self.alpha_end}; "
-                "they must satisfy 0 < alpha_end < alpha_start"
+            raise FieldError(
+                "alpha_start",
+                f"is {self.alpha_start} and alpha_end {self.alpha_end}; "
+                "they must satisfy 0 < alpha_end < alpha_start",
             )
         if not 0 < self.gamma_start < self.gamma_end:
-            raise ValueError(
-                f"gamma_start is {self.gamma_start} and gamma_end {self.gamma_end}; "
-                "they must satisfy 0 < gamma_start < gamma_end"
+            raise FieldError(
+                "gamma_start",
+                f"is {self.gamma_start} and gamma_end {self.gamma_end}; "
+                "they must satisfy 0 < gamma_start < gamma_end",
             )
         beta = self.beta_bars
         if beta.min() <= 0 or np.any(np.diff(beta / self.alpha_bars) <= 0):

@@ -29,6 +29,7 @@ from jaxtyping import Array, Float, Int, Key
 from conprediff_jax.diffusion import schedules
 from conprediff_jax.diffusion.guidance import Guidance, extrapolated, rescaled
 from conprediff_jax.diffusion.process import Corrupted, Times, uniform_times
+from conprediff_jax.errors import FieldError
 
 PREDICTIONS = ("epsilon", "x0", "v")
 LOSS_NORMS = ("l1", "l2")
@@ -43,7 +44,7 @@ Time = Int[Array, "batch"]
 
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{field} is {value!r}; choose one of {', '.join(choices)}")
+        raise FieldError(field, f"is {value!r}; choose one of {', '.join(choices)}")
 
 
 def _gather(table: np.ndarray, t: Time, like: Points) -> Float[Array, "batch ..."]:
@@ -89,15 +90,17 @@ class GaussianProcess:
         _check_choice("loss_norm", self.loss_norm, LOSS_NORMS)
         _check_choice("weighting", self.weighting, WEIGHTINGS)
         if not 0 <= self.snr_min <= self.snr_max:
-            raise ValueError(
-                f"snr_min is {self.snr_min} and snr_max {self.snr_max}; "
-                "they must satisfy 0 <= snr_min <= snr_max"
+            raise FieldError(
+                "snr_min",
+                f"is {self.snr_min} and snr_max {self.snr_max}; "
+                "they must satisfy 0 <= snr_min <= snr_max",
             )
         if self.alpha_bars[-1] < MIN_ALPHA_BAR:
-            raise ValueError(
-                f"beta_end is {self.beta_end} over num_steps {self.num_steps}: no signal is left "
+            raise FieldError(
+                "beta_end",
+                f"is {self.beta_end} over num_steps {self.num_steps}: no signal is left "
                 f"(alpha_bar {self.alpha_bars[-1]:.1e}); lower either until alpha_bar >= "
-                f"{MIN_ALPHA_BAR:.0e}"
+                f"{MIN_ALPHA_BAR:.0e}",
             )
 
     @functools.cached_property

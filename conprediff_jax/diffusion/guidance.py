@@ -25,6 +25,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from conprediff_jax.errors import FieldError
+
 LOG_ZERO = -70.0  # stands for log 0, so that 0 log 0 is 0; the published models' floor
 
 
@@ -48,13 +50,13 @@ class Guidance:
 
     def __post_init__(self):
         if self.scale < 0:
-            raise ValueError(f"guidance is {self.scale}: it must not be negative")
+            raise FieldError("guidance", f"is {self.scale}: it must not be negative")
         if not 0 <= self.rescale <= 1:
-            raise ValueError(f"guidance_rescale is {self.rescale}: it must lie in [0, 1]")
+            raise FieldError("guidance_rescale", f"is {self.rescale}: it must lie in [0, 1]")
         if len(self.interval) != 2 or not 0 <= self.interval[0] < self.interval[1] <= 1:
-            raise ValueError(
-                f"guidance_interval is {tuple(self.interval)}: give two shares of the times, low "
-                "and high, in [0, 1]"
+            raise FieldError(
+                "guidance_interval",
+                f"is {tuple(self.interval)}: give two shares of the times, low and high, in [0, 1]",
             )
 
     def at(self, t: Int[Array, "batch"], num_steps: int) -> Bool[Array, "batch"] | None:

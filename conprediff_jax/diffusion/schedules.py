@@ -18,6 +18,8 @@ computation: products of a thousand factors and differences `1 - alpha_bar` lose
 import numpy as np
 from jaxtyping import Float64
 
+from conprediff_jax.errors import FieldError
+
 SCHEDULES = ("linear", "scaled_linear", "cosine")
 
 Table = Float64[np.ndarray, "time"]
@@ -65,13 +67,14 @@ def betas(schedule: str, num_steps: int, beta_start: float = 1e-4, beta_end: flo
         ValueError: For an unknown schedule, or variances out of order or outside (0, 1).
     """
     if schedule not in SCHEDULES:
-        raise ValueError(f"schedule is {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        raise FieldError("schedule", f"is {schedule!r}; choose one of {', '.join(SCHEDULES)}")
     if num_steps < 1:
-        raise ValueError(f"num_steps is {num_steps}; it must be at least 1")
+        raise FieldError("num_steps", f"is {num_steps}; it must be at least 1")
     if not 0 < beta_start <= beta_end < 1:
-        raise ValueError(
-            f"beta_start is {beta_start} and beta_end {beta_end}; "
-            "they must satisfy 0 < beta_start <= beta_end < 1"
+        raise FieldError(
+            "beta_start",
+            f"is {beta_start} and beta_end {beta_end}; "
+            "they must satisfy 0 < beta_start <= beta_end < 1",
         )
     if schedule == "cosine":
         return cosine(num_steps)

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
+from conprediff_jax.errors import FieldError
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.models.quantizer import nearest_codes
 
@@ -67,7 +68,7 @@ class Pixels:
 
     def __post_init__(self):
         if self.patch < 1:
-            raise ValueError(f"patch is {self.patch}: it must be at least 1")
+            raise FieldError("patch", f"is {self.patch}: it must be at least 1")
 
     @property
     def downsampling(self) -> int:
@@ -81,7 +82,9 @@ class Pixels:
             ValueError: the patch does not divide the image size.
         """
         if image_size % self.patch:
-            raise ValueError(f"patch is {self.patch}: it must divide the image size {image_size}")
+            raise FieldError(
+                "patch", f"is {self.patch}: it must divide the image size {image_size}"
+            )
         side = image_size // self.patch
         return side, side, 3 * self.patch**2
 
@@ -207,9 +210,10 @@ class Tokens(Autoencoded):
 
     def __post_init__(self):
         if not 1 <= self.num_codes <= self.model.num_codes:
-            raise ValueError(
-                f"used_codes is {self.used_codes}: it must lie in 1 .. {self.model.num_codes}, the "
-                "codes of the autoencoder"
+            raise FieldError(
+                "used_codes",
+                f"is {self.used_codes}: it must lie in 1 .. {self.model.num_codes}, the "
+                "codes of the autoencoder",
             )
 
     @property

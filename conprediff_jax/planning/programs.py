@@ -73,7 +73,7 @@ def lower_sampler(experiment: Experiment, mesh: Mesh, batch_size: int) -> jax.st
     texts = None
     if task.text:
         texts = _replicated((batch_size, task.text.encoder.length), jnp.int32, mesh)
-    seed = _replicated((), jnp.int32, mesh)
+    seed = _replicated((), jnp.uint32, mesh)
     generate = make_generate(task, task.sampling, mesh)
     return generate.lower(params, frozen, seed, each, labels, texts)
 

@@ -56,7 +56,7 @@ class Checkpoints:
         self.folder = absolute(workdir) / FOLDER
         if read_only and not self.folder.is_dir():
             raise CheckpointError(
-                f"no checkpoints in {self.folder}: --workdir is a folder that training wrote"
+                f"no checkpoints in {self.folder}: a workdir is a folder that training wrote"
             )
         self._manager = ocp.CheckpointManager(
             self.folder,
@@ -266,5 +266,5 @@ def _check_same_model(config: dict, stored: dict, path: epath.Path) -> None:
     if differing:
         raise CheckpointError(
             f"{path} was trained with another config.{', config.'.join(differing)}: "
-            "give those values, or another --workdir"
+            "give those values, or another workdir"
         )

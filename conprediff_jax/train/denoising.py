@@ -24,6 +24,7 @@ from conprediff_jax.data import Tokenizer, encoders
 from conprediff_jax.data import latents as latents_lib
 from conprediff_jax.diffusion.guidance import NO_GUIDANCE, Guidance
 from conprediff_jax.diffusion.process import Process, Times
+from conprediff_jax.errors import FieldError
 from conprediff_jax.models.first_stage import FirstStage, Pixels
 from conprediff_jax.models.layers import Denoised
 from conprediff_jax.models.transformer import TokenTransformer
@@ -111,9 +112,10 @@ class Denoising:
         """Raises ValueError where the model cannot be sampled so; the message names the field."""
         spec.make(self.process)
         if spec.guidance != 1 and not self.condition.dropout:
-            raise ValueError(
-                f"guidance is {spec.guidance}: it must be 1 for a model that never trained without "
-                "its condition (config.condition.dropout 0)"
+            raise FieldError(
+                "guidance",
+                f"is {spec.guidance}: it must be 1 for a model that never trained without its "
+                "condition (config.condition.dropout 0)",
             )
 
     def init(self) -> tuple[dict[str, Any], dict[str, Any]]:

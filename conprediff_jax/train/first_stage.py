@@ -28,6 +28,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from conprediff_jax import data as data_lib
 from conprediff_jax import parallel, random
+from conprediff_jax.errors import FieldError
 from conprediff_jax.metrics import lpips
 from conprediff_jax.models import quantizer
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
@@ -76,14 +77,14 @@ class FirstStageLoss:
     def __post_init__(self):
         for name in ("kl_weight", "lpips_weight", "gan_weight", "gan_start"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+                raise FieldError(name, f"is {getattr(self, name)}: it must not be negative")
         if not 0 <= self.codebook_decay < 1:
-            raise ValueError(f"codebook_decay is {self.codebook_decay}: it must lie in [0, 1)")
+            raise FieldError("codebook_decay", f"is {self.codebook_decay}: it must lie in [0, 1)")
         if not 0 < self.restart_below < 1:
-            raise ValueError(f"restart_below is {self.restart_below}: it must lie in (0, 1)")
+            raise FieldError("restart_below", f"is {self.restart_below}: it must lie in (0, 1)")
         if self.lpips_network not in lpips.TRUNKS:
-            raise ValueError(
-                f"lpips_network is {self.lpips_network!r}: choose one of {tuple(lpips.TRUNKS)}"
+            raise FieldError(
+                "lpips_network", f"is {self.lpips_network!r}: choose one of {tuple(lpips.TRUNKS)}"
             )
         if bool(self.lpips_trunk) != bool(self.lpips_heads):
             raise ValueError("lpips_trunk and lpips_heads go together: give both files, or none")

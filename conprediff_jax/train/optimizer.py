@@ -1,11 +1,18 @@
 """AdamW with warm-up, a schedule and clipping, from optax."""
 
 import dataclasses
+import math
 
 import jax
+import numpy as np
 import optax
 
+from conprediff_jax.errors import FieldError
+from conprediff_jax.fields import require
+
 SCHEDULES = ("constant", "cosine", "linear")
+
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,12 +41,13 @@ class OptimizerSpec:
 
     def __post_init__(self):
         if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule is {self.schedule!r}: choose one of {SCHEDULES}")
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive")
-        for name in ("warmup_steps", "weight_decay", "clip_norm"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+            raise FieldError("schedule", f"is {self.schedule!r}: choose one of {SCHEDULES}")
+        require(self, lambda x: 0 < x < math.inf, "be positive and finite", "learning_rate")
+        # Below, float32 has 0 instead, which divides 0 by 0 where a gradient is 0.
+        require(self, lambda x: _TINY <= x < math.inf, f"be at least {_TINY:.2g}", "epsilon")
+        require(self, lambda x: 0 <= x < 1, "lie in [0, 1)", "b1", "b2")
+        names = ("warmup_steps", "weight_decay", "clip_norm")
+        require(self, lambda x: 0 <= x < math.inf, "not be negative, and finite", *names)
 
     def learning_rates(self, steps: int) -> optax.Schedule:
         """The learning rate at every step of a run of `steps`."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from conprediff_jax.errors import FieldError
 from conprediff_jax.train.throughput import trace_window
 
 
@@ -50,16 +51,17 @@ class TrainSpec:
             "keep",
         ):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
+                raise FieldError(name, f"is {getattr(self, name)}: it must be at least 1")
         for name in ("sample_every", "eval_every"):
             if getattr(self, name) < 0:
-                raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative")
+                raise FieldError(name, f"is {getattr(self, name)}: it must not be negative")
         if self.batch_size % self.microbatches:
-            raise ValueError(
-                f"microbatches is {self.microbatches}: it must divide batch_size {self.batch_size}"
+            raise FieldError(
+                "microbatches",
+                f"is {self.microbatches}: it must divide batch_size {self.batch_size}",
             )
         if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay is {self.ema_decay}: it must lie in [0, 1)")
+            raise FieldError("ema_decay", f"is {self.ema_decay}: it must lie in [0, 1)")
 
 
 NULLS = ("learned", "empty")
@@ -81,9 +83,9 @@ class ConditionSpec:
 
     def __post_init__(self):
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout}: it must lie in [0, 1)")
+            raise FieldError("dropout", f"is {self.dropout}: it must lie in [0, 1)")
         if self.null not in NULLS:
-            raise ValueError(f"null is {self.null!r}: choose one of {NULLS}")
+            raise FieldError("null", f"is {self.null!r}: choose one of {NULLS}")
 
     @property
     def learned_null(self) -> bool:

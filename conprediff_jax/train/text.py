@@ -125,7 +125,7 @@ def make_text(config: ConfigDict) -> TextCondition | None:
                 f"kind is {kind!r}, and there is no key 'encoder': the config file has to say "
                 f"config.text = conprediff_jax.config.text({kind!r}, ...)"
             )
-        encoder = build(TEXT_ENCODERS[kind], config.text, "encoder", dtype=config.dtype)
+    encoder = build(TEXT_ENCODERS[kind], config, "text.encoder", dtype=config.dtype)
     return build(TextCondition, config, "text", others=("kind", "encoder"), encoder=encoder)
 
 

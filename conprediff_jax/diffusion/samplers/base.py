@@ -32,6 +32,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int, Int64, Key, Shaped
 
 from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.errors import FieldError
 
 SPACINGS = ("leading", "trailing", "linspace")
 
@@ -151,23 +152,26 @@ class Sampler(abc.ABC):
 
     def __post_init__(self):
         if self.spacing not in SPACINGS:
-            raise ValueError(f"spacing is {self.spacing!r}; choose one of {', '.join(SPACINGS)}")
+            raise FieldError("spacing", f"is {self.spacing!r}; choose one of {', '.join(SPACINGS)}")
         if not 1 <= self.steps <= self.process.num_steps:
-            raise ValueError(
-                f"steps is {self.steps}; it must lie in 1 .. {self.process.num_steps}, the "
-                "process's num_steps"
+            raise FieldError(
+                "steps",
+                f"is {self.steps}; it must lie in 1 .. {self.process.num_steps}, the "
+                "process's num_steps",
             )
         if self.steps_offset and self.spacing != "leading":
-            raise ValueError(
-                f"steps_offset is {self.steps_offset} with spacing {self.spacing!r}; "
-                "it belongs to 'leading' and must be 0 otherwise"
+            raise FieldError(
+                "steps_offset",
+                f"is {self.steps_offset} with spacing {self.spacing!r}; "
+                "it belongs to 'leading' and must be 0 otherwise",
             )
         if self.clip is not None and self.clip <= 0:
-            raise ValueError(f"clip is {self.clip}; it must be positive, or None for no limit")
+            raise FieldError("clip", f"is {self.clip}; it must be positive, or None for no limit")
         if self.time_limit is not None and not 1 <= self.time_limit <= self.process.num_steps:
-            raise ValueError(
-                f"time_limit is {self.time_limit}; it must lie in 1 .. {self.process.num_steps}, "
-                "the process's num_steps, or be None"
+            raise FieldError(
+                "time_limit",
+                f"is {self.time_limit}; it must lie in 1 .. {self.process.num_steps}, "
+                "the process's num_steps, or be None",
             )
         self._check_times()
 
@@ -175,20 +179,23 @@ class Sampler(abc.ABC):
         """Raises ValueError unless the times are as many as asked for, and begin in the noise."""
         times, last = self.times, self.process.num_steps - 1
         if len(times) < self.steps:
-            raise ValueError(
-                f"steps is {self.steps} with time_limit {self.time_limit}: 'trailing' visits only "
-                f"{len(times)} times below it; raise either, or take 'linspace'"
+            raise FieldError(
+                "steps",
+                f"is {self.steps} with time_limit {self.time_limit}: 'trailing' visits only "
+                f"{len(times)} times below it; raise either, or take 'linspace'",
             )
         if times[0] > last or times[-1] < 0 or np.any(np.diff(times) >= 0):
-            raise ValueError(
-                f"steps {self.steps} with steps_offset {self.steps_offset} visits the times "
-                f"{times[0]} .. {times[-1]}; they must differ and lie in 0 .. {last}: lower either"
+            raise FieldError(
+                "steps",
+                f"is {self.steps} with steps_offset {self.steps_offset}: the times visited are "
+                f"{times[0]} .. {times[-1]}; they must differ and lie in 0 .. {last}: lower either",
             )
         if times[0] + 1 < NOISY_END * (last + 1):
-            raise ValueError(
-                f"steps is {self.steps} with spacing {self.spacing!r}: sampling starts from noise "
+            raise FieldError(
+                "steps",
+                f"is {self.steps} with spacing {self.spacing!r}: sampling starts from noise "
                 f"alone, and the first time visited would be {times[0]} of 0 .. {last}, where much "
-                "is seen already; take spacing 'trailing', or other steps"
+                "is seen already; take spacing 'trailing', or other steps",
             )
 
     @property

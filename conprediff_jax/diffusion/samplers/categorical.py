@@ -36,6 +36,7 @@ from conprediff_jax.diffusion.categorical import (
     posterior,
 )
 from conprediff_jax.diffusion.samplers.base import Denoise, Known, spaced_times
+from conprediff_jax.errors import FieldError
 
 REVEALS = ("posterior", "random", "purity")
 
@@ -103,27 +104,30 @@ class CategoricalSampler:
 
     def __post_init__(self):
         if not 1 <= self.steps <= self.process.num_steps:
-            raise ValueError(
-                f"steps is {self.steps}; it must lie in 1 .. {self.process.num_steps}, the "
-                "process's num_steps"
+            raise FieldError(
+                "steps",
+                f"is {self.steps}; it must lie in 1 .. {self.process.num_steps}, the "
+                "process's num_steps",
             )
         if not 0 < self.truncation <= 1:
-            raise ValueError(f"truncation is {self.truncation}; it must lie in (0, 1]")
+            raise FieldError("truncation", f"is {self.truncation}; it must lie in (0, 1]")
         if self.reveal not in REVEALS:
-            raise ValueError(f"reveal is {self.reveal!r}; choose one of {', '.join(REVEALS)}")
+            raise FieldError("reveal", f"is {self.reveal!r}; choose one of {', '.join(REVEALS)}")
         if self.tokens_per_call is not None and (
             self.tokens_per_call < 1 or self.reveal == "posterior"
         ):
-            raise ValueError(
-                f"tokens_per_call is {self.tokens_per_call} with reveal {self.reveal!r}; it must "
-                "be at least 1 and goes with 'random' or 'purity', or be None"
+            raise FieldError(
+                "tokens_per_call",
+                f"is {self.tokens_per_call} with reveal {self.reveal!r}; it must "
+                "be at least 1 and goes with 'random' or 'purity', or be None",
             )
         for field, default in (("purity_weight", 0.0), ("purity_temperature", 1.0)):
             value = getattr(self, field)
             if value < 0 or (value != default and self.reveal != "purity"):
-                raise ValueError(
-                    f"{field} is {value} with reveal {self.reveal!r}; it must be at least 0, and "
-                    f"{default} unless reveal is 'purity'"
+                raise FieldError(
+                    field,
+                    f"is {value} with reveal {self.reveal!r}; it must be at least 0, and "
+                    f"{default} unless reveal is 'purity'",
                 )
 
     def calls(self, num_tokens: int) -> Calls:

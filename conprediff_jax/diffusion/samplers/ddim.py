@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Int, Int64
 
 from conprediff_jax.diffusion.samplers.base import Coefficients, Points, Sampler, StepTable
+from conprediff_jax.errors import FieldError
 
 FINALS = ("one", "first")
 STEP_ENDS = ("next", "stride")
@@ -48,13 +49,15 @@ class DDIM(Sampler):
     def __post_init__(self):
         super().__post_init__()
         if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta is {self.eta}; it must lie in [0, 1]")
+            raise FieldError("eta", f"is {self.eta}; it must lie in [0, 1]")
         if self.final_alpha_bar not in FINALS:
-            raise ValueError(
-                f"final_alpha_bar is {self.final_alpha_bar!r}; choose one of {', '.join(FINALS)}"
+            raise FieldError(
+                "final_alpha_bar", f"is {self.final_alpha_bar!r}; choose one of {', '.join(FINALS)}"
             )
         if self.step_end not in STEP_ENDS:
-            raise ValueError(f"step_end is {self.step_end!r}; choose one of {', '.join(STEP_ENDS)}")
+            raise FieldError(
+                "step_end", f"is {self.step_end!r}; choose one of {', '.join(STEP_ENDS)}"
+            )
 
     @property
     def ends(self) -> Int64[np.ndarray, "steps"]:

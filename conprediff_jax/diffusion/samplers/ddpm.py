@@ -16,6 +16,7 @@ import dataclasses
 import numpy as np
 
 from conprediff_jax.diffusion.samplers.base import Coefficients, Sampler, StepTable
+from conprediff_jax.errors import FieldError
 
 VARIANCES = ("fixed_small", "fixed_large")
 
@@ -59,7 +60,9 @@ class DDPM(Sampler):
     def __post_init__(self):
         super().__post_init__()
         if self.variance not in VARIANCES:
-            raise ValueError(f"variance is {self.variance!r}; choose one of {', '.join(VARIANCES)}")
+            raise FieldError(
+                "variance", f"is {self.variance!r}; choose one of {', '.join(VARIANCES)}"
+            )
 
     def coefficients(self) -> Coefficients:
         """The table of the posterior's mean and standard deviation."""

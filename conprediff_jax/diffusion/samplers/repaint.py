@@ -26,6 +26,7 @@ from jaxtyping import Int64
 
 from conprediff_jax.diffusion.samplers.base import Coefficients, Sampler
 from conprediff_jax.diffusion.samplers.ddpm import VARIANCES, posterior
+from conprediff_jax.errors import FieldError
 
 
 def jump_schedule(
@@ -80,14 +81,17 @@ class RePaint(Sampler):
     def __post_init__(self):
         super().__post_init__()
         if self.resamplings < 1:
-            raise ValueError(f"resamplings is {self.resamplings}; it must be at least 1")
+            raise FieldError("resamplings", f"is {self.resamplings}; it must be at least 1")
         if self.jump_length < 1 or (self.resamplings > 1 and self.jump_length >= self.steps):
-            raise ValueError(
-                f"jump_length is {self.jump_length} with steps {self.steps}; it must be at least 1 "
-                "and less than steps"
+            raise FieldError(
+                "jump_length",
+                f"is {self.jump_length} with steps {self.steps}; it must be at least 1 "
+                "and less than steps",
             )
         if self.variance not in VARIANCES:
-            raise ValueError(f"variance is {self.variance!r}; choose one of {', '.join(VARIANCES)}")
+            raise FieldError(
+                "variance", f"is {self.variance!r}; choose one of {', '.join(VARIANCES)}"
+            )
 
     @property
     def states(self) -> Int64[np.ndarray, "states"]:

@@ -1,0 +1,49 @@
+"""Text files of captions, as people's editors write them."""
+
+import codecs
+import os
+import pathlib
+
+from conprediff_jax.errors import UserError
+
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    r"""The lines of a text file: UTF-8, or UTF-16 with a byte-order mark; lines end with \n or \r.
+
+    Other separators of Unicode, such as U+2028, are part of a line; byte-order marks are not.
+
+    Raises:
+        UserError: it cannot be read, or is no text.
+    """
+    try:
+        content = pathlib.Path(path).expanduser().read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}, line {line} is no text in {encoding.upper()}") from error
+    lines = text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    for number, line in enumerate(lines, 1):
+        if "\0" in line:
+            raise UserError(f"{path}, line {number} is no text: it holds a zero character")
+    return lines if lines[-1] else lines[:-1]
+
+
+def read_captions(path: str | os.PathLike) -> list[str]:
+    """The captions of a text file, one a line: at least one, and none of them blank.
+
+    Raises:
+        UserError: it is no text file, holds no caption, or has a blank line, which is named.
+    """
+    lines = read_lines(path)
+    if not any(line.strip() for line in lines):
+        raise UserError(f"{path} holds no captions: write one a line")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            raise UserError(f"{path}, line {number} is blank: write a caption, or delete it")
+    return lines
