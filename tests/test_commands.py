@@ -148,12 +148,12 @@ def test_of_two_runs_that_sample_into_one_new_folder_one_is_refused(killed_and_r
         (
             "main",
             ["--config={config}", "--config.train.stepz=3"],
-            "config.train has no key 'stepz': did you mean 'steps'",
+            "no key 'stepz': did you mean 'steps'",
         ),
         (
             "main",
             ["--config={config}", "--config.train.steps=abc"],
-            "--config.train.steps is 'abc': it must",
+            "steps is 'abc': it must",
         ),
         ("main", ["--config={config}", "--wrokdir=x"], "Did you mean: workdir"),
         ("main", ["--config={broken}"], 'broken.py, line 3: Key "stepz" does not exist'),

@@ -134,7 +134,8 @@ class Tokenizer:
             (encoding,) = self._encode([prompt])
         except (TypeError, UnicodeEncodeError) as error:  # of bytes that were no UTF-8
             raise UserError(f"the prompt {prompt!a} is no text in UTF-8") from error
-        unknown = [prompt[start:end] for start, end in self._unknown_spans(encoding)]
+        spans = self._unknown_spans(encoding)
+        unknown = [prompt[start : _with_marks(prompt, end)] for start, end in spans]
         if unknown:
             named = ", ".join(repr(piece) for piece in dict.fromkeys(unknown))
             raise UserError(
@@ -372,6 +373,13 @@ def _with_length(backend: tokenizers.Tokenizer, length: int, pad: str) -> tokeni
     backend.enable_truncation(length)
     backend.enable_padding(length=length, pad_id=backend.token_to_id(pad), pad_token=pad)
     return backend
+
+
+def _with_marks(text: str, end: int) -> int:
+    """Where the accents end that belong to the letter before `end`."""
+    while end < len(text) and unicodedata.combining(text[end]):
+        end += 1
+    return end
 
 
 def _short(text: str) -> str:
