@@ -266,6 +266,7 @@ def _check(
     missing = [metric for metric in _METRICS.value or () if metric not in suite.metrics]
     if missing:
         raise UserError(f"--metrics={missing[0]}: needs images, {reference.name} has statistics")
+    suite.check_possible(count, reference.count)
     if not _ALLOW_FEW.value:
         suite.check_counts(count, reference.count)
     same = reference.size in (None, size)

@@ -403,6 +403,16 @@ def test_the_suite_computes_what_is_possible_and_refuses_too_few(tmp_path, mesh)
     assert list(recalls) == sorted(recalls) and list(precisions) == sorted(precisions)
     with pytest.raises(UserError, match="60 samples: a Frechet distance of fewer than 2048"):
         wanted.check_counts(60, 5000)
+    suite.Suite(metrics=["frechet", "kernel"]).check_possible(2, 0)
+    suite.Suite(metrics=["score"]).check_possible(10, 1)
+    for metric, counts, least in (
+        ("frechet", (1, 5), "1 samples: frechet needs at least 2"),
+        ("kernel", (5, 1), "1 reference images: kernel needs at least 2"),
+        ("score", (9, 5), "9 samples: score needs at least 10"),
+        ("recall", (60, 10), "10 reference images: recall needs at least 11"),
+    ):
+        with pytest.raises(UserError, match=f"^{least}$"):
+            suite.Suite(metrics=[metric]).check_possible(*counts)
     with pytest.raises(ValueError, match=r"metrics are .*fid.*: choose from"):
         suite.Suite(metrics=["fid"])
 

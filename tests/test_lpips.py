@@ -107,13 +107,19 @@ def test_bad_files_are_one_clear_line(tmp_path):
     good, other = tmp_path / "trunk.safetensors", tmp_path / "heads.safetensors"
     save_file(features, good)
     save_file(heads, other)
+    damaged, saved = tmp_path / "damaged.safetensors", tmp_path / "trunk.pth"
+    save_file(features | {"features.0.bias": np.full(64, np.nan, np.float32)}, damaged)
+    torch.save({name: torch.from_numpy(tensor) for name, tensor in features.items()}, saved)
     for trunk_file, heads_file, network, message in [
         (tmp_path / "none.pth", other, "alexnet", r"none.pth: there is no such weights file"),
         (good, other, "vgg16", r"weights do not fit the LPIPS of vgg16: features.0.weight is"),
+        (damaged, other, "alexnet", r"features.0.bias holds values that are no finite numbers"),
         (good, good, "alexnet", r"lin0.model.1.weight \(1, 64, 1, 1\) is missing"),
     ]:
         with pytest.raises(UserError, match=message) as caught:
             lpips.load(lpips.LPIPS(network), trunk_file, heads_file, cache=tmp_path)
         assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"cannot write .*trunk\.pth/.*\.safetensors: [^\n]+$"):
+        lpips.load(lpips.LPIPS("alexnet"), saved, other, cache=saved)
     with pytest.raises(ValueError, match="network is 'resnet': choose one of"):
         lpips.LPIPS("resnet")

@@ -102,6 +102,24 @@ class Suite:
                     "give more, or --allow_few to compute it all the same"
                 )
 
+    def check_possible(self, samples: int, reference: int) -> None:
+        """Refuses, before anything is computed, what so few images have no figure of.
+
+        Raises:
+            UserError: a side has fewer images than a metric takes; a count of 0 is not known.
+        """
+        neighbors = max(*CURVE, self.neighbor) + 1
+        least = {"score": self.splits, "precision": neighbors, "recall": neighbors}
+        for metric in self.metrics:
+            sides = {"samples": samples, "reference images": reference}
+            if metric == "score":
+                del sides["reference images"]
+            for side, count in sides.items():
+                if 0 < count < least.get(metric, 2):
+                    raise UserError(
+                        f"{count} {side}: {metric} needs at least {least.get(metric, 2)}"
+                    )
+
     def compute(self, samples: Features, reference: Features, labels: Mapping[str, str]) -> Results:
         """Every figure, by its published name.
 
