@@ -12,6 +12,7 @@ import pathlib
 import re
 import textwrap
 import unicodedata
+import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -48,6 +49,9 @@ _TURNS = {
 }
 _TAGS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # of Pillow's `info`
 
+# Of EXIF tags that nobody here looks at; every photo would have lines of its own.
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+
 
 class BadImage(UserError):
     """Bytes that are no image, or a damaged one; the message is the reason, in one line."""
@@ -63,29 +67,30 @@ def natural_key(name: str) -> tuple:
     Args:
         name: of a file, relative to its folder, its parts separated by "/".
     """
-    folder, slash, last = name.rpartition("/")
-    stem, ending = os.path.splitext(last)
-    parts = unicodedata.normalize("NFC", folder + slash + stem).split("/")
-    return [_chunks(part) for part in parts], _chunks(ending), name
+    stem, ending = os.path.splitext(name)
+    return _comparable(stem), _comparable(ending), name
 
 
-def _chunks(text: str) -> list[str | tuple[int, str]]:
-    """Letters and numbers in turn; a number as its length and its digits, without leading zeros."""
-    chunks = re.split("([0-9]+)", text)
-    for place in range(1, len(chunks), 2):
-        digits = chunks[place].lstrip("0")
-        chunks[place] = (len(digits), digits)
-    return chunks
+def _comparable(text: str) -> str:
+    """Letters as they are, numbers by size, and the end of a folder's name before both."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return re.sub("[0-9]+", _by_size, text).replace("/", "\0")
+
+
+def _by_size(number: re.Match) -> str:
+    digits = number[0].lstrip("0")
+    return f"\1{chr(len(digits))}{digits}"
 
 
 def list_images(root: pathlib.Path) -> list[str]:
     """The image files of a folder and its subfolders, relative to it, by `natural_key`.
 
     Links are followed. A folder that several paths lead to is read once, under its own path where
-    that lies below `root`; so links in a circle end. Hidden files and folders, and those that
-    other programs leave behind (`__MACOSX`), are left out. A link that leads nowhere is listed: it
-    is an image that cannot be read, and its readers say so. What is a picture by its ending and
-    not read is counted in one line of the log.
+    that lies below `root`, or else the shortest; so links in a circle end. Hidden files and
+    folders, and those that other programs leave behind (`__MACOSX`), are left out. A link that
+    leads nowhere is listed: it is an image that cannot be read, and its readers say so. What is a
+    picture by its ending and not read is counted in one line of the log.
 
     Raises:
         DataError: there are no images, or a folder cannot be read.
@@ -93,9 +98,9 @@ def list_images(root: pathlib.Path) -> list[str]:
     files, unread = [], collections.Counter()
     for path, entry in _walk(root):
         ending = os.path.splitext(entry.name)[1].lower()
-        if ending in EXTENSIONS and (entry.is_file() or _leads_nowhere(entry)):
+        if ending in EXTENSIONS and _is_file(entry):
             files.append(path)
-        elif ending in _UNREAD and entry.is_file():
+        elif ending in _UNREAD and _is_file(entry):
             unread[ending] += 1
     if unread:
         counts = ", ".join(f"{count} {ending}" for ending, count in sorted(unread.items()))
@@ -109,22 +114,24 @@ def list_images(root: pathlib.Path) -> list[str]:
 def _walk(root: pathlib.Path) -> Iterator[tuple[str, os.DirEntry]]:
     """Everything below a folder that is no folder, with its path; every folder once."""
     folders, links, seen = [""], [], set()
-    while folders or links:  # links come last: what also has a path of its own goes by that
-        folder = folders.pop() if folders else links.pop(0)
+    while folders or links:  # links last, the short ones first: what has an own path goes by that
+        if not folders:
+            links.sort(key=lambda path: (path.count("/"), natural_key(path)), reverse=True)
+        folder = (folders or links).pop()
         try:
             status = os.stat(root / folder)
             if (identity := (status.st_dev, status.st_ino)) in seen:
                 warn_once(f"{root / folder}: left out, a link to a folder that is read")
                 continue
             seen.add(identity)
-            entries = sorted(os.scandir(root / folder), key=lambda entry: natural_key(entry.name))
+            entries = list(os.scandir(root / folder))
         except OSError as error:
             raise DataError(f"{root / folder}: cannot be read: {error.strerror}") from error
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if _is_hidden(entry.name):
                 continue
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 yield path, entry
             else:
                 (links if entry.is_symlink() else folders).append(path)
@@ -132,7 +139,7 @@ def _walk(root: pathlib.Path) -> Iterator[tuple[str, os.DirEntry]]:
 
 def list_folders(root: pathlib.Path) -> list[str]:
     """The names of a folder's subfolders, in their natural order, without those left out above."""
-    names = [entry.name for entry in os.scandir(root) if entry.is_dir()]
+    names = [entry.name for entry in os.scandir(root) if _is_folder(entry)]
     return sorted((name for name in names if not _is_hidden(name)), key=natural_key)
 
 
@@ -146,8 +153,15 @@ def warn_once(line: str) -> None:
     logging.warning("%s", line)
 
 
-def _leads_nowhere(entry: os.DirEntry) -> bool:
-    return entry.is_symlink() and not os.path.exists(entry.path)
+def _is_folder(entry: os.DirEntry) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    """Whether it is a file, or a link to one or to nowhere."""
+    if not entry.is_symlink():
+        return entry.is_file()
+    return os.path.isfile(entry.path) or not os.path.exists(entry.path)
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -183,6 +197,8 @@ def read_image(data: bytes, at_least: int = 0) -> Image.Image:
         if at_least:
             image.draft("RGB", (at_least, at_least))
         image.load()
+        if image.format == "PNG":  # of whose checksums Pillow else looks at some only
+            Image.open(io.BytesIO(data)).verify()
     except UnidentifiedImageError as error:  # whose message is the address of the bytes
         raise BadImage("the file is empty" if not data else "not a known kind of image") from error
     except MemoryError:

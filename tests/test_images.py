@@ -94,8 +94,9 @@ def test_links_are_followed_and_no_folder_is_read_twice(tmp_path, warnings):
     (root / "cat").symlink_to(elsewhere)
     (root / "one.png").symlink_to(elsewhere / "3.png")
     (root / "gone.png").symlink_to("nowhere")
+    (root / "itself.png").symlink_to("itself.png")
     assert list_images(root) == [
-        *("b/1.png", "b/2.png", "cat/3.png", "cat/x/4.png", "gone.png", "one.png")
+        *("b/1.png", "b/2.png", "cat/3.png", "cat/x/4.png", "gone.png", "itself.png", "one.png")
     ]
     assert any(line.startswith(f"{root}/a: left out") for line in warnings)
 
