@@ -154,6 +154,7 @@ def _said(error: UserError) -> str:
 
 
 def _fail(message: str) -> NoReturn:
+    python_logging.disable()  # what libraries still say, in the background, is not the last word
     print(f"error: {message}", file=sys.stderr, flush=True)
     _end(USER_ERROR_CODE)
 
@@ -172,15 +173,26 @@ class _OneLine(logging.PythonFormatter):
 
     def format(self, record) -> str:
         level = "" if record.levelno <= python_logging.INFO else f"{record.levelname}: "
-        return f"{self.formatTime(record, '%H:%M:%S')} {level}{record.getMessage()}"
+        return f"{self.formatTime(record, '%H:%M:%S')} {level}{_message(record)}"
+
+
+def _message(record) -> str:
+    """The message; of a library's, the first line."""
+    try:
+        message = record.getMessage()
+    except (TypeError, ValueError, KeyError):  # it was given other arguments than it asks for
+        message = str(record.msg)
+    return message if _ours(record) else message.partition("\n")[0]
+
+
+def _ours(record) -> bool:
+    folders = (str(pathlib.Path(__file__).parent), str(pathlib.Path(sys.argv[0]).resolve().parent))
+    return record.pathname.startswith(folders)
 
 
 def _ours_or_serious(record) -> bool:
-    """Libraries speak up when something is wrong; orbax also where a folder is only read."""
-    if record.getMessage().startswith("Given directory is read only"):
-        return False
-    ours = (str(pathlib.Path(__file__).parent), str(pathlib.Path(sys.argv[0]).resolve().parent))
-    return record.levelno >= python_logging.WARNING or record.pathname.startswith(ours)
+    """Libraries speak up when something is wrong; not asyncio, of what has been raised already."""
+    return _ours(record) or (record.levelno >= python_logging.WARNING and record.name != "asyncio")
 
 
 def _cache_compilations() -> None:

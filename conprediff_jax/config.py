@@ -90,6 +90,9 @@ MODEL_KEYS = (
     "seed",
 )
 
+# Where something is only there if the value is: a run can go on with another value, not without.
+SWITCHES = ("context.weight", "text.weights", "loss.lpips_trunk")
+
 
 def default() -> ConfigDict:
     """Every section and key, with defaults: a plain 64x64 pixel model with context prediction."""
@@ -361,14 +364,19 @@ def check_keys(keys: Any, known: list[str], where: str) -> None:
 
 
 def differing_keys(config: dict, other: dict) -> list[str]:
-    """`MODEL_KEYS` (and keys below them) at which two configs, as plain dicts, differ."""
+    """Keys at which two configs, as plain dicts, differ in their parameters.
+
+    They are `MODEL_KEYS`, keys below them, and `SWITCHES` that are on in one config only.
+    """
     flat, other_flat = flatten(config), flatten(other)
-    return sorted(
+    differing = [
         key
         for key in flat.keys() | other_flat.keys()
         if any(key == k or key.startswith(k + ".") for k in MODEL_KEYS)
         and flat.get(key) != other_flat.get(key)
-    )
+    ]
+    switched = [key for key in SWITCHES if bool(flat.get(key)) != bool(other_flat.get(key))]
+    return sorted(differing + switched)
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:

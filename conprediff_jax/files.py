@@ -1,6 +1,7 @@
 """Paths of this machine or of a bucket, and files that are there whole or not at all."""
 
 import contextlib
+import errno
 import os
 import uuid
 from collections.abc import Callable, Iterator
@@ -9,6 +10,12 @@ from typing import BinaryIO
 from etils import epath
 
 from conprediff_jax.errors import UserError
+
+# What the operating system says of a place that takes nothing; messages of libraries contain it.
+_REFUSALS = [
+    os.strerror(code)
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+]
 
 
 class WriteError(UserError):
@@ -59,13 +66,26 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
     """Turns what the operating system says while `path` is written into one line that names it.
 
     Raises:
-        WriteError: an OSError came up.
+        WriteError: the operating system refused, as it told this program or a library.
     """
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or str(error) or type(error).__name__
-        raise WriteError(f"cannot write {os.fspath(path)}: {reason}") from error
+    except WriteError:
+        raise
+    except Exception as error:
+        if reason := _refusal(error):
+            raise WriteError(f"cannot write {os.fspath(path)}: {reason}") from error
+        raise
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """What the operating system said, where an error or one that it came from is about that."""
+    if error is None:
+        return None
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    said = [reason for reason in _REFUSALS if reason in str(error)]
+    return said[0] if said else _refusal(error.__cause__ or error.__context__)
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:

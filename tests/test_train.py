@@ -1,5 +1,6 @@
 """The trainer: what a step computes, on any mesh; stop, resume, and refusal."""
 
+import errno
 import importlib.util
 import os
 import pathlib
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 import tiny
 from ml_collections import ConfigDict
@@ -19,8 +21,9 @@ from conprediff_jax import config as config_lib
 from conprediff_jax import inference, parallel, sampling
 from conprediff_jax.errors import ConfigError
 from conprediff_jax.experiment import check_devices, make_experiment
-from conprediff_jax.files import absolute
+from conprediff_jax.files import WriteError, absolute
 from conprediff_jax.parallel import sharding
+from conprediff_jax.train import checkpoint
 from conprediff_jax.train import step as step_lib
 from conprediff_jax.train.checkpoint import CheckpointError, Checkpoints
 from conprediff_jax.train.loop import train
@@ -307,13 +310,28 @@ def test_unreadable_checkpoints_are_moved_aside(finished, run_config, tmp_path):
     assert inference.load(str(tmp_path / "run"), mesh_of()).step == 6
 
 
+def test_without_room_the_last_good_checkpoint_is_named(
+    finished, run_config, tmp_path, monkeypatch
+):
+    (tmp_path / "checkpoints").mkdir()
+    shutil.copytree(finished[0] / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
+
+    def full(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(ocp.CheckpointManager, "save", full)
+    said = f"cannot write {tmp_path}/checkpoints/6: No space left on device; last good checkpoint: "
+    with pytest.raises(WriteError, match=f"^{said}{tmp_path}/checkpoints/3$"):
+        train(run_config, str(tmp_path))
+
+
 def test_storage_that_does_not_answer_condemns_no_checkpoint(finished, monkeypatch):
     with Checkpoints(str(finished[0]), read_only=True) as checkpoints:
 
-        def unanswered(step):
-            raise ValueError(f"UNAVAILABLE: {step}: Error reading gs://: HTTP response code: 503")
+        def unanswered(path, items):
+            raise ValueError(f"UNAVAILABLE: {path}: Error reading gs://: HTTP response code: 503")
 
-        monkeypatch.setattr(checkpoints, "config", unanswered)
+        monkeypatch.setattr(checkpoint, "_open", unanswered)
         with pytest.raises(ValueError, match="503"):
             checkpoints.restore_for_inference(lambda config: (None, None))
 

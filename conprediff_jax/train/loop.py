@@ -1,7 +1,9 @@
 """The train loop."""
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -12,13 +14,16 @@ from ml_collections import ConfigDict
 
 from conprediff_jax import config as config_lib
 from conprediff_jax import data, images, parallel
+from conprediff_jax.errors import UserError
 from conprediff_jax.experiment import Experiment, check_devices, make_experiment
+from conprediff_jax.files import WriteError, writing
 from conprediff_jax.interop.initialization import start_from
 from conprediff_jax.metrics.small import SmallEvaluation
 from conprediff_jax.parallel.processes import Preempted, Preemption
 from conprediff_jax.train.batches import Batches
 from conprediff_jax.train.checkpoint import Checkpoints
 from conprediff_jax.train.classes import with_class_names
+from conprediff_jax.train.optimizer import OptimizerSpec
 from conprediff_jax.train.report import Reporter
 from conprediff_jax.train.state import TrainState, abstract_state, init_state
 from conprediff_jax.train.step import make_train_step
@@ -42,6 +47,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         CheckpointError: the workdir holds a run of another model, or nothing readable.
         DivergedError: the loss became NaN or infinite.
         Preempted: SIGTERM came, to any process; the last step that was done has been saved.
+        WriteError: something cannot be written; the message names the last good checkpoint.
     """
     began = time.monotonic()
     config = with_class_names(with_vocabulary(with_stored_vocabulary(config, workdir)), workdir)
@@ -55,7 +61,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     batches = _open_batches(experiment, mesh)
     plain_config = json.loads(config.to_json())
 
-    with Preemption() as preemption, Checkpoints(workdir, keep=spec.keep) as checkpoints:
+    checkpoints = Checkpoints(workdir, keep=spec.keep)
+    with Preemption() as preemption, _naming_last_good(checkpoints, workdir), checkpoints:
         state = checkpoints.restore(abstract, batches, plain_config)
         if state is None:
             state = _prepared(init_state(task, optimizer, abstract), experiment, mesh)
@@ -65,7 +72,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         if start >= spec.steps:
             logging.info("%s: all %d steps are done", workdir, spec.steps)
             return state
-        reporter = Reporter(workdir, spec, start, lambda: _last_good(checkpoints), began)
+        if start:
+            _compare_learning_rates(experiment, checkpoints.config(start), start)
+        reporter = Reporter(workdir, spec, start, lambda: checkpoints.last_good, began)
         train_step = MeasuredStep(
             make_train_step(experiment, optimizer, abstract, mesh), start, spec.profile, workdir
         )
@@ -83,7 +92,8 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                     reporter.check()  # never save what has diverged
                     with reporter.progress.paused():
                         checkpoints.save(state, batches, plain_config)
-                if stop:  # leaving `checkpoints` waits for it
+                if stop:
+                    checkpoints.wait()
                     raise Preempted(f"asked to stop: step {step} is saved, start again to go on")
                 observe(step, state)
         finally:
@@ -92,6 +102,31 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         checkpoints.wait()
         logging.info("checkpoints: %s; TensorBoard: --logdir %s", checkpoints.folder, workdir)
     return state
+
+
+@contextlib.contextmanager
+def _naming_last_good(checkpoints: Checkpoints, workdir: str) -> Iterator[None]:
+    """Ends in one line where the workdir takes nothing more, and says what is there to go on."""
+    try:
+        with writing(workdir):
+            yield
+    except WriteError as error:
+        raise WriteError(f"{error}; last good checkpoint: {checkpoints.last_good}") from error
+
+
+def _compare_learning_rates(experiment: Experiment, stored: dict, start: int) -> None:
+    """Says where the learning rate jumps, as the config is another one than at the last save."""
+    with contextlib.suppress(UserError):  # of a version with other keys
+        before = config_lib.build(OptimizerSpec, ConfigDict(stored), "optimizer")
+        old = float(before.learning_rates(stored["train"]["steps"])(start))
+        new = float(experiment.optimizer.learning_rates(experiment.train.steps)(start))
+        if not np.isclose(old, new, rtol=1e-3, atol=0):
+            logging.warning(
+                "the learning rate goes on at %.3g where the run before was at %.3g: %s of %d steps"
+                " now, %s of %d before",
+                new, old, experiment.optimizer.schedule, experiment.train.steps, before.schedule,
+                stored["train"]["steps"],
+            )  # fmt: skip
 
 
 def _prepared(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainState:
@@ -186,8 +221,3 @@ class _Observer:
             images.write_png(path, grid)
             self._reporter.image(step, "samples", grid)
             logging.info("sample grid: %s", path)
-
-
-def _last_good(checkpoints: Checkpoints) -> str:
-    step = checkpoints.latest_step
-    return "none yet" if step is None else str(checkpoints.folder / str(step))
