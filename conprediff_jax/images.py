@@ -86,11 +86,12 @@ def _by_size(number: re.Match) -> str:
 def list_images(root: pathlib.Path) -> list[str]:
     """The image files of a folder and its subfolders, relative to it, by `natural_key`.
 
-    Links are followed. A folder that several paths lead to is read once, under its own path where
-    that lies below `root`, or else the shortest; so links in a circle end. Hidden files and
-    folders, and those that other programs leave behind (`__MACOSX`), are left out. A link that
-    leads nowhere is listed: it is an image that cannot be read, and its readers say so. What is a
-    picture by its ending and not read is counted in one line of the log.
+    Links are followed, but for those to a folder that they lie in. A folder that several paths lead
+    to is read once, under its own path where that lies below `root`, or else the shortest; so links
+    in a circle end. Hidden files and folders, and those that other programs leave behind
+    (`__MACOSX`), are left out. A link that leads nowhere is listed: it is an image that cannot be
+    read, and its readers say so. What is a picture by its ending and not read is counted in one
+    line of the log.
 
     Raises:
         DataError: there are no images, or a folder cannot be read.
@@ -133,14 +134,17 @@ def _walk(root: pathlib.Path) -> Iterator[tuple[str, os.DirEntry]]:
                 continue
             if not _is_folder(entry):
                 yield path, entry
+            elif _leads_up(entry):
+                warn_once(f"{root / path}: left out, a link to a folder that it lies in")
             else:
                 (links if entry.is_symlink() else folders).append(path)
 
 
 def list_folders(root: pathlib.Path) -> list[str]:
     """The names of a folder's subfolders, in their natural order, without those left out above."""
-    names = [entry.name for entry in os.scandir(root) if _is_folder(entry)]
-    return sorted((name for name in names if not _is_hidden(name)), key=natural_key)
+    folders = [entry for entry in os.scandir(root) if _is_folder(entry) and not _leads_up(entry)]
+    names = [folder.name for folder in folders if not _is_hidden(folder.name)]
+    return sorted(names, key=natural_key)
 
 
 def _is_hidden(name: str) -> bool:
@@ -151,6 +155,12 @@ def _is_hidden(name: str) -> bool:
 def warn_once(line: str) -> None:
     """Puts a line into the log the first time that it comes: a run lists a folder several times."""
     logging.warning("%s", line)
+
+
+def _leads_up(folder: os.DirEntry) -> bool:
+    """Whether it is a link to a folder that it lies in, itself or by way of others."""
+    path = pathlib.Path(folder.path)
+    return folder.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

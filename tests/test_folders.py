@@ -38,10 +38,14 @@ def test_classes_are_folders_linked_ones_and_empty_ones_too(tmp_path, warnings):
     (root / "cow").symlink_to(elsewhere)
     (root / "bee").mkdir()
     (root / "__MACOSX").mkdir()
+    (root / "up").symlink_to(tmp_path)
     source = opened(root)
     assert source.class_names == ("bee", "cow", "dog")
     assert source.files == ("cow/2.png", "dog/1.png") and source.labels == (1, 2)
-    assert warnings == [f"{root}: class 'bee', number 0, has no images"]
+    assert warnings == [
+        f"{root}/up: left out, a link to a folder that it lies in",
+        f"{root}: class 'bee', number 0, has no images",
+    ]
 
 
 def test_a_stray_image_is_named(tmp_path, warnings):

@@ -189,6 +189,8 @@ def expected_listing(root):
             path = folder / name
             if name.startswith(".") or name == "__MACOSX":
                 continue
+            if path.is_dir() and path.is_symlink() and f"{real}/".startswith(f"{path.resolve()}/"):
+                continue  # it would lead back up
             if path.is_dir():
                 todo.append((path, own and not path.is_symlink()))
             elif os.path.splitext(name)[1].lower() in EXTENSIONS:

@@ -89,7 +89,7 @@ def test_links_are_followed_and_no_folder_is_read_twice(tmp_path, warnings):
     for path in (root / "b/1.png", root / "b/2.png", elsewhere / "3.png", elsewhere / "x/4.png"):
         touch(path)
     (root / "b/up").symlink_to(root)
-    (root / "b/out").symlink_to(tmp_path)  # leads to root again, and to elsewhere
+    (root / "b/out").symlink_to(tmp_path)  # holds root, and what is not meant
     (root / "a").symlink_to("b")  # stands before b in the order, and yet b keeps its own name
     (root / "cat").symlink_to(elsewhere)
     (root / "one.png").symlink_to(elsewhere / "3.png")
