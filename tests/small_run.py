@@ -1,5 +1,7 @@
 """A run whose checkpoints take no model: a few arrays, a config and a stream of data."""
 
+import functools
+
 import grain
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ from conprediff_jax.train.state import TrainState
 CONFIG = {"task": "denoising", "seed": 3, "context": {"weight": 0.5}, "model": {"channels": 32}}
 
 
+@functools.cache
 def state_at(step):
     """A state of which every number says what step it is of."""
     rng = np.random.default_rng(step)
@@ -22,6 +25,7 @@ def state_at(step):
     return TrainState(jnp.int32(step), {"denoiser": params}, ema, (moments, None), extra)
 
 
+@functools.cache
 def abstract():
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(

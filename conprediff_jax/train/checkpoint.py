@@ -300,12 +300,17 @@ def newest_config(workdir: str) -> dict | None:
     """The config of a run's newest checkpoint that has a readable one; None where there is none.
 
     Only looks, and unlike `Checkpoints` never waits for other processes.
+
+    Raises:
+        CheckpointError: it may not be read.
     """
     folder = absolute(workdir) / FOLDER
     tried: set[int] = set()
     while steps := [step for step in _steps(folder) if step not in tried]:
-        with contextlib.suppress(Exception):  # whoever restores it will say what is wrong
-            return _open(folder / str(steps[-1]), ("config",)).config
+        path = folder / str(steps[-1])
+        opened, _ = _attempt_here(functools.partial(_open, path, ("config",)))
+        if opened:  # if not, whoever restores it will say what is wrong
+            return opened.config
         tried.add(steps[-1])
     return None
 
@@ -329,9 +334,16 @@ def _open(path: epath.Path, items: tuple[str, ...]) -> _Opened:
 
 def _attempt(read: Callable[[], T]) -> tuple[T | None, str]:
     """What `read` returns, or in one line why it is not to be had in every process."""
-    value, reason = None, ""
+    value, reason = _attempt_here(read)
+    if _anywhere(bool(reason)):
+        return None, reason or "another process cannot read its part"
+    return value, ""
+
+
+def _attempt_here(read: Callable[[], T]) -> tuple[T | None, str]:
+    """The same of this process alone; raises where the fault is not the checkpoint's."""
     try:
-        value = read()
+        return read(), ""
     except CheckpointError:
         raise
     except PermissionError as error:
@@ -339,10 +351,7 @@ def _attempt(read: Callable[[], T]) -> tuple[T | None, str]:
     except Exception as error:  # orbax, tensorstore and grain raise what they like
         if isinstance(error, _PASSING_ERRORS) or _PASSING.search(str(error)):
             raise  # the checkpoint may be whole: to be tried again, and not without it
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-    if _anywhere(bool(reason)):
-        return None, reason or "another process cannot read its part"
-    return value, ""
+        return None, (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _free(path: epath.Path) -> epath.Path:
