@@ -28,21 +28,20 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags, logging
-from ml_collections import config_flags
 
-from conprediff_jax import cli
+from conprediff_jax import cli, config_flag
 from conprediff_jax.errors import UserError
 
 _KILLS = flags.DEFINE_integer("kills", 20, "How many.", lower_bound=0)
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Of the run.", lower_bound=1)
 _SEED = flags.DEFINE_integer("seed", 0, "Of moments, victims and signals.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/chaos", "Folder of the runs; earlier ones go.")
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/openmoji.py", "Config file.")
+_CONFIG = config_flag.define("configs/openmoji.py")
 _SET = flags.DEFINE_multi_string(
     "set",
     ["data.image_size=16", "model.channels=32", "model.head_channels=16", "train.batch_size=8",
      "train.steps=300", "train.checkpoint_every=10", "train.sample_every=0", "train.keep=2"],
-    "Overrides of the config.",
+    "Changes to the config, KEY=VALUE; the flag can be repeated.",
 )  # fmt: skip
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -108,7 +107,7 @@ def settings() -> dict[str, Any]:
         if "=" not in setting:
             raise UserError(f"--set={setting}: give KEY=VALUE, such as train.steps=300")
     small = dict(setting.split("=", 1) for setting in _SET.value)
-    return small | dict(config_flags.get_override_values(flags.FLAGS["config"]))
+    return small | config_flag.given()
 
 
 def main(argv: list[str]) -> None:

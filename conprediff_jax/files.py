@@ -4,7 +4,7 @@ import contextlib
 import errno
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
 from etils import epath
@@ -37,9 +37,10 @@ def check_folder(path: str | os.PathLike, flag: str) -> None:
     """Checks, before anything is computed, that a folder is or can be made there, to be written to.
 
     Raises:
-        UserError: a file is in the way, or the place is read-only.
+        UserError: a file is in the way, the place is read-only, or a name is too long.
     """
     path = epath.Path(path)
+    _check_length(path, flag)
     for part in (path, *path.parents):
         if part.exists():
             if not part.is_dir():
@@ -53,12 +54,68 @@ def check_file(path: str | os.PathLike, flag: str) -> None:
     """Checks, before anything is computed, that a file can be written there.
 
     Raises:
-        UserError: a folder of that name is there, or its own folder cannot be made or written to.
+        UserError: a folder of that name is there, its own folder cannot be made or written to, or a
+            name is too long.
     """
     path = epath.Path(path)
+    _check_length(path, flag)
     if path.is_dir():
         raise UserError(f"{flag}={path}: is a folder, and must be the name of a file")
     check_folder(path.parent, flag)
+
+
+def _check_length(path: epath.Path, flag: str) -> None:
+    """Checks that the file system takes the names of a path, and the path as a whole.
+
+    Raises:
+        UserError: it does not; the message says how long they may be.
+    """
+    if is_address(path):
+        return
+    there = next(part for part in (path, *path.parents) if os.path.exists(part))
+    longest = max((len(os.fsencode(name)) for name in path.parts), default=0)
+    if longest > (most := os.pathconf(there, "PC_NAME_MAX")):
+        raise UserError(f"{flag}={path}: a name of {longest} bytes; it can have {most} there")
+    whole = len(os.fsencode(path.parent / ("." + 32 * "x")))  # the name until it is whole
+    whole = max(whole, len(os.fsencode(path)))
+    if whole >= (most := os.pathconf(there, "PC_PATH_MAX")):
+        raise UserError(f"{flag}={path}: a path of {whole} bytes; it must have less than {most}")
+
+
+def check_replaced(
+    paths: Iterable[str | os.PathLike], own: Iterable[str | os.PathLike], flag: str
+) -> None:
+    """Checks, before anything is computed, that files to be written replace none of some files.
+
+    Two names are of one file also where links, or a file system that knows no case, make them so.
+
+    Args:
+        paths: to be written; what is there already, and none of `own`, may be replaced.
+        own: files that must stay.
+        flag: that `paths` come from.
+
+    Raises:
+        UserError: one of `own` would be replaced.
+    """
+    there = {identity: path for path in paths for identity in _identities(path, links=False)}
+    if not there:
+        return
+    for file in own:
+        for identity in _identities(file):
+            if identity in there:
+                raise UserError(
+                    f"{flag}: {there[identity]} would replace {file}: choose another folder"
+                )
+
+
+def _identities(path: str | os.PathLike, *, links: bool = True) -> set[tuple[int, int]]:
+    """What the system knows a file by; with `links`, both a link and what it leads to."""
+    found = set()
+    for look in (os.lstat, os.stat) if links else (os.lstat,):
+        with contextlib.suppress(OSError):  # nothing is there
+            status = look(path)
+            found.add((status.st_dev, status.st_ino))
+    return found
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ strokes, thick: free-form; every_second_line, super_resolve, expand, half, box),
 images, or a folder with a mask of the same name for each.
 
 In mask files white says what to KEEP, as in RePaint; with --polarity=fill it says what to FILL, as
-in latent diffusion's inpainting.
+in latent diffusion's inpainting. A mask of one colour may have its hole in the alpha channel.
 
 Written to --out: every filling as NAME_0.png, NAME_1.png ..., whose known pixels are those of the
 image, bit for bit; grid.png with, in a row, image, masked image and fillings; about.json with the
@@ -22,7 +22,7 @@ well. Discrete models use their own sampler.
 
 import collections
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import numpy as np
@@ -32,10 +32,10 @@ from etils import epath
 from conprediff_jax import cli, images, inpainting, parallel
 from conprediff_jax import inpainting_flags as shared
 from conprediff_jax.data import holes as holes_lib
-from conprediff_jax.data.holes import Hole
+from conprediff_jax.data.holes import Hole, Picture
 from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.errors import UserError
-from conprediff_jax.files import absolute, check_folder, write_text
+from conprediff_jax.files import absolute, check_file, check_folder, check_replaced, write_text
 from conprediff_jax.inference import load_denoiser
 from conprediff_jax.sampling import check_condition
 
@@ -64,7 +64,13 @@ def main(argv: list[str]) -> None:
     check_folder(out, "--out")
     check_condition(trained.task, shared.LABEL.value, shared.prompts(), name="prompt")
     spec = inpainting.sampling_for(trained.task, **shared.sampling())
-    holes = _read(trained.step)
+    pictures = _read(trained.step)
+    for picture in pictures:
+        inpainting.check_size(trained.task, *picture.image.shape[:2], picture.name)
+    _check_files(out, pictures, trained.step)
+    holes = holes_lib.cut(
+        pictures, _MASKS.value, polarity=shared.POLARITY.value, seed=shared.SEED.value
+    )
     shares = {hole.name: round(filled_share(hole.mask), 4) for hole in holes}
     logging.info(
         "%d images; masks fill %.1f %% of an image, %.1f to %.1f %%",
@@ -93,17 +99,44 @@ def main(argv: list[str]) -> None:
     logging.info("%d fillings of %d images written to %s", _SAMPLES.value, len(holes), out)
 
 
-def _read(step: int) -> list[Hole]:
-    """Images with holes."""
-    num, images = _NUM.value, shared.IMAGES.value
-    if num is None and not (images and holes_lib.is_folder(images)):
+def _read(step: int) -> list[Picture]:
+    """The images."""
+    num, folder = _NUM.value, shared.IMAGES.value
+    if num is None and not (folder and holes_lib.is_folder(folder)):
         num = _IMAGES_OF_A_DATA_SET
-    pictures = inpainting.read_pictures(
-        images, _WORKDIR.value, step, split=shared.SPLIT.value, num=num
-    )
-    return holes_lib.cut(
-        pictures, _MASKS.value, polarity=shared.POLARITY.value, seed=shared.SEED.value
-    )
+    return inpainting.read_pictures(folder, _WORKDIR.value, step, split=shared.SPLIT.value, num=num)
+
+
+def _check_files(out: epath.Path, pictures: Sequence[Picture], step: int) -> None:
+    """Checks that everything can be written, and replaces no image or mask of the user's.
+
+    Raises:
+        UserError: it cannot, or would replace one.
+    """
+    names = [
+        _file(picture.name, number) for picture in pictures for number in range(_SAMPLES.value)
+    ]
+    names += [*_grids({picture.image.shape[:2] for picture in pictures}).values(), "about.json"]
+    files = [out / name for name in names]
+    folders = {folder for file in files for folder in file.parents}
+    for file in files:
+        if file in folders:
+            raise UserError(f"{file}: both a filling and a folder of fillings: rename an image")
+        check_file(file, "--out")
+    own = inpainting.own_files(shared.IMAGES.value, _WORKDIR.value, step, _MASKS.value)
+    check_replaced(files, own, f"--out={out}")
+
+
+def _file(name: str, number: int) -> str:
+    """The file of a filling."""
+    return f"{name}_{number}.png"
+
+
+def _grids(sizes: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:
+    """The files of the grids, by the height and width of the images that they show."""
+    if len(sizes) == 1:
+        return dict.fromkeys(sizes, "grid.png")
+    return {(height, width): f"grid_{width}x{height}.png" for height, width in sizes}
 
 
 def _write(
@@ -113,11 +146,10 @@ def _write(
     rows = collections.defaultdict(list)
     for hole, fillings in zip(holes, filled, strict=True):
         for number, image in enumerate(fillings):
-            images.write_png(out / f"{hole.name}_{number}.png", image)
+            images.write_png(out / _file(hole.name, number), image)
         rows[hole.mask.shape].append(np.stack([hole.image, hole.masked, *fillings]))
-    for (height, width), all_rows in rows.items():
-        name = "grid.png" if len(rows) == 1 else f"grid_{width}x{height}.png"
-        shown = all_rows[:_ROWS]
+    for size, name in _grids(rows.keys()).items():
+        shown = rows[size][:_ROWS]
         images.write_png(out / name, images.grid(np.concatenate(shown), columns=len(shown[0])))
     write_text(out / "about.json", json.dumps(about, indent=2) + "\n")
 

@@ -16,7 +16,8 @@ devices it is made with.
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ from conprediff_jax.data.holes import Hole, Picture
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.samplers import Known, RePaint
 from conprediff_jax.errors import UserError
+from conprediff_jax.images import list_images
 from conprediff_jax.inference import Trained, load_experiment
 from conprediff_jax.models.first_stage import FirstStage, Pixels
 from conprediff_jax.progress import Progress
@@ -64,6 +66,23 @@ def read_pictures(
     spec = load_experiment(workdir, step).data
     spec = spec.of_images(name=images or spec.name, split=split, text=None)
     return holes_lib.read_data(spec, num=num)
+
+
+def own_files(images: str | None, workdir: str, step: int, masks: str) -> Iterator[pathlib.Path]:
+    """The files of images and masks that are read, and all others in the same folders.
+
+    Args:
+        images: see `read_pictures`.
+        workdir: see `read_pictures`.
+        step: see `read_pictures`.
+        masks: see `holes.cut`.
+    """
+    for place in (images or load_experiment(workdir, step).data.name, masks):
+        path = pathlib.Path(place).expanduser()
+        if holes_lib.is_folder(place):
+            yield from (path / name for name in list_images(path))
+        elif path.is_file():
+            yield path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -347,7 +347,36 @@ def test_known_pixels_pass_through_the_command_untouched(workdir, tmp_path):
 
     refused = command("inpaint", *arguments, "--masks=wide", f"--out={tmp_path / 'none'}")
     assert refused.returncode == 2 and not (tmp_path / "none").exists()
-    assert refused.stderr.splitlines()[-1].startswith("error: --masks=wide: no such file or folder")
+    assert refused.stderr.splitlines()[-1].startswith("error: --masks is 'wide': no such file")
+
+
+def test_nothing_is_filled_that_cannot_be_written_or_replaces_a_photo(workdir, tmp_path):
+    def photos(*names):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name in names:
+            file = folder / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pictures(1)[0]).save(file, format="png")
+        return folder
+
+    ours, long = photos("x.png", "x_0.png"), photos(250 * "x" + ".png")
+    both, dot = photos("x.png", "x_0.png/y.png"), photos("x.png")
+    Image.new("RGB", (1, 1)).save(dot / "dot.png")
+    (link := tmp_path / "link").symlink_to(ours)
+    before = [(ours / name).read_bytes() for name in ("x.png", "x_0.png")]
+    for folder, out, message in (
+        (ours, link, f"x_0.png would replace {ours}/x_0.png: choose another folder"),
+        (long, tmp_path / "out", "a name of 256 bytes; it can have 255 there"),
+        (both, tmp_path / "out", "x_0.png: both a filling and a folder of fillings"),
+        (dot, tmp_path / "out", "dot: 1 x 1 pixels; this model takes multiples of 2 a side"),
+    ):
+        arguments = [f"--workdir={workdir}", f"--images={folder}", "--masks=half", "--samples=1"]
+        result = command("inpaint", *arguments, f"--out={out}")
+        assert result.returncode == 2, result.stderr
+        assert message in result.stderr.splitlines()[-1]
+        assert "fillings" not in result.stderr.replace(message, "")  # none were made
+    assert [(ours / name).read_bytes() for name in ("x.png", "x_0.png")] == before
+    assert not (tmp_path / "out").exists()
 
 
 def test_models_are_judged_side_by_side_and_taken_up_again(workdir, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from conprediff_jax.data import masks
-from conprediff_jax.data.holes import Picture, cut, is_folder, read_data, read_folder
+from conprediff_jax.data.holes import Picture, cut, is_folder, mask_files, read_data, read_folder
 from conprediff_jax.data.masks import FREE_FORMS, MASKS, filled_share, make_mask, read_mask
 from conprediff_jax.data.pipeline import DataSpec
 from conprediff_jax.errors import UserError
@@ -71,9 +71,115 @@ def test_polarity_of_files(tmp_path):
     np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", "fill"), ~white)
 
 
-def save(path, pixels):
+def save(path, pixels, **options):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(pixels).save(path, **options)
+
+
+HOLE = np.array([[1, 1, 1], [1, 0, 1]], bool)  # known but for one pixel
+
+
+def test_numbers_of_files_are_seen_against_their_range(tmp_path):
+    sides = np.where(HOLE, 40000, 3000)
+    for pixels in (sides.astype(np.uint16), (sides // 256).astype(np.uint8)):
+        save(tmp_path / "mask.png", pixels)
+        np.testing.assert_array_equal(read_mask(tmp_path / "mask.png"), HOLE)
+    save(tmp_path / "mask.png", np.full((2, 3), 3000, np.uint16))
+    assert not read_mask(tmp_path / "mask.png").any()
+    for kind in (np.uint8, np.uint16, np.int32, np.float32):  # label maps
+        save(tmp_path / "mask.tif", HOLE.astype(kind))
+        np.testing.assert_array_equal(read_mask(tmp_path / "mask.tif"), HOLE)
+    save(tmp_path / "mask.tif", sides.astype(np.int32))
+    with pytest.raises(UserError, match=r"mask.tif: .* 32 bits, and which of them is white is not"):
+        read_mask(tmp_path / "mask.tif")
+
+
+@pytest.mark.parametrize("polarity", masks.POLARITIES)
+def test_what_is_transparent_is_the_hole_of_a_mask_of_one_colour(polarity, tmp_path):
+    alpha = np.where(HOLE, 255, 0).astype(np.uint8)
+    for hidden in (0, 255):  # colours that cannot be seen, as programs leave them behind
+        for colour in (0, 90, 255):
+            grey = np.where(HOLE, colour, hidden).astype(np.uint8)
+            save(tmp_path / "mask.png", np.stack([grey] * 3 + [alpha], axis=-1))
+            np.testing.assert_array_equal(read_mask(tmp_path / "mask.png", polarity), HOLE)
+    indices = Image.fromarray((~HOLE).astype(np.uint8), "P")
+    indices.putpalette([255, 255, 255, 255, 255, 255])
+    indices.save(tmp_path / "palette.png", transparency=1)
+    np.testing.assert_array_equal(read_mask(tmp_path / "palette.png", polarity), HOLE)
+    save(tmp_path / "deep.png", np.where(HOLE, 65535, 7).astype(np.uint16), transparency=7)
+    np.testing.assert_array_equal(read_mask(tmp_path / "deep.png", polarity), HOLE)
+
+
+def test_a_mask_of_colours_and_transparency_is_refused(tmp_path):
+    alpha = np.where(HOLE, 255, 0).astype(np.uint8)
+    colours = np.array([[255, 0, 0], [255, 0, 0]], np.uint8)
+    save(tmp_path / "two.png", np.stack([colours, alpha], axis=-1))
+    save(tmp_path / "none.png", np.stack([colours, 0 * alpha], axis=-1))
+    save(tmp_path / "opaque.png", np.stack([colours, 0 * alpha + 255], axis=-1))
+    with pytest.raises(UserError, match=r"two.png: .* its colours draw one mask and its transp"):
+        read_mask(tmp_path / "two.png")
+    with pytest.raises(UserError, match=r"none.png: not a readable mask: every pixel is transp"):
+        read_mask(tmp_path / "none.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "opaque.png"), colours > 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photo_and_mask_are_turned_each_by_its_own_tag(orientation, tmp_path):
+    """A square photo, whose size does not tell."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    mask = np.random.default_rng(0).random((6, 6)) < 0.5
+    pixels = np.where(mask[..., None], 255, [9, 9, 9]).astype(np.uint8)
+    turned = [  # by the table of the standard: where the first row and column are seen
+        pixels, pixels[:, ::-1], pixels[::-1, ::-1], pixels[::-1],
+        pixels.swapaxes(0, 1), np.rot90(pixels, -1), np.rot90(pixels, 2).swapaxes(0, 1),
+        np.rot90(pixels),
+    ][orientation - 1]  # fmt: skip
+    save(tmp_path / "photos" / "a.png", pixels, exif=exif)
+    save(tmp_path / "masks" / "a.png", (mask * 255).astype(np.uint8), exif=exif)
+    save(tmp_path / "upright" / "a.png", turned)
+    (picture,) = read_folder(str(tmp_path / "photos"))
+    np.testing.assert_array_equal(picture.image, turned)
+    for folder in ("masks", "upright"):
+        (hole,) = cut([picture], str(tmp_path / folder))
+        np.testing.assert_array_equal(hole.mask, turned[..., 0] > 9)
+
+
+def test_names_are_the_same_in_any_case_ending_and_composition(tmp_path):
+    folder = tmp_path / "masks"
+    names = {"a": "A.PNG", "b": "b.bmp", "sub/caf\u00e9": "Sub/CAFE\u0301.tiff", "c": "c.GIF"}
+    for file in names.values():
+        save(folder / file, np.zeros((2, 3), np.uint8))
+    assert mask_files(folder, list(names)) == [folder / file for file in names.values()]
+    save(folder / "a.png", np.zeros((2, 3), np.uint8))  # exactly the name counts first
+    assert mask_files(folder, ["a", "A"]) == [folder / "a.png", folder / "A.PNG"]
+    save(folder / "B.png", np.zeros((2, 3), np.uint8))
+    save(folder / "C.png", np.zeros((2, 3), np.uint8))
+    assert mask_files(folder, ["b", "B"]) == [folder / "b.bmp", folder / "B.png"]
+    save(folder / "b.png", np.zeros((2, 3), np.uint8))
+    for asked, message in (
+        (["b"], "b.bmp, b.png are masks for image b: keep one"),
+        (["sub/CAFE\u0301", "sub/caf\u00e9"], "Sub/CAFE.*: a mask for images .* and .*: give each"),
+        (["d"], "masks: no mask for image d: expected .*d.png"),
+    ):
+        with pytest.raises(UserError, match=message):
+            mask_files(folder, asked)
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks_of_tiny_images_fill_a_part_or_are_refused(name):
+    for height, width in ((1, 3), (3, 1), (4, 4))[2 if name in FREE_FORMS else 0 :]:
+        try:
+            share = filled_share(draw(name, 0, height, width))
+        except UserError as error:
+            assert (
+                str(error) == f"{width} x {height} pixels are too few for a mask of kind {name!r}"
+            )
+            assert min(height, width) == 1
+        else:
+            assert 0 < share < 1
+    with pytest.raises(UserError, match="image dot: 1 x 1 pixels are too few"):
+        cut([Picture("dot", np.zeros((1, 1, 3), np.uint8))], name)
 
 
 def test_folders_pair_images_and_masks_by_name(tmp_path):
@@ -124,8 +230,14 @@ def test_bad_input_is_named(tmp_path):
     refused(read_data, nowhere, message="none: there is no such folder")
     refused(read_folder, str(tmp_path / "broken"), message="a.png: not a readable image")
     refused(read_folder, str(tmp_path / "twice"), message="another image is called a too")
-    refused(cut, [picture], "wide", message="--masks=wide: no such file .* none of thin, strokes")
-    refused(cut, [picture], str(tmp_path / "empty"), message="no mask for image a: .*a.png")
+    refused(
+        cut,
+        [picture],
+        "wide",
+        message="masks is 'wide': no such .* kinds are thin, strok",
+    )
+    refused(cut, [picture], str(tmp_path / "empty"), message="empty: no images there")
+    refused(cut, [picture._replace(name="b")], str(tmp_path / "small"), message="image b: .*b.png")
     refused(cut, [picture], str(tmp_path / "broken"), message="a.png: not a readable mask")
     refused(
         cut, [picture], str(tmp_path / "small" / "a.png"),

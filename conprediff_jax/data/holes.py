@@ -3,11 +3,15 @@
 Images are a folder of files, taken as they are, or a data set, whose images go through the data
 pipeline (centre crops of the model's size). Masks are one of the kinds of `masks`, drawn anew for
 every image; one file for all images; or a folder with a mask for every image, of the same name
-whatever the ending.
+whatever the ending. Names are the same also where upper and lower case differ, or how Unicode
+composes their letters.
 """
 
+import collections
 import itertools
+import os
 import pathlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,9 +20,9 @@ from jaxtyping import Bool, UInt8
 
 from conprediff_jax.data import masks as masks_lib
 from conprediff_jax.data.pipeline import DataSpec, evaluation_iterator
-from conprediff_jax.data.transforms import DECODE_ERRORS, decode
-from conprediff_jax.errors import UserError
-from conprediff_jax.images import EXTENSIONS, list_images
+from conprediff_jax.data.transforms import decode
+from conprediff_jax.errors import FieldError, UserError
+from conprediff_jax.images import BadImage, list_images
 
 _BATCH = 64
 
@@ -75,18 +79,23 @@ def read_folder(images: str, *, num: int | None = None) -> list[Picture]:
     Raises:
         UserError: there are none, two have one name, or one cannot be decoded.
     """
-    root = pathlib.Path(images).expanduser()
-    files = [root / name for name in list_images(root)]
-    pictures = {}
-    for file in files[:num]:
-        name = file.relative_to(root).with_suffix("").as_posix()
+    root, pictures = pathlib.Path(images).expanduser(), {}
+    for file in list_images(root)[:num]:
+        name, path = _stem(file), root / file
         if name in pictures:
-            raise UserError(f"{file}: another image is called {name} too: rename one of them")
+            raise UserError(f"{path}: another image is called {name} too: rename one of them")
         try:
-            pictures[name] = Picture(name, np.asarray(decode(file.read_bytes())))
-        except DECODE_ERRORS as error:
-            raise UserError(f"{file}: not a readable image: {error}") from error
+            pictures[name] = Picture(name, np.asarray(decode(path.read_bytes())))
+        except OSError as error:
+            raise UserError(f"{path}: not a readable image: {error.strerror}") from error
+        except BadImage as error:
+            raise UserError(f"{path}: not a readable image: {error}") from error
     return list(pictures.values())
+
+
+def _stem(file: str) -> str:
+    """The name of an image: that of its file without the ending."""
+    return os.path.splitext(file)[0]
 
 
 def read_data(spec: DataSpec, *, num: int | None = None) -> list[Picture]:
@@ -125,32 +134,81 @@ def cut(
         seed: of masks that are drawn. The mask of image i is a function of the seed and i.
 
     Raises:
-        UserError: no such kind or path, a mask is missing, or has another size than its image.
+        UserError: no such kind or path, an image is too small for the kind, a mask is missing, not
+            the only one, or has another size than its image.
     """
     path = pathlib.Path(masks).expanduser()
-    if masks not in masks_lib.MASKS and not path.exists():
-        raise UserError(
-            f"--masks={masks}: no such file or folder, and none of {', '.join(masks_lib.MASKS)}"
-        )
-    holes = []
-    for index, (name, image, label) in enumerate(pictures):
-        if masks in masks_lib.MASKS:
-            rng = np.random.default_rng((seed, index))
-            mask = masks_lib.make_mask(masks, *image.shape[:2], rng)
-        else:
-            file = _mask_file(path, name) if path.is_dir() else path
-            mask = masks_lib.read_mask(file, polarity)
-            if mask.shape != image.shape[:2]:
-                sizes = [f"{side[1]} x {side[0]} pixels" for side in (mask.shape, image.shape)]
-                raise UserError(f"{file}: {sizes[0]}, but image {name} has {sizes[1]}")
-        holes.append(Hole(name, image, mask, label))
-    return holes
+    if masks in masks_lib.MASKS:
+        drawn = [_drawn(masks, picture, (seed, i)) for i, picture in enumerate(pictures)]
+    elif path.is_dir():
+        files = mask_files(path, [picture.name for picture in pictures])
+        drawn = [_read(*pair, polarity) for pair in zip(files, pictures, strict=True)]
+    elif path.exists():
+        drawn = [_read(path, picture, polarity) for picture in pictures]
+    else:
+        kinds = ", ".join(masks_lib.MASKS)
+        raise FieldError("masks", f"is {masks!r}: no such file or folder; kinds are {kinds}")
+    return [
+        Hole(name, image, mask, label)
+        for (name, image, label), mask in zip(pictures, drawn, strict=True)
+    ]
 
 
-def _mask_file(folder: pathlib.Path, name: str) -> pathlib.Path:
-    """The mask of an image."""
-    for ending in EXTENSIONS:
-        file = folder / f"{name}{ending}"
-        if file.exists():
-            return file
-    raise UserError(f"{folder}: no mask for image {name}: expected {folder / name}.png")
+def _drawn(kind: str, picture: Picture, seed: tuple[int, int]) -> masks_lib.Mask:
+    """A mask of a kind for an image."""
+    try:
+        shape = picture.image.shape[:2]
+        return masks_lib.make_mask(kind, *shape, np.random.default_rng(seed))
+    except UserError as error:
+        raise UserError(f"image {picture.name}: {error}") from error
+
+
+def _read(file: pathlib.Path, picture: Picture, polarity: str) -> masks_lib.Mask:
+    """The mask of an image from its file."""
+    mask = masks_lib.read_mask(file, polarity)
+    if mask.shape != picture.image.shape[:2]:
+        sizes = [
+            f"{width} x {height} pixels" for height, width in (mask.shape, picture.image.shape[:2])
+        ]
+        raise UserError(f"{file}: {sizes[0]}, but image {picture.name} has {sizes[1]}")
+    return mask
+
+
+def mask_files(folder: pathlib.Path, names: Sequence[str]) -> list[pathlib.Path]:
+    """The file of the mask of every image.
+
+    A file of exactly the name counts first; otherwise, and without the ending, case and the way
+    Unicode composes letters do not matter.
+
+    Args:
+        folder: of masks, in the same subfolders as the images.
+        names: see `Picture`.
+
+    Raises:
+        UserError: an image has no mask, or several, or shares its only one with another image.
+    """
+    found, asked = collections.defaultdict(list), collections.defaultdict(list)
+    for file in list_images(folder):
+        found[_folded(_stem(file))].append(file)
+    for name in names:
+        asked[_folded(name)].append(name)
+    files = []
+    for name in names:
+        alike = found[_folded(name)]
+        exact = [file for file in alike if _stem(file) == name]
+        if not alike:
+            raise UserError(f"{folder}: no mask for image {name}: expected {folder / name}.png")
+        if len(exact or alike) > 1:
+            raise UserError(
+                f"{folder}: {', '.join(exact or alike)} are masks for image {name}: keep one"
+            )
+        if not exact and len(asked[_folded(name)]) > 1:
+            several = " and ".join(asked[_folded(name)])
+            raise UserError(f"{folder / alike[0]}: a mask for images {several}: give each its own")
+        files.append(folder / (exact or alike)[0])
+    return files
+
+
+def _folded(name: str) -> str:
+    """A name as others of the same letters have it, whatever their case and composition."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())

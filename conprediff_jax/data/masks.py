@@ -21,17 +21,19 @@ import os
 import pathlib
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Shaped
 from PIL import Image, ImageDraw
 
-from conprediff_jax.data.transforms import DECODE_ERRORS
 from conprediff_jax.errors import UserError
+from conprediff_jax.images import BadImage, read_image
 
 Mask = Bool[np.ndarray, "height width"]
+Levels = Shaped[np.ndarray, "height width"]
 
 POLARITIES = ("keep", "fill")
 _MOST = 0.5  # of an image that free-form masks fill
 _SIDE = 256  # that lengths are given for
+_DRAWS = 2000  # of a free-form mask, until one fills a part of at most _MOST
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,27 +121,35 @@ MASKS = (*FREE_FORMS, *FIXED)
 
 
 def make_mask(name: str, height: int, width: int, rng: np.random.Generator) -> Mask:
-    """A mask of one kind.
+    """A mask of one kind, with known pixels and with others.
 
     Args:
         name: one of `MASKS`.
-        height: pixels, at least 2.
-        width: pixels, at least 2.
+        height: pixels.
+        width: pixels.
         rng: draws the free-form ones; the others take nothing from it.
 
     Raises:
         ValueError: there is no such kind.
+        UserError: an image of that size is too small to be filled in part.
     """
-    if name in FIXED:
-        mask = np.zeros((height, width), bool)
-        FIXED[name](mask)
-        return mask
-    if name not in FREE_FORMS:
+    if name not in MASKS:
         raise ValueError(f"mask {name!r}: choose one of {', '.join(MASKS)}, or give a path")
-    while True:
-        mask = _free_form(FREE_FORMS[name], height, width, rng)
-        if 0 < filled_share(mask) <= _MOST:
+    draws, most = (_DRAWS, _MOST) if name in FREE_FORMS else (1, 1)
+    for _ in range(draws if most * height * width >= 1 else 0):
+        mask = _drawn(name, height, width, rng)
+        if mask.any() and 0 < filled_share(mask) <= most:
             return mask
+    raise UserError(f"{width} x {height} pixels are too few for a mask of kind {name!r}")
+
+
+def _drawn(name: str, height: int, width: int, rng: np.random.Generator) -> Mask:
+    """A mask of one kind, whatever it fills."""
+    if name in FREE_FORMS:
+        return _free_form(FREE_FORMS[name], height, width, rng)
+    mask = np.zeros((height, width), bool)
+    FIXED[name](mask)
+    return mask
 
 
 def filled_share(mask: Mask) -> float:
@@ -148,23 +158,66 @@ def filled_share(mask: Mask) -> float:
 
 
 def read_mask(path: str | os.PathLike, polarity: str = "keep") -> Mask:
-    """A mask from an image file, white being all above half; of 0 and 1, as label maps are, 1.
+    """A mask from an image file, which is read as photos are: upright by its EXIF orientation.
+
+    White is whatever lies above half of the range of the file's numbers, of 8 or of 16 bits; of
+    numbers that are all 0 or 1, as in label maps, 1 is white. Where pixels are transparent and all
+    others have one colour, white or black, the colour says nothing, and what is transparent is the
+    hole, whatever the polarity.
 
     Args:
         path: of the file.
         polarity: what white says: 'keep' (RePaint) or 'fill' (latent diffusion's inpainting).
 
     Raises:
-        UserError: the file is missing or no image.
+        UserError: the file is missing, no image, or draws one mask by its colours and another one
+            by its transparency.
     """
     path = pathlib.Path(path)
     try:
-        with Image.open(path) as image:
-            values = np.asarray(image.convert("L"))
-    except DECODE_ERRORS as error:
+        return _known(*_levels(read_image(path.read_bytes())), polarity)
+    except OSError as error:
+        raise UserError(f"{path}: not a readable mask: {error.strerror}") from error
+    except BadImage as error:
         raise UserError(f"{path}: not a readable mask: {error}") from error
-    white = values >= (128 if values.max() > 1 else 1)
-    return white if polarity == "keep" else ~white
+
+
+def _levels(image: Image.Image) -> tuple[Levels, int, Bool[np.ndarray, "height width"]]:
+    """The grey of every pixel, that of white, and which pixels can be seen."""
+    if image.mode.startswith("I;16"):  # Pillow would clip it at 255
+        levels = np.asarray(image)
+        return levels, 2**16 - 1, levels != image.info.get("transparency", -1)
+    if image.mode in ("I", "F"):
+        levels = np.asarray(image)
+        if not ((levels >= 0) & (levels <= 1)).all():
+            raise BadImage("its values have 32 bits, and which of them is white is not known")
+        return levels, 1, np.ones(levels.shape, bool)
+    try:
+        if not image.has_transparency_data:
+            levels = np.asarray(image.convert("L"))
+            return levels, 255, np.ones(levels.shape, bool)
+        image = image.convert("RGBA")
+    except ValueError as error:  # such as Lab, which Pillow does not convert
+        raise BadImage(str(error)) from error
+    return np.asarray(image.convert("L")), 255, np.asarray(image.getchannel("A")) >= 128
+
+
+def _known(
+    levels: Levels, most: int, visible: Bool[np.ndarray, "height width"], polarity: str
+) -> Mask:
+    """What a file says is known, see `read_mask`."""
+    if not visible.any():
+        raise BadImage("every pixel is transparent")
+    labels = np.isin(levels[visible], (0, 1)).all()
+    white = levels == 1 if labels else levels > most / 2
+    if visible.all():
+        return white if polarity == "keep" else ~white
+    if white[visible].any() and not white[visible].all():
+        raise BadImage(
+            "its colours draw one mask and its transparency another: save it without an alpha "
+            "channel, or in one colour"
+        )
+    return visible
 
 
 def _free_form(form: FreeForm, height: int, width: int, rng: np.random.Generator) -> Mask:
