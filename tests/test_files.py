@@ -12,6 +12,7 @@ import pytest
 from disk import little_room
 
 from conprediff_jax import images
+from conprediff_jax.data import latents
 from conprediff_jax.errors import UserError
 from conprediff_jax.files import (
     WriteError,
@@ -38,6 +39,22 @@ def test_without_room_the_old_file_stays_and_nothing_else(kind, tmp_path):
     with little_room(), pytest.raises(WriteError, match=rf"^cannot write {path}: [^\n]+$"):
         WRITERS[kind](path)
     assert os.listdir(tmp_path) == ["file"] and path.read_text() == "a"
+
+
+def test_latents_without_room_are_no_shard(tmp_path):
+    """Their writer is another library's, which raises errors of its own."""
+    manifest = latents.Manifest(
+        fingerprint="", model={}, data={}, class_names=None, flip=False, shape=(10, 10, 4),
+        count=100, shard_size=100, scale=1.0, scale_source="",
+    )  # fmt: skip
+    latents.begin(tmp_path, manifest)
+    record = {"latent": np.random.default_rng(0).normal(size=(10, 10, 4))}
+    shard = tmp_path / manifest.shard_name(0)
+    with little_room(), pytest.raises(WriteError, match=f"^cannot write {shard}: File too large$"):
+        latents.write_shard(tmp_path, manifest, 0, [record] * 100)
+    assert manifest.missing(tmp_path) == [0]
+    latents.write_shard(tmp_path, manifest, 0, [record] * 100)
+    assert manifest.missing(tmp_path) == []
 
 
 def test_of_many_that_write_a_new_file_at_once_one_does_and_it_is_whole(tmp_path):

@@ -27,6 +27,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization, traverse_util
 
 from conprediff_jax.data import sources, transforms
+from conprediff_jax.files import writing
 from conprediff_jax.images import BadImage
 
 COMPLETE, INCOMPLETE = "latents.json", "incomplete.json"
@@ -155,8 +156,13 @@ def find_manifest(folder: pathlib.Path) -> Manifest | None:
 
 
 def begin(folder: pathlib.Path, manifest: Manifest) -> None:
-    """Marks a folder as one that is being filled."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Marks a folder as one that is being filled.
+
+    Raises:
+        WriteError: Nothing can be written there.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     _write_manifest(folder / INCOMPLETE, manifest)
 
 
@@ -170,15 +176,22 @@ def write_shard(
         manifest: The folder's.
         shard: Its number.
         records: Maps as in the module docstring, in order.
+
+    Raises:
+        WriteError: It cannot be written.
     """
     path = folder / manifest.shard_name(shard)
     partial = path.with_name(path.name + _PARTIAL)
-    writer = ArrayRecordWriter(str(partial), _OPTIONS)
+    packed = map(serialization.msgpack_serialize, records)
+    with writing(path):
+        writer = ArrayRecordWriter(str(partial), _OPTIONS)
     try:
-        for record in records:
-            writer.write(serialization.msgpack_serialize(record))
+        for record in packed:
+            with writing(path):
+                writer.write(record)
     finally:
-        writer.close()
+        with writing(path):
+            writer.close()
     _move_into_place(partial, path)
 
 
@@ -329,12 +342,14 @@ def _check_spec(manifest: Manifest, spec: Any) -> None:
 
 def _write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
     partial = path.with_name(path.name + _PARTIAL)
-    partial.write_text(json.dumps(manifest.to_dict(), indent=2) + "\n")
+    with writing(path):
+        partial.write_text(json.dumps(manifest.to_dict(), indent=2) + "\n")
     _move_into_place(partial, path)
 
 
 def _move_into_place(partial: pathlib.Path, path: pathlib.Path) -> None:
     """Renames a file once it is on disk, so that not even a power cut leaves half of it."""
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with writing(path):
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
