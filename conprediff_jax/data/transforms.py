@@ -10,9 +10,7 @@ leaves twice the size asked for, so that the last reduction is the filter's.
 """
 
 import dataclasses
-import struct
 import sys
-import zlib
 from typing import Any
 
 import numpy as np
@@ -25,18 +23,6 @@ from conprediff_jax.data.tokenizers import Tokenizer
 from conprediff_jax.images import BadImage, read_image
 
 CROPS = ("center", "random")
-
-# What Pillow raises for files that are truncated, damaged, absurdly large or no images at all.
-DECODE_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 def decode(data: bytes, at_least: int = 0) -> Image.Image:
