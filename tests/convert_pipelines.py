@@ -54,7 +54,7 @@ def theirs(monkeypatch, folder, model, num, prompts=None):
         settings["batch_size"] = num
     match type(pipeline).__name__:
         case "DDIMPipeline":
-            settings["use_clipped_model_output"] = True
+            settings["use_clipped_model_output"] = task.sampling.clipped_epsilon
         case "LDMTextToImagePipeline" | "StableDiffusionPipeline":
             settings["latents"] = to_torch(x_T)
     return np.round(pipeline(**settings).images * 255).astype(np.uint8), pipeline
@@ -74,3 +74,18 @@ def randomised(module, seed=0):
         for weight in module.parameters():
             weight += 0.05 * torch.randn(weight.shape, generator=generator)
     return module
+
+
+def their_unet(channels, **options):
+    """A tiny UNet2DModel of points of 4 x 4."""
+    architecture = {
+        "sample_size": 4,
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+        "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 16,
+    }
+    return randomised(diffusers.UNet2DModel(**architecture | options))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from convert_pipelines import assert_same_images, randomised, theirs, to_torch
+from convert_pipelines import assert_same_images, randomised, their_unet, theirs, to_torch
 
 from conprediff_jax import presets
 from conprediff_jax.errors import UserError
@@ -67,22 +67,6 @@ def test_exported_models_open_there_and_come_back(name, tmp_path, monkeypatch):
         np.testing.assert_allclose(
             tiny.apply(model, x, jnp.array([3, 17])), output.permute(0, 2, 3, 1), atol=1e-4
         )
-
-
-def their_unet(channels, **options):
-    return randomised(
-        diffusers.UNet2DModel(
-            sample_size=4,
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=(32, 64),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-            attention_head_dim=16,
-            **options,
-        )
-    )
 
 
 def their_ldm(family=diffusers.VQModel, **options):
@@ -198,6 +182,9 @@ def test_heads_of_a_conditional_unet_are_a_number_of_heads():
         ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "SkipDownBlock2D"),
         ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "do not mirror"),
         ({"downsample_type": "resnet"}, None),  # the lowest level changes nothing
+        ({"act_fn": "swish"}, None),  # which is silu
+        ({"act_fn": "gelu"}, "act_fn is 'gelu'; only 'silu'"),
+        ({"attention_head_dim": 24}, "attention_head_dim is 24 at a level of 64 channels"),
         ({"block_out_channels": [64, 96]}, "multiples of the first"),
         ({"new_option": 3}, "no counterpart for new_option=3"),
     ],
@@ -235,6 +222,15 @@ def patched():
         ),
         (lambda: tiny.pixels(sampler="dpm_solver"), "clip is 1.0 with dpm_solver"),
         (lambda: tiny.pixels(spacing="trailing", steps=7), "take steps that divide 20"),
+        (lambda: tiny.pixels(steps_offset=3, steps=9), "goes on by 2 at every step"),
+        (
+            lambda: tiny.pixels(time_limit=19, spacing="linspace"),
+            "time_limit is 19: diffusers' DPM-Solver alone",
+        ),
+        (
+            lambda: tiny.continuous(tiny.kl().first_stage, clip=1.0),
+            "LDMPipeline cannot be told to let epsilon follow",
+        ),
     ],
 )
 def test_models_that_no_pipeline_holds_are_one_clear_line(config, message, tmp_path):

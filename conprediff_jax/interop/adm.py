@@ -28,7 +28,8 @@ def read(path: str, config: ConfigDict, *, new_attention_order: bool = False) ->
     Raises:
         UserError: A tensor is missing, left over, or does not fit the config.
     """
-    weights = tensor_files.arrays(tensor_files.read(path), path)
+    content = tensor_files.nested(tensor_files.read(path), "state_dict", path)
+    weights = tensor_files.unwrapped(tensor_files.arrays(content, path))
     task = make_experiment(config).task
     channels = task.denoiser.out_channels
     if all(len(weights.get(name, ())) == 2 * channels for name in _OUTPUT):

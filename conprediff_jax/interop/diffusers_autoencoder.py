@@ -170,14 +170,15 @@ def fields_from_diffusers(
     }
     if family is VQModel:
         fields["num_codes"] = options.take("num_vq_embeddings", 256)
-        fields["embed_dim"] = options.take("vq_embed_dim", None)
+        fields["embed_dim"] = options.take("vq_embed_dim", None, int)
         options.expect(norm_type="group", lookup_from_codebook=False)
         scale = options.take("scaling_factor", 1.0)
     else:
         options.expect(use_quant_conv=True, use_post_quant_conv=True, shift_factor=None)
         options.expect(latents_mean=None, latents_std=None)
         scale = options.take("scaling_factor", 0.18215)
-    options.expect(norm_num_groups=GROUPS, act_fn="silu", in_channels=fields["out_channels"])
+    options.expect(norm_num_groups=GROUPS, in_channels=fields["out_channels"])
+    options.activation()
     options.ignore("sample_size", "force_upcast")
     options.finish()
     return family, fields, float(scale)

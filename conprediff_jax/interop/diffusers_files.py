@@ -14,7 +14,6 @@ from conprediff_jax.errors import UserError
 from conprediff_jax.interop import tensor_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-_PICKLED = "diffusion_pytorch_model.bin"
 VERSION = "0.31.0"  # of diffusers: the oldest whose classes have all the options that are written
 
 
@@ -39,21 +38,25 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     """The content of a JSON file.
 
     Raises:
-        UserError: There is none.
+        UserError: There is none, or it holds no object.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: no readable file of a diffusers pipeline: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: holds a {type(content).__name__}, not a JSON object of options")
+    return content
 
 
 def read_weights(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], pathlib.Path]:
-    """All tensors of the network in a folder, and their file.
+    """All tensors of the network in a folder, and their file, or the index of their files.
 
     Raises:
         UserError: There are none.
     """
-    file = next((folder / n for n in (WEIGHTS, _PICKLED) if (folder / n).exists()), None)
+    stem = WEIGHTS.removesuffix(".safetensors")
+    file = tensor_files.find(folder, stem, stem)
     if file is None:
         raise UserError(f"{folder}: no weights; put {WEIGHTS} there")
-    return tensor_files.arrays(tensor_files.read(file), str(file)), file
+    return tensor_files.unwrapped(tensor_files.read_whole(file)), file

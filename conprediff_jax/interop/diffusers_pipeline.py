@@ -13,7 +13,9 @@ pixels in patches, or holds more than one guidance, and no folder is written the
 Nothing here needs diffusers or torch, but for weights that are pickled (`.bin`).
 """
 
+import dataclasses
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,6 +53,66 @@ _CONTINUOUS = {
     "LDMPipeline": "vqvae",
     LATENT: "vqvae",
     STABLE: "vae",
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Pipeline:
+    """What a class of pipelines consists of, and what it does unless told otherwise.
+
+    Attributes:
+        parts: The classes that each part may have; none for those that its reader checks.
+        steps: The number of steps it makes; of tokens it must be that of the times, see there.
+        guidance: The scale of its guidance; 1 for none.
+        left_aside: What makes no difference to the images, or only hides some.
+    """
+
+    parts: Mapping[str, tuple[str, ...]]
+    steps: int = 50
+    guidance: float = 1.0
+    left_aside: tuple[str, ...] = ()
+
+
+def _parts(unet: str, **others: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
+    """The parts of a pipeline of Gaussian diffusion."""
+    return {"unet": (unet,), "scheduler": diffusers_schedulers.CONTINUOUS, **others}
+
+
+_AUTOENCODERS = ("VQModel", "AutoencoderKL")
+PIPELINES = {
+    "DDIMPipeline": _Pipeline(parts=_parts("UNet2DModel")),
+    "DDPMPipeline": _Pipeline(parts=_parts("UNet2DModel"), steps=1000),
+    "LDMPipeline": _Pipeline(parts=_parts("UNet2DModel", vqvae=_AUTOENCODERS)),
+    LATENT: _Pipeline(
+        parts=_parts(
+            "UNet2DConditionModel", vqvae=_AUTOENCODERS, bert=("LDMBertModel",), tokenizer=()
+        )
+    ),
+    STABLE: _Pipeline(
+        parts=_parts(
+            "UNet2DConditionModel",
+            vae=("AutoencoderKL",),
+            text_encoder=("CLIPTextModel",),
+            tokenizer=(),
+        ),
+        guidance=7.5,
+        left_aside=(
+            *("safety_checker", "requires_safety_checker"),  # puts black in the place of images
+            *("feature_extractor", "image_encoder"),  # of the checker, and of adapters
+        ),
+    ),
+    DISCRETE: _Pipeline(
+        parts={
+            "transformer": ("Transformer2DModel",),
+            "scheduler": ("VQDiffusionScheduler",),
+            "vqvae": ("VQModel",),
+            "text_encoder": ("CLIPTextModel",),
+            "tokenizer": (),
+            "learned_classifier_free_sampling_embeddings": (),
+        },
+        steps=100,
+        guidance=5.0,
+    ),
 }
 
 
@@ -102,7 +164,7 @@ def write(model: Pretrained, folder: pathlib.Path) -> None:
         }
     else:
         to_scheduler = diffusers_schedulers.gaussian_to_diffusers
-        scheduler = to_scheduler(task.process, task.sampling, stable=name == STABLE)
+        scheduler = to_scheduler(task.process, task.sampling, pipeline=name)
         side, _, channels = task.point_shape
         parts = {
             "unet": (
@@ -147,6 +209,54 @@ def _token_autoencoder(model: Pretrained) -> tuple[dict[str, Any], dict[str, np.
     return config, diffusers_autoencoder.params_to_diffusers(params, autoencoder)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Folder:
+    """A pipeline's folder and what its `model_index.json` says of it.
+
+    Attributes:
+        path: Of the folder.
+        index: What the file holds.
+        pipeline: The pipeline's class.
+    """
+
+    path: pathlib.Path
+    index: Mapping[str, Any]
+    pipeline: str
+
+    @classmethod
+    def opened(cls, path: pathlib.Path) -> "_Folder":
+        """Reads and checks `model_index.json`.
+
+        Raises:
+            DiffusersError: It is of another pipeline, or has other parts than its pipeline.
+        """
+        index = read_json(path / "model_index.json")
+        name = index.get("_class_name")
+        if name not in PIPELINES:
+            raise DiffusersError(f"{path}: holds a {name}; {', '.join(PIPELINES)} are read")
+        parts = PIPELINES[name].parts
+        for part, classes in parts.items():
+            entry = index.get(part)
+            kind = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+            if classes and kind not in classes:
+                raise DiffusersError(
+                    f"{path / part}: holds a {kind} in a {name}, as model_index.json says; "
+                    f"{' or '.join(classes)} is read there"
+                )
+        for key in index:
+            if not key.startswith("_") and key not in (*parts, *PIPELINES[name].left_aside):
+                raise DiffusersError(f"{path}: model_index.json has {key}: no part of a {name}")
+        return cls(path, index, name)
+
+    def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
+        """The config of a part, of the class that the index names: it is the one that is made."""
+        return read_json(self.path / part / file) | {"_class_name": self.index[part][1]}
+
+    def scheduler(self) -> tuple[dict[str, Any], str]:
+        """The config of the scheduler, and what to call it in errors."""
+        return self.config("scheduler", "scheduler_config.json"), str(self.path / "scheduler")
+
+
 def read(path: str) -> Pretrained:
     """A model out of a pipeline's folder.
 
@@ -158,49 +268,64 @@ def read(path: str) -> Pretrained:
         UserError: A part is missing, is of a kind that is not known here, or has weights that do
             not fit its config.
     """
-    folder = pathlib.Path(path).expanduser()
-    name = read_json(folder / "model_index.json").get("_class_name")
-    if name == DISCRETE:
-        return _read_discrete(folder)
-    if name not in _CONTINUOUS:
-        raise DiffusersError(
-            f"{folder}: holds a {name}; {', '.join((*_CONTINUOUS, DISCRETE))} are read"
-        )
-    return _read_continuous(folder, name)
+    folder = _Folder.opened(pathlib.Path(path).expanduser())
+    return _read_discrete(folder) if folder.pipeline == DISCRETE else _read_continuous(folder)
 
 
-def _read_continuous(folder: pathlib.Path, name: str) -> Pretrained:
-    unet_config = read_json(folder / "unet" / "config.json")
-    fields = diffusers_unet.fields_from_diffusers(unet_config, str(folder / "unet"))
-    unet = UNet(**fields)
-    if (unet.text_dim is not None) != (name in (LATENT, STABLE)):
-        raise DiffusersError(f"{folder / 'unet'}: holds a {unet_config['_class_name']} in a {name}")
-    scheduler = read_json(folder / "scheduler" / "scheduler_config.json")
+def _read_continuous(folder: _Folder) -> Pretrained:
+    name, path = folder.pipeline, folder.path
+    unet_config = folder.config("unet")
+    fields = diffusers_unet.fields_from_diffusers(unet_config, str(path / "unet"))
+    unet = _made(UNet, fields, path / "unet")
+    if name in (LATENT, STABLE) and unet.text_dim is None:
+        raise DiffusersError(f"{path / 'unet'}: cross_attention_dim is None in a {name}")
+    scheduler, where = folder.scheduler()
     process, sampling = diffusers_schedulers.gaussian_from_diffusers(
-        scheduler, str(folder / "scheduler")
+        scheduler, where, pipeline=name
     )
+    most = PIPELINES[name].steps
+    sampling["steps"] = diffusers_schedulers.fitting_steps(process, sampling, most, where)
+    sampling["guidance"] = PIPELINES[name].guidance
     config = config_lib.default().unlock()
-    side, networks = unet_config.get("sample_size"), {}
-    if not isinstance(side, int):
-        raise DiffusersError(f"{folder / 'unet'}: sample_size is {side!r}; one number is needed")
+    side, networks = _side(unet_config, name, path / "unet"), {}
     if _CONTINUOUS[name]:
-        where = folder / _CONTINUOUS[name]
-        family, architecture, scale, params = _read_autoencoder(where)
+        where = path / _CONTINUOUS[name]
+        family, architecture, scale, params = _read_autoencoder(folder, _CONTINUOUS[name])
         kind = "vq" if family is VQModel else "kl"
         config.first_stage = config_lib.latents(kind, str(where), scale=scale, **architecture)
         side *= family(**architecture).downsampling
         networks["first_stage"] = {"autoencoder": params, "scale": np.float32(scale)}
     config.data.image_size = side
     _update(config, "process", process)
-    # An argument of the pipeline; half of all times always fit, whatever their offset.
-    sampling["steps"] = min(config.sampling.steps, max(1, process["num_steps"] // 2))
     _update(config, "sampling", sampling)
     _update(config, "model", fields)
     read_params = diffusers_unet.params_from_diffusers
-    networks["denoiser"] = _read_params(folder / "unet", read_params, unet)
+    networks["denoiser"] = _read_params(path / "unet", read_params, unet)
     if unet.text_dim is not None:
-        _add_text(folder, name, unet.text_dim, config, networks)
-    return Pretrained.assembled(config.lock(), networks, step=0, origin=str(folder))
+        _add_text(path, name, unet.text_dim, config, networks)
+    return Pretrained.assembled(config.lock(), networks, step=0, origin=str(path))
+
+
+def _side(unet: Mapping[str, Any], pipeline: str, where: pathlib.Path) -> int:
+    """Rows of what a UNet denoises, and columns.
+
+    StableDiffusionPipeline makes 64 of what files before diffusers 0.9 say, if that is less.
+
+    Raises:
+        DiffusersError: They differ, or are not given.
+    """
+    given = unet.get("sample_size")
+    sides = set(given) if isinstance(given, list) and len(given) == 2 else {given}
+    side = sides.pop()
+    if sides or type(side) is not int or side < 1:
+        raise DiffusersError(
+            f"{where}: sample_size is {given!r}; one number is needed, or the same twice"
+        )
+    version = re.match(r"(\d+)\.(\d+)", str(unet.get("_diffusers_version", "")))
+    old = version is not None and tuple(map(int, version.groups())) < (0, 9)
+    if pipeline == STABLE and old and given == side:
+        return max(side, 64)
+    return side
 
 
 def _add_text(
@@ -217,26 +342,22 @@ def _add_text(
         networks["denoiser"]["null_text"] = {"embedding": text.null}
 
 
-def _read_discrete(folder: pathlib.Path) -> Pretrained:
-    where = folder / "transformer"
-    fields = diffusers_transformer.fields_from_diffusers(
-        read_json(where / "config.json"), str(where)
-    )
-    transformer = TokenTransformer(**fields)
-    family, architecture, _, autoencoder = _read_autoencoder(folder / "vqvae")
+def _read_discrete(folder: _Folder) -> Pretrained:
+    path, where = folder.path, folder.path / "transformer"
+    fields = diffusers_transformer.fields_from_diffusers(folder.config("transformer"), str(where))
+    transformer = _made(TokenTransformer, fields, where)
+    family, architecture, _, autoencoder = _read_autoencoder(folder, "vqvae")
     if family is not VQModel:
-        raise DiffusersError(f"{folder / 'vqvae'}: holds no VQModel, so there are no tokens")
-    process = diffusers_schedulers.categorical_from_diffusers(
-        read_json(folder / "scheduler" / "scheduler_config.json"), str(folder / "scheduler")
-    )
+        raise DiffusersError(f"{path / 'vqvae'}: holds no VQModel, so there are no tokens")
+    process = diffusers_schedulers.categorical_from_diffusers(*folder.scheduler())
     sizes = {process.pop("num_codes"), fields["num_codes"], architecture["num_codes"]}
     if len(sizes) > 1 or process["num_steps"] != fields["num_steps"]:
         raise DiffusersError(
-            f"{folder}: transformer, scheduler and codebook do not agree on the number of codes "
+            f"{path}: transformer, scheduler and codebook do not agree on the number of codes "
             f"({sorted(sizes)}) or steps ({fields['num_steps']}, {process['num_steps']})"
         )
     config = config_lib.default_discrete(
-        config_lib.tokens(str(folder / "vqvae"), **architecture)
+        config_lib.tokens(str(path / "vqvae"), **architecture)
     ).unlock()
     config.data.image_size = fields["grid"][0] * family(**architecture).downsampling
     _update(config, "process", process)
@@ -249,21 +370,36 @@ def _read_discrete(folder: pathlib.Path) -> Pretrained:
         "first_stage": {"autoencoder": autoencoder, "codes": codes},
     }
     if fields["text_dim"] is not None:
-        _add_text(folder, DISCRETE, fields["text_dim"], config, networks)
-    return Pretrained.assembled(config.lock(), networks, step=0, origin=str(folder))
+        config.sampling.guidance = PIPELINES[DISCRETE].guidance
+        _add_text(path, DISCRETE, fields["text_dim"], config, networks)
+    return Pretrained.assembled(config.lock(), networks, step=0, origin=str(path))
 
 
 def _read_autoencoder(
-    folder: pathlib.Path,
+    folder: _Folder, part: str
 ) -> tuple[type[VQModel | AutoencoderKL], dict[str, Any], float, Any]:
     """Class, fields, scale and parameters of a first stage."""
+    where = folder.path / part
     family, fields, scale = diffusers_autoencoder.fields_from_diffusers(
-        read_json(folder / "config.json"), str(folder)
+        folder.config(part), str(where)
     )
     if fields.pop("out_channels") != 3:
-        raise DiffusersError(f"{folder}: images of three channels are needed")
+        raise DiffusersError(f"{where}: images of three channels are needed")
     read_params = diffusers_autoencoder.params_from_diffusers
-    return family, fields, scale, _read_params(folder, read_params, family(**fields))
+    model = _made(family, fields, where)
+    return family, fields, scale, _read_params(where, read_params, model)
+
+
+def _made(network: type, fields: Mapping[str, Any], where: pathlib.Path) -> Any:
+    """A network of these fields.
+
+    Raises:
+        DiffusersError: There is none; the message names our field, and says why.
+    """
+    try:
+        return network(**fields)
+    except (ValueError, TypeError) as error:
+        raise DiffusersError(f"{where}: no counterpart here: {error}") from error
 
 
 def _read_params(folder: pathlib.Path, read_params: Any, network: Any) -> Any:

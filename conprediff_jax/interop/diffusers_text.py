@@ -210,6 +210,7 @@ def read(folder: pathlib.Path, pipeline: str, text_dim: int) -> tuple[dict[str, 
             f"{folder}: the denoiser reads texts of {text_dim} channels, {part.name} gives "
             f"{encoder.width}"
         )
+    _check_captions(folder, part, pipeline, encoder.length)
     tokenizer = Tokenizer.from_file(folder / "tokenizer", length=encoder.length)
     names = [field.name for field in dataclasses.fields(encoder)]
     section = config_lib.text(
@@ -222,6 +223,21 @@ def read(folder: pathlib.Path, pipeline: str, text_dim: int) -> tuple[dict[str, 
     null = _read_null(folder / _GUIDANCE) if pipeline == DISCRETE else None
     condition = {"dropout": 0.1, "null": "empty" if null is None else "learned"}
     return {"text": section, "condition": condition}, Text(encoder, params, tokenizer, null)
+
+
+def _check_captions(folder: pathlib.Path, part: pathlib.Path, pipeline: str, length: int) -> None:
+    """Raises DiffusersError where the pipeline would encode captions otherwise than we do."""
+    if read_json(part / "config.json").get("use_attention_mask"):
+        raise DiffusersError(f"{part}: use_attention_mask is set; captions are read whole here")
+    told = folder / "tokenizer" / "tokenizer_config.json"
+    tokens = read_json(told).get("model_max_length", length) if told.exists() else length
+    if pipeline == LATENT:
+        told, tokens = pipeline, _LENGTH
+    if tokens != length:
+        raise DiffusersError(
+            f"{part}: reads captions of {length} tokens, {told} fills them up to {tokens}; they "
+            "must be equal"
+        )
 
 
 def _read_null(folder: pathlib.Path) -> np.ndarray | None:

@@ -158,10 +158,10 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
         "width": heads * options.take("attention_head_dim", 88),
         "num_layers": options.take("num_layers", 1),
         "dropout": options.take("dropout", 0.0),
-        "text_dim": options.take("cross_attention_dim", None),
-        "grid": (options.take("sample_size", None),) * 2,
-        "num_codes": (options.take("num_vector_embeds", None) or 0) - 1,
-        "num_steps": options.take("num_embeds_ada_norm", None),
+        "text_dim": options.take("cross_attention_dim", None, int),
+        "grid": (options.take("sample_size", None, int),) * 2,
+        "num_codes": (options.take("num_vector_embeds", None, int) or 0) - 1,
+        "num_steps": options.take("num_embeds_ada_norm", None, int),
     }
     if fields["num_codes"] < 1:
         raise DiffusersError(f"{where}: no num_vector_embeds: it is not a transformer of tokens")

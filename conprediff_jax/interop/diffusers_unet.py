@@ -233,10 +233,11 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
         "blocks_per_level": options.take("layers_per_block", 2),
         "scale_shift_norm": _scale_shift(options, text),
         "dropout": options.take("dropout", 0.0),
-        "num_classes": options.take("num_class_embeds", None),
+        "num_classes": options.take("num_class_embeds", None, int),
     }
     fields |= _levels(options, text, len(mult))
     fields |= _attention(options, text, [channels * m for m in mult])
+    _check_heads(options, fields)
     for name in ("blocks_per_level", "num_heads", "text_dim", "transformer_depth"):
         if isinstance(fields.get(name), tuple):
             raise DiffusersError(f"{where}: {name} differs between levels; one number is needed")
@@ -250,9 +251,9 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
         center_input_sample=False,
         time_embedding_type="positional",
         mid_block_scale_factor=1,
-        act_fn="silu",
         add_attention=True,
     )
+    options.activation()
     # The last two name the file's own size and a table that positional embeddings do not have.
     options.ignore("sample_size", "in_channels", "num_train_timesteps")
     _finish_at_defaults(options, _UNET_DEFAULTS)
@@ -261,14 +262,14 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
 
 def _attention(options: Options, text: bool, widths: list[int]) -> dict[str, Any]:
     """Heads, and what the spatial transformers of a model with text have."""
-    heads = options.take("attention_head_dim", 8)
+    heads = options.take("attention_head_dim", 8, int)
     if not text:
         single = {"num_heads": 1, "head_channels": None}
         return single if heads is None else {"num_heads": None, "head_channels": heads}
     options.expect(
         use_linear_projection=False, only_cross_attention=False, dual_cross_attention=False
     )
-    heads = options.take("num_attention_heads", None) or heads
+    heads = options.take("num_attention_heads", None, int) or heads
     single = None
     if isinstance(heads, tuple):  # one for every level: as many as make heads of one width
         single = widths[-1] // heads[-1]
@@ -277,9 +278,28 @@ def _attention(options: Options, text: bool, widths: list[int]) -> dict[str, Any
     return {
         "num_heads": heads,
         "head_channels": single if heads is None else None,
-        "text_dim": options.take("cross_attention_dim", 1280),
+        "text_dim": options.take("cross_attention_dim", 1280, int),
         "transformer_depth": options.take("transformer_layers_per_block", 1),
     }
+
+
+def _check_heads(options: Options, fields: Mapping[str, Any]) -> None:
+    """Raises DiffusersError where heads do not share the channels of a level.
+
+    diffusers then makes attention of fewer channels, as many as whole heads have.
+    """
+    widths = [fields["channels"] * mult for mult in fields["channel_mult"]]
+    attended = [
+        width for level, width in enumerate(widths) if 2**level in fields["attention_downsampling"]
+    ]
+    number = fields["head_channels"] or fields["num_heads"]
+    for width in [*attended, widths[-1]]:
+        if type(number) is not int or number < 1 or width % number:
+            given = options.given.get("attention_head_dim")
+            raise DiffusersError(
+                f"{options.where}: attention_head_dim is {given!r} at a level of {width} channels; "
+                "heads must share them without a rest"
+            )
 
 
 # Options of UNet2DConditionModel that only matter away from their defaults.
@@ -305,7 +325,7 @@ def _finish_at_defaults(options: Options, defaults: Mapping[str, Any]) -> None:
 
 def _scale_shift(options: Options, text: bool) -> bool:
     shift = options.take("resnet_time_scale_shift", "default")
-    groups = options.take("attn_norm_num_groups", None)
+    groups = options.take("attn_norm_num_groups", None, int)
     if shift not in ("default", "scale_shift"):
         raise DiffusersError(
             f"{options.where}: resnet_time_scale_shift is {shift!r}; "
@@ -336,6 +356,11 @@ def _levels(options: Options, text: bool, levels: int) -> dict[str, Any]:
     )
     kinds = (options.take("downsample_type", "conv"), options.take("upsample_type", "conv"))
     where = options.where
+    if not set(kinds) <= {"conv", "resnet"}:
+        raise DiffusersError(
+            f"{where}: downsample_type and upsample_type are {kinds}; they must be "
+            "'conv' or 'resnet'"
+        )
     for name, types, known in (("down_block_types", down, _DOWN), ("up_block_types", up, _UP)):
         unknown = [kind for kind in types if kind not in known or text != ("Cross" in kind)]
         unknown = [kind for kind in unknown if kind not in ("DownBlock2D", "UpBlock2D")]

@@ -30,6 +30,7 @@ from conprediff_jax.interop import (
 )
 from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.models.first_stage import Latents
+from conprediff_jax.models.unet import UNet
 
 _UNET, _EMA, _FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
 _TEXT = "cond_stage_model.transformer."
@@ -56,7 +57,9 @@ def read(path: str, config: ConfigDict) -> Pretrained:
             those of the config's schedule.
     """
     content = tensor_files.read(path)
-    weights = tensor_files.arrays(content.get("state_dict", content), path)
+    state_dict = tensor_files.nested(content, "state_dict", path)
+    weights = tensor_files.arrays(state_dict, path, numbers=("scale_factor",))
+    weights = tensor_files.unwrapped(weights, (_UNET, _EMA, _FIRST_STAGE, _TEXT))
     task = make_experiment(config).task
     if not isinstance(task.first_stage, Latents):
         raise UserError(
@@ -69,7 +72,7 @@ def read(path: str, config: ConfigDict) -> Pretrained:
     try:
         networks = {
             "denoiser": original_unet.params_from_original(
-                _unet_weights(weights, path), task.denoiser
+                _unet_weights(weights, task.denoiser, path), task.denoiser
             ),
             "first_stage": {
                 "autoencoder": original_autoencoder.params_from_original(
@@ -85,7 +88,9 @@ def read(path: str, config: ConfigDict) -> Pretrained:
         raise UserError(f"{path}: {error}") from error
     scale = task.first_stage.scale
     if "scale_factor" in weights:
-        scale = float(weights["scale_factor"])
+        if weights["scale_factor"].size != 1:
+            raise UserError(f"{path}: scale_factor holds {weights['scale_factor'].size} numbers")
+        scale = float(weights["scale_factor"].reshape(()))
     if scale is None:
         raise UserError(f"{path}: no scale_factor; give config.first_stage.scale")
     config = ConfigDict(config.to_dict()).unlock()
@@ -100,13 +105,20 @@ def _step(content: Mapping) -> int:
     return int(step) if isinstance(step, int) else 0
 
 
-def _unet_weights(weights: Mapping[str, np.ndarray], path: str) -> dict[str, np.ndarray]:
-    """The UNet's tensors by its own names, of the moving average where there is one."""
+def _unet_weights(
+    weights: Mapping[str, np.ndarray], unet: UNet, path: str
+) -> dict[str, np.ndarray]:
+    """The UNet's tensors by its own names, of the moving average where there is one.
+
+    Names of the average have lost their dots. Those of the weights tell where they were; in a file
+    of the average alone, those that `unet` has.
+    """
     plain, averaged = (tensor_files.below(weights, prefix) for prefix in (_UNET, _EMA))
     if not averaged:
         logging.warning("%s: no moving average, taking the weights themselves", path)
         return plain
-    shadows = {f"diffusion_model{name}".replace(".", ""): name for name in plain}
+    names = plain or original_unet.tensor_names(unet)
+    shadows = {f"diffusion_model{name}".replace(".", ""): name for name in names}
     unknown = averaged.keys() - shadows.keys() - {"decay", "num_updates"}
     missing = shadows.keys() - averaged.keys()
     if unknown or missing:
@@ -125,7 +137,8 @@ def _check_betas(weights: Mapping[str, np.ndarray], process: object, path: str) 
     expected = schedules.betas(
         process.schedule, process.num_steps, process.beta_start, process.beta_end
     )
-    if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-4):
+    rtol = tensor_files.precision(found)
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=rtol):
         raise UserError(
             f"{path}: {len(found)} betas from {found[0]:.6g} to {found[-1]:.6g}; the config's are "
             f"{process.schedule}, {len(expected)} from {expected[0]:.6g} to {expected[-1]:.6g}"

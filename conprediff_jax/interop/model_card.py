@@ -41,7 +41,7 @@ from diffusers import DDIMPipeline
 
 pipeline = DDIMPipeline.from_pretrained("{folder}")
 images = pipeline(
-    batch_size=4, num_inference_steps={steps}, eta={eta}, use_clipped_model_output=True
+    batch_size=4, num_inference_steps={steps}, eta={eta}, use_clipped_model_output={clipped}
 ).images
 ```
 """,
@@ -186,6 +186,7 @@ def _values(model: Pretrained) -> dict[str, Any]:
     values = {
         "steps": sampling.steps,
         "eta": getattr(sampling, "eta", 0.0),
+        "clipped": getattr(sampling, "clipped_epsilon", True),
         "guidance": sampling.guidance,
         "times": task.process.num_steps,
         "truncation": getattr(sampling, "truncation", 1.0),

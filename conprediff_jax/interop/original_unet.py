@@ -117,6 +117,11 @@ def params_to_original(
     return _table(unet, np.shape(input_conv)[2], new_attention_order).write(params)
 
 
+def tensor_names(unet: UNet) -> set[str]:
+    """The names of all tensors of `unet` in the original code."""
+    return set(_table(unet, unet.out_channels, False).names.values())
+
+
 def _table(unet: UNet, in_channels: int, new_attention_order: bool) -> tensors.Table:
     """Where the original code keeps the parameters of a UNet for images of so many channels."""
     shapes = model_shapes.of_unet(unet, in_channels)

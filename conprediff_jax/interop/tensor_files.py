@@ -5,16 +5,25 @@ A torch file is a pickle, which can run anything when it is opened. It is opened
 is needed for that alone.
 """
 
+import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+from absl import logging
 from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from conprediff_jax.errors import UserError
+
+# What others put before the names of all tensors: torch's parallel modules, and Lightning's.
+_WRAPPERS = ("module.", "model.")
+
+# In the names of files: of smaller numbers, taken where there is no file without.
+_VARIANTS = ("", ".fp16", ".bf16")
 
 # Latent diffusion's checkpoints name this class beside the weights. It becomes an empty one.
 _INERT = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
@@ -42,7 +51,7 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
         raise FileError(f"{path}: there is no such file")
     if path.suffix == ".safetensors":
         try:
-            return safetensors.load_file(path)
+            return _to_numpy(safetensors.load_file(path))
         except (SafetensorError, OSError, TypeError) as error:
             raise FileError(f"{path}: not a readable safetensors file: {_line(error)}") from error
     return _read_torch(path)
@@ -56,20 +65,110 @@ def write(
     os.chmod(path, 0o644)
 
 
-def arrays(tree: Mapping[str, Any], where: str) -> dict[str, np.ndarray]:
-    """The state dict in a tree: itself, all of whose values must be arrays.
+def find(folder: pathlib.Path, stem: str, pickled: str) -> pathlib.Path | None:
+    """The file of a network's weights in a folder, or the index of its shards; None for neither.
+
+    Args:
+        folder: Where to look.
+        stem: Of the names of safetensors files.
+        pickled: Of the names of torch files, which are taken where there is nothing else.
+    """
+    for name, ending in ((stem, "safetensors"), (pickled, "bin")):
+        for variant in _VARIANTS:
+            for file in (f"{name}{variant}.{ending}", f"{name}.{ending}.index{variant}.json"):
+                if (folder / file).exists():
+                    return folder / file
+    return None
+
+
+def read_whole(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """All tensors of a file, or of the shards that an index lists.
+
+    Raises:
+        FileError: A file is missing or damaged, or holds other things; see `read`.
+    """
+    if path.suffix != ".json":
+        return arrays(read(path), str(path))
+    try:
+        places = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
+        shards = sorted({path.parent / place for place in places})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise FileError(f"{path}: no index of shards with a weight_map: {error!r}") from error
+    return {name: tensor for shard in shards for name, tensor in read_whole(shard).items()}
+
+
+def nested(content: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
+    """What a file holds under a name, or the whole of it where it has no such name.
+
+    Raises:
+        FileError: There is something else than a dict.
+    """
+    found = content.get(name, content)
+    if not isinstance(found, Mapping):
+        raise FileError(f"{where}: {name} is {_kind(found)}, not a dict of tensors")
+    return found
+
+
+def arrays(
+    tree: Mapping[str, Any], where: str, numbers: Collection[str] = ()
+) -> dict[str, np.ndarray]:
+    """The state dict in a tree: its arrays. Plain values beside them, as `epoch`, are left aside.
 
     Args:
         tree: part of what `read` returned.
         where: what to call it in errors.
+        numbers: names of plain numbers that count as arrays.
 
     Raises:
-        FileError: a value is not an array; the message names it.
+        FileError: a value is neither an array nor plain, or there are no arrays.
     """
+    tensors, plain = {}, []
     for name, value in tree.items():
-        if not isinstance(value, np.ndarray):
-            raise FileError(f"{where}: {name} is a {type(value).__name__}, not a tensor")
-    return dict(tree)
+        if isinstance(value, np.ndarray):
+            tensors[str(name)] = value
+        elif name in numbers and type(value) in (int, float):
+            tensors[str(name)] = np.asarray(value, np.float32)
+        elif value is None or isinstance(value, bool | int | float | str):
+            plain.append(f"{name}={value!r}")
+        else:
+            raise FileError(f"{where}: {name} is {_kind(value)}, not a tensor")
+    if not tensors:
+        raise FileError(f"{where}: there are no tensors in it")
+    if plain:
+        logging.info("%s: left aside, no tensors: %s", where, ", ".join(plain)[:200])
+    return tensors
+
+
+def _kind(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def unwrapped(
+    tensors: Mapping[str, np.ndarray], own: tuple[str, ...] = ()
+) -> dict[str, np.ndarray]:
+    """The tensors without a prefix that all their names have: `module.`, `model.`, or several.
+
+    Args:
+        tensors: All of a file.
+        own: How names of the format begin; where one does, nothing is in front of them.
+    """
+    prefix = next((p for p in _WRAPPERS if all(n.startswith(p) for n in tensors)), None)
+    if not tensors or prefix is None or any(name.startswith(own) for name in tensors):
+        return dict(tensors)
+    return unwrapped(below(tensors, prefix), own)
+
+
+def precision(table: np.ndarray) -> float:
+    """By how much numbers may be off, as a share: those of a half precision are, and are all short.
+
+    Args:
+        table: Any numbers; 1e-4 where some need more than half precision.
+    """
+    with np.errstate(over="ignore"):
+        for dtype, share in ((np.float16, 2**-10), (ml_dtypes.bfloat16, 2**-7)):
+            if np.array_equal(table, table.astype(dtype).astype(table.dtype)):
+                return share
+    return 1e-4
 
 
 def below(
@@ -147,6 +246,9 @@ def _to_numpy(tree: Any) -> Any:
     """The same with arrays for tensors, all floats as float32."""
     if isinstance(tree, Mapping):
         return {key: _to_numpy(value) for key, value in tree.items()}
+    if isinstance(tree, np.ndarray):
+        floating = np.issubdtype(tree.dtype, np.floating) or tree.dtype == ml_dtypes.bfloat16
+        return tree.astype(np.float32) if floating else tree
     if hasattr(tree, "is_floating_point"):
         tree = tree.detach()
         return (tree.float() if tree.is_floating_point() else tree).numpy()

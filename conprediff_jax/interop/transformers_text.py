@@ -6,7 +6,7 @@ both directions; layouts are those of `tensors.py`. What there is besides the en
 decoder, projections, heads) is left aside when reading, and is not written.
 
 `load` reads a folder that their `save_pretrained` wrote: `config.json` and `model.safetensors`, in
-one piece or in shards, or an older `pytorch_model.bin`.
+one piece or in shards, of full or half precision, or an older `pytorch_model.bin`.
 """
 
 import dataclasses
@@ -25,7 +25,6 @@ from conprediff_jax.interop import model_shapes, tensor_files, tensors
 from conprediff_jax.models.text import BERTText, CLIPText, T5Text
 
 INDEX = "model.safetensors.index.json"
-WEIGHTS = (INDEX, "model.safetensors", "pytorch_model.bin")  # the first that is there
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -286,7 +285,7 @@ def load(folder: str | os.PathLike, **options: Any) -> Loaded:
         UserError: A file is missing or damaged, or the model is of another kind.
     """
     folder = pathlib.Path(folder).expanduser()
-    weights = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    weights = tensor_files.find(folder, "model", "pytorch_model")
     if weights is None or not (folder / "config.json").exists():
         raise UserError(
             f"{folder}: no text encoder there; expected config.json and model.safetensors, as "
@@ -295,23 +294,11 @@ def load(folder: str | os.PathLike, **options: Any) -> Loaded:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         encoder = encoder_from_config(config, **options)
-        return Loaded(encoder, params_from_transformers(_read(weights), encoder))
+        return Loaded(encoder, params_from_transformers(tensor_files.read_whole(weights), encoder))
     except tensor_files.FileError:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: not a readable text encoder: {error}") from error
-
-
-def _read(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, or of the shards that an index lists."""
-    paths = [path]
-    if path.name == INDEX:
-        shards = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
-        paths = [path.parent / shard for shard in sorted(set(shards))]
-    read = {}
-    for path in paths:
-        read |= tensor_files.arrays(tensor_files.read(path), str(path))
-    return read
 
 
 def _table(encoder: nn.Module) -> tensors.Table:

@@ -67,7 +67,8 @@ def read(path: str, config: ConfigDict) -> Pretrained:
     content = tensor_files.read(path)
     if "model" not in content:
         raise UserError(f"{path}: no 'model' in it; VQ-Diffusion's checkpoints have one")
-    weights = tensor_files.arrays(content["model"], path)
+    weights = tensor_files.arrays(tensor_files.nested(content, "model", path), path)
+    weights = tensor_files.unwrapped(weights, (*_CODEC, _TRANSFORMER))
     task = make_experiment(config).task
     if not isinstance(task.first_stage, Tokens):
         raise UserError(f"{path}: VQ-Diffusion needs a config whose first stage is 'tokens'")
@@ -85,7 +86,8 @@ def read(path: str, config: ConfigDict) -> Pretrained:
     )
     if "ema" in content:
         where = f"{path}, ema"
-        tensors = tensor_files.arrays(content["ema"], where)
+        tensors = tensor_files.arrays(tensor_files.nested(content, "ema", path), where)
+        tensors = tensor_files.unwrapped(tensors, (*prefixes, *_TABLES))
         tensor_files.account(tensors, where, prefixes=prefixes, names=_TABLES)
     else:
         tensors = tensor_files.below(weights, _TRANSFORMER)
@@ -143,8 +145,13 @@ def _check_tables(tensors: Mapping[str, np.ndarray], process: Any, path: str) ->
     ):
         if name not in tensors:
             continue
-        found = np.exp(tensors[name][:-1])  # behind the last time they have the clean end
-        if found.shape != expected.shape or not np.allclose(found, expected, rtol=1e-3, atol=1e-6):
+        logs = tensors[name][:-1]  # behind the last time they have the clean end
+        found = np.exp(logs)
+        rtol = 1e-3 + np.abs(logs) * tensor_files.precision(logs)
+        if (
+            found.shape != expected.shape
+            or not (np.abs(found - expected) <= 1e-6 + rtol * expected).all()
+        ):
             raise UserError(
                 f"{path}: {name} has {len(found)} times, {found[0]:.5g} .. {found[-1]:.5g}; the "
                 f"config's process has {len(expected)}, {expected[0]:.5g} .. {expected[-1]:.5g}"
