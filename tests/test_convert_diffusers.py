@@ -259,6 +259,77 @@ def test_every_tensor_of_a_pipeline_is_accounted_for(tmp_path):
             diffusers_pipeline.read(str(tmp_path / "out"))
 
 
+def rewrite(folder, dtype, shards):
+    """The weights in a folder as `save_pretrained` writes them for a variant or in parts."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / diffusers_files.WEIGHTS)
+    (folder / diffusers_files.WEIGHTS).unlink()
+    variant = {None: "", torch.float16: ".fp16", torch.bfloat16: ".bf16"}[dtype]
+    stem = diffusers_files.WEIGHTS.removesuffix(".safetensors")
+    if dtype is not None:
+        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+    if shards == 1:
+        save_file(tensors, folder / f"{stem}{variant}.safetensors")
+        return
+    names = [f"{stem}{variant}-{part}-of-{shards}.safetensors" for part in range(shards)]
+    places = {name: names[index % shards] for index, name in enumerate(tensors)}
+    for file in names:
+        part = {name: tensor for name, tensor in tensors.items() if places[name] == file}
+        save_file(part, folder / file)
+    index = folder / f"{stem}.safetensors.index{variant}.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": places}))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shards", [1, 2])
+def test_weights_of_half_precision_and_in_shards(dtype, shards, tmp_path):
+    model, out = made("VQ"), tmp_path / "out"
+    formats.write(model, "diffusers", str(out))
+    for part in ("unet", "vqvae"):
+        rewrite(out / part, dtype, shards)
+    back = diffusers_pipeline.read(str(out))
+    close = {None: 0, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=close, atol=close * 1e-4),
+        (back.params, back.frozen),
+        (model.params, model.frozen),
+    )
+    if shards == 2:
+        next((out / "unet").glob("*-1-of-2*")).unlink()
+        with pytest.raises(UserError, match=r"1-of-2\.safetensors: there is no such file"):
+            diffusers_pipeline.read(str(out))
+        for index in (out / "unet").glob("*index*"):
+            index.write_text("{}")
+        with pytest.raises(UserError, match="no index of shards with a weight_map"):
+            diffusers_pipeline.read(str(out))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model_index.json", [], "holds a list, not a JSON object"),
+        ("model_index.json", {"unet": None}, "unet: holds a None in a DDIMPipeline"),
+        ("model_index.json", {"movq": ["diffusers", "VQModel"]}, "movq: no part of a DDIMPipeline"),
+        ("unet/config.json", {"sample_size": [8, 16]}, r"sample_size is \[8, 16\]; one number"),
+        ("unet/config.json", {"dropout": "none"}, "dropout is 'none'; it must be of type float"),
+        ("unet/config.json", {"block_out_channels": [48, 96]}, "positive multiple of 32"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "num_steps is 0"),
+        ("scheduler/scheduler_config.json", {"steps_offset": 900}, "visits the times 9"),
+        ("scheduler/scheduler_config.json", {"stray": 1}, "no counterpart for stray=1"),
+    ],
+)
+def test_files_that_cannot_be_followed_are_one_clear_line(file, content, message, tmp_path):
+    formats.write(made("DDIM"), "diffusers", str(tmp_path / "out"))
+    path = tmp_path / "out" / file
+    if isinstance(content, dict):
+        content = json.loads(path.read_text()) | content
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message) as error:
+        diffusers_pipeline.read(str(tmp_path / "out"))
+    assert "\n" not in str(error.value)
+
+
 def test_the_card_of_a_token_model_visits_every_time(tmp_path):
     """Trap: diffusers' scheduler does not stride, so fewer steps would begin in the middle."""
     model = made("tokens").resampled(steps=2)

@@ -316,6 +316,88 @@ def test_a_checkpoint_of_vq_diffusion(tmp_path):
         formats.read(str(path), "vq-diffusion", config=config)
 
 
+def halved(tree, dtype):
+    """The same with all floats of half precision."""
+    if isinstance(tree, dict):
+        return {name: halved(value, dtype) for name, value in tree.items()}
+    floating = isinstance(tree, torch.Tensor) and tree.is_floating_point()
+    return tree.to(dtype) if floating else tree
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_checkpoints_of_half_precision(dtype, tmp_path):
+    """Tables are then compared by the digits that they have, and others are still refused."""
+    model, path = tiny.pretrained(tiny.kl()), tmp_path / "model.ckpt"
+    content = halved(ldm_checkpoint(model), dtype)
+    torch.save(content, path)
+    found = formats.read(str(path), "ldm", config=model.config)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-7),
+        found.params,
+        model.params,
+    )
+    betas = torch.linspace(0.0103, 0.2, 20).to(dtype)
+    torch.save(content | {"state_dict": content["state_dict"] | {"betas": betas}}, path)
+    with pytest.raises(UserError, match="the config's are scaled_linear"):
+        formats.read(str(path), "ldm", config=model.config)
+
+    config = tiny.tokens().unlock()
+    with config.first_stage.ignore_type():
+        config.first_stage.used_codes = None
+    discrete = tiny.pretrained(config.lock())
+    torch.save(halved(vq_diffusion_checkpoint(discrete, discrete.params), dtype), path)
+    assert formats.read(str(path), "vq-diffusion", config=config).step == 12
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "model.", "module.model."])
+def test_names_with_something_in_front_of_all_of_them(wrapper, tmp_path):
+    model, path = tiny.pretrained(tiny.kl()), tmp_path / "model.ckpt"
+    content = ldm_checkpoint(model)
+    wrapped = {wrapper + name: tensor for name, tensor in content["state_dict"].items()}
+    torch.save({"state_dict": wrapped}, path)
+    read = formats.read(str(path), "ldm", config=model.config)
+    tiny.assert_equal(read.params, model.params)
+
+    pixels = tiny.pretrained(tiny.pixels())
+    weights = original_unet.params_to_original(pixels.params, pixels.task.denoiser)
+    torch.save(as_torch({wrapper + name: tensor for name, tensor in weights.items()}), path)
+    tiny.assert_equal(formats.read(str(path), "adm", config=pixels.config).params, pixels.params)
+
+
+def test_what_else_is_in_published_files(tmp_path):
+    """Plain values beside the tensors; the average alone; nothing where tensors should be."""
+    model, path = tiny.pretrained(tiny.kl()), tmp_path / "model.ckpt"
+    content = ldm_checkpoint(model)
+    tensors = content["state_dict"]
+    average = {k: v for k, v in tensors.items() if not k.startswith("model.diffusion_model.")}
+    for state_dict in (
+        tensors | {"epoch": 3, "name": "kl", "best": None},
+        average,
+        tensors | {"scale_factor": 0.25},  # a plain number
+    ):
+        for whole in ({"state_dict": state_dict}, state_dict):
+            torch.save(whole, path)
+            read = formats.read(str(path), "ldm", config=model.config)
+            tiny.assert_equal(read.params, model.params)
+            assert read.frozen["scale"] == np.float32(0.25)
+
+    for whole, message in (
+        ({"state_dict": None}, "state_dict is None, not a dict of tensors"),
+        ({"state_dict": {"epoch": 3}}, "there are no tensors in it"),
+        ({"state_dict": tensors | {"other": [1, 2]}}, "other is a list, not a tensor"),
+        ({"state_dict": average | {"model_ema.decay2": torch.ones(1)}}, "model_ema.decay2"),
+        ({"state_dict": tensors | {"scale_factor": torch.ones(2)}}, "scale_factor holds 2 numbers"),
+    ):
+        torch.save(whole, path)
+        with pytest.raises(UserError, match=message) as error:
+            formats.read(str(path), "ldm", config=model.config)
+        assert "\n" not in str(error.value)
+    for content, message in (({"model": None}, "model is None"), ({"ema": {}}, "no 'model' in it")):
+        torch.save(content, path)
+        with pytest.raises(UserError, match=message):
+            formats.read(str(path), "vq-diffusion", config=tiny.tokens())
+
+
 class Malicious:
     def __init__(self, path):
         self.path = path

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from conprediff_jax.interop import diffusers_blocks, model_shapes, tensors
 from conprediff_jax.interop.diffusers_options import DiffusersError, Options, multiples
@@ -173,6 +174,8 @@ def fields_from_diffusers(
         fields["embed_dim"] = options.take("vq_embed_dim", None, int)
         options.expect(norm_type="group", lookup_from_codebook=False)
         scale = options.take("scaling_factor", 1.0)
+        if "scaling_factor" not in config:
+            logging.warning("%s: names no scaling_factor; it is taken to be 1", where)
     else:
         options.expect(use_quant_conv=True, use_post_quant_conv=True, shift_factor=None)
         options.expect(latents_mean=None, latents_std=None)
