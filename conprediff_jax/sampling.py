@@ -104,7 +104,7 @@ class ContinuousSampling(SamplingSpec):
 
 
 # Fields that no other sampler has, and their defaults.
-_OF_DDIM = {"eta": 0.0, "final": "one", "step_end": "next"}
+_OF_DDIM = {"eta": 0.0, "final": "one", "step_end": "next", "clipped_epsilon": True}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
