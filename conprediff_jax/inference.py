@@ -98,7 +98,7 @@ def load_experiment(workdir: str, step: int | None = None) -> Experiment:
 
     Args:
         workdir: of a training run.
-        step: of the checkpoint whose config counts; the newest when None.
+        step: of the checkpoint whose config counts; the newest readable when None.
 
     Raises:
         CheckpointError: the workdir holds no checkpoint.

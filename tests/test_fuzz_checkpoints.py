@@ -33,8 +33,8 @@ def damage(rng, folder):
     kind = rng.choice(["remove", "empty", "cut", "flip", "file", "folder", "move", "copy"])
     if kind == "file" and not stray.exists():
         stray.write_bytes(rng.bytes(20))
-    elif kind == "folder":
-        stray.mkdir(exist_ok=stray.is_dir())
+    elif kind == "folder" and not stray.exists():
+        stray.mkdir()
     elif kind == "move" and not stray.exists():
         path.rename(stray)
     elif kind == "copy" and not stray.exists():
