@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 
-from conprediff_jax import inference, inpainting, parallel, random
+from conprediff_jax import inference, inpainting, parallel
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.errors import FieldError
@@ -151,7 +151,7 @@ class Model:
             self._fill(spec),
             inference.Trained(self.task, self.params, self.frozen, self.step),
             [Hole(f"image {i}", *pair) for i, pair in enumerate(zip(images, masks, strict=True))],
-            seed=random.as_seed(seed),
+            seed=seed,
             samples=1,
             batch_size=_batch_size(batch_size, len(images)),
             label=label,

@@ -33,7 +33,12 @@ def define(default: str | None = None, *, lock: bool = True, help_string: str = 
     """
     # Where ml_collections sees none of the keys, it leaves them to `split` and `apply`.
     return config_flags.DEFINE_config_file(
-        NAME, default, help_string, lock_config=lock, sys_argv=split(sys.argv)[0]
+        NAME,
+        default,
+        help_string,
+        flag_values=flags.FLAGS,
+        lock_config=lock,
+        sys_argv=split(sys.argv)[0],
     )
 
 

@@ -76,19 +76,17 @@ def parse(name: str, text: str, kind: Any) -> Any:
     Args:
         name: of the field, for the message.
         text: 'None' where None may be; a number; 'True' or 'False'; a tuple as Python writes it,
-            whose brackets may be missing. A text is taken as it is.
+            whose brackets may be missing. Any other text is taken as it is.
         kind: an annotation, see `as_kind`.
 
     Raises:
         FieldError: the text stands for no such value.
     """
-    if text in ("None", "none") and _may_be_none(kind):
-        return None
-    inner = _without_none(kind)
-    value = _from_text(text, inner)
-    if value is _UNFIT or _fit(value, inner) is _UNFIT:
+    value = None if text == "None" else _from_text(text, _without_none(kind))
+    fit = _UNFIT if value is _UNFIT else _fit(value, kind)
+    if fit is _UNFIT:
         raise FieldError(name, f"is {_shown(text)}: it must be {describe(kind)}")
-    return _fit(value, inner)
+    return fit
 
 
 def require(spec: Any, fits: Callable[[Any], bool], must: str, *names: str) -> None:
@@ -112,6 +110,8 @@ def describe(kind: Any) -> str:
     inner = _without_none(kind)
     elements = _elements(inner)
     said = _ONE[inner] if elements is None else _MANY[elements[0]]
+    if elements and elements[-1] is not ...:
+        said = f"{len(elements)} {said}"
     return f"{said}, or None" if _may_be_none(kind) else said
 
 

@@ -99,6 +99,10 @@ class ContextPrediction:
                 f"stride_weights has {len(self.stride_weights)} entries for "
                 f"{len(self.strides)} strides: give one a stride"
             )
+        if self.stride_weights and not (min(self.stride_weights) >= 0 < sum(self.stride_weights)):
+            raise ValueError(
+                f"stride_weights are {self.stride_weights}: none may be negative, nor all be 0"
+            )
         for name in ("samples", "iterations", "hidden", "latent", "num_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")

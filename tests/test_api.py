@@ -1,0 +1,181 @@
+"""The Python API: what it draws, and what it says to wrong arguments; and seeds everywhere."""
+
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from test_commands import environment
+
+from conprediff_jax import random
+from conprediff_jax.api import Model
+from conprediff_jax.errors import FieldError
+from conprediff_jax.experiment import make_experiment
+from conprediff_jax.inference import Trained
+
+ROOT = pathlib.Path(__file__).parent.parent
+LARGEST = 2**32 - 1
+
+
+def make_model():
+    """A tiny model with three classes and random parameters."""
+    config = tiny.get_config()
+    config.model.num_classes = 3
+    task = make_experiment(config).task
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32),
+        jax.eval_shape(task.init)[0]["denoiser"],
+    )
+    return Model(Trained(task, params, {}, 7), tiny.mesh_of())
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model()
+
+
+# --- seeds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**31 - 1, 2**31, LARGEST])
+def test_a_seed_is_the_low_word_of_threefrys_key(seed):
+    """Outside a program and as the argument of one: there, JAX's own int32 ends at 2^31."""
+    key = jax.random.key(random.as_seed(seed))
+    np.testing.assert_array_equal(jax.random.key_data(key), np.array([0, seed], np.uint32))
+    expected = jax.random.key_data(random.stream(seed, "name", 3))
+    traced = jax.jit(lambda seed: random.stream(seed, "name", 3))(random.as_seed(seed))
+    np.testing.assert_array_equal(jax.random.key_data(traced), expected)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "1", None, True])
+def test_what_is_no_seed_is_refused(seed):
+    with pytest.raises(FieldError, match=r"^seed is .*: it must be a whole number from 0 to"):
+        random.as_seed(seed)
+
+
+def test_an_image_of_a_seed_can_be_drawn_again_alone(model):
+    """Whatever came before it, with its own class; the largest seed is one like any other."""
+    drawn = model.sample(5, LARGEST, batch_size=1)
+    again = model.sample(1, LARGEST, first=4, batch_size=1)
+    np.testing.assert_array_equal(again, drawn[4:])
+    labelled = model.sample(1, LARGEST, first=4, label=1, batch_size=1)
+    np.testing.assert_array_equal(labelled, again)  # 4 modulo 3
+    assert (drawn != model.sample(5, 2**31, batch_size=1)).any()
+
+
+def test_holes_are_filled_from_any_seed(model):
+    images = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    mask = np.ones((8, 8), np.float32)
+    mask[2:6, 2:6] = 0
+    options = {"sampler": "ddim", "label": 0}
+    filled = [model.inpaint(images, mask, seed, **options) for seed in (0, LARGEST)]
+    np.testing.assert_array_equal(filled[0][:, mask > 0], images[:, mask > 0])
+    assert (filled[0] != filled[1]).any()
+
+
+# --- sampling -------------------------------------------------------------------------------------
+
+
+def test_what_ddim_alone_has_stays_behind_with_ddim(model):
+    ddim = model.task.sampling.overridden(model.task, eta=0.5)
+    assert ddim.overridden(model.task, sampler="ddpm").eta == 0
+    assert ddim.overridden(model.task, steps=np.int64(2)).steps == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 1.5}, "steps is 1.5: it must be a whole number"),
+        ({"steps": "4"}, "steps is '4': it must be a whole number"),
+        ({"steps": True}, "steps is True: it must be a whole number"),
+        ({"steps": 21}, "steps is 21; it must lie in 1 .. 20"),
+        ({"eta": np.nan}, "eta is nan: it must be a finite number"),
+        ({"eta": 0.5, "sampler": "ddpm"}, "eta is 0.5: only the sampler 'ddim' has it"),
+        ({"final": "first", "sampler": "dpm_solver"}, "final is 'first': only the sampler 'ddim'"),
+        ({"clip": -1.0}, "clip is -1.0: it must be positive, or 0 for no limit"),
+        ({"spacing": "even"}, "spacing is 'even'; choose one of leading"),
+        ({"guidance": np.inf}, "guidance is inf: it must be a finite number"),
+        ({"guidance_interval": (0.2,)}, "guidance_interval is .*: it must be 2 finite numbers"),
+        ({"truncation": 0.5}, "truncation does not fit this model: its sampling has steps"),
+        ({"batch_size": 0}, "batch_size is 0: it must be a whole number from 1"),
+        ({"batch_size": -2}, "batch_size is -2: it must be a whole number from 1"),
+        ({"first": -1}, "first is -1: it must be a whole number from 0"),
+        ({"first": 2**31}, "first is 2147483648: it must be a whole number from 0 to 2147483646"),
+        ({"label": 3}, "label is 3: it must be a whole number from 0 to 2"),
+        ({"prompts": "a cat"}, "prompts is 'a cat': the model reads no captions"),
+        ({"prompts": []}, r"prompts is \[\]: it must be a text, or a list of texts"),
+        ({"seed": 2**32}, "seed is 4294967296: it must be a whole number from 0 to 4294967295"),
+    ],
+)
+def test_what_cannot_be_drawn_is_one_sentence_about_an_argument(model, settings, message):
+    with pytest.raises(FieldError, match=f"^{message}") as caught:
+        model.sample(1, **settings)
+    assert "--" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_wrong_types_are_one_sentence_as_well():
+    """In a process that does not check annotations, as a notebook does not."""
+    calls = [
+        "model.sample(2.5)",
+        "model.sample('2')",
+        "model.sample(0)",
+        "model.sample(1, seed=1.5)",
+        "model.sample(1, label='cat')",
+        "model.sample(1, label=True)",
+        "model.sample(1, prompts=3)",
+        "model.sample(1, batch_size=1.5)",
+        "model.inpaint(images, np.ones((8, 8)), seed=-1)",
+        "model.inpaint(images, [[1, 2], [1]])",
+        "model.inpaint(images, np.full((8, 8), np.nan))",
+        "model.inpaint(images, np.ones((4, 8)))",
+        "model.inpaint(images, np.ones((8, 8)), num=3)",
+        "model.inpaint(images, np.ones((8, 8)), prompt='a cat')",
+        "model.inpaint(images[:0], np.ones((8, 8)))",
+        "model.encode(images / 255)",
+        "model.encode(images[:, :7])",
+        "model.encode([[1], [1, 2]])",
+        "model.encode(None)",
+        "model.decode(np.ones((1, 4, 4)))",
+        "model.decode(np.ones((0, 4, 4, 12)))",
+        "model.decode(np.full((1, 4, 4, 12), np.inf))",
+        "model.decode('points')",
+        "conprediff_jax.load('nowhere', step=1.5)",
+        "conprediff_jax.load('nowhere', step=-1)",
+    ]
+    script = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "tests")!r})
+import numpy as np
+import conprediff_jax
+from conprediff_jax.errors import FieldError
+from test_api import make_model
+
+model, images = make_model(), np.zeros((2, 8, 8, 3), np.uint8)
+for call in {calls!r}:
+    try:
+        print(call, "returned", eval(call))
+    except FieldError as error:
+        print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    arguments = "num num num seed label label prompts batch_size seed masks masks masks num prompt"
+    arguments += " images" * 5 + " points" * 4 + " step step"
+    said = done.stdout.splitlines()
+    assert [line.partition(" ")[0] for line in said] == arguments.split(), done.stdout
+    assert not any("--" in line for line in said)
+
+
+def test_points_are_pixels_rearranged(model):
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    points = model.encode(images)
+    assert points.shape == (2, 4, 4, 12)
+    np.testing.assert_array_equal(model.decode(points), images)
+    np.testing.assert_array_equal(model.decode(jnp.asarray(points)), images)
