@@ -53,6 +53,7 @@ def train_arguments(images, workdir, *overrides):
         "--config.train.steps=60",
         "--config.train.checkpoint_every=5",
         "--config.train.keep=100",
+        "--config.seed=4294967295",  # the largest
         *overrides,
     ]
 
@@ -105,20 +106,21 @@ def test_a_killed_run_ends_where_the_uninterrupted_one_does(images, killed_and_r
 
 def test_sample_writes_grids_arrays_and_single_images(killed_and_resumed, tmp_path):
     workdir, _ = killed_and_resumed
-    arguments = [f"--workdir={workdir}", "--num=5", "--batch_size=2", "--seed=1"]
+    arguments = [f"--workdir={workdir}", "--num=5", "--batch_size=2", "--seed=4294967295"]
     npz = run("sample", *arguments, f"--out={tmp_path / 'images.npz'}", "--sampler=ddpm")
     assert npz.returncode == 0, npz.stderr
     assert "5/5 images" in npz.stderr and str(tmp_path / "images.npz") in npz.stderr
     arrays = np.load(tmp_path / "images.npz")["arr_0"]
     assert arrays.shape == (5, 8, 8, 3) and arrays.dtype == np.uint8
-    folder = run("sample", *arguments, f"--out={tmp_path / 'images'}", "--sampler=ddpm")
+    some = ["--sampler=ddpm", "--first=2", "--num=3"]
+    folder = run("sample", *arguments, f"--out={tmp_path / 'images'}", *some)
     assert folder.returncode == 0, folder.stderr
     files = sorted((tmp_path / "images").iterdir())
-    assert [f.name for f in files] == [f"{i:06}.png" for i in range(5)]
-    np.testing.assert_array_equal(np.stack([Image.open(f) for f in files]), arrays)
+    assert [f.name for f in files] == [f"{i:06}.png" for i in range(2, 5)]
+    np.testing.assert_array_equal(np.stack([Image.open(f) for f in files]), arrays[2:])
     grid = run("sample", *arguments)
     assert grid.returncode == 0, grid.stderr
-    assert (workdir / "samples" / "sample_step_0000060_seed_1.png").exists()
+    assert (workdir / "samples" / "sample_step_0000060_seed_4294967295.png").exists()
 
 
 def test_of_two_runs_that_sample_into_one_new_folder_one_is_refused(killed_and_resumed, tmp_path):
@@ -166,6 +168,7 @@ def test_of_two_runs_that_sample_into_one_new_folder_one_is_refused(killed_and_r
         ("sample", ["--workdir={workdir}/nothing"], "a workdir is a folder that training wrote"),
         ("sample", ["--workdir={workdir}", "--steps=0"], "steps"),
         ("sample", ["--workdir={workdir}", "--step=7"], "no step 7"),
+        ("sample", ["--workdir={workdir}", "--eta=1", "--sampler=ddpm"], "error: --eta is 1.0: on"),
         ("sample", ["--workdir={workdir}", "--label=3"], "no classes"),
         ("sample", ["--workdir={workdir}", "--out={folder}"], "folder.png: is a folder"),
         (

@@ -185,7 +185,7 @@ def test_values_of_a_config_file_are_checked_as_well():
     for key, value, message in [
         ("optimizer.learning_rate", math.nan, "is nan: it must be a finite number"),
         ("optimizer.clip_norm", math.inf, "is inf: it must be a finite number"),
-        ("sampling.guidance_interval", (0.0, math.nan), "it must be finite numbers"),
+        ("sampling.guidance_interval", (0.0, math.nan), "it must be 2 finite numbers"),
         ("seed", -1, "config.seed is -1: it must be a whole number from 0 to 4294967295"),
         ("train.steps", 2**40, "it must be a whole number of 32 bits"),
     ]:
