@@ -192,6 +192,29 @@ def upright(image: Image.Image) -> Image.Image:
     return turned
 
 
+def _scale_transparent(image: Image.Image, depth: int) -> None:
+    """Brings the one transparent colour of a PNG, if it has one, to the range of the pixels.
+
+    Pillow makes 8 bits of samples of 2, 4 and, in colours, 16 bits, but not of that colour.
+
+    Args:
+        image: decoded.
+        depth: bits a sample in the file.
+
+    Raises:
+        BadImage: by 8 of 16 bits the colour cannot be told from others.
+    """
+    colour = image.info.get("transparency")
+    if colour is None:
+        return
+    if image.mode == "L":
+        image.info["transparency"] = (colour % 2**depth) * 255 // (2**depth - 1)
+    elif image.mode == "RGB" and depth == 16:
+        raise BadImage("of its 16-bit colours one is transparent: save it with an alpha channel")
+    elif image.mode == "RGB":
+        image.info["transparency"] = tuple(value % 256 for value in colour)
+
+
 def read_image(data: bytes, at_least: int = 0) -> Image.Image:
     """Decodes the bytes of an image file, of whatever mode, and turns it `upright`.
 
@@ -209,6 +232,9 @@ def read_image(data: bytes, at_least: int = 0) -> Image.Image:
         image.load()
         if image.format == "PNG":  # of whose checksums Pillow else looks at some only
             Image.open(io.BytesIO(data)).verify()
+            _scale_transparent(image, depth=data[24])
+    except BadImage:
+        raise
     except UnidentifiedImageError as error:  # whose message is the address of the bytes
         raise BadImage("the file is empty" if not data else "not a known kind of image") from error
     except MemoryError:

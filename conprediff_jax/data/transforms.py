@@ -37,7 +37,8 @@ def decode(data: bytes, at_least: int = 0) -> Image.Image:
     """
     image = read_image(data, at_least)
     if image.mode.startswith("I;16"):  # Pillow would clip it at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        levels, hidden = np.asarray(image), image.info.get("transparency", -1)
+        image = Image.fromarray(np.where(levels == hidden, 255, levels >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
         raise BadImage("its values have 32 bits, and which of them is white is not known")
     try:
