@@ -14,6 +14,7 @@ from PIL import Image
 
 from conprediff_jax.data.holes import Picture, cut, mask_files
 from conprediff_jax.data.masks import POLARITIES, read_mask
+from conprediff_jax.data.transforms import decode
 from conprediff_jax.errors import UserError
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG's kinds of colour
@@ -255,6 +256,18 @@ def check_pairs(rng):
             assert shape != other and f"{other[1]} x {other[0]} pixels, but image a" in str(error)
 
 
-@pytest.mark.parametrize("check", [check_png, check_other_formats, check_names, check_pairs])
+def check_photos(rng):
+    """Grey photos of which one brightness is transparent are white there."""
+    depth = int(rng.choice([1, 2, 4, 8, 16]))
+    grey = rng.integers(0, 2**depth, (*rng.integers(1, 6, 2), 1))
+    hidden = int(grey[0, 0, 0])
+    data = png(grey, GREY, depth, transparent=struct.pack(">H", hidden))
+    expected = np.where(grey == hidden, 255, grey * 255 / (2**depth - 1))
+    np.testing.assert_allclose(np.asarray(decode(data), float), expected.repeat(3, -1), atol=1)
+
+
+@pytest.mark.parametrize(
+    "check", [check_png, check_other_formats, check_names, check_pairs, check_photos]
+)
 def test_fuzz(check):
     fuzz(check)
