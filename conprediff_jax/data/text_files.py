@@ -27,7 +27,7 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}, line {line} is no text in {encoding.upper()}") from error
-    lines = text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").replace("\ufeff", "").split("\n")
     for number, line in enumerate(lines, 1):
         if "\0" in line:
             raise UserError(f"{path}, line {number} is no text: it holds a zero character")
