@@ -315,7 +315,7 @@ def test_weights_of_half_precision_and_in_shards(dtype, shards, tmp_path):
         ("unet/config.json", {"dropout": "none"}, "dropout is 'none'; it must be of type float"),
         ("unet/config.json", {"block_out_channels": [48, 96]}, "positive multiple of 32"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "num_steps is 0"),
-        ("scheduler/scheduler_config.json", {"steps_offset": 900}, "visits the times 9"),
+        ("scheduler/scheduler_config.json", {"steps_offset": 900}, "the times visited are 9"),
         ("scheduler/scheduler_config.json", {"stray": 1}, "no counterpart for stray=1"),
     ],
 )
