@@ -30,9 +30,9 @@ from ml_collections import ConfigDict
 from study import figure, grid, report
 from study.grid import BASELINE, Setting
 
-from conprediff_jax import cli, config_flag
-from conprediff_jax.errors import UserError
-from conprediff_jax.experiment import make_experiment
+from conprediff_jax.cli import app, config_flag
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config.experiment import make_experiment
 
 SETTINGS = {
     BASELINE: Setting(weight=0.0),
@@ -88,7 +88,7 @@ _MEASURE = flags.DEFINE_bool("measure", False, "Only measure what has been train
 def main(argv: list[str]) -> None:
     """Trains, measures and reports; or one of them."""
     del argv
-    cli.need("matplotlib", "plan")
+    app.need("matplotlib", "plan")
     out = pathlib.Path(_OUT.value)
     if _FIGURE.value:
         _figure(out / "figure.png")
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     runs = grid.make_runs(
         out,
         config,
-        str(cli.config_name().resolve()),
+        str(app.config_name().resolve()),
         {name: SETTINGS[name] for name in _chosen()},
         _integers(_SEEDS.value),
         overrides=overrides,
@@ -201,4 +201,4 @@ def _figure(path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

@@ -20,14 +20,16 @@ from collections.abc import Mapping
 import numpy as np
 from absl import flags, logging
 
-from conprediff_jax import cli, data, images, parallel
-from conprediff_jax.errors import UserError
-from conprediff_jax.files import write_atomically, write_text
-from conprediff_jax.inference import Trained, load_denoiser, load_experiment
+from conprediff_jax import data, parallel
+from conprediff_jax.cli import app
+from conprediff_jax.common import images
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import write_atomically, write_text
+from conprediff_jax.common.progress import Progress
 from conprediff_jax.metrics.attributes import ATTRIBUTES, agreement, retrieved
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
-from conprediff_jax.progress import Progress
-from conprediff_jax.sampling import generate_batches, make_generate
+from conprediff_jax.runs.restore import Trained, load_denoiser, load_experiment
+from conprediff_jax.sampling.generate import generate_batches, make_generate
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/openmoji_text", "Workdir of a captioned model.")
 _GUIDANCE = flags.DEFINE_list("guidance", ["1", "2", "3", "5", "8"], "Scales of guidance.")
@@ -65,7 +67,7 @@ class Gallery:
 def main(argv: list[str]) -> None:
     """Draws, compares and reports."""
     del argv
-    cli.need("matplotlib", "plan")
+    app.need("matplotlib", "plan")
     trained = load_denoiser(_WORKDIR.value, parallel.make_mesh(parallel.MeshSpec()))
     spec = load_experiment(_WORKDIR.value).data
     if spec.name != "openmoji/combinations" or trained.task.text is None:
@@ -202,4 +204,4 @@ def _write(out: pathlib.Path, found: Mapping[str, Mapping[str, Figure]]) -> None
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

@@ -29,8 +29,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import flags, logging
 
-from conprediff_jax import cli, config_flag
-from conprediff_jax.errors import UserError
+from conprediff_jax.cli import app, config_flag
+from conprediff_jax.common.errors import UserError
 
 _KILLS = flags.DEFINE_integer("kills", 20, "How many.", lower_bound=0)
 _PROCESSES = flags.DEFINE_integer("processes", 2, "Of the run.", lower_bound=1)
@@ -54,7 +54,7 @@ class Run:
         self.workdir = workdir
         command = [
             *(sys.executable, "-m", "conprediff_jax.main", f"--workdir={workdir}"),
-            f"--config={cli.config_name().resolve()}",
+            f"--config={app.config_name().resolve()}",
             *(f"--config.{key}={value}" for key, value in settings().items()),
         ]
         options = [f"--processes={_PROCESSES.value}", "--devices=1", "--restarts=1000", "--"]
@@ -170,4 +170,4 @@ def contents(run: Run) -> dict[str, bytes]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

@@ -18,13 +18,14 @@ os.environ["XLA_FLAGS"] = (
 
 import jax
 
-from conprediff_jax import cli, config_flag, parallel
-from conprediff_jax.experiment import make_experiment
+from conprediff_jax import parallel
+from conprediff_jax.cli import app, config_flag
+from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.planning import tables
-from conprediff_jax.planning.collectives import Collective, collectives
-from conprediff_jax.planning.cost import program_cost
-from conprediff_jax.planning.hlo import Module
 from conprediff_jax.planning.programs import lower_train_step
+from conprediff_jax.xla.collectives import Collective, collectives
+from conprediff_jax.xla.cost import program_cost
+from conprediff_jax.xla.hlo import Module
 
 _CONFIG = config_flag.define("configs/openmoji.py")
 
@@ -74,4 +75,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

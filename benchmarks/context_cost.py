@@ -43,13 +43,13 @@ from scipy import optimize
 from study import cost_report
 from study.cost_report import ALONE, BASE, FIXED, NAIVE
 
-from conprediff_jax import cli
+from conprediff_jax.cli import app
+from conprediff_jax.common.files import write_text
+from conprediff_jax.common.progress import Progress
 from conprediff_jax.context import TRANSPORTS, ContextPrediction
-from conprediff_jax.files import write_text
-from conprediff_jax.planning.cost import program_cost
-from conprediff_jax.planning.hlo import Module
 from conprediff_jax.planning.topology import Topology
-from conprediff_jax.progress import Progress
+from conprediff_jax.xla.cost import program_cost
+from conprediff_jax.xla.hlo import Module
 
 _TPU = flags.DEFINE_string("tpu", None, "Also compile for one chip of this slice, as v5e:2x2.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed calls of every program.", lower_bound=1)
@@ -233,7 +233,7 @@ def _accuracy(transport: str, samples: int, channels: int) -> tuple[float, float
 def main(argv: list[str]) -> None:
     """Compiles, times, and prints the table."""
     del argv
-    cli.need("matplotlib", "plan")
+    app.need("matplotlib", "plan")
     TRANSPORTS["naive"] = naive
     TRANSPORTS["naive_20"] = functools.partial(naive, iterations=20)
     rounds = hardest()
@@ -290,4 +290,4 @@ def _time() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

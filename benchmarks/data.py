@@ -15,8 +15,9 @@ import numpy as np
 from absl import flags
 from study.steps import TimedStep
 
-from conprediff_jax import cli, config_flag, data
-from conprediff_jax.train.text import with_vocabulary
+from conprediff_jax import data
+from conprediff_jax.cli import app, config_flag
+from conprediff_jax.config.vocabulary import with_vocabulary
 
 _CONFIG = config_flag.define("configs/openmoji.py")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
@@ -57,4 +58,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

@@ -24,13 +24,13 @@ import torch
 from absl import flags
 from study.steps import TimedStep, time_in_turn
 
-from conprediff_jax import cli, config_flag
+from conprediff_jax.cli import app, config_flag
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.config import AUTOENCODERS
-from conprediff_jax.errors import UserError
-from conprediff_jax.experiment import make_experiment
-from conprediff_jax.interop import diffusers_unet
+from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.models.unet import UNet
-from conprediff_jax.planning.chips import peak_flops
+from conprediff_jax.weights.diffusers import unet as diffusers_unet
+from conprediff_jax.xla.chips import peak_flops
 
 _CONFIG = config_flag.define("configs/openmoji.py")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of each.", lower_bound=1)
@@ -164,4 +164,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

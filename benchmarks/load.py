@@ -12,7 +12,7 @@ import time
 import jax
 from absl import flags, logging
 
-from conprediff_jax import cli
+from conprediff_jax.cli import app
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir, or an inference folder.", required=True)
 _NUM = flags.DEFINE_integer("num", 16, "Images.", lower_bound=1)
@@ -37,4 +37,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

@@ -18,8 +18,8 @@ import sys
 
 from absl import flags, logging
 
-from conprediff_jax import cli
-from conprediff_jax.errors import UserError
+from conprediff_jax.cli import app
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.planning import tables
 from conprediff_jax.planning.plans import Plan
 from conprediff_jax.planning.topology import Topology
@@ -87,4 +87,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

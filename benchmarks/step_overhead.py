@@ -3,7 +3,7 @@
     python benchmarks/step_overhead.py --config=configs/openmoji.py
 
 The last row is the config's step with Flax's own layers in the UNet in place of those of
-`conprediff_jax.linear`, which sum gradients in float32: to be compared with `the config's`.
+`conprediff_jax.common.linear`, which sum gradients in float32: to be compared with `the config's`.
 
 Variants are timed in turn, over and over, in one run, and the medians are compared: a busy machine
 slows all of them alike. Absolute times are of this machine at this moment. FLOPs are read from the
@@ -20,8 +20,9 @@ import jax
 from absl import flags
 from study.steps import TimedStep, time_in_turn
 
-from conprediff_jax import cli, config_flag, linear
-from conprediff_jax.errors import UserError
+from conprediff_jax.cli import app, config_flag
+from conprediff_jax.common import linear
+from conprediff_jax.common.errors import UserError
 
 _CONFIG = config_flag.define("configs/openmoji.py")
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of every variant.")
@@ -78,4 +79,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

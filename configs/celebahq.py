@@ -13,7 +13,7 @@ Expected: the paper reports FID 3.22 with context prediction, and 5.11 for this 
 ours yet.
 """
 
-from conprediff_jax import presets
+from conprediff_jax.config import presets
 
 
 def get_config():

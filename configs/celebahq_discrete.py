@@ -11,7 +11,7 @@ Expected: nobody has published a number for this model. We have not run this con
 there is no number of ours yet.
 """
 
-from conprediff_jax import presets
+from conprediff_jax.config import presets
 
 
 def get_config():

@@ -21,7 +21,7 @@ rate for COCO alone are ours. We have not run this config to the end, so there i
 yet.
 """
 
-from conprediff_jax import presets
+from conprediff_jax.config import presets
 
 
 def get_config():

@@ -20,8 +20,7 @@ training on more data (arXiv 2401.02015). We have not run this config to the end
 number of ours yet.
 """
 
-from conprediff_jax import presets
-from conprediff_jax.config import text
+from conprediff_jax.config import presets, text
 
 
 def get_config():

@@ -14,7 +14,7 @@ reports no discrete model on FFHQ. We have not run this config to the end, so th
 ours yet.
 """
 
-from conprediff_jax import presets
+from conprediff_jax.config import presets
 
 
 def get_config():

@@ -12,7 +12,7 @@ to its class; this one adds the class to the time embedding, as ADM does. We hav
 config.
 """
 
-from conprediff_jax import presets
+from conprediff_jax.config import presets
 
 
 def get_config():

@@ -15,7 +15,7 @@ was not trained for guidance; here one label in ten is dropped, which guidance n
 run this config to the end, so there is no number of ours yet.
 """
 
-from conprediff_jax import presets
+from conprediff_jax.config import presets
 
 
 def get_config():

@@ -13,7 +13,7 @@ backbone without it (arXiv 2401.02015, 50,000 samples). We have not run this con
 there is no number of ours yet.
 """
 
-from conprediff_jax import presets
+from conprediff_jax.config import presets
 
 
 def get_config():

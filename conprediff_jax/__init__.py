@@ -1,6 +1,6 @@
 """ConPreDiff in JAX: diffusion models that learn to predict the context of every point.
 
-`load` opens a trained model in a notebook; see `conprediff_jax.api`.
+`load` opens a trained model in a notebook; see `conprediff_jax.runs.api`.
 
 Source: *Improving Diffusion-Based Image Synthesis with Context Prediction*, NeurIPS 2023,
 arXiv 2401.02015.
@@ -12,7 +12,7 @@ from typing import Any
 def __getattr__(name: str) -> Any:
     """`load`, on first use: `import conprediff_jax` alone imports neither JAX nor a model."""
     if name == "load":
-        from conprediff_jax.api import load
+        from conprediff_jax.runs.api import load
 
         return load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -24,8 +24,8 @@ import pathlib
 
 from absl import flags, logging
 
-from conprediff_jax import cli, config_flag, sampling_flags
-from conprediff_jax.errors import UserError
+from conprediff_jax.cli import app, config_flag, sampling_flags
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.interop import formats, pretrained
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "export: a training run, or an inference folder.")
@@ -84,4 +84,4 @@ def _metrics() -> str | None:
 
 
 if __name__ == "__main__":
-    cli.run(main, positional=2)
+    app.run(main, positional=2)

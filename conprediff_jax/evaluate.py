@@ -31,19 +31,23 @@ import numpy as np
 from absl import flags, logging
 from jax.sharding import Mesh
 
-from conprediff_jax import cli, images, parallel, sampling_flags
+from conprediff_jax import parallel
+from conprediff_jax.cli import app, sampling_flags
+from conprediff_jax.common import images
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import absolute, check_folder, is_address, write_text
 from conprediff_jax.data.text_files import read_captions
-from conprediff_jax.errors import UserError
-from conprediff_jax.files import absolute, check_folder, is_address, write_text
-from conprediff_jax.generation import drawing, generate_to
-from conprediff_jax.inference import Trained, load_denoiser
-from conprediff_jax.metrics import clip, features, image_sets, lpips, report, weights
+from conprediff_jax.metrics import features, image_sets, report
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
 from conprediff_jax.metrics.clip_score import clip_scores
 from conprediff_jax.metrics.image_sets import ImageSet
+from conprediff_jax.metrics.networks import clip, lpips
 from conprediff_jax.metrics.precision_recall import nearest
 from conprediff_jax.metrics.suite import METRICS, Results, Suite
-from conprediff_jax.sampling import check_captions
+from conprediff_jax.runs.restore import Trained, load_denoiser
+from conprediff_jax.sampling.shards import drawing, generate_to
+from conprediff_jax.sampling.spec import check_captions
+from conprediff_jax.weights import cached
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run: its images are judged.")
 _SAMPLES = flags.DEFINE_string("samples", None, "Or a folder of images, or an npz with arr_0.")
@@ -219,7 +223,7 @@ def _draw(trained: Trained, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, di
     about |= {"sampling": dataclasses.asdict(spec), "weights": _fingerprint(trained)}
     if task.text:
         asked = "\n".join(prompts or task.text.prompts)
-        about |= {"captions": weights.fingerprint([asked.encode()])}
+        about |= {"captions": cached.fingerprint([asked.encode()])}
     files = generate_to(out / "samples", draw, num=_NUM.value, batch_size=_BATCH.value, about=about)
     said = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(spec).items() if k != "num")
     return image_sets.from_arrays(f"{workdir}, step {step}", files), {
@@ -230,7 +234,7 @@ def _draw(trained: Trained, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, di
 def _fingerprint(trained: Trained) -> str:
     """Of the parameters: a workdir may hold those of another run under the same step."""
     leaves = jax.tree.leaves((trained.params, trained.frozen))
-    return weights.fingerprint(np.asarray(leaf).tobytes() for leaf in leaves)
+    return cached.fingerprint(np.asarray(leaf).tobytes() for leaf in leaves)
 
 
 def _check_pairs(
@@ -345,4 +349,4 @@ def _write(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

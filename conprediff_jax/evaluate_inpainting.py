@@ -15,9 +15,8 @@ also printed, and MODEL_MASK.png with the first images. A run that was broken of
 model and mask where it stopped.
 """
 
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,18 +25,22 @@ from absl import flags, logging
 from etils import epath
 from jax.sharding import Mesh
 
-from conprediff_jax import cli, images, inpainting, parallel
-from conprediff_jax import inpainting_flags as shared
+from conprediff_jax import parallel
+from conprediff_jax.cli import app
+from conprediff_jax.cli import inpainting_flags as shared
+from conprediff_jax.common import images
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import absolute, check_folder, write_text
 from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import MASKS, filled_share
-from conprediff_jax.errors import UserError
-from conprediff_jax.files import absolute, check_folder, write_text
-from conprediff_jax.inference import check_denoisers, load_denoiser
-from conprediff_jax.metrics import features, lpips, weights
-from conprediff_jax.metrics.bootstrap import Figure
-from conprediff_jax.metrics.fillings import FillingJudge, check, table
-from conprediff_jax.sampling import check_condition
+from conprediff_jax.metrics import features
+from conprediff_jax.metrics.fillings import FillingJudge, Results, check, table
+from conprediff_jax.metrics.networks import lpips
+from conprediff_jax.runs.restore import check_denoisers, load_denoiser, read_pictures
+from conprediff_jax.sampling import inpainting
+from conprediff_jax.sampling.spec import check_condition, sampling_for
+from conprediff_jax.weights import cached
 
 _PROTOCOL = ["thin", "thick", "every_second_line", "super_resolve", "expand", "half"]
 
@@ -73,7 +76,7 @@ def main(argv: list[str]) -> None:
         trained = load_denoiser(workdir, mesh, shared.STEP.value, flag="--workdir=")
         task = trained.task
         check_condition(task, shared.LABEL.value, shared.prompts(), name="prompt")
-        spec = inpainting.sampling_for(task, **shared.sampling())
+        spec = sampling_for(task, **shared.sampling())
         if not holes:
             holes, size = _read(workdir, trained.step), task.image_size
         if task.image_size != size:
@@ -107,58 +110,6 @@ def main(argv: list[str]) -> None:
     logging.info("%s, %s", results.path, out / "table.txt")
 
 
-class Results:
-    """Figures by model and mask, kept in a file as they come.
-
-    Args:
-        path: of the JSON file; what is there already counts where it is about the same.
-    """
-
-    def __init__(self, path: epath.Path):
-        self.path = path
-        self._cells = self._read()
-
-    def _read(self) -> dict[str, dict]:
-        """What the file holds now."""
-        try:
-            there = json.loads(self.path.read_text()) if self.path.exists() else {}
-            return {key: _cell(cell["about"], cell["metrics"]) for key, cell in there.items()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{self.path}: not a file of results: move it away") from error
-
-    def has(self, model: str, masks: str, about: Mapping[str, Any]) -> bool:
-        """Whether these figures are there."""
-        return self._cells.get(f"{model}, {masks}", {}).get("about") == about
-
-    def add(
-        self, model: str, masks: str, about: Mapping[str, Any], figures: Mapping[str, Figure]
-    ) -> None:
-        """Adds figures to those that are in the file by now, other runs' among them."""
-        cell = _cell(about, {name: figure._asdict() for name, figure in figures.items()})
-        self._cells[f"{model}, {masks}"] = cell
-        write_text(
-            self.path, json.dumps(self._read() | {f"{model}, {masks}": cell}, indent=2) + "\n"
-        )
-
-    def figures(
-        self, models: Sequence[str], masks: Sequence[str]
-    ) -> dict[str, dict[str, dict[str, Figure]]]:
-        """By metric, model and mask."""
-        found: dict[str, dict[str, dict[str, Figure]]] = {}
-        for model in models:
-            for mask in masks:
-                for metric, figure in self._cells[f"{model}, {mask}"]["metrics"].items():
-                    rows = found.setdefault(metric, {})
-                    rows.setdefault(model, {})[mask] = Figure(**figure)
-        return found
-
-
-def _cell(about: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the file holds for a model and a kind of mask."""
-    figures = {name: Figure(**figure)._asdict() for name, figure in metrics.items()}
-    return {"about": about, "metrics": figures}
-
-
 def _names(workdirs: Sequence[str]) -> dict[str, str]:
     """Workdirs by what the table calls them: their last part, where that tells them apart."""
     short = [absolute(workdir).name for workdir in workdirs]
@@ -171,7 +122,7 @@ def _names(workdirs: Sequence[str]) -> dict[str, str]:
 
 def _read(workdir: str, step: int) -> dict[str, list[Hole]]:
     """The same images under every mask, by its name; that of a path is its last part."""
-    pictures = inpainting.read_pictures(
+    pictures = read_pictures(
         shared.IMAGES.value, workdir, step, split=shared.SPLIT.value, num=_NUM.value
     )
     holes = {}
@@ -220,7 +171,7 @@ def _about(
         "sampling": sampling,
         "images": ", ".join(map(str, data)),
         "masks": masks,
-        "content": weights.fingerprint(
+        "content": cached.fingerprint(
             part.tobytes() for hole in holes for part in (hole.image, hole.mask)
         ),
         "samples": _SAMPLES.value,
@@ -234,4 +185,4 @@ def _about(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

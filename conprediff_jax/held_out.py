@@ -6,7 +6,7 @@ Every model sees the same images with the same noise, so that models of one proc
 number by number. The loss is that of the config, for discrete models the variational bound in nats
 a token, without the auxiliary loss. Its mean over the times and, for discrete models, the bound in
 bits a token are printed with their standard errors over the images; all is written to
-`<first workdir>/held_out.json`, or to --out.
+`<first workdir>/denoising_loss.json`, or to --out.
 """
 
 import json
@@ -15,13 +15,14 @@ import numpy as np
 from absl import flags, logging
 from etils import epath
 
-from conprediff_jax import cli, data, parallel
+from conprediff_jax import data, parallel
+from conprediff_jax.cli import app
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import check_file, write_text
+from conprediff_jax.common.progress import Progress
 from conprediff_jax.diffusion.categorical import CategoricalProcess
-from conprediff_jax.errors import UserError
-from conprediff_jax.files import check_file, write_text
-from conprediff_jax.inference import check_denoisers, load_denoiser, load_experiment
-from conprediff_jax.metrics import held_out
-from conprediff_jax.progress import Progress
+from conprediff_jax.metrics import denoising_loss
+from conprediff_jax.runs.restore import check_denoisers, load_denoiser, load_experiment
 
 _WORKDIRS = flags.DEFINE_list("workdir", None, "Workdirs of training runs.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest when absent.")
@@ -53,11 +54,11 @@ def _evaluate(workdir: str) -> dict:
     task, params, frozen, step = load_denoiser(workdir, mesh, _STEP.value, flag="--workdir=")
     spec = load_experiment(workdir, step).data.of_images(split=_SPLIT.value)
     num = min(_NUM.value, data.num_examples(spec))
-    times = held_out.evaluated_times(task, _TIMES.value)
+    times = denoising_loss.evaluated_times(task, _TIMES.value)
     batches = data.evaluation_iterator(spec, batch_size=_BATCH.value, tokenizer=task.tokenizer)
     progress, parts = Progress(num), []
-    losses = held_out.make_losses(task, mesh, times)
-    for part in held_out.losses_of(losses, params, frozen, batches, num):
+    losses = denoising_loss.make_losses(task, mesh, times)
+    for part in denoising_loss.losses_of(losses, params, frozen, batches, num):
         parts.append(part)
         done = sum(map(len, parts))
         speed = progress.mark(done)
@@ -70,7 +71,7 @@ def _evaluate(workdir: str) -> dict:
         raise UserError(f"{spec.name}: no image of split {spec.split!r} can be decoded")
     means = {"loss": rows.mean(axis=1)}
     if isinstance(task.process, CategoricalProcess):
-        means["bits per token"] = held_out.bits_per_token(task.process, rows)
+        means["bits per token"] = denoising_loss.bits_per_token(task.process, rows)
     return {
         "step": step,
         "images": len(rows),
@@ -84,4 +85,4 @@ def _evaluate(workdir: str) -> dict:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

@@ -29,15 +29,24 @@ import numpy as np
 from absl import flags, logging
 from etils import epath
 
-from conprediff_jax import cli, images, inpainting, parallel
-from conprediff_jax import inpainting_flags as shared
+from conprediff_jax import parallel
+from conprediff_jax.cli import app
+from conprediff_jax.cli import inpainting_flags as shared
+from conprediff_jax.common import images
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import (
+    absolute,
+    check_file,
+    check_folder,
+    check_replaced,
+    write_text,
+)
 from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Hole, Picture
 from conprediff_jax.data.masks import MASKS, filled_share
-from conprediff_jax.errors import UserError
-from conprediff_jax.files import absolute, check_file, check_folder, check_replaced, write_text
-from conprediff_jax.inference import load_denoiser
-from conprediff_jax.sampling import check_condition
+from conprediff_jax.runs.restore import load_denoiser, read_pictures
+from conprediff_jax.sampling import inpainting
+from conprediff_jax.sampling.spec import check_condition, sampling_for
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
 _MASKS = flags.DEFINE_string("masks", "thick", f"One of {', '.join(MASKS)}; a file; a folder.")
@@ -63,7 +72,7 @@ def main(argv: list[str]) -> None:
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
     check_folder(out, "--out")
     check_condition(trained.task, shared.LABEL.value, shared.prompts(), name="prompt")
-    spec = inpainting.sampling_for(trained.task, **shared.sampling())
+    spec = sampling_for(trained.task, **shared.sampling())
     pictures = _read(trained.step)
     for picture in pictures:
         inpainting.check_size(trained.task, *picture.image.shape[:2], picture.name)
@@ -104,7 +113,7 @@ def _read(step: int) -> list[Picture]:
     num, folder = _NUM.value, shared.IMAGES.value
     if num is None and not (folder and holes_lib.is_folder(folder)):
         num = _IMAGES_OF_A_DATA_SET
-    return inpainting.read_pictures(folder, _WORKDIR.value, step, split=shared.SPLIT.value, num=num)
+    return read_pictures(folder, _WORKDIR.value, step, split=shared.SPLIT.value, num=num)
 
 
 def _check_files(out: epath.Path, pictures: Sequence[Picture], step: int) -> None:
@@ -155,4 +164,4 @@ def _write(
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

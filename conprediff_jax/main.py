@@ -15,8 +15,8 @@ import pathlib
 
 from absl import flags
 
-from conprediff_jax import cli, config_flag
-from conprediff_jax.files import check_folder
+from conprediff_jax.cli import app, config_flag
+from conprediff_jax.common.files import check_folder
 from conprediff_jax.train.loop import train
 
 _CONFIG = config_flag.define()
@@ -29,10 +29,10 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     """Reads the flags and trains."""
     del argv
-    workdir = _WORKDIR.value or str(pathlib.Path("runs") / cli.config_name().stem)
+    workdir = _WORKDIR.value or str(pathlib.Path("runs") / app.config_name().stem)
     check_folder(workdir, "--workdir")
     train(_CONFIG.value, workdir)
 
 
 if __name__ == "__main__":
-    cli.run(main, several=True)
+    app.run(main, several=True)

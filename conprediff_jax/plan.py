@@ -19,9 +19,9 @@ import pathlib
 import jax
 from absl import flags, logging
 
-from conprediff_jax import cli, config_flag
-from conprediff_jax.errors import UserError
-from conprediff_jax.files import write_text
+from conprediff_jax.cli import app, config_flag
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import write_text
 from conprediff_jax.planning import sweep as sweep_lib
 from conprediff_jax.planning import tables
 from conprediff_jax.planning.plans import Plan, make_plan
@@ -43,7 +43,7 @@ flags.mark_flag_as_required("config")
 def main(argv: list[str]) -> None:
     """Reads the flags, compiles and reports."""
     del argv
-    file = cli.config_name()
+    file = app.config_name()
     jax.config.update("jax_platforms", "cpu")  # accelerators of this machine are not touched
     jax.config.update("jax_enable_compilation_cache", False)  # it cannot read such programs again
     topology = Topology.parse(_TOPOLOGY.value)
@@ -65,7 +65,7 @@ def _sampled() -> bool:
 
 def _sweep(topology: Topology, out: pathlib.Path) -> None:
     """Searches, and writes what came of it after every plan: a sweep may take hours."""
-    cli.need("matplotlib", "plan")
+    app.need("matplotlib", "plan")
     plans: list[Plan] = []
 
     def done(plan: Plan) -> None:
@@ -97,4 +97,4 @@ def _integers(flag: str, values: list[str], least: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

@@ -14,19 +14,17 @@ import numpy as np
 from absl import flags, logging
 from etils import epath
 
-from conprediff_jax import cli, images, parallel, sampling_flags
+from conprediff_jax import parallel
+from conprediff_jax.cli import app, sampling_flags
+from conprediff_jax.common import images
+from conprediff_jax.common.errors import FieldError, UserError
+from conprediff_jax.common.files import check_file, check_folder
+from conprediff_jax.common.progress import Progress
 from conprediff_jax.data.text_files import read_captions
-from conprediff_jax.errors import FieldError, UserError
-from conprediff_jax.files import check_file, check_folder
-from conprediff_jax.inference import load_denoiser
-from conprediff_jax.progress import Progress
-from conprediff_jax.sampling import (
-    check_captions,
-    check_condition,
-    generate_batches,
-    make_generate,
-)
-from conprediff_jax.train.denoising import Denoising
+from conprediff_jax.runs.restore import load_denoiser
+from conprediff_jax.sampling.generate import generate_batches, make_generate
+from conprediff_jax.sampling.spec import check_captions, check_condition
+from conprediff_jax.tasks.denoising import Denoising
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest when absent.")
@@ -120,4 +118,4 @@ def _write(out: epath.Path, drawn: np.ndarray, captions: list[str] | None) -> No
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    app.run(main)

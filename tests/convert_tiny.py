@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from conprediff_jax import config as config_lib
-from conprediff_jax import random, sampling
+from conprediff_jax.common import random
+from conprediff_jax.config import sections as config_lib
+from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import Tokenizer
-from conprediff_jax.experiment import make_experiment
 from conprediff_jax.interop.pretrained import Pretrained
+from conprediff_jax.sampling.generate import make_generate
 
 AUTOENCODER = {"channels": 32, "channel_mult": (1, 2), "blocks_per_level": 1}
 
@@ -153,7 +154,7 @@ def draw(model, num, labels=None, captions=None):
     mesh = jax.sharding.Mesh(
         np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor")
     )
-    generate = sampling.make_generate(task, task.sampling, mesh)
+    generate = make_generate(task, task.sampling, mesh)
     labels = None if labels is None else jnp.asarray(labels)
     texts = None if captions is None else jnp.asarray(task.tokenizer(captions))
     return np.asarray(generate(model.params, model.frozen, 0, jnp.arange(num), labels, texts))

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from conprediff_jax.train.batches import Batches
-from conprediff_jax.train.checkpoint import Checkpoints
-from conprediff_jax.train.state import TrainState
+from conprediff_jax.runs.batches import Batches
+from conprediff_jax.runs.checkpoint import Checkpoints
+from conprediff_jax.tasks.state import TrainState
 
 CONFIG = {"task": "denoising", "seed": 3, "context": {"weight": 0.5}, "model": {"channels": 32}}
 

@@ -13,7 +13,7 @@ from scipy import stats
 from study import compare, figure, grid, report
 from study.grid import BASELINE, Setting
 
-from conprediff_jax.errors import ConfigError, UserError
+from conprediff_jax.common.errors import ConfigError, UserError
 from conprediff_jax.parallel.processes import AGAIN, Preempted
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -11,11 +11,11 @@ import pytest
 import tiny
 from test_commands import environment
 
-from conprediff_jax import random
-from conprediff_jax.api import Model
-from conprediff_jax.errors import FieldError
-from conprediff_jax.experiment import make_experiment
-from conprediff_jax.inference import Trained
+from conprediff_jax.common import random
+from conprediff_jax.common.errors import FieldError
+from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.runs.api import Model
+from conprediff_jax.runs.restore import Trained
 
 ROOT = pathlib.Path(__file__).parent.parent
 LARGEST = 2**32 - 1
@@ -152,7 +152,7 @@ import sys
 sys.path.insert(0, {str(ROOT / "tests")!r})
 import numpy as np
 import conprediff_jax
-from conprediff_jax.errors import FieldError
+from conprediff_jax.common.errors import FieldError
 from test_api import make_model
 
 model, images = make_model(), np.zeros((2, 8, 8, 3), np.uint8)

@@ -11,9 +11,9 @@ import torch
 from scipy.cluster.vq import kmeans2
 from scipy.spatial import cKDTree
 
-from conprediff_jax.interop.diffusers_autoencoder import params_from_diffusers, params_to_diffusers
 from conprediff_jax.models import quantizer
 from conprediff_jax.models.autoencoder import AutoencoderKL, DiagonalGaussian, VQModel
+from conprediff_jax.weights.diffusers.autoencoder import params_from_diffusers, params_to_diffusers
 
 TINY = {"channels": 32, "channel_mult": (1, 2), "blocks_per_level": 1}
 

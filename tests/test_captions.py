@@ -7,13 +7,14 @@ import pytest
 from PIL import Image
 
 from conprediff_jax import data
-from conprediff_jax.data import latents, sources
+from conprediff_jax.data import latents
+from conprediff_jax.data.tfds import make_builder, prepare
 
 
 @pytest.fixture(scope="session")
 def tfds_dir(tmp_path_factory):
     root = str(tmp_path_factory.mktemp("tfds"))
-    sources.prepare("openmoji/people", root)
+    prepare("openmoji/people", root)
     return root
 
 
@@ -39,7 +40,7 @@ def test_openmoji_has_pictures_captions_and_categories(tfds_dir):
     assert not set(splits["train"]) & set(splits["test"])
     sizes = [data.num_examples(data.DataSpec(**by_name, split=s)) for s in ("train", "test")]
     assert sum(sizes) == 1611 and 0.08 < sizes[1] / sum(sizes) < 0.12
-    info = sources.make_builder("openmoji/people", tfds_dir).info
+    info = make_builder("openmoji/people", tfds_dir).info
     assert "OpenMoji" in info.description and "CC BY-SA 4.0" in info.description
 
 
@@ -178,7 +179,7 @@ def test_openmoji_holds_out_combinations_of_what_is_known(tmp_path, monkeypatch)
     blank = io.BytesIO()
     Image.new("RGB", (openmoji.SIZE, openmoji.SIZE)).save(blank, "PNG")
     monkeypatch.setattr(openmoji, "render", lambda *_: blank.getvalue())  # in no time
-    sources.prepare("openmoji/combinations", str(tmp_path))
+    prepare("openmoji/combinations", str(tmp_path))
     splits = {}
     for split in ("train", "test"):
         spec = data.DataSpec(

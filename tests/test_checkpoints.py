@@ -16,12 +16,13 @@ from absl import logging
 from small_run import CONFIG, abstract, batches, for_inference, state_at
 from tiny import assert_same
 
-from conprediff_jax import cli, inference
-from conprediff_jax import config as config_lib
-from conprediff_jax.experiment import make_experiment
-from conprediff_jax.files import WriteError
+from conprediff_jax.cli import app
+from conprediff_jax.common.files import WriteError
+from conprediff_jax.config import sections as config_lib
+from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.runs import restore
+from conprediff_jax.runs.checkpoint import CheckpointError, Checkpoints, newest_config
 from conprediff_jax.train import loop
-from conprediff_jax.train.checkpoint import CheckpointError, Checkpoints, newest_config
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -111,7 +112,7 @@ def test_what_is_not_whole_is_passed_over_by_all_who_read(damage, run):
 
 
 def test_checkpoints_of_before_checksums_are_read(run, monkeypatch):
-    from conprediff_jax.train import checkpoint
+    from conprediff_jax.runs import checkpoint
 
     assert checkpoint._VERSION == 2
     monkeypatch.setattr(checkpoint, "_VERSION", 1)
@@ -146,7 +147,7 @@ def test_no_checkpoint_is_said(tmp_path):
     with pytest.raises(CheckpointError, match="training has not written one yet"):
         look(tmp_path)
     with pytest.raises(CheckpointError, match="training has not written one yet"):
-        inference.load_experiment(str(tmp_path))
+        restore.load_experiment(str(tmp_path))
 
 
 def test_what_was_broken_off_is_removed(run):
@@ -197,7 +198,7 @@ def test_a_run_that_keeps_one_checkpoint_can_be_read_while_it_writes(tmp_path):
 
 def test_listed_and_deleted_is_looked_for_again(run, monkeypatch):
     """The same for certain: the folder is replaced between listing and opening."""
-    from conprediff_jax.train import checkpoint
+    from conprediff_jax.runs import checkpoint
 
     opened = checkpoint._open
 
@@ -224,7 +225,7 @@ from conprediff_jax import cli
 def main(argv):
     resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
     small_run.write(argv[1], 9)
-cli.run(main, positional=1)
+app.run(main, positional=1)
 """
 
 
@@ -249,8 +250,8 @@ def test_a_place_that_takes_nothing_is_said(tmp_path):
 
 
 def test_log_messages_that_do_not_fit_their_arguments_are_said_all_the_same(capsys):
-    handler = logging.PythonHandler(sys.stderr, cli._OneLine())
-    handler.addFilter(cli._ours_or_serious)
+    handler = logging.PythonHandler(sys.stderr, app._OneLine())
+    handler.addFilter(app._ours_or_serious)
     record = logging.logging.makeLogRecord(
         {"msg": "%d of\nthem", "args": ("a", "b"), "levelno": logging.logging.ERROR}
     )

@@ -9,8 +9,9 @@ from PIL import Image
 from tokenizers import pre_tokenizers
 from torch import nn
 
-from conprediff_jax.errors import UserError
-from conprediff_jax.metrics import clip, clip_score
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.metrics import clip_score
+from conprediff_jax.metrics.networks import clip
 
 
 def rng():

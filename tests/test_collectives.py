@@ -9,13 +9,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from conprediff_jax import parallel
-from conprediff_jax.experiment import make_experiment
+from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.parallel import sharding
 from conprediff_jax.planning import programs
-from conprediff_jax.planning.collectives import by_axis, collectives, replica_groups
-from conprediff_jax.planning.cost import program_cost
-from conprediff_jax.planning.hlo import Module
 from conprediff_jax.planning.topology import Topology
+from conprediff_jax.xla.collectives import by_axis, collectives, replica_groups
+from conprediff_jax.xla.cost import program_cost
+from conprediff_jax.xla.hlo import Module
 
 MESH = {"data": 2, "fsdp": 4}
 

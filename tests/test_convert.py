@@ -14,12 +14,15 @@ import pytest
 from safetensors import safe_open
 
 import conprediff_jax
-from conprediff_jax import inference, inpainting, parallel
+from conprediff_jax import parallel
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import Tokenizer
-from conprediff_jax.errors import UserError
-from conprediff_jax.experiment import make_experiment
-from conprediff_jax.interop import formats, initialization, pretrained, stablehlo
-from conprediff_jax.train.state import TrainState, abstract_state, init_state
+from conprediff_jax.interop import formats, pretrained, stablehlo
+from conprediff_jax.runs import restore
+from conprediff_jax.sampling.spec import sampling_for
+from conprediff_jax.tasks.state import TrainState, abstract_state, init_state
+from conprediff_jax.train import start_from
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -80,7 +83,7 @@ def test_safetensors_say_what_they_are(model, tmp_path):
 
 def test_an_inference_folder_is_a_workdir_without_training(folder, model):
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    task, params, frozen, step = inference.load(str(folder), mesh)
+    task, params, frozen, step = restore.load(str(folder), mesh)
     tiny.assert_equal(jax.tree.map(np.asarray, params), model.params)
     assert (frozen, step) == ({}, 3) and task.num_classes == 3
     items = {path.name for path in (folder / "checkpoints" / "3").iterdir()}
@@ -149,7 +152,7 @@ def test_the_api_fills_holes(folder):
     hidden = np.where(masks[..., None], images, 0)
     again = opened.inpaint(hidden, np.uint8(255) * masks, **settings)
     np.testing.assert_array_equal(again, filled)
-    spec = inpainting.sampling_for(opened.task, steps=4, jump_length=2, resamplings=1)
+    spec = sampling_for(opened.task, steps=4, jump_length=2, resamplings=1)
     assert opened._fill(spec)._cache_size() == 1
     one = opened.inpaint(images, masks[0], seed=1, label=0, steps=2, sampler="ddim")
     np.testing.assert_array_equal(one[:, masks[0]], images[:, masks[0]])
@@ -243,7 +246,7 @@ def test_training_can_start_from_a_model(model, folder):
     config.process.loss_norm = "l1"  # what only the loss reads may differ
     config.model.dropout = 0.1
     task, state = fresh(config.lock())
-    started = initialization.start_from(str(folder), state, task)
+    started = start_from.start_from(str(folder), state, task)
     for tree in (started.params["denoiser"], started.ema):
         tiny.assert_equal(jax.tree.map(np.asarray, tree), model.params)
     tiny.assert_equal(*(jax.tree.map(np.asarray, s.params["context"]) for s in (started, state)))
@@ -275,7 +278,7 @@ def test_training_does_not_start_from_another_model(section, changes, message, f
     task = make_experiment(config).task
     state = TrainState(step=0, params={}, ema={}, opt_state=(), extra={})
     with pytest.raises(UserError, match=message) as error:
-        initialization.start_from(str(folder), state, task)
+        start_from.start_from(str(folder), state, task)
     assert "\n" not in str(error.value)
 
 

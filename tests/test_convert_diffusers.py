@@ -11,19 +11,16 @@ import pytest
 import torch
 from convert_pipelines import assert_same_images, randomised, their_unet, theirs, to_torch
 
-from conprediff_jax import presets
-from conprediff_jax.errors import UserError
-from conprediff_jax.interop import (
-    diffusers_autoencoder,
-    diffusers_files,
-    diffusers_pipeline,
-    diffusers_schedulers,
-    diffusers_unet,
-    formats,
-    model_card,
-)
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config import presets
+from conprediff_jax.interop import formats, model_card
+from conprediff_jax.interop.diffusers import files as diffusers_files
+from conprediff_jax.interop.diffusers import pipeline as diffusers_pipeline
 from conprediff_jax.models.autoencoder import VQModel
 from conprediff_jax.models.unet import UNet
+from conprediff_jax.weights.diffusers import autoencoder as diffusers_autoencoder
+from conprediff_jax.weights.diffusers import schedulers as diffusers_schedulers
+from conprediff_jax.weights.diffusers import unet as diffusers_unet
 
 MODELS = {
     "DDIM": (tiny.pixels, {}),

@@ -19,18 +19,16 @@ from convert_tiny import draw
 from diffusers.schedulers import scheduling_ddpm
 from fuzzing import fuzz
 
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.samplers import step_noise
-from conprediff_jax.errors import UserError
-from conprediff_jax.interop import (
-    diffusers_autoencoder,
-    diffusers_pipeline,
-    diffusers_schedulers,
-    diffusers_transformer,
-    diffusers_unet,
-)
-from conprediff_jax.interop.diffusers_options import REQUIRED, DiffusersError
-from conprediff_jax.sampling import GaussianSampling
+from conprediff_jax.interop.diffusers import pipeline as diffusers_pipeline
+from conprediff_jax.sampling.spec import GaussianSampling
+from conprediff_jax.weights.diffusers import autoencoder as diffusers_autoencoder
+from conprediff_jax.weights.diffusers import schedulers as diffusers_schedulers
+from conprediff_jax.weights.diffusers import transformer as diffusers_transformer
+from conprediff_jax.weights.diffusers import unet as diffusers_unet
+from conprediff_jax.weights.diffusers.options import REQUIRED, DiffusersError
 
 SCHEDULERS = diffusers_schedulers.SCHEDULERS
 PIPELINES = diffusers_pipeline.PIPELINES

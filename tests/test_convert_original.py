@@ -18,23 +18,20 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_vae_checkpoint,
 )
 
-from conprediff_jax import presets
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config import presets
 from conprediff_jax.diffusion import schedules
-from conprediff_jax.errors import UserError
-from conprediff_jax.interop import (
-    diffusers_autoencoder,
-    diffusers_unet,
-    formats,
-    model_shapes,
-    original_autoencoder,
-    original_transformer,
-    original_unet,
-    published,
-    tensor_files,
-)
+from conprediff_jax.interop import formats
+from conprediff_jax.interop.original import published
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
+from conprediff_jax.weights import model_shapes, tensor_files
+from conprediff_jax.weights.diffusers import autoencoder as diffusers_autoencoder
+from conprediff_jax.weights.diffusers import unet as diffusers_unet
+from conprediff_jax.weights.original import autoencoder as original_autoencoder
+from conprediff_jax.weights.original import transformer as original_transformer
+from conprediff_jax.weights.original import unet as original_unet
 
 LDM = {
     "channels": 32,

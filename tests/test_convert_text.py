@@ -25,16 +25,14 @@ from diffusers.pipelines.latent_diffusion.pipeline_latent_diffusion import (
 from test_convert_original import as_torch, ldm_checkpoint, loaded, vq_diffusion_checkpoint
 from vocabularies import bert_folder, clip_folder
 
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.data import Tokenizer
-from conprediff_jax.errors import UserError
-from conprediff_jax.interop import (
-    diffusers_pipeline,
-    formats,
-    initialization,
-    original_text,
-)
+from conprediff_jax.interop import formats
+from conprediff_jax.interop.diffusers import pipeline as diffusers_pipeline
 from conprediff_jax.models.text import BERTText, CLIPText
-from conprediff_jax.train.state import TrainState
+from conprediff_jax.tasks.state import TrainState
+from conprediff_jax.train import start_from
+from conprediff_jax.weights.original import text as original_text
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -328,7 +326,7 @@ def test_training_can_start_from_an_encoder_that_was_not_trained(vocabularies, t
     task = tiny.make_experiment(config).task
     params, extra = jax.jit(task.init)()
     state = TrainState(step=0, params=params, ema=params["denoiser"], opt_state=(), extra=extra)
-    started = initialization.start_from(str(tmp_path / "out"), state, task)
+    started = start_from.start_from(str(tmp_path / "out"), state, task)
     expected = model.params | {"text_encoder": model.frozen["text_encoder"]}
     tiny.assert_equal(jax.tree.map(np.asarray, started.params["denoiser"]), expected)
     assert "text_encoder" not in started.extra["frozen"]

@@ -12,8 +12,9 @@ from etils import epath
 from PIL import Image
 
 from conprediff_jax import data
-from conprediff_jax.data import sources, transforms
-from conprediff_jax.train.batches import Batches
+from conprediff_jax.data import transforms
+from conprediff_jax.data.tfds import TfdsSource
+from conprediff_jax.runs.batches import Batches
 
 COUNT = 20  # images in the numbered folder, whose image i has the value 10 + i everywhere
 
@@ -273,7 +274,7 @@ def test_a_jpeg_decoded_at_reduced_scale_looks_the_same():
 def test_one_of_several_captions_is_drawn():
     image = file_bytes(Image.new("L", (4, 4)))
     features = {"image": image, "captions": {"id": [1, 2], "text": [b"a", b"b"]}}  # as in COCO
-    source = sources.TfdsSource(
+    source = TfdsSource(
         records=[features], title="it", label=None, class_names=None, keep={"caption": "captions"}
     )
     example = transforms.ToExample(size=4)
@@ -323,7 +324,7 @@ def test_missing_data_says_where_it_belongs(tmp_path):
 
     by_hand = message(name="celeb_a_hq/256")
     assert f"{tmp_path}/downloads/manual" in by_hand and "data1024x1024.tar" in by_hand
-    command = f"python -m conprediff_jax.data.prepare --name=cifar10 --data_dir={tmp_path}"
+    command = f"python -m conprediff_jax.prepare --name=cifar10 --data_dir={tmp_path}"
     assert command in message(name="cifar10")
     assert "no such folder" in message(name=str(tmp_path / "absent"))
     assert "no images" in message(name=str(tmp_path))

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import tiny
 
-from conprediff_jax import config as config_lib
-from conprediff_jax import inference, sampling
+from conprediff_jax.common.errors import ConfigError, UserError
+from conprediff_jax.config import sections as config_lib
+from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.diffusion.guidance import Guidance
-from conprediff_jax.errors import ConfigError, UserError
-from conprediff_jax.experiment import make_experiment
-from conprediff_jax.metrics import held_out
+from conprediff_jax.metrics import denoising_loss
 from conprediff_jax.models.autoencoder import VQModel
 from conprediff_jax.models.first_stage import Tokens, to_uint8
+from conprediff_jax.runs import restore
+from conprediff_jax.sampling.generate import make_generate
 from conprediff_jax.train import frozen
 from conprediff_jax.train.loop import train
 
@@ -191,11 +192,11 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(config, tmp_path):
     assert state.extra["history"].counts.sum() == 6 * 8
 
     mesh = tiny.mesh_of()
-    task, params, stage, step = inference.load(str(tmp_path / "half"), mesh)
+    task, params, stage, step = restore.load(str(tmp_path / "half"), mesh)
     assert step == 6
     spec = task.sampling.overridden(task, reveal="purity", purity_weight=1.0, truncation=1.0)
     for sampler in (task.sampling, spec):
-        drawn = sampling.make_generate(task, sampler, mesh)(params, stage, 0, jnp.arange(4))
+        drawn = make_generate(task, sampler, mesh)(params, stage, 0, jnp.arange(4))
         assert drawn.shape == (4, 8, 8, 3) and drawn.dtype == jnp.uint8
     with pytest.raises(UserError, match=r"^eta does not fit this model: .*truncation"):
         task.sampling.overridden(task, eta=1.0)
@@ -208,12 +209,12 @@ def test_the_bound_counts_every_time_and_the_prior(config, images):
     task = make(config, **{"context.weight": 0.0}).task
     params = jax.tree.map(jnp.zeros_like, jax.jit(task.init)()[0]["denoiser"])
     process, frozen_ = task.process, jax.tree.map(jnp.asarray, loaded(make(config)))["frozen"]
-    times = held_out.evaluated_times(task, 20)
+    times = denoising_loss.evaluated_times(task, 20)
     assert list(times) == list(range(6))
-    losses = held_out.make_losses(task, tiny.mesh_of(), times)
+    losses = denoising_loss.make_losses(task, tiny.mesh_of(), times)
     batch = {"image": images, "mask": np.ones(8, bool)}
     rows = np.concatenate(
-        list(held_out.losses_of(losses, params, frozen_, iter([batch] * 99), 792))
+        list(denoising_loss.losses_of(losses, params, frozen_, iter([batch] * 99), 792))
     )
     assert rows.shape == (792, 6)
 
@@ -236,7 +237,7 @@ def test_the_bound_counts_every_time_and_the_prior(config, images):
             expected += q[t + 1][x_t] * kl
     last, gamma = q[-1], process.gamma_bars[-1]
     expected += np.sum(last * np.log(last / np.append(np.full(16, (1 - gamma) / 16), gamma)))
-    bits = held_out.bits_per_token(process, rows)
+    bits = denoising_loss.bits_per_token(process, rows)
     error = bits.std() / np.sqrt(len(bits))
     assert bits.mean() == pytest.approx(expected / np.log(2), abs=4 * error)
     assert error < 0.02 * bits.mean()

@@ -27,7 +27,7 @@ LAUNCHERS = ["launch/local.py", "launch/gke.py", "launch/slurm.sh", "launch/tpu_
 # Imports what all commands need once, and then starts each in a process of its own.
 START = """
 import json, os, pathlib, runpy, sys
-import conprediff_jax.inference, conprediff_jax.train.loop
+import conprediff_jax.runs.restore, conprediff_jax.train.loop
 
 def start(file):
     sys.argv = [str(file), "--help"]

@@ -18,9 +18,9 @@ from disk import little_room
 from PIL import Image
 
 from conprediff_jax import data, parallel
-from conprediff_jax.errors import UserError
-from conprediff_jax.generation import generate_to
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.metrics import features, frechet, image_sets, small, suite
+from conprediff_jax.sampling.shards import generate_to
 from conprediff_jax.train.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 from disk import little_room
 
-from conprediff_jax import images
-from conprediff_jax.data import latents
-from conprediff_jax.errors import UserError
-from conprediff_jax.files import (
+from conprediff_jax.common import images
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import (
     WriteError,
     check_file,
     check_folder,
@@ -22,6 +21,7 @@ from conprediff_jax.files import (
     write_new,
     write_text,
 )
+from conprediff_jax.data import latents
 
 WRITERS = {
     "text": lambda path: write_text(path, "b" * 100_000),
@@ -110,7 +110,7 @@ def test_errors_that_are_not_of_writing_stay_what_they_are(tmp_path):
 
 READ_ONLY = """
 import os
-from conprediff_jax.files import check_folder, write_text
+from conprediff_jax.common.files import check_folder, write_text
 if not os.getuid():
     os.setuid(65534)  # root may write anywhere
 for call in (lambda: check_folder("a/b", "--out"), lambda: write_text("a/b", "")):

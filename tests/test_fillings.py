@@ -10,9 +10,9 @@ import scipy.ndimage
 import torch
 
 from conprediff_jax import parallel
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import make_mask
-from conprediff_jax.errors import UserError
 from conprediff_jax.metrics import features, fillings, regions
 from conprediff_jax.metrics.bootstrap import Figure
 
@@ -132,7 +132,7 @@ def test_the_table_has_a_row_a_model_and_a_column_a_mask():
 TWO_RUNS = """
 import sys
 from etils import epath
-from conprediff_jax.errors import UserError
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.evaluate_inpainting import Results
 from conprediff_jax.metrics.bootstrap import Figure
 

@@ -12,19 +12,20 @@ from safetensors.numpy import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from conprediff_jax import config as config_lib
-from conprediff_jax import parallel, random
-from conprediff_jax.errors import ConfigError, UserError
-from conprediff_jax.experiment import make_experiment
-from conprediff_jax.metrics import lpips
+from conprediff_jax import parallel
+from conprediff_jax.common import random
+from conprediff_jax.common.errors import ConfigError, UserError
+from conprediff_jax.config import sections as config_lib
+from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.metrics.networks import lpips
 from conprediff_jax.models.autoencoder import VQModel
 from conprediff_jax.models.discriminator import Discriminator
 from conprediff_jax.models.first_stage import Pixels, scaled
 from conprediff_jax.parallel import sharding
-from conprediff_jax.train import step as step_lib
-from conprediff_jax.train.checkpoint import Checkpoints
+from conprediff_jax.runs.checkpoint import Checkpoints
+from conprediff_jax.tasks import step as step_lib
+from conprediff_jax.tasks.state import abstract_state, init_state
 from conprediff_jax.train.loop import train
-from conprediff_jax.train.state import abstract_state, init_state
 
 
 def tiny_config(kind, **overrides):

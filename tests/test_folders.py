@@ -7,10 +7,10 @@ from absl import logging as absl_logging
 from PIL import Image
 
 from conprediff_jax import data
-from conprediff_jax.errors import ConfigError
-from conprediff_jax.inference import load_denoiser, load_experiment
-from conprediff_jax.metrics import held_out
-from conprediff_jax.train.classes import with_class_names
+from conprediff_jax.common.errors import ConfigError
+from conprediff_jax.metrics import denoising_loss
+from conprediff_jax.runs.classes import with_class_names
+from conprediff_jax.runs.restore import load_denoiser, load_experiment
 from conprediff_jax.train.loop import train
 
 
@@ -136,11 +136,13 @@ def test_held_out_noise_belongs_to_the_place_in_the_data(class_run):
     mesh = tiny.mesh_of()
     task, params, frozen, _ = load_denoiser(workdir, mesh)
     spec = load_experiment(workdir).data.of_images(split="test")
-    of_batch = held_out.make_losses(task, mesh, np.int32([4, 15]))
+    of_batch = denoising_loss.make_losses(task, mesh, np.int32([4, 15]))
 
     def rows(batch_size, num=6):
         batches = data.evaluation_iterator(spec, batch_size=batch_size)
-        return np.concatenate(list(held_out.losses_of(of_batch, params, frozen, batches, num)))
+        return np.concatenate(
+            list(denoising_loss.losses_of(of_batch, params, frozen, batches, num))
+        )
 
     whole = rows(6)
     assert whole.shape == (6, 2)

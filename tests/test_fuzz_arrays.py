@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from fuzzing import fuzz
 
-from conprediff_jax.errors import UserError
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.metrics import image_sets
 
 

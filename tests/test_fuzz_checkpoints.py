@@ -11,8 +11,8 @@ from fuzzing import fuzz
 from small_run import CONFIG, abstract, batches, for_inference, state_at
 from tiny import assert_same
 
-from conprediff_jax.errors import UserError
-from conprediff_jax.train.checkpoint import Checkpoints, newest_config
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.runs.checkpoint import Checkpoints, newest_config
 
 STEPS = (3, 6)
 STRAYS = ("7", "03", "-1", "x", "_3", "a_7", "7.orbax-checkpoint-tmp", "unreadable-6", "²", "1e3")

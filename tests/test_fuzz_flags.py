@@ -12,10 +12,10 @@ from fuzzing import fuzz
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-from conprediff_jax import cli, config_flag
+from conprediff_jax.cli import app, config_flag
+from conprediff_jax.common.errors import ConfigError
 from conprediff_jax.config import default, flatten
-from conprediff_jax.errors import ConfigError
-from conprediff_jax.experiment import make_experiment
+from conprediff_jax.config.experiment import make_experiment
 
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs").rglob("*.py"))
@@ -41,7 +41,7 @@ def parsed(monkeypatch):
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
-                cli._parse_flags(["command", f"--config={file}", *arguments])
+                app._parse_flags(["command", f"--config={file}", *arguments])
         except SystemExit as end:
             assert end.code == 2
             return said.getvalue()

@@ -11,9 +11,9 @@ import pytest
 from fuzzing import fuzz
 from PIL import Image
 
+from conprediff_jax.common.errors import DataError
+from conprediff_jax.common.images import EXTENSIONS, BadImage, list_images, natural_key
 from conprediff_jax.data.transforms import decode
-from conprediff_jax.errors import DataError
-from conprediff_jax.images import EXTENSIONS, BadImage, list_images, natural_key
 
 KINDS = {  # what Pillow calls a format -> options, and how far a pixel may be off on the average
     "PNG": ({}, 0),

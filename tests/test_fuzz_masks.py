@@ -12,10 +12,10 @@ import pytest
 from fuzzing import fuzz
 from PIL import Image
 
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.data.holes import Picture, cut, mask_files
 from conprediff_jax.data.masks import POLARITIES, read_mask
 from conprediff_jax.data.transforms import decode
-from conprediff_jax.errors import UserError
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6  # PNG's kinds of colour
 DEPTHS = {

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from fuzzing import fuzz
 
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.data.text_files import read_captions
 from conprediff_jax.data.tokenizers import Tokenizer
-from conprediff_jax.errors import UserError
 
 # What `str.splitlines` takes for the end of a line and editors do not, and other oddities.
 SEPARATORS = "\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e"

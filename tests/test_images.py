@@ -10,8 +10,8 @@ import pytest
 from absl import logging as absl_logging
 from PIL import ExifTags, Image, ImageOps
 
-from conprediff_jax.errors import DataError
-from conprediff_jax.images import BadImage, list_images, natural_key, read_image, upright
+from conprediff_jax.common.errors import DataError
+from conprediff_jax.common.images import BadImage, list_images, natural_key, read_image, upright
 
 NAMES = [  # in order
     "01.png",

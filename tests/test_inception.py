@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from conprediff_jax.errors import UserError
-from conprediff_jax.metrics import features, frechet, inception, weights
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.metrics import features, frechet
+from conprediff_jax.metrics.networks import inception
+from conprediff_jax.weights import cached
 
 
 class TorchInception(nn.Module):
@@ -183,18 +185,18 @@ def test_weight_files_of_other_networks_or_with_code_are_refused(tmp_path):
     assert "\n" not in str(error.value)
     torch.save(nn.Conv2d(3, 4, 3), path)  # a pickled object
     with pytest.raises(UserError, match=r"other\.pth: not a torch file of tensors alone"):
-        weights.read(path, tmp_path)
+        cached.read(path, tmp_path)
     path.write_bytes(b"no weights at all")
     with pytest.raises(UserError, match=r"other\.pth"):
-        weights.read(path, tmp_path)
+        cached.read(path, tmp_path)
     with pytest.raises(UserError, match="no such weights file"):
-        weights.read(tmp_path / "missing.pth", tmp_path)
+        cached.read(tmp_path / "missing.pth", tmp_path)
 
 
 def test_weight_files_are_converted_once(tmp_path, monkeypatch):
     path = tmp_path / "weights.pth"
     torch.save({"half": torch.ones(2, 3, dtype=torch.float16)}, path)
-    first = weights.read(path, tmp_path / "cache")
+    first = cached.read(path, tmp_path / "cache")
     monkeypatch.setattr(torch, "load", None)
-    np.testing.assert_array_equal(weights.read(path, tmp_path / "cache")["half"], first["half"])
+    np.testing.assert_array_equal(cached.read(path, tmp_path / "cache")["half"], first["half"])
     assert first["half"].dtype == np.float32

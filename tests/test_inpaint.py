@@ -17,18 +17,25 @@ import tiny
 from einops import rearrange
 from PIL import Image
 
-from conprediff_jax import inference, inpainting, parallel
+from conprediff_jax import parallel
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import make_mask
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.samplers import RePaint
-from conprediff_jax.errors import UserError
-from conprediff_jax.experiment import make_experiment
-from conprediff_jax.inference import Trained
-from conprediff_jax.inpainting import blend, fill_holes, known_points, make_fill, sampling_for
 from conprediff_jax.models.first_stage import FirstStage, Pixels
-from conprediff_jax.sampling import GaussianSampling, TokenSampling, check_condition
+from conprediff_jax.runs import restore
+from conprediff_jax.runs.restore import Trained
+from conprediff_jax.sampling import inpainting
+from conprediff_jax.sampling.inpainting import blend, fill_holes, known_points, make_fill
+from conprediff_jax.sampling.spec import (
+    GaussianSampling,
+    TokenSampling,
+    check_condition,
+    sampling_for,
+)
 from conprediff_jax.train.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -296,7 +303,7 @@ def test_a_first_stage_cannot_fill(monkeypatch, mesh):
     trained = types.SimpleNamespace(task="an autoencoder")
     monkeypatch.setattr(inference, "load", lambda *_: trained)
     with pytest.raises(UserError, match="--workdir=x holds a first stage: there is no denoiser"):
-        inference.load_denoiser("x", mesh, flag="--workdir=")
+        restore.load_denoiser("x", mesh, flag="--workdir=")
 
 
 # The commands ------------------------------------------------------------------------------------

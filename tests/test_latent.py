@@ -13,11 +13,14 @@ import pytest
 import tiny
 from PIL import Image
 
-from conprediff_jax import config as config_lib
-from conprediff_jax import inference, parallel, sampling
+from conprediff_jax import parallel
+from conprediff_jax.config import sections as config_lib
+from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import DataError, sources
-from conprediff_jax.experiment import make_experiment
+from conprediff_jax.data.tfds import prepare
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
+from conprediff_jax.runs import restore
+from conprediff_jax.sampling.generate import make_generate
 from conprediff_jax.train import frozen
 from conprediff_jax.train.loop import train
 
@@ -48,7 +51,7 @@ def celeba(tmp_path_factory):
             entry.size = file.tell()
             file.seek(0)
             tar.addfile(entry, file)
-    sources.prepare("celeb_a_hq/256", str(data_dir))
+    prepare("celeb_a_hq/256", str(data_dir))
     return data_dir
 
 
@@ -105,10 +108,10 @@ def test_a_checkpoint_carries_its_first_stage(finished, weights, tmp_path):
     workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "run")
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    task, params, stage, _ = inference.load(str(tmp_path / "run"), mesh)
+    task, params, stage, _ = restore.load(str(tmp_path / "run"), mesh)
     stored = frozen.load_params(task.first_stage)
     jax.tree.map(np.testing.assert_array_equal, stage["autoencoder"], stored)
-    generate = sampling.make_generate(task, task.sampling, mesh)
+    generate = make_generate(task, task.sampling, mesh)
     images = generate(params, stage, 0, jnp.arange(2))
     assert images.shape == (2, 32, 32, 3)
 

@@ -15,7 +15,7 @@ import time
 import pytest
 import yaml
 
-from conprediff_jax import cli
+from conprediff_jax.cli import app
 from conprediff_jax.parallel import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -68,7 +68,7 @@ def test_local_processes_know_their_number_and_fail_together():
         ("75 75 0", 0, 0, 3),  # preempted, as often as it happens
         ("9 0", 1, 0, 2),  # failed
         ("9 9", 1, 9, 2),  # too often
-        ("2 0", 1, cli.USER_ERROR_CODE, 1),  # wrong, and wrong again if it were repeated
+        ("2 0", 1, app.USER_ERROR_CODE, 1),  # wrong, and wrong again if it were repeated
     ],
 )
 def test_local_runs_start_again_when_that_helps(ends, restarts, code, starts, tmp_path):
@@ -459,7 +459,7 @@ def test_gke_submits_a_jobset(flags, replicas, hosts, resource, tmp_path):
     codes = [
         rule.get("onExitCodes", {}).get("values") for rule in spec["podFailurePolicy"]["rules"]
     ]
-    assert codes == [None, [processes.AGAIN], [cli.USER_ERROR_CODE]]
+    assert codes == [None, [processes.AGAIN], [app.USER_ERROR_CODE]]
     again, never = manifest["spec"]["failurePolicy"]["rules"]
     assert again["onJobFailureMessagePatterns"] == ["matching FailJob rule at index [01]$"]
     assert again["action"] == "RestartJobSetAndIgnoreMaxRestarts"
@@ -484,7 +484,7 @@ def test_gke_replaces_what_has_ended_and_nothing_else(conditions, then, tmp_path
     look, *rest = calls(tmp_path)
     assert "get jobset/run --ignore-not-found" in look
     if then is None:
-        assert result.returncode == cli.USER_ERROR_CODE and not rest
+        assert result.returncode == app.USER_ERROR_CODE and not rest
         assert result.stderr.startswith("error: --name=run: it is still running")
     else:
         assert result.returncode == 0

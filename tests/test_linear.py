@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from tiny import mesh_of
 
-from conprediff_jax import linear, parallel
+from conprediff_jax import parallel
+from conprediff_jax.common import linear
 
 
 def draw(*shape):

@@ -8,8 +8,8 @@ import torch
 from safetensors.numpy import save_file
 from torch import nn
 
-from conprediff_jax.errors import UserError
-from conprediff_jax.metrics import lpips
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.metrics.networks import lpips
 
 
 def trunk(network):

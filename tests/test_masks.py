@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.data import masks
 from conprediff_jax.data.holes import Picture, cut, is_folder, mask_files, read_data, read_folder
 from conprediff_jax.data.masks import FREE_FORMS, MASKS, filled_share, make_mask, read_mask
 from conprediff_jax.data.pipeline import DataSpec
-from conprediff_jax.errors import UserError
 
 
 def draw(name, seed=0, height=256, width=256):

@@ -18,8 +18,8 @@ from conprediff_jax.metrics import (
     inception_score,
     kernel,
     precision_recall,
-    random_vgg16,
 )
+from conprediff_jax.metrics.networks import random_vgg16
 
 
 def rng(seed=0):

@@ -15,7 +15,7 @@ from conprediff_jax import parallel
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.parallel import mesh as mesh_lib
 from conprediff_jax.parallel import sharding
-from conprediff_jax.train import batches as batches_lib
+from conprediff_jax.runs import batches as batches_lib
 
 MODEL = TokenTransformer(
     num_codes=16, grid=(2, 4), width=32, num_layers=1, num_heads=8, num_steps=10, text_dim=8

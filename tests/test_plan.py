@@ -11,16 +11,17 @@ import pytest
 import tiny
 
 from conprediff_jax import parallel
-from conprediff_jax.errors import UserError
-from conprediff_jax.experiment import make_experiment
-from conprediff_jax.planning import liveness, plans, programs, sweep, tables
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.planning import memory as memory_lib
+from conprediff_jax.planning import plans, programs, sweep, tables
 from conprediff_jax.planning.account import Account, Roofline, roofline
-from conprediff_jax.planning.chips import CHIPS, peak_flops
-from conprediff_jax.planning.cost import Cost, program_cost
-from conprediff_jax.planning.hlo import Module, _shapes
 from conprediff_jax.planning.memory import Memory
 from conprediff_jax.planning.topology import Topology
+from conprediff_jax.xla import liveness
+from conprediff_jax.xla.chips import CHIPS, peak_flops
+from conprediff_jax.xla.cost import Cost, program_cost
+from conprediff_jax.xla.hlo import Module, _shapes
 
 
 def compiled(function, *shapes, dtype=jnp.float32):

@@ -16,15 +16,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 from test_commands import ROOT, run
 
-from conprediff_jax import config as config_lib
 from conprediff_jax import data, parallel
+from conprediff_jax.common.errors import ConfigError
+from conprediff_jax.config import sections as config_lib
+from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import latents, sources
-from conprediff_jax.errors import ConfigError
-from conprediff_jax.experiment import make_experiment
+from conprediff_jax.data.tfds import TfdsSource
 from conprediff_jax.models.autoencoder import AutoencoderKL
-from conprediff_jax.precompute import precompute
 from conprediff_jax.train import frozen
 from conprediff_jax.train.loop import train
+from conprediff_jax.train.precompute import precompute
 
 COUNT, BAD = 29, 17  # records, and the one that is no image
 KINDS = ("latent", "mirrored")
@@ -70,7 +71,7 @@ def captioned():
         image = b"no image" if index == BAD else file.getvalue()
         captions = np.array([f"{index} {word}".encode() for word in "abc"], object)
         records.append({"image": image, "label": index % 3, "captions": captions})
-    source = sources.TfdsSource(
+    source = TfdsSource(
         records=records,
         title="captioned",
         label="label",

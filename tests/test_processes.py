@@ -14,15 +14,15 @@ import tiny
 from test_commands import ROOT, environment
 from test_precompute import CONFIG, OPTIONS
 
-from conprediff_jax import config as config_lib
 from conprediff_jax import data
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config import sections as config_lib
 from conprediff_jax.data import latents
-from conprediff_jax.errors import UserError
 from conprediff_jax.models.autoencoder import AutoencoderKL
 from conprediff_jax.parallel import processes
-from conprediff_jax.precompute import precompute
+from conprediff_jax.runs.batches import Batches
 from conprediff_jax.train import loop
-from conprediff_jax.train.batches import Batches
+from conprediff_jax.train.precompute import precompute
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -235,7 +235,7 @@ ALONE = """
 import jax
 from jax.experimental import multihost_utils
 from conprediff_jax import cli
-from conprediff_jax.errors import UserError
+from conprediff_jax.common.errors import UserError
 
 def main(argv):
     if jax.process_index() == 1:

@@ -14,8 +14,8 @@ from absl import logging
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
+from conprediff_jax.tasks.spec import TrainSpec, trace_window
 from conprediff_jax.train import report, throughput
-from conprediff_jax.train.spec import TrainSpec
 
 
 class Watch:
@@ -26,7 +26,7 @@ class Watch:
         self.waiter = threading.local()
         clock = types.SimpleNamespace(monotonic=lambda: getattr(self.waiter, "now", self.now))
         monkeypatch.setattr(throughput, "time", clock)
-        monkeypatch.setattr("conprediff_jax.progress.time", clock)
+        monkeypatch.setattr("conprediff_jax.common.progress.time", clock)
 
     def batches(self, *seconds):
         for taken in itertools.cycle(seconds):
@@ -188,4 +188,4 @@ def test_a_measured_step_is_the_step_compiled_once_and_traced(tmp_path, monkeypa
 @pytest.mark.parametrize("text", ["10", "5:4", "0:3", "a:b", "1:2:3"])
 def test_a_window_of_steps_that_is_none(text):
     with pytest.raises(ValueError, match="START:STOP"):
-        throughput.trace_window(text)
+        trace_window(text)

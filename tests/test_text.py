@@ -16,16 +16,9 @@ from safetensors.numpy import load_file, save_file
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from conprediff_jax import parallel
-from conprediff_jax.errors import UserError
-from conprediff_jax.interop import transformers_text as interop
-from conprediff_jax.models.text import (
-    TEXT_ENCODERS,
-    BERTText,
-    CLIPText,
-    T5Text,
-    TextEncoder,
-    t5,
-)
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.models.text import TEXT_ENCODERS, BERTText, CLIPText, T5Text, TextEncoder, t5
+from conprediff_jax.weights import transformers_text as interop
 
 LENGTH, VOCAB = 9, 50
 OPTIONS = {"t5": {"length": LENGTH}}  # all else is in the configs

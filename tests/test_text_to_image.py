@@ -13,15 +13,17 @@ import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
-from conprediff_jax import config as config_lib
-from conprediff_jax import images as images_lib
-from conprediff_jax import inference, sampling
+from conprediff_jax.common import images as images_lib
+from conprediff_jax.common.errors import ConfigError, UserError
+from conprediff_jax.config import sections as config_lib
+from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.config.vocabulary import with_vocabulary
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.guidance import Guidance
-from conprediff_jax.errors import ConfigError, UserError
-from conprediff_jax.experiment import make_experiment
+from conprediff_jax.runs import restore
+from conprediff_jax.runs.restore import with_stored_vocabulary
+from conprediff_jax.sampling.generate import generate_batches, make_generate
 from conprediff_jax.train.loop import train
-from conprediff_jax.train.text import with_stored_vocabulary, with_vocabulary
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -74,7 +76,7 @@ def finished(config, one_device, tmp_path_factory):
 
 
 def test_a_run_goes_on_with_its_vocabulary_whatever_the_data_say_now(finished, config, tmp_path):
-    stored = inference.load_experiment(str(finished[0])).task.text.vocabulary
+    stored = restore.load_experiment(str(finished[0])).task.text.vocabulary
     assert with_stored_vocabulary(config, str(finished[0])).text.vocabulary == stored
     assert with_stored_vocabulary(config, str(tmp_path)).text.vocabulary == ""
     beginning = changed(config, **{"train.init_from": str(finished[0])})
@@ -93,20 +95,16 @@ def randomised(task):
 def test_a_checkpoint_carries_vocabulary_and_encoder(finished, tmp_path):
     workdir, state = finished
     mesh = tiny.mesh_of()
-    task, params, frozen, _ = inference.load(str(workdir), mesh)
+    task, params, frozen, _ = restore.load(str(workdir), mesh)
     assert frozen == {} and {"text_encoder"} < set(params)
     tiny.assert_same(params, state.ema)
     assert task.tokenizer(["a red dot"]).shape == (1, 8)
     with pytest.raises(UserError, match="'ψ'"):
         task.tokenizer.check("a red ψ dot")
-    generate = sampling.make_generate(task, task.sampling, mesh)
+    generate = make_generate(task, task.sampling, mesh)
     texts = task.tokenizer(CAPTIONS[:3])
     drawn = np.concatenate(
-        list(
-            sampling.generate_batches(
-                generate, params, frozen, seed=0, num=3, batch_size=2, texts=texts
-            )
-        )
+        list(generate_batches(generate, params, frozen, seed=0, num=3, batch_size=2, texts=texts))
     )
     assert drawn.shape == (3, 8, 8, 3)
     grid = images_lib.captioned(drawn, CAPTIONS[:3])

@@ -8,8 +8,8 @@ import pytest
 import transformers
 from vocabularies import bert_folder, clip_folder
 
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.data import Tokenizer
-from conprediff_jax.errors import UserError
 
 LENGTH = 12
 TEXTS = (

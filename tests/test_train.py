@@ -17,18 +17,20 @@ from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import assert_same, mesh_of
 
-from conprediff_jax import config as config_lib
-from conprediff_jax import inference, parallel, sampling
-from conprediff_jax.errors import ConfigError
-from conprediff_jax.experiment import check_devices, make_experiment
-from conprediff_jax.files import WriteError, absolute
+from conprediff_jax import parallel
+from conprediff_jax.common import random
+from conprediff_jax.common.errors import ConfigError
+from conprediff_jax.common.files import WriteError, absolute
+from conprediff_jax.config import sections as config_lib
+from conprediff_jax.config.experiment import check_devices, make_experiment
 from conprediff_jax.parallel import sharding
-from conprediff_jax.train import checkpoint
-from conprediff_jax.train import step as step_lib
-from conprediff_jax.train.checkpoint import CheckpointError, Checkpoints
+from conprediff_jax.runs import checkpoint, restore
+from conprediff_jax.runs.checkpoint import CheckpointError, Checkpoints
+from conprediff_jax.sampling.generate import generate_batches, make_generate
+from conprediff_jax.tasks import step as step_lib
+from conprediff_jax.tasks.state import abstract_state
 from conprediff_jax.train.loop import train
 from conprediff_jax.train.report import DivergedError
-from conprediff_jax.train.state import abstract_state
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -100,9 +102,7 @@ def test_weight_zero_trains_the_plain_model():
     def plain_step(params, moments, step):
         def loss(params):
             keys = [
-                sampling.random.example_keys(
-                    sampling.random.stream(0, f"train/{name}", step), jnp.arange(8)
-                )
+                random.example_keys(random.stream(0, f"train/{name}", step), jnp.arange(8))
                 for name in ("time", "noise", "dropout")
             ]
             x_0 = task.first_stage.encode({}, image)
@@ -225,13 +225,13 @@ def test_sharding_rules_cover_every_parameter_and_divide_the_big_ones(dimensions
 def test_sampling_never_sees_the_context_decoder(finished, tmp_path):
     workdir, state = finished
     mesh = mesh_of()
-    whole = inference.load(str(workdir), mesh)
+    whole = restore.load(str(workdir), mesh)
     assert_same(whole.params, state.ema)
     stripped = tmp_path / "stripped"
     shutil.copytree(workdir, stripped)
     shutil.rmtree(stripped / "checkpoints" / "6" / "train")  # where the decoder's parameters are
-    found = inference.load(str(stripped), mesh)
-    generate = sampling.make_generate(whole.task, whole.task.sampling, mesh)
+    found = restore.load(str(stripped), mesh)
+    generate = make_generate(whole.task, whole.task.sampling, mesh)
     images = generate(whole.params, {}, 0, jnp.arange(4))
     assert_same(images, generate(found.params, {}, 0, jnp.arange(4)))
     text = generate.lower(whole.params, {}, 0, jnp.arange(4)).compile().as_text()
@@ -240,13 +240,13 @@ def test_sampling_never_sees_the_context_decoder(finished, tmp_path):
 
 def test_an_image_depends_on_seed_and_index_alone(finished):
     def load(mesh):
-        task, params, _, _ = inference.load(str(finished[0]), mesh)
-        return sampling.make_generate(task, task.sampling, mesh), params
+        task, params, _, _ = restore.load(str(finished[0]), mesh)
+        return make_generate(task, task.sampling, mesh), params
 
     one, params = load(mesh_of())
     alone = one(params, {}, 3, jnp.array([5]))
     four, params = load(mesh_of(4))
-    batches = sampling.generate_batches(four, params, {}, seed=3, num=6, batch_size=8)
+    batches = generate_batches(four, params, {}, seed=3, num=6, batch_size=8)
     images = np.concatenate(list(batches))
     assert len(images) == 6
     # One grey level: other batch sizes and devices round differently.
@@ -303,11 +303,11 @@ def test_unreadable_checkpoints_are_moved_aside(finished, run_config, tmp_path):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(b"damaged")
     # Looking falls back to the older one and touches nothing; training moves the damaged one aside.
-    assert inference.load(str(tmp_path / "run"), mesh_of()).step == 3
+    assert restore.load(str(tmp_path / "run"), mesh_of()).step == 3
     assert (tmp_path / "run/checkpoints/6").exists()
     assert_same(train(run_config, str(tmp_path / "run")), state)
     assert (tmp_path / "run/checkpoints/unreadable-6").exists()
-    assert inference.load(str(tmp_path / "run"), mesh_of()).step == 6
+    assert restore.load(str(tmp_path / "run"), mesh_of()).step == 6
 
 
 def test_without_room_the_last_good_checkpoint_is_named(

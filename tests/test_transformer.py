@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from conprediff_jax.interop.diffusers_transformer import params_from_diffusers, params_to_diffusers
 from conprediff_jax.models.transformer import TokenTransformer
+from conprediff_jax.weights.diffusers.transformer import params_from_diffusers, params_to_diffusers
 
 TINY = {
     "num_codes": 11,

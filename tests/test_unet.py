@@ -11,9 +11,9 @@ import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
-from conprediff_jax.interop.diffusers_unet import params_from_diffusers, params_to_diffusers
 from conprediff_jax.models import layers
 from conprediff_jax.models.unet import UNet
+from conprediff_jax.weights.diffusers.unet import params_from_diffusers, params_to_diffusers
 
 TINY = {"out_channels": 3, "channels": 32, "channel_mult": (1,), "blocks_per_level": 1}
 

@@ -10,10 +10,10 @@ from safetensors.numpy import save_file
 
 from conprediff_jax import parallel
 from conprediff_jax.config import default
-from conprediff_jax.interop.diffusers_autoencoder import params_to_diffusers
+from conprediff_jax.tasks.state import abstract_state, init_state
+from conprediff_jax.tasks.step import make_train_step
 from conprediff_jax.train import frozen
-from conprediff_jax.train.state import abstract_state, init_state
-from conprediff_jax.train.step import make_train_step
+from conprediff_jax.weights.diffusers.autoencoder import params_to_diffusers
 
 
 def get_config():

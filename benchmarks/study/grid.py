@@ -24,12 +24,12 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import write_text
+from conprediff_jax.common.progress import Progress
 from conprediff_jax.config import flatten
-from conprediff_jax.errors import UserError
-from conprediff_jax.experiment import make_experiment
-from conprediff_jax.files import write_text
+from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.parallel.processes import AGAIN, Preempted
-from conprediff_jax.progress import Progress
 
 BASELINE = "baseline"
 MEASURED = "measured"

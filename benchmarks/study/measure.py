@@ -22,14 +22,14 @@ import numpy as np
 from absl import logging
 
 from conprediff_jax import data, parallel
+from conprediff_jax.common.files import write_atomically, write_text
 from conprediff_jax.diffusion.categorical import CategoricalProcess
-from conprediff_jax.files import write_atomically, write_text
-from conprediff_jax.generation import drawing, generate_to
-from conprediff_jax.inference import Trained, load_denoiser
-from conprediff_jax.metrics import features, held_out, image_sets
+from conprediff_jax.metrics import denoising_loss, features, image_sets
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
 from conprediff_jax.metrics.neighborhoods import NeighborhoodJudge, block_means
 from conprediff_jax.metrics.suite import Suite
+from conprediff_jax.runs.restore import Trained, load_denoiser
+from conprediff_jax.sampling.shards import drawing, generate_to
 from study.grid import Run
 
 HELD_OUT = "held_out.npy"  # losses of every image and time
@@ -88,7 +88,7 @@ class Judge:
         return self._neighborhoods(_pixels(self._train)[: self._sizes.num])
 
     def __call__(self, run: Run) -> dict[str, Any]:
-        """Everything about a run, as plain data; its `held_out.npy` is written by the way."""
+        """Everything about a run, as plain data; its `denoising_loss.npy` is written by the way."""
         trained = load_denoiser(str(run.folder), self._mesh)
         samples = self._samples(trained, run)
         seen = features.extract(
@@ -96,7 +96,7 @@ class Judge:
         )
         labels = self._runner.extractor.labels
         figures = dict(self._suite.compute(seen, self._known, labels).figures)
-        times = held_out.evaluated_times(trained.task, self._sizes.times)
+        times = denoising_loss.evaluated_times(trained.task, self._sizes.times)
         losses = self._losses(trained, times, run)
         figures |= loss_figures(trained.task.process, losses, self._sizes.replicates)
         logging.info("%s: neighbourhoods of %d images", run.title, samples.count)
@@ -132,8 +132,8 @@ class Judge:
         batches = data.evaluation_iterator(
             spec, batch_size=self._sizes.batch_size, tokenizer=task.tokenizer
         )
-        losses = held_out.make_losses(task, self._mesh, times)
-        parts = held_out.losses_of(losses, trained.params, trained.frozen, batches, num)
+        losses = denoising_loss.make_losses(task, self._mesh, times)
+        parts = denoising_loss.losses_of(losses, trained.params, trained.frozen, batches, num)
         rows = np.concatenate(list(parts))
         logging.info("%s: held-out losses of %d images at %d times", run.title, num, len(times))
         write_atomically(run.measured_folder / HELD_OUT, lambda file: np.save(file, rows))
@@ -166,7 +166,7 @@ def loss_figures(process: Any, losses: np.ndarray, replicates: int) -> dict[str,
         if part.size:
             columns[f"{LOSS}, {name}"] = part.mean(axis=1)
     if isinstance(process, CategoricalProcess):
-        columns["bits per token"] = held_out.bits_per_token(process, losses)
+        columns["bits per token"] = denoising_loss.bits_per_token(process, losses)
     options = {"replicates": replicates, "rng": np.random.default_rng(0)}
     return {name: mean_figure(values, **options) for name, values in columns.items()}
 

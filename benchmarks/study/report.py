@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from conprediff_jax.files import write_text
+from conprediff_jax.common.files import write_text
 from conprediff_jax.metrics.bootstrap import Figure
 from conprediff_jax.metrics.paired import FEW
 from conprediff_jax.planning.tables import markdown

@@ -11,12 +11,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from conprediff_jax import parallel
-from conprediff_jax.experiment import make_experiment
+from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.config.vocabulary import with_any_vocabulary
 from conprediff_jax.planning import programs
-from conprediff_jax.planning.cost import program_cost
-from conprediff_jax.planning.hlo import Module
-from conprediff_jax.train.state import init_state
-from conprediff_jax.train.text import with_any_vocabulary
+from conprediff_jax.tasks.state import init_state
+from conprediff_jax.xla.cost import program_cost
+from conprediff_jax.xla.hlo import Module
 
 
 class Timed(Protocol):

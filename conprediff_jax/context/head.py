@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
 
-from conprediff_jax import linear
+from conprediff_jax.common import linear
 
 # Keeps exp(log sigma) and its slope finite whatever the trunk sends.
 _LOG_SIGMA_RANGE = (-7.0, 2.0)

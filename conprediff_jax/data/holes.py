@@ -18,11 +18,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, UInt8
 
+from conprediff_jax.common.errors import FieldError, UserError
+from conprediff_jax.common.images import BadImage, list_images
 from conprediff_jax.data import masks as masks_lib
 from conprediff_jax.data.pipeline import DataSpec, evaluation_iterator
 from conprediff_jax.data.transforms import decode
-from conprediff_jax.errors import FieldError, UserError
-from conprediff_jax.images import BadImage, list_images
 
 _BATCH = 64
 

@@ -26,9 +26,10 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization, traverse_util
 
+from conprediff_jax.common.errors import first_line
+from conprediff_jax.common.files import writing
+from conprediff_jax.common.images import BadImage
 from conprediff_jax.data import sources, transforms
-from conprediff_jax.files import writing
-from conprediff_jax.images import BadImage
 
 COMPLETE, INCOMPLETE = "latents.json", "incomplete.json"
 COMMAND = "python -m conprediff_jax.precompute --config=..."
@@ -142,9 +143,7 @@ def find_manifest(folder: pathlib.Path) -> Manifest | None:
             try:
                 return Manifest.from_dict(json.loads(path.read_text()))
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise sources.DataError(
-                    f"{path} is unreadable: {sources.first_line(error)}"
-                ) from error
+                raise sources.DataError(f"{path} is unreadable: {first_line(error)}") from error
     if folder.exists() and not folder.is_dir():
         raise sources.DataError(f"{folder} is a file; latents go into a folder of their own")
     others = [p.name for p in folder.glob("*") if not p.name.endswith(_PARTIAL)]
@@ -244,7 +243,7 @@ class LatentSource:
         try:
             record = serialization.msgpack_restore(self.records[index])
         except Exception as error:  # whatever array_record raises about a damaged chunk
-            raise sources.DataError(f"{name} is damaged: {sources.first_line(error)}") from error
+            raise sources.DataError(f"{name} is damaged: {first_line(error)}") from error
         wanted = ("latent", "mirrored", *self.features)
         return {"name": name} | {key: record[key] for key in wanted if key in record}
 
@@ -266,7 +265,7 @@ def open_latents(spec: Any) -> LatentSource:
         records = ArrayRecordDataSource(paths)
     except Exception as error:  # whatever array_record raises about a damaged file
         raise sources.DataError(
-            f"{folder} is damaged: {sources.first_line(error)}; delete that file and run "
+            f"{folder} is damaged: {first_line(error)}; delete that file and run "
             f"{COMMAND} --out={folder} again"
         ) from error
     if len(records) != manifest.count:

@@ -24,8 +24,8 @@ import numpy as np
 from jaxtyping import Bool, Shaped
 from PIL import Image, ImageDraw
 
-from conprediff_jax.errors import UserError
-from conprediff_jax.images import BadImage, read_image
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.images import BadImage, read_image
 
 Mask = Bool[np.ndarray, "height width"]
 Levels = Shaped[np.ndarray, "height width"]

@@ -4,7 +4,7 @@ import codecs
 import os
 import pathlib
 
-from conprediff_jax.errors import UserError
+from conprediff_jax.common.errors import UserError
 
 _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 

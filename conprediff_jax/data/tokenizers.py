@@ -24,8 +24,8 @@ import tokenizers
 from jaxtyping import Int32
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.data.text_files import read_lines
-from conprediff_jax.errors import UserError
 
 # The special tokens of a vocabulary learnt here: padding, unknown, start and end.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[START]", "[END]")

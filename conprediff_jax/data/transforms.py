@@ -18,9 +18,10 @@ from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
 
+from conprediff_jax.common.errors import first_line
+from conprediff_jax.common.images import BadImage, read_image
 from conprediff_jax.data import sources
 from conprediff_jax.data.tokenizers import Tokenizer
-from conprediff_jax.images import BadImage, read_image
 
 CROPS = ("center", "random")
 
@@ -131,7 +132,7 @@ class BadRecords:
         new = name not in self.names
         self.names.add(name)
         seen, bad = min(self._seen, self.total), len(self.names)
-        reason = sources.first_line(error)
+        reason = first_line(error)
         if new:
             logging.warning("skipped %s: %s (%d of %d records so far)", name, reason, bad, seen)
         only_bad = bad >= self.total or self._in_a_row >= 2 * self.total

@@ -38,10 +38,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Key
 
+from conprediff_jax.common.errors import FieldError
 from conprediff_jax.diffusion.guidance import LOG_ZERO, Guidance, guided_log_probs
 from conprediff_jax.diffusion.importance import TimeImportance
 from conprediff_jax.diffusion.process import Corrupted, Times, uniform_times
-from conprediff_jax.errors import FieldError
 
 Tokens = Int[Array, "batch *grid"]
 LogProbs = Float[Array, "batch *grid codes"]

@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
+from conprediff_jax.common.errors import FieldError
 from conprediff_jax.diffusion import schedules
 from conprediff_jax.diffusion.guidance import Guidance, extrapolated, rescaled
 from conprediff_jax.diffusion.process import Corrupted, Times, uniform_times
-from conprediff_jax.errors import FieldError
 
 PREDICTIONS = ("epsilon", "x0", "v")
 LOSS_NORMS = ("l1", "l2")

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from conprediff_jax.errors import FieldError
+from conprediff_jax.common.errors import FieldError
 
 LOG_ZERO = -70.0  # stands for log 0, so that 0 log 0 is 0; the published models' floor
 

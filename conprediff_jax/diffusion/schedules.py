@@ -18,7 +18,7 @@ computation: products of a thousand factors and differences `1 - alpha_bar` lose
 import numpy as np
 from jaxtyping import Float64
 
-from conprediff_jax.errors import FieldError
+from conprediff_jax.common.errors import FieldError
 
 SCHEDULES = ("linear", "scaled_linear", "cosine")
 

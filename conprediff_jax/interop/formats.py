@@ -4,21 +4,13 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config.vocabulary import make_text
 from conprediff_jax.data import Tokenizer
-from conprediff_jax.errors import UserError
-from conprediff_jax.interop import (
-    adm,
-    diffusers_pipeline,
-    ldm,
-    model_card,
-    pretrained,
-    published,
-    safetensors_folder,
-    stablehlo,
-    vq_diffusion,
-)
+from conprediff_jax.interop import model_card, pretrained, safetensors_folder, stablehlo
+from conprediff_jax.interop.diffusers import pipeline as diffusers_pipeline
+from conprediff_jax.interop.original import adm, ldm, published, vq_diffusion
 from conprediff_jax.interop.pretrained import Pretrained
-from conprediff_jax.train.text import make_text
 
 WRITTEN = ("inference", "safetensors", "diffusers", "stablehlo")
 READ = ("diffusers", "safetensors", *published.MODELS)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from conprediff_jax.errors import UserError
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.interop.pretrained import Pretrained
 
 _USE = {

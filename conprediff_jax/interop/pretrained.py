@@ -25,12 +25,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
-from conprediff_jax import inference, parallel
-from conprediff_jax.errors import UserError
-from conprediff_jax.experiment import make_experiment
-from conprediff_jax.interop import tensors
-from conprediff_jax.train.checkpoint import FOLDER
-from conprediff_jax.train.denoising import Denoising
+from conprediff_jax import parallel
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.runs import restore
+from conprediff_jax.runs.checkpoint import FOLDER
+from conprediff_jax.tasks.denoising import Denoising
+from conprediff_jax.weights import tensors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,7 @@ def open_folder(path: str, step: int | None = None) -> Pretrained:
     Raises:
         UserError: there is none, or it is of a first stage.
     """
-    step, config, params, extra = inference.restore(
+    step, config, params, extra = restore.restore(
         path, parallel.make_mesh(parallel.MeshSpec()), step
     )
     if "frozen" not in extra:

@@ -17,9 +17,9 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors import safe_open
 
-from conprediff_jax.errors import UserError
-from conprediff_jax.interop import tensor_files
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.interop.pretrained import Pretrained
+from conprediff_jax.weights import tensor_files
 
 FORMAT, VERSION = "conprediff_jax", "1"
 NETWORKS = ("denoiser", "first_stage", "text_encoder")

@@ -21,9 +21,9 @@ import numpy as np
 from flax import traverse_util
 from jax import export
 
-from conprediff_jax import random
+from conprediff_jax.common import random
 from conprediff_jax.interop.pretrained import Pretrained
-from conprediff_jax.sampling import SamplingSpec
+from conprediff_jax.sampling.spec import SamplingSpec
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROGRAM, WEIGHTS = "sampler.stablehlo", "weights.npz"

@@ -17,8 +17,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, Shaped
 
+from conprediff_jax.common.progress import Progress
 from conprediff_jax.metrics.frechet import Gaussian, Moments, frechet_distance
-from conprediff_jax.progress import Progress
 
 LEVEL = 0.95
 _ROWS = 4096  # features read at a time

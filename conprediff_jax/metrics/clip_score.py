@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from conprediff_jax.metrics.clip import CLIP, Loaded, prepare
+from conprediff_jax.metrics.networks.clip import CLIP, Loaded, prepare
 
 
 def clip_scores(

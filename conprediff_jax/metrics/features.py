@@ -25,12 +25,14 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from conprediff_jax import parallel
-from conprediff_jax.errors import UserError
-from conprediff_jax.files import write_atomically, writing
-from conprediff_jax.metrics import inception, npz, random_vgg16, weights
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import write_atomically, writing
+from conprediff_jax.common.progress import Progress
+from conprediff_jax.metrics import npz
 from conprediff_jax.metrics.frechet import Gaussian, Moments
 from conprediff_jax.metrics.image_sets import ImageSet
-from conprediff_jax.progress import Progress
+from conprediff_jax.metrics.networks import inception, random_vgg16
+from conprediff_jax.weights import cached
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ def inception_extractor(path: str | os.PathLike, cache: str | os.PathLike) -> Ex
         UserError: the file is missing, damaged, or of another network.
     """
     try:
-        params = inception.params_from_pytorch_fid(weights.read(path, cache))
+        params = inception.params_from_pytorch_fid(cached.read(path, cache))
     except ValueError as error:
         message = str(error)
         raise UserError(
@@ -104,7 +106,7 @@ def inception_extractor(path: str | os.PathLike, cache: str | os.PathLike) -> Ex
 
     return Extractor(
         name="Inception (2015)",
-        fingerprint=f"inception-{weights.file_fingerprint(path)}",
+        fingerprint=f"inception-{cached.file_fingerprint(path)}",
         apply=apply,
         params=params,
         labels={

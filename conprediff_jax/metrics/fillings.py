@@ -10,13 +10,17 @@ distance is biased upwards, for every model by about as much: compare it within 
 """
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from etils import epath
 from jaxtyping import Float, UInt8
 
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import write_text
 from conprediff_jax.data.holes import Hole
-from conprediff_jax.errors import UserError
 from conprediff_jax.metrics import features, regions
 from conprediff_jax.metrics.bootstrap import Figure, frechet_figure, mean_figure
 from conprediff_jax.metrics.frechet import Gaussian, Moments
@@ -145,3 +149,55 @@ def _better(metric: str) -> str:
 def _cell(figure: Figure) -> str:
     text = f"{figure.value:.4g}"
     return text if figure.low is None else f"{text} ± {(figure.high - figure.low) / 2:.2g}"
+
+
+class Results:
+    """Figures by model and mask, kept in a file as they come.
+
+    Args:
+        path: of the JSON file; what is there already counts where it is about the same.
+    """
+
+    def __init__(self, path: epath.Path):
+        self.path = path
+        self._cells = self._read()
+
+    def _read(self) -> dict[str, dict]:
+        """What the file holds now."""
+        try:
+            there = json.loads(self.path.read_text()) if self.path.exists() else {}
+            return {key: _cell(cell["about"], cell["metrics"]) for key, cell in there.items()}
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{self.path}: not a file of results: move it away") from error
+
+    def has(self, model: str, masks: str, about: Mapping[str, Any]) -> bool:
+        """Whether these figures are there."""
+        return self._cells.get(f"{model}, {masks}", {}).get("about") == about
+
+    def add(
+        self, model: str, masks: str, about: Mapping[str, Any], figures: Mapping[str, Figure]
+    ) -> None:
+        """Adds figures to those that are in the file by now, other runs' among them."""
+        cell = _cell(about, {name: figure._asdict() for name, figure in figures.items()})
+        self._cells[f"{model}, {masks}"] = cell
+        write_text(
+            self.path, json.dumps(self._read() | {f"{model}, {masks}": cell}, indent=2) + "\n"
+        )
+
+    def figures(
+        self, models: Sequence[str], masks: Sequence[str]
+    ) -> dict[str, dict[str, dict[str, Figure]]]:
+        """By metric, model and mask."""
+        found: dict[str, dict[str, dict[str, Figure]]] = {}
+        for model in models:
+            for mask in masks:
+                for metric, figure in self._cells[f"{model}, {mask}"]["metrics"].items():
+                    rows = found.setdefault(metric, {})
+                    rows.setdefault(model, {})[mask] = Figure(**figure)
+        return found
+
+
+def _cell(about: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the file holds for a model and a kind of mask."""
+    figures = {name: Figure(**figure)._asdict() for name, figure in metrics.items()}
+    return {"about": about, "metrics": figures}

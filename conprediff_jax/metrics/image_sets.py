@@ -24,11 +24,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from conprediff_jax import data
-from conprediff_jax.data.sources import FolderSource
-from conprediff_jax.errors import UserError
-from conprediff_jax.images import BadImage, list_images, read_image
-from conprediff_jax.metrics import npz, weights
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.images import BadImage, list_images, read_image
+from conprediff_jax.data.files import FolderSource
+from conprediff_jax.metrics import npz
 from conprediff_jax.metrics.frechet import Gaussian
+from conprediff_jax.weights import cached
 
 Batches = Callable[[int], Iterator[np.ndarray]]
 _THREADS = 8
@@ -141,7 +142,7 @@ def from_data(spec: data.DataSpec, *, whole: bool = False) -> ImageSet:
     content = (source[index]["image"] for index in range(len(source)))
     return ImageSet(
         name=spec.name,
-        fingerprint=f"{weights.fingerprint(content)}-{spec.image_size}",
+        fingerprint=f"{cached.fingerprint(content)}-{spec.image_size}",
         count=len(source),
         size=(spec.image_size, spec.image_size),
         batches=batches,
@@ -166,7 +167,7 @@ def from_arrays(name: str, paths: Sequence[pathlib.Path]) -> ImageSet:
 
     return ImageSet(
         name=name,
-        fingerprint=weights.fingerprint(part.fingerprint.encode() for part in parts),
+        fingerprint=cached.fingerprint(part.fingerprint.encode() for part in parts),
         count=sum(part.count for part in parts),
         size=parts[0].size,
         batches=batches,
@@ -218,7 +219,7 @@ def _folder(root: pathlib.Path) -> ImageSet:
 
     return ImageSet(
         name=str(root),
-        fingerprint=weights.fingerprint(file.read_bytes() for file in files),
+        fingerprint=cached.fingerprint(file.read_bytes() for file in files),
         count=len(files),
         size=_one_size(files),
         batches=batches,
@@ -258,7 +259,7 @@ def _npz(path: pathlib.Path) -> ImageSet:
     count, *size = found.shape[:3] if found.shape else (_counted(found.gaussians),)
     return ImageSet(
         name=str(path),
-        fingerprint=weights.file_fingerprint(path),
+        fingerprint=cached.file_fingerprint(path),
         count=count,
         size=tuple(size) or None,
         batches=found.batches if found.shape else None,

@@ -21,8 +21,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.lib import format as npy
 
-from conprediff_jax.data.sources import first_line
-from conprediff_jax.errors import UserError
+from conprediff_jax.common.errors import UserError, first_line
 from conprediff_jax.metrics.frechet import Gaussian
 
 _MOMENTS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}

@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from conprediff_jax import images
-from conprediff_jax.files import write_text
+from conprediff_jax.common import images
+from conprediff_jax.common.files import write_text
 from conprediff_jax.metrics.bootstrap import Figure
 
 _STYLE = """

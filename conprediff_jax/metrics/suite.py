@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from absl import logging
 
-from conprediff_jax.errors import UserError
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.metrics.bootstrap import Figure, figure, frechet_figure, mean_figure
 from conprediff_jax.metrics.features import Extractor, Features
 from conprediff_jax.metrics.image_sets import ImageSet

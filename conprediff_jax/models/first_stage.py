@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
-from conprediff_jax.errors import FieldError
+from conprediff_jax.common.errors import FieldError
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.models.quantizer import nearest_codes
 

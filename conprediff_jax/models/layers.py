@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from conprediff_jax import linear
+from conprediff_jax.common import linear
 
 GROUPS = 32  # of every group norm of this family
 group_norm = functools.partial(nn.GroupNorm, GROUPS, epsilon=1e-5)  # float32 statistics

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from conprediff_jax import linear
+from conprediff_jax.common import linear
 from conprediff_jax.models import layers
 
 _INIT = nn.initializers.normal(0.02)  # of embeddings and dense layers, as published

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
-from conprediff_jax import linear
+from conprediff_jax.common import linear
 from conprediff_jax.models import layers
 
 

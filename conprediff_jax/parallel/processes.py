@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from conprediff_jax.errors import UserError
+from conprediff_jax.common.errors import UserError
 
 AGAIN = os.EX_TEMPFAIL  # 75
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from conprediff_jax.errors import ConfigError
+from conprediff_jax.common.errors import ConfigError
 from conprediff_jax.parallel.mesh import BATCH_AXES
 
 OUTPUTS, INPUTS, NOTHING = -1, -2, None

@@ -14,13 +14,13 @@ from typing import Any
 
 import jax
 
-from conprediff_jax.planning import collectives as collectives_lib
 from conprediff_jax.planning import memory as memory_lib
-from conprediff_jax.planning.chips import Chip
-from conprediff_jax.planning.collectives import Collective
-from conprediff_jax.planning.cost import Cost, parts
-from conprediff_jax.planning.hlo import Module
 from conprediff_jax.planning.memory import Memory
+from conprediff_jax.xla import collectives as collectives_lib
+from conprediff_jax.xla.chips import Chip
+from conprediff_jax.xla.collectives import Collective
+from conprediff_jax.xla.cost import Cost, parts
+from conprediff_jax.xla.hlo import Module
 
 _NOTHING = Cost()
 # Named in the train step; what context prediction asks of the first stage is its own.

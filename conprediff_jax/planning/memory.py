@@ -15,9 +15,9 @@ from typing import Any
 
 import jax
 
-from conprediff_jax.planning import liveness
-from conprediff_jax.planning.hlo import Module
-from conprediff_jax.train.state import TrainState
+from conprediff_jax.tasks.state import TrainState
+from conprediff_jax.xla import liveness
+from conprediff_jax.xla.hlo import Module
 
 _NEEDED = re.compile(r"([\d.]+)([KMGT])\)? (?:of|exceeds)")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}

@@ -6,15 +6,15 @@ from typing import Any
 from absl import logging
 from ml_collections import ConfigDict
 
-from conprediff_jax import config as config_lib
 from conprediff_jax import parallel
-from conprediff_jax.experiment import check_devices, make_experiment
+from conprediff_jax.config import sections as config_lib
+from conprediff_jax.config.experiment import check_devices, make_experiment
+from conprediff_jax.config.vocabulary import with_any_vocabulary
 from conprediff_jax.planning import memory as memory_lib
 from conprediff_jax.planning import programs
 from conprediff_jax.planning.account import Account, Roofline, compile_account, roofline
 from conprediff_jax.planning.memory import Memory
 from conprediff_jax.planning.topology import Topology
-from conprediff_jax.train.text import with_any_vocabulary
 
 CHIPS_PER_HOST = 4
 

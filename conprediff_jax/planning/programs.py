@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from conprediff_jax import parallel
-from conprediff_jax.errors import UserError
-from conprediff_jax.experiment import Experiment
-from conprediff_jax.sampling import make_generate
-from conprediff_jax.train.state import TrainState, abstract_state
-from conprediff_jax.train.step import make_train_step
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config.experiment import Experiment
+from conprediff_jax.sampling.generate import make_generate
+from conprediff_jax.tasks.state import TrainState, abstract_state
+from conprediff_jax.tasks.step import make_train_step
 
 
 def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:

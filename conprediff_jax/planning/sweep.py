@@ -12,7 +12,7 @@ from math import prod
 from absl import logging
 from ml_collections import ConfigDict
 
-from conprediff_jax.errors import UserError
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.planning.plans import Plan, make_plan
 from conprediff_jax.planning.topology import Topology
 

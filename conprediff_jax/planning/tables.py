@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from conprediff_jax.planning.account import Account, roofline
-from conprediff_jax.planning.chips import Chip
 from conprediff_jax.planning.plans import Plan
+from conprediff_jax.xla.chips import Chip
 
 _GB = 1e9
 _MEMORY = (

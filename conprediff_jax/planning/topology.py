@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import jax
 
-from conprediff_jax.errors import UserError
-from conprediff_jax.planning.chips import CHIPS, Chip
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.xla.chips import CHIPS, Chip
 
 # Shapes of the slices that Cloud names by a number, by chips; of v4 and v5p it counts TensorCores.
 _SQUARES = {4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}

@@ -1,6 +1,5 @@
 """Loading the parameters of a frozen first stage, and measuring its scale or its used codes."""
 
-import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +13,14 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from conprediff_jax import parallel
-from conprediff_jax.errors import UserError
-from conprediff_jax.interop import diffusers_autoencoder
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.models import quantizer
 from conprediff_jax.models.autoencoder import AutoencoderKL
 from conprediff_jax.models.first_stage import Autoencoded, Latents, Tokens
-from conprediff_jax.train.checkpoint import FOLDER
-from conprediff_jax.train.task import Batch
+from conprediff_jax.runs.checkpoint import FOLDER
+from conprediff_jax.tasks.task import Batch
+from conprediff_jax.weights.diffusers import autoencoder as diffusers_autoencoder
+from conprediff_jax.weights.model_shapes import differing_fields
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCALE_BATCHES = 8
@@ -72,7 +72,7 @@ def load_params(first_stage: Autoencoded) -> Any:
 
 def _from_workdir(first_stage: Autoencoded, path: epath.Path) -> Any:
     # Late: opening a workdir needs the tasks, and the denoising task needs this file.
-    from conprediff_jax.inference import load as load_trained
+    from conprediff_jax.runs.restore import load as load_trained
 
     task, params, _, step = load_trained(str(path), parallel.make_mesh(parallel.MeshSpec()))
     model = getattr(task, "model", None)
@@ -89,16 +89,6 @@ def _from_workdir(first_stage: Autoencoded, path: epath.Path) -> Any:
         )
     logging.info("first stage: step %d of %s", step, path)
     return jax.tree.map(np.asarray, params)
-
-
-def differing_fields(theirs: Any, ours: Any) -> str:
-    """The fields in which two models differ, with both values."""
-    pairs = {
-        field.name: (getattr(theirs, field.name), getattr(ours, field.name))
-        for field in dataclasses.fields(ours)
-        if field.name not in ("parent", "name")
-    }
-    return ", ".join(f"{key} {a} there, {b} here" for key, (a, b) in pairs.items() if a != b)
 
 
 def _from_diffusers(

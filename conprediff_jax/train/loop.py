@@ -12,22 +12,24 @@ from etils import epath
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from conprediff_jax import config as config_lib
-from conprediff_jax import data, images, parallel
-from conprediff_jax.errors import UserError
-from conprediff_jax.experiment import Experiment, check_devices, make_experiment
-from conprediff_jax.files import WriteError, writing
-from conprediff_jax.interop.initialization import start_from
+from conprediff_jax import data, parallel
+from conprediff_jax.common import images
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import WriteError, writing
+from conprediff_jax.config import sections as config_lib
+from conprediff_jax.config.experiment import Experiment, check_devices, make_experiment
+from conprediff_jax.config.vocabulary import with_vocabulary
 from conprediff_jax.metrics.small import SmallEvaluation
 from conprediff_jax.parallel.processes import Preempted, Preemption
-from conprediff_jax.train.batches import Batches
-from conprediff_jax.train.checkpoint import Checkpoints
-from conprediff_jax.train.classes import with_class_names
-from conprediff_jax.train.optimizer import OptimizerSpec
+from conprediff_jax.runs.batches import Batches
+from conprediff_jax.runs.checkpoint import Checkpoints
+from conprediff_jax.runs.classes import with_class_names
+from conprediff_jax.runs.restore import with_stored_vocabulary
+from conprediff_jax.tasks.optimizer import OptimizerSpec
+from conprediff_jax.tasks.state import TrainState, abstract_state, init_state
+from conprediff_jax.tasks.step import make_train_step
 from conprediff_jax.train.report import Reporter
-from conprediff_jax.train.state import TrainState, abstract_state, init_state
-from conprediff_jax.train.step import make_train_step
-from conprediff_jax.train.text import with_stored_vocabulary, with_vocabulary
+from conprediff_jax.train.start_from import start_from
 from conprediff_jax.train.throughput import MeasuredStep
 
 

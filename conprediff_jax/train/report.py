@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from absl import logging
 
-from conprediff_jax.errors import UserError
-from conprediff_jax.progress import Progress
-from conprediff_jax.train.spec import TrainSpec
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.progress import Progress
+from conprediff_jax.tasks.spec import TrainSpec
 from conprediff_jax.train.throughput import WAITING, Clock, MeasuredStep
 
 

@@ -9,7 +9,6 @@
 pauses for samples, evaluations and checkpoints, and waiting for data.
 """
 
-import re
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,9 +17,10 @@ from typing import Any
 import jax
 from absl import logging
 
-from conprediff_jax.planning.chips import peak_flops
-from conprediff_jax.planning.cost import program_cost
-from conprediff_jax.planning.hlo import Module
+from conprediff_jax.tasks.spec import trace_window
+from conprediff_jax.xla.chips import peak_flops
+from conprediff_jax.xla.cost import program_cost
+from conprediff_jax.xla.hlo import Module
 
 # Above this share of an interval, waiting for data is worth a warning.
 WAITING = 0.2
@@ -77,18 +77,6 @@ class MeasuredStep:
         if peak is None or self._compiled is None:
             return None
         return program_cost(Module(self._compiled.as_text())).flops / peak
-
-
-def trace_window(text: str) -> tuple[int, int]:
-    """First and last step to trace, from 'START:STOP'.
-
-    Raises:
-        ValueError: the text says something else.
-    """
-    match = re.fullmatch(r"(\d+):(\d+)", text)
-    if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise ValueError(f"profile is {text!r}: give 'START:STOP', the steps to trace, from 1 on")
-    return int(match[1]), int(match[2])
 
 
 class Clock:

@@ -31,8 +31,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float64, Int, Int64, Key, Shaped
 
+from conprediff_jax.common.errors import FieldError
 from conprediff_jax.diffusion.gaussian import GaussianProcess
-from conprediff_jax.errors import FieldError
 
 SPACINGS = ("leading", "trailing", "linspace")
 

@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int64, Key
 
+from conprediff_jax.common.errors import FieldError
 from conprediff_jax.diffusion.categorical import (
     LOG_ZERO,
     CategoricalProcess,
@@ -36,7 +37,6 @@ from conprediff_jax.diffusion.categorical import (
     posterior,
 )
 from conprediff_jax.diffusion.samplers.base import Denoise, Known, spaced_times
-from conprediff_jax.errors import FieldError
 
 REVEALS = ("posterior", "random", "purity")
 

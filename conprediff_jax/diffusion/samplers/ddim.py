@@ -13,8 +13,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Array, Int, Int64
 
+from conprediff_jax.common.errors import FieldError
 from conprediff_jax.diffusion.samplers.base import Coefficients, Points, Sampler, StepTable
-from conprediff_jax.errors import FieldError
 
 FINALS = ("one", "first")
 STEP_ENDS = ("next", "stride")

@@ -15,8 +15,8 @@ import dataclasses
 
 import numpy as np
 
+from conprediff_jax.common.errors import FieldError
 from conprediff_jax.diffusion.samplers.base import Coefficients, Sampler, StepTable
-from conprediff_jax.errors import FieldError
 
 VARIANCES = ("fixed_small", "fixed_large")
 

@@ -24,9 +24,9 @@ import dataclasses
 import numpy as np
 from jaxtyping import Int64
 
+from conprediff_jax.common.errors import FieldError
 from conprediff_jax.diffusion.samplers.base import Coefficients, Sampler
 from conprediff_jax.diffusion.samplers.ddpm import VARIANCES, posterior
-from conprediff_jax.errors import FieldError
 
 
 def jump_schedule(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from conprediff_jax import linear
+from conprediff_jax.common import linear
 from conprediff_jax.models.layers import Tokens
 from conprediff_jax.models.text.encoder import Encoded, TextEncoder, TokenIds, check_length
 

@@ -1,0 +1,304 @@
+"""Image files: how they are found, named in order, and opened; grids, PNGs and npz archives.
+
+What is written is written to a temporary name and moved.
+"""
+
+import collections
+import functools
+import io
+import math
+import os
+import pathlib
+import re
+import textwrap
+import unicodedata
+import warnings
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from absl import logging
+from einops import rearrange
+from jaxtyping import UInt8
+from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
+
+from conprediff_jax.common.errors import DataError, UserError
+from conprediff_jax.common.files import write_atomically, write_new
+
+Images = UInt8[np.ndarray, "count height width channels"]
+
+# What is read, of a moving picture the first frame; and what is a picture too, but is not read.
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"),
+    *(".bmp", ".gif", ".tif", ".tiff", ".avif"),
+)
+_UNREAD = (
+    *(".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".xcf", ".eps", ".ico", ".tga"),
+    *(".pbm", ".pgm", ".pnm", ".ppm", ".exr", ".hdr"),
+    *(".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
+)
+_LITTER = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders that other programs leave behind
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_TAGS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # of Pillow's `info`
+
+# Of EXIF tags that nobody here looks at; every photo would have lines of its own.
+warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
+
+
+class BadImage(UserError):
+    """Bytes that are no image, or a damaged one; the message is the reason, in one line."""
+
+
+def natural_key(name: str) -> tuple:
+    """Sorts names as people number them: `2.png` before `10.png`, folder part by part.
+
+    The order is total and the same everywhere: letters by their code, composed or not; what is
+    equal as a number, such as `1` and `01`, by its text. The ending of a file counts last, so that
+    names with endings stand in the order of the names without.
+
+    Args:
+        name: of a file, relative to its folder, its parts separated by "/".
+    """
+    stem, ending = os.path.splitext(name)
+    return _comparable(stem), _comparable(ending), name
+
+
+def _comparable(text: str) -> str:
+    """Letters as they are, numbers by size, and the end of a folder's name before both."""
+    if not text.isascii():
+        text = unicodedata.normalize("NFC", text)
+    return re.sub("[0-9]+", _by_size, text).replace("/", "\0")
+
+
+def _by_size(number: re.Match) -> str:
+    digits = number[0].lstrip("0")
+    return f"\1{chr(len(digits))}{digits}"
+
+
+def list_images(root: pathlib.Path) -> list[str]:
+    """The image files of a folder and its subfolders, relative to it, by `natural_key`.
+
+    Links are followed, but for those to a folder that they lie in. A folder that several paths lead
+    to is read once, under its own path where that lies below `root`, or else the shortest; so links
+    in a circle end. Hidden files and folders, and those that other programs leave behind
+    (`__MACOSX`), are left out. A link that leads nowhere is listed: it is an image that cannot be
+    read, and its readers say so. What is a picture by its ending and not read is counted in one
+    line of the log.
+
+    Raises:
+        DataError: there are no images, or a folder cannot be read.
+    """
+    files, unread = [], collections.Counter()
+    for path, entry in _walk(root):
+        ending = os.path.splitext(entry.name)[1].lower()
+        if ending in EXTENSIONS and _is_file(entry):
+            files.append(path)
+        elif ending in _UNREAD and _is_file(entry):
+            unread[ending] += 1
+    if unread:
+        counts = ", ".join(f"{count} {ending}" for ending, count in sorted(unread.items()))
+        warn_once(f"{root}: left out {counts}, which are not read")
+    if not files:
+        found = f"; there are {counts}, which are not read" if unread else ""
+        raise DataError(f"{root}: no images there ({', '.join(EXTENSIONS)}){found}")
+    return sorted(files, key=natural_key)
+
+
+def _walk(root: pathlib.Path) -> Iterator[tuple[str, os.DirEntry]]:
+    """Everything below a folder that is no folder, with its path; every folder once."""
+    folders, links, seen = [""], [], set()
+    while folders or links:  # links last, the short ones first: what has an own path goes by that
+        if not folders:
+            links.sort(key=lambda path: (path.count("/"), natural_key(path)), reverse=True)
+        folder = (folders or links).pop()
+        try:
+            status = os.stat(root / folder)
+            if (identity := (status.st_dev, status.st_ino)) in seen:
+                warn_once(f"{root / folder}: left out, a link to a folder that is read")
+                continue
+            seen.add(identity)
+            entries = list(os.scandir(root / folder))
+        except OSError as error:
+            raise DataError(f"{root / folder}: cannot be read: {error.strerror}") from error
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            if _is_hidden(entry.name):
+                continue
+            if not _is_folder(entry):
+                yield path, entry
+            elif _leads_up(entry):
+                warn_once(f"{root / path}: left out, a link to a folder that it lies in")
+            else:
+                (links if entry.is_symlink() else folders).append(path)
+
+
+def list_folders(root: pathlib.Path) -> list[str]:
+    """The names of a folder's subfolders, in their natural order, without those left out above."""
+    folders = [entry for entry in os.scandir(root) if _is_folder(entry) and not _leads_up(entry)]
+    names = [folder.name for folder in folders if not _is_hidden(folder.name)]
+    return sorted(names, key=natural_key)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in _LITTER
+
+
+@functools.cache
+def warn_once(line: str) -> None:
+    """Puts a line into the log the first time that it comes: a run lists a folder several times."""
+    logging.warning("%s", line)
+
+
+def _leads_up(folder: os.DirEntry) -> bool:
+    """Whether it is a link to a folder that it lies in, itself or by way of others."""
+    path = pathlib.Path(folder.path)
+    return folder.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    """Whether it is a file, or a link to one or to nowhere."""
+    if not entry.is_symlink():
+        return entry.is_file()
+    return os.path.isfile(entry.path) or not os.path.exists(entry.path)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image turned as its EXIF orientation says; the same one where there is nothing to turn.
+
+    No other tag is looked at, and none is written: a turned image has no EXIF. A block that cannot
+    be read counts as no orientation.
+    """
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # Pillow raises what it likes, and the picture is none the worse for it
+        turn = None
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    for tag in _TAGS:
+        turned.info.pop(tag, None)
+    return turned
+
+
+def _scale_transparent(image: Image.Image, depth: int) -> None:
+    """Brings the one transparent colour of a PNG, if it has one, to the range of the pixels.
+
+    Pillow makes 8 bits of samples of 2, 4 and, in colours, 16 bits, but not of that colour.
+
+    Args:
+        image: decoded.
+        depth: bits a sample in the file.
+
+    Raises:
+        BadImage: by 8 of 16 bits the colour cannot be told from others.
+    """
+    colour = image.info.get("transparency")
+    if colour is None:
+        return
+    if image.mode == "L":
+        image.info["transparency"] = (colour % 2**depth) * 255 // (2**depth - 1)
+    elif image.mode == "RGB" and depth == 16:
+        raise BadImage("of its 16-bit colours one is transparent: save it with an alpha channel")
+    elif image.mode == "RGB":
+        image.info["transparency"] = tuple(value % 256 for value in colour)
+
+
+def read_image(data: bytes, at_least: int = 0) -> Image.Image:
+    """Decodes the bytes of an image file, of whatever mode, and turns it `upright`.
+
+    Args:
+        data: of a file of one of `EXTENSIONS`.
+        at_least: If positive, a JPEG may come out reduced, its sides no shorter than this.
+
+    Raises:
+        BadImage: the bytes are no image, or a damaged one.
+    """
+    try:
+        image = Image.open(io.BytesIO(data))
+        if at_least:
+            image.draft("RGB", (at_least, at_least))
+        image.load()
+        if image.format == "PNG":  # of whose checksums Pillow else looks at some only
+            Image.open(io.BytesIO(data)).verify()
+            _scale_transparent(image, depth=data[24])
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:  # whose message is the address of the bytes
+        raise BadImage("the file is empty" if not data else "not a known kind of image") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Pillow raises what it likes
+        raise BadImage((str(error).splitlines() or [type(error).__name__])[0]) from error
+    return upright(image)
+
+
+def grid(
+    images: Images, *, columns: int | None = None, gap: int = 2, least: int = 64
+) -> UInt8[np.ndarray, "grid_height grid_width channels"]:
+    """Images side by side on white, as square as their number allows.
+
+    Args:
+        images: uint8.
+        columns: images a row; by default the root of their number, rounded up.
+        gap: white pixels between neighbours, after enlarging.
+        least: small images are enlarged by a whole factor until they have so many pixels a side, so
+            that one can see them.
+    """
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    scale = math.ceil(least / images.shape[1])
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    missing = -len(images) % columns
+    images = np.pad(images, ((0, missing), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    images[len(images) - missing :] = 255
+    joined = rearrange(images, "(r c) h w k -> (r h) (c w) k", c=columns)
+    return np.pad(joined, ((gap, 0), (gap, 0), (0, 0)), constant_values=255)
+
+
+def captioned(
+    images: Images, captions: Sequence[str], *, least: int = 96
+) -> UInt8[np.ndarray, "count captioned_height captioned_width channels"]:
+    """Every image with its caption below it, in small print, broken into lines.
+
+    Args:
+        images: uint8, with three channels.
+        captions: one for every image.
+        least: see `grid`; narrow images leave no room for words.
+    """
+    scale = math.ceil(least / images.shape[1])
+    images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    width, font = images.shape[2], ImageFont.load_default(size=10)
+    broken = [textwrap.wrap(caption, max(8, width // 6)) or [""] for caption in captions]
+    room = 12 * max(map(len, broken)) + 4
+    labels = []
+    for lines in broken:
+        label = Image.new("RGB", (width, room), "white")
+        ImageDraw.Draw(label).multiline_text((1, 0), "\n".join(lines), "black", font, spacing=2)
+        labels.append(np.asarray(label))
+    return np.concatenate([images, np.stack(labels)], axis=1)
+
+
+def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> None:
+    """Writes one PNG."""
+    write_atomically(path, functools.partial(Image.fromarray(image).save, format="png"))
+
+
+def write_new_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> bool:
+    """Writes one PNG where none is; returns whether it did, see `files.write_new`."""
+    return write_new(path, functools.partial(Image.fromarray(image).save, format="png"))
+
+
+def write_npz(path: str | os.PathLike, images: Images) -> None:
+    """Writes all images as `arr_0` of an npz, the layout of ADM's sample batches."""
+    write_atomically(path, lambda file: np.savez(file, images))

@@ -1,0 +1,14 @@
+"""Nested plain data, such as configs, as flat dicts."""
+
+from typing import Any
+
+
+def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+    """Sections in sections as one dict, `section.key` to value; tuples become lists."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat

@@ -1,0 +1,182 @@
+"""Published models, as whole configs.
+
+Latent diffusion: Rombach et al. 2022, arXiv 2112.10752, appendix E; VQ-Diffusion: Gu et al. 2022,
+arXiv 2111.14822, section 4 and the published configurations.
+
+Each is a whole config, context prediction at the paper's strides included (arXiv 2401.02015), to
+which a config file adds its data. Backbones, schedules and learning rates are as published; the
+context section's weight and warm-up are ours, since the paper does not state them.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from conprediff_jax.config.sections import default, default_discrete, latents, text, tokens
+
+
+def ldm_4(weights: str) -> ConfigDict:
+    """LDM-4 with the VQ-f4 first stage: 64 x 64 x 3 latents, a UNet of 274,056,163 parameters.
+
+    Args:
+        weights: of the first stage, see `models.first_stage.Autoencoded`.
+    """
+    config = _latent_diffusion()
+    config.first_stage = latents("vq", weights, scale=1.0)
+    config.model.update(
+        channels=224,
+        channel_mult=(1, 2, 3, 4),
+        blocks_per_level=2,
+        attention_downsampling=(2, 4, 8),
+        head_channels=32,
+    )
+    config.optimizer.learning_rate = 2e-6 * 48
+    config.train.batch_size = 48
+    return config
+
+
+def ldm_8(weights: str) -> ConfigDict:
+    """LDM-8 with the KL-f8 first stage: 32 x 32 x 4 latents, a UNet of 294,966,916 parameters.
+
+    Args:
+        weights: of the first stage, see `models.first_stage.Autoencoded`.
+    """
+    config = _latent_diffusion()
+    # Scaled by their standard deviation, which is measured over the first batches.
+    config.first_stage = latents("kl", weights, channel_mult=(1, 2, 4, 4), latent_channels=4)
+    config.process.update(beta_end=0.0155, loss_norm="l1")
+    config.model.update(
+        channels=192,
+        channel_mult=(1, 2, 2, 4, 4),
+        blocks_per_level=2,
+        attention_downsampling=(1, 2, 4, 8),
+        num_heads=8,
+        head_channels=None,
+        scale_shift_norm=True,
+        resblock_updown=True,
+    )
+    config.optimizer.learning_rate = 5e-5
+    config.train.batch_size = 96
+    return config
+
+
+def ldm_text(weights: str, tokenizer: str = "") -> ConfigDict:
+    """Latent diffusion's text-to-image model: KL-f8, a UNet of 872,300,484 parameters.
+
+    Its text encoder, of 32 layers and BERT's vocabulary, is trained along.
+
+    Args:
+        weights: of the first stage, see `models.first_stage.Autoencoded`.
+        tokenizer: BERT's, uncased, see `train.text.TextCondition`.
+    """
+    config = _latent_diffusion().unlock()
+    config.first_stage = latents(
+        "kl", weights, scale=0.18215, channel_mult=(1, 2, 4, 4), latent_channels=4
+    )
+    config.data.text = "caption"
+    config.text = text("bert", tokenizer=tokenizer)
+    config.condition.update(dropout=0.1, null="empty")
+    config.process.update(beta_start=0.00085, beta_end=0.012)
+    config.model.update(
+        channels=320,
+        channel_mult=(1, 2, 4, 4),
+        blocks_per_level=2,
+        attention_downsampling=(1, 2, 4),
+        num_heads=8,
+        head_channels=None,
+    )
+    config.optimizer.learning_rate = 1e-4
+    config.train.batch_size = 256
+    config.sampling.guidance = 5.0
+    return config.lock()
+
+
+def vq_diffusion_f16(
+    weights: str, num_codes: int = 1024, used_codes: int | None = None
+) -> ConfigDict:
+    """VQ-Diffusion on 16 x 16 tokens: 20 layers, 512 wide, convolutions in the feed-forward layers.
+
+    Args:
+        weights: of the first stage, VQGAN-f16 (Esser et al. 2021, arXiv 2012.09841), see
+            `models.first_stage.Autoencoded`.
+        num_codes: of its codebook.
+        used_codes: see `models.first_stage.Tokens`.
+    """
+    codec = {"channel_mult": (1, 1, 2, 2, 4), "attention_downsampling": (16,)}
+    config = _vq_diffusion(weights, used_codes, num_codes=num_codes, **codec)
+    config.process.auxiliary_weight = 1e-3
+    config.model.update(width=512, num_layers=20, num_heads=16, convolutional=True)
+    config.optimizer.update(learning_rate=4.5e-4, warmup_steps=5000)
+    return config
+
+
+def vq_diffusion_f8(weights: str, used_codes: int) -> ConfigDict:
+    """VQ-Diffusion on 32 x 32 tokens: 19 layers, 1024 wide; for captions.
+
+    Args:
+        weights: of the first stage, VQGAN-f8 of 8,192 codes, see `models.first_stage.Autoencoded`.
+        used_codes: see `models.first_stage.Tokens`.
+    """
+    codec = {"channel_mult": (1, 1, 2, 4), "attention_downsampling": (8,)}
+    config = _vq_diffusion(weights, used_codes, num_codes=8192, **codec)
+    config.process.auxiliary_weight = 5e-4
+    config.model.update(width=1024, num_layers=19, num_heads=16)
+    config.optimizer.update(learning_rate=2e-4, warmup_steps=1000)
+    return config
+
+
+def vq_diffusion_ithq(weights: str, tokenizer: str = "", text_weights: str = "") -> ConfigDict:
+    """Improved VQ-Diffusion as trained on ITHQ: 36 layers, 1408 wide, 4,096 codes; for captions.
+
+    Args:
+        weights: of the first stage, see `models.first_stage.Autoencoded`.
+        tokenizer: CLIP's, see `train.text.TextCondition`.
+        text_weights: of CLIP ViT-B/32, see there.
+    """
+    codec = {"channel_mult": (1, 2, 4, 8), "attention_downsampling": (8,), "embed_dim": 128}
+    config = _vq_diffusion(weights, None, num_codes=4096, channels=64, **codec)
+    config.process.auxiliary_weight = 5e-4
+    config.data.text = "caption"
+    config.text = text("clip", weights=text_weights, tokenizer=tokenizer, unit=True)
+    config.condition.dropout = 0.1
+    config.model.update(width=1408, num_layers=36, num_heads=16)
+    config.sampling.guidance = 5.0
+    return config
+
+
+def _vq_diffusion(weights: str, used_codes: int | None, **codec: Any) -> ConfigDict:
+    codec = {"channels": 128, "latent_channels": 256} | codec
+    first_stage = tokens(weights, used_codes, **codec)
+    config = default_discrete(first_stage).unlock()
+    config.dtype = "bfloat16"
+    config.data.update(image_size=256, flip=True, label=None)
+    # The loss is in nats a token, some hundred times that of continuous models.
+    config.context.update(weight=0.3, points_per_example=64, warmup_steps=20_000)
+    # Published: a moving average of decay 0.99, updated every 25 steps.
+    config.train.update(steps=500_000, batch_size=256, ema_decay=0.9996)
+    config.sampling.num = 16
+    return config
+
+
+def _latent_diffusion() -> ConfigDict:
+    config = default().unlock()
+    config.dtype = "bfloat16"
+    config.data.update(image_size=256, flip=True, label=None)
+    config.process.update(
+        schedule="scaled_linear", num_steps=1000, beta_start=0.0015, beta_end=0.0195
+    )
+    config.context.update(weight=0.03, points_per_example=256, warmup_steps=20_000)
+    config.optimizer.update(warmup_steps=10_000, weight_decay=0.01)
+    config.train.update(steps=500_000, ema_decay=0.9999)
+    # The original sampler: range(0, T, T / steps) + 1, ending at alpha_bar_0; latents have no
+    # limits.
+    config.sampling.update(
+        sampler="ddim",
+        steps=200,
+        spacing="leading",
+        steps_offset=1,
+        final="first",
+        clip=0.0,
+        num=16,
+    )
+    return config.lock()

@@ -1,0 +1,47 @@
+"""Checkpoints of ADM (guided-diffusion): a `.pt` of the UNet's tensors alone, usually averaged.
+
+Models that learn the variance of their steps have twice the channels of an image in their last
+convolution. Its second half predicts the variance and is not read: DDIM has none, and our DDPM a
+fixed one.
+"""
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.interop.pretrained import Pretrained
+from conprediff_jax.weights import tensor_files
+from conprediff_jax.weights.original import unet as original_unet
+
+_OUTPUT = ("out.2.weight", "out.2.bias")
+
+
+def read(path: str, config: ConfigDict, *, new_attention_order: bool = False) -> Pretrained:
+    """A model out of a checkpoint.
+
+    Args:
+        path: The file.
+        config: What the file does not say: architecture, process, image size.
+        new_attention_order: The option of that name that the model was trained with.
+
+    Raises:
+        UserError: A tensor is missing, left over, or does not fit the config.
+    """
+    content = tensor_files.nested(tensor_files.read(path), "state_dict", path)
+    weights = tensor_files.unwrapped(tensor_files.arrays(content, path))
+    task = make_experiment(config).task
+    channels = task.denoiser.out_channels
+    if all(len(weights.get(name, ())) == 2 * channels for name in _OUTPUT):
+        logging.info(
+            "%s: learned variances, channels %d and up of out.2, are not read", path, channels
+        )
+        weights |= {name: np.asarray(weights[name])[:channels] for name in _OUTPUT}
+    try:
+        params = original_unet.params_from_original(
+            weights, task.denoiser, new_attention_order=new_attention_order
+        )
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Pretrained.assembled(config, {"denoiser": params}, step=0, origin=path)

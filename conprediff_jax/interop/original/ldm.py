@@ -1,0 +1,143 @@
+"""Checkpoints of latent diffusion (CompVis): `model.ckpt`, unconditional or text-to-image.
+
+    state_dict
+        model.diffusion_model.*     the UNet, see `original_unet`
+        model_ema.*                 its moving average; names without their dots
+        first_stage_model.*         the autoencoder, see `original_autoencoder`
+        first_stage_model.loss.*    its discriminator and LPIPS, of training only
+        cond_stage_model.transformer.*            the text encoder, see `original_text`, and
+    cond_stage_model.transformer.to_logits.*  a head that nothing reads
+    scale_factor                where latents are scaled by their standard deviation
+        betas, alphas_cumprod, ...  tables that follow from the schedule; `betas` is compared
+
+The moving average is taken where there is one; there is none of the text encoder.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.diffusion import schedules
+from conprediff_jax.interop.pretrained import Pretrained
+from conprediff_jax.models.first_stage import Latents
+from conprediff_jax.models.unet import UNet
+from conprediff_jax.weights import tensor_files
+from conprediff_jax.weights.original import autoencoder as original_autoencoder
+from conprediff_jax.weights.original import text as original_text
+from conprediff_jax.weights.original import unet as original_unet
+
+_UNET, _EMA, _FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
+_TEXT = "cond_stage_model.transformer."
+
+# Tables that follow from `betas`, and what belongs to training alone.
+_TABLES = (
+    *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod"),
+    *("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod"),
+    *("sqrt_recip_alphas_cumprod", "sqrt_recipm1_alphas_cumprod", "posterior_variance"),
+    *("posterior_log_variance_clipped", "posterior_mean_coef1", "posterior_mean_coef2"),
+    *("lvlb_weights", "logvar"),
+)
+
+
+def read(path: str, config: ConfigDict) -> Pretrained:
+    """A model out of a checkpoint.
+
+    Args:
+        path: The file.
+        config: What the file does not say: architecture, process, image size.
+
+    Raises:
+        UserError: A tensor is missing, left over, or does not fit the config; the betas are not
+            those of the config's schedule.
+    """
+    content = tensor_files.read(path)
+    state_dict = tensor_files.nested(content, "state_dict", path)
+    weights = tensor_files.arrays(state_dict, path, numbers=("scale_factor",))
+    weights = tensor_files.unwrapped(weights, (_UNET, _EMA, _FIRST_STAGE, _TEXT))
+    task = make_experiment(config).task
+    if not isinstance(task.first_stage, Latents):
+        raise UserError(
+            f"{path}: latent diffusion needs a config whose first stage is 'vq' or 'kl'"
+        )
+    _check_betas(weights, task.process, path)
+    prefixes = (_UNET, _EMA, _FIRST_STAGE) + ((_TEXT,) if task.text else ())
+    tensor_files.account(weights, path, prefixes=prefixes, names=(*_TABLES, "scale_factor"))
+    first_stage = tensor_files.below(weights, _FIRST_STAGE, without="loss.")
+    try:
+        networks = {
+            "denoiser": original_unet.params_from_original(
+                _unet_weights(weights, task.denoiser, path), task.denoiser
+            ),
+            "first_stage": {
+                "autoencoder": original_autoencoder.params_from_original(
+                    first_stage, task.first_stage.model
+                )
+            },
+        }
+        if task.text:
+            networks["text_encoder"] = original_text.params_from_original(
+                tensor_files.below(weights, _TEXT, without="to_logits."), task.text.encoder
+            )
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    scale = task.first_stage.scale
+    if "scale_factor" in weights:
+        if weights["scale_factor"].size != 1:
+            raise UserError(f"{path}: scale_factor holds {weights['scale_factor'].size} numbers")
+        scale = float(weights["scale_factor"].reshape(()))
+    if scale is None:
+        raise UserError(f"{path}: no scale_factor; give config.first_stage.scale")
+    config = ConfigDict(config.to_dict()).unlock()
+    with config.first_stage.ignore_type():
+        config.first_stage.scale = scale
+    networks["first_stage"]["scale"] = np.float32(scale)
+    return Pretrained.assembled(config.lock(), networks, step=_step(content), origin=path)
+
+
+def _step(content: Mapping) -> int:
+    step = content.get("global_step", 0)
+    return int(step) if isinstance(step, int) else 0
+
+
+def _unet_weights(
+    weights: Mapping[str, np.ndarray], unet: UNet, path: str
+) -> dict[str, np.ndarray]:
+    """The UNet's tensors by its own names, of the moving average where there is one.
+
+    Names of the average have lost their dots. Those of the weights tell where they were; in a file
+    of the average alone, those that `unet` has.
+    """
+    plain, averaged = (tensor_files.below(weights, prefix) for prefix in (_UNET, _EMA))
+    if not averaged:
+        logging.warning("%s: no moving average, taking the weights themselves", path)
+        return plain
+    names = plain or original_unet.tensor_names(unet)
+    shadows = {f"diffusion_model{name}".replace(".", ""): name for name in names}
+    unknown = averaged.keys() - shadows.keys() - {"decay", "num_updates"}
+    missing = shadows.keys() - averaged.keys()
+    if unknown or missing:
+        raise UserError(
+            f"{path}: the moving average does not match the UNet: "
+            f"{', '.join(f'{_EMA}{name}' for name in sorted(unknown | missing)[:8])}"
+        )
+    return {name: averaged[shadow] for shadow, name in shadows.items()}
+
+
+def _check_betas(weights: Mapping[str, np.ndarray], process: object, path: str) -> None:
+    """Raises UserError where the file's schedule is not the config's."""
+    if "betas" not in weights:
+        return
+    found = weights["betas"]
+    expected = schedules.betas(
+        process.schedule, process.num_steps, process.beta_start, process.beta_end
+    )
+    rtol = tensor_files.precision(found)
+    if found.shape != expected.shape or not np.allclose(found, expected, rtol=rtol):
+        raise UserError(
+            f"{path}: {len(found)} betas from {found[0]:.6g} to {found[-1]:.6g}; the config's are "
+            f"{process.schedule}, {len(expected)} from {expected[0]:.6g} to {expected[-1]:.6g}"
+        )

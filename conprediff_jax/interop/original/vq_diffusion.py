@@ -1,0 +1,156 @@
+"""Checkpoints of VQ-Diffusion: `.pth`.
+
+    model
+        content_codec.enc.*, .dec.*    the autoencoder, see `original_autoencoder`; the codebook is
+                                       in both, as they share it, with ITHQ's statistics of training
+        transformer.transformer.*      the transformer, see `original_transformer`
+        transformer.condition_emb.*    the text encoder, CLIP's, see `original_text`, with a
+                                       projection that nothing reads
+        transformer.empty_text_embed   what stands for no text, in models without text as well
+        transformer.log_*, Lt_*        tables that follow from the schedule; losses of training
+    ema                                the moving average of `transformer.*`
+
+The moving average is taken where there is one. Encoded captions are divided by their length, and
+filled up with token 0, "!".
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.interop.pretrained import Pretrained
+from conprediff_jax.models.first_stage import Tokens
+from conprediff_jax.tasks.denoising import Denoising
+from conprediff_jax.weights import tensor_files
+from conprediff_jax.weights.original import autoencoder as original_autoencoder
+from conprediff_jax.weights.original import text as original_text
+from conprediff_jax.weights.original import transformer as original_transformer
+
+PAD = "!"  # fills up captions
+
+_TRANSFORMER, _TEXT, _NULL = "transformer.", "condition_emb.", "empty_text_embed"
+_TABLES = (
+    *("log_at", "log_bt", "log_ct", "log_cumprod_at", "log_cumprod_bt", "log_cumprod_ct"),
+    *("log_1_min_ct", "log_1_min_cumprod_ct", "Lt_history", "Lt_count", _NULL),
+)
+
+# Parts of the codec -> the autoencoder's names.
+_CODEC = {
+    "content_codec.enc.encoder.": "encoder.",
+    "content_codec.enc.quant_conv.": "quant_conv.",
+    "content_codec.enc.quantize.": "quantize.",
+    "content_codec.dec.decoder.": "decoder.",
+    "content_codec.dec.post_quant_conv.": "post_quant_conv.",
+    "content_codec.dec.quantize.": "quantize.",
+}
+_STATISTICS = ("quantize.cluster_size", "quantize.embedding_avg")
+
+
+def read(path: str, config: ConfigDict) -> Pretrained:
+    """A model out of a checkpoint.
+
+    Args:
+        path: The file.
+        config: What the file does not say: architecture, process, image size.
+
+    Raises:
+        UserError: A tensor is missing, left over, or does not fit the config; the tables are not
+            those of the config's process.
+    """
+    content = tensor_files.read(path)
+    if "model" not in content:
+        raise UserError(f"{path}: no 'model' in it; VQ-Diffusion's checkpoints have one")
+    weights = tensor_files.arrays(tensor_files.nested(content, "model", path), path)
+    weights = tensor_files.unwrapped(weights, (*_CODEC, _TRANSFORMER))
+    task = make_experiment(config).task
+    if not isinstance(task.first_stage, Tokens):
+        raise UserError(f"{path}: VQ-Diffusion needs a config whose first stage is 'tokens'")
+    if task.first_stage.used_codes:
+        raise UserError(
+            f"{path}: files do not say which codes are used: config.first_stage.used_codes must be "
+            "None"
+        )
+    prefixes = (_TRANSFORMER,) + ((_TEXT,) if task.text else ())
+    tensor_files.account(
+        weights,
+        path,
+        prefixes=(*_CODEC, *(_TRANSFORMER + prefix for prefix in prefixes)),
+        names=tuple(_TRANSFORMER + table for table in _TABLES),
+    )
+    if "ema" in content:
+        where = f"{path}, ema"
+        tensors = tensor_files.arrays(tensor_files.nested(content, "ema", path), where)
+        tensors = tensor_files.unwrapped(tensors, (*prefixes, *_TABLES))
+        tensor_files.account(tensors, where, prefixes=prefixes, names=_TABLES)
+    else:
+        tensors = tensor_files.below(weights, _TRANSFORMER)
+        logging.warning("%s: no moving average, taking the weights themselves", path)
+    _check_tables(tensors, task.process, path)
+    try:
+        networks = _networks(tensors, _codec(weights), task)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Pretrained.assembled(config, networks, step=_step(content), origin=path)
+
+
+def _networks(
+    tensors: Mapping[str, np.ndarray], codec: Mapping[str, np.ndarray], task: Denoising
+) -> dict[str, Any]:
+    """Parameters of every network, out of the tensors of transformer and autoencoder."""
+    networks = {
+        "denoiser": original_transformer.params_from_original(
+            tensor_files.below(tensors, _TRANSFORMER), task.denoiser.clone(learned_null=False)
+        ),
+        "first_stage": {
+            "autoencoder": original_autoencoder.params_from_original(codec, task.first_stage.model),
+            "codes": np.arange(task.first_stage.num_codes, dtype=np.int32),
+        },
+    }
+    if task.text:
+        networks["text_encoder"] = original_text.params_from_original(
+            tensor_files.below(tensors, _TEXT, without="text_projection"), task.text.encoder
+        )
+        if task.denoiser.learned_null:
+            if _NULL not in tensors:
+                raise ValueError(f"{_NULL} is missing: config.condition.null must be 'empty'")
+            networks["denoiser"]["null_text"] = {"embedding": tensors[_NULL]}
+    return networks
+
+
+def _step(content: Mapping[str, Any]) -> int:
+    step = content.get("last_iter", 0)
+    return max(step, 0) if isinstance(step, int) else 0
+
+
+def _codec(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The autoencoder's tensors by its own names."""
+    codec: dict[str, np.ndarray] = {}
+    for prefix, part in _CODEC.items():
+        codec |= {part + k: v for k, v in tensor_files.below(weights, prefix).items()}
+    return {name: tensor for name, tensor in codec.items() if name not in _STATISTICS}
+
+
+def _check_tables(tensors: Mapping[str, np.ndarray], process: Any, path: str) -> None:
+    """Raises UserError where the file's schedule is not the config's."""
+    for name, expected in (
+        ("log_cumprod_at", process.alpha_bars),
+        ("log_cumprod_ct", process.gamma_bars),
+    ):
+        if name not in tensors:
+            continue
+        logs = tensors[name][:-1]  # behind the last time they have the clean end
+        found = np.exp(logs)
+        rtol = 1e-3 + np.abs(logs) * tensor_files.precision(logs)
+        if (
+            found.shape != expected.shape
+            or not (np.abs(found - expected) <= 1e-6 + rtol * expected).all()
+        ):
+            raise UserError(
+                f"{path}: {name} has {len(found)} times, {found[0]:.5g} .. {found[-1]:.5g}; the "
+                f"config's process has {len(expected)}, {expected[0]:.5g} .. {expected[-1]:.5g}"
+            )

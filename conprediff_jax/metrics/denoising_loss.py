@@ -1,0 +1,106 @@
+"""The denoising loss on images that were not trained on, time by time.
+
+For discrete models the losses of all times add up to a bound on the negative log-likelihood,
+
+    -log p(x_0) <= KL(q(x_T | x_0) || p(x_T)) + sum_{t > 0} L_t + L_0                     (1)
+
+in nats a token, the auxiliary loss left out; p(x_T) is the mask with probability gamma_bar_T and
+any code with an equal share of the rest. Sources: Austin et al. 2021, "Structured Denoising
+Diffusion Models in Discrete State-Spaces" (arXiv 2107.03006), eq. (1); Gu et al. 2022 (arXiv
+2111.14822).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from conprediff_jax import parallel
+from conprediff_jax.common import random
+from conprediff_jax.diffusion.categorical import CategoricalProcess
+
+LossOfBatch = Callable[..., Float[np.ndarray, "batch times"]]
+
+
+def evaluated_times(task: Any, count: int) -> Int[np.ndarray, "times"]:
+    """The times to evaluate: all of a discrete process, else `count`, evenly spaced."""
+    steps = task.process.num_steps
+    if isinstance(task.process, CategoricalProcess) or count >= steps:
+        return np.arange(steps, dtype=np.int32)
+    return np.round((np.arange(count) + 0.5) * steps / count - 0.5).astype(np.int32)
+
+
+def make_losses(task: Any, mesh: Mesh, times: Int[np.ndarray, "times"]) -> LossOfBatch:
+    """A jitted `(params, frozen, batch, first) -> losses [batch, times]`, float32.
+
+    Noise depends on an image's place in the data, `first` being that of the first of the batch, and
+    on the time: two models see the same.
+
+    Args:
+        task: a `Denoising` task.
+        mesh: its devices compute; parameters are replicated.
+        times: at which.
+    """
+    process = task.process
+    if isinstance(process, CategoricalProcess):
+        process = dataclasses.replace(process, auxiliary_weight=0.0)
+
+    def losses(params, frozen, batch, first):
+        x_0 = task.first_stage.encode(frozen, batch["image"])
+        keys = random.example_keys(random.stream(0, "held out"), first + jnp.arange(len(x_0)))
+        label = batch["label"] if task.num_classes else None
+        told = task.told(params, frozen, label=label, tokens=batch.get("text"))
+
+        def at(t):
+            rngs = jax.vmap(lambda key: jax.random.fold_in(key, t))(keys)
+            t = jnp.full(len(x_0), t)
+            x_t, noise = process.corrupt(rngs, x_0, t)
+            output = task.predict(params, x_t, t, **told)
+            return process.loss(output, x_0, x_t, noise, t)
+
+        return jax.lax.map(at, jnp.asarray(times)).T
+
+    return jax.jit(losses, out_shardings=parallel.replicated(mesh))
+
+
+def losses_of(
+    losses: LossOfBatch, params: Any, frozen: Any, batches: Iterator[dict], num: int
+) -> Iterator[Float[np.ndarray, "batch times"]]:
+    """The losses of the first `num` images that can be decoded, batch by batch.
+
+    The noise of an image is numbered by its place in the data, whatever else can be decoded.
+
+    Args:
+        losses: from `make_losses`.
+        params: of the denoiser.
+        frozen: of the first stage.
+        batches: of `data.evaluation_iterator`.
+        num: how many images.
+    """
+    first = done = 0
+    for batch in batches:
+        arrays = {key: batch[key] for key in ("image", "label", "text") if key in batch}
+        found = np.asarray(losses(params, frozen, arrays, first))[batch["mask"]]
+        yield found[: num - done]
+        first += len(batch["mask"])
+        done += len(found)
+        if done >= num:
+            return
+
+
+def bits_per_token(
+    process: CategoricalProcess, losses: Float[np.ndarray, "images times"]
+) -> Float[np.ndarray, "images"]:
+    """The bound (1) of every image in bits a token, from its losses T L_t at all times."""
+    alpha, beta, gamma = (
+        table[-1] for table in (process.alpha_bars, process.beta_bars, process.gamma_bars)
+    )
+    share = (1 - gamma) / process.num_codes
+    prior = (alpha + beta) * np.log((alpha + beta) / share)
+    prior += (process.num_codes - 1) * beta * np.log(beta / share)
+    return (losses.mean(axis=1) + prior) / np.log(2)

@@ -1,0 +1,153 @@
+"""LPIPS, the learned perceptual distance of two images.
+
+With f_l the activations at the l-th tap of a trunk, scaled to length 1 at every pixel, and w_l a
+learned non-negative weight of every channel,
+
+    d(x, y) = sum_l mean_pixels w_l . (f_l(x) - f_l(y))^2                                 (1)
+
+The trunk is AlexNet or VGG-16 trained on ImageNet. No weights come with this package: `load` reads
+torchvision's file of the trunk and the `lpips` package's file of the heads w_l (version 0.1), or
+safetensors files with the same names.
+
+Sources: Zhang et al. (2018, arXiv 1801.03924), equation 1; AlexNet in the single-column form of
+Krizhevsky (2014, arXiv 1404.5997).
+"""
+
+import os
+import pathlib
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.metrics.networks.vgg16 import VGG16
+from conprediff_jax.weights import cached
+from conprediff_jax.weights.tensors import Table, parameter_shapes
+
+Images = Float[Array, "batch height width 3"]
+
+# ImageNet's mean and deviation, for images in [-1, 1].
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+
+
+class AlexNet(nn.Module):
+    """The convolutional part of AlexNet; float32.
+
+    Its parameters are named as torchvision names them, `features_0` to `features_10`.
+    """
+
+    @nn.compact
+    def __call__(self, x: Images) -> list[Float[Array, "batch _h _w _c"]]:
+        """The five ReLUs, of scaled images of at least 31 pixels a side."""
+
+        def layer(x: Array, index: int, channels: int, kernel: int, stride: int = 1) -> Array:
+            # Half the kernel on every side; the wide first one gets less.
+            padding = 2 if index == 0 else kernel // 2
+            conv = nn.Conv(
+                channels,
+                (kernel, kernel),
+                stride,
+                padding=padding,
+                precision="highest",
+                name=f"features_{index}",
+            )
+            return nn.relu(conv(x))
+
+        def pool(x: Array) -> Array:
+            return nn.max_pool(x, (3, 3), (2, 2))
+
+        first = layer(x, 0, 64, 11, stride=4)
+        second = layer(pool(first), 3, 192, 5)
+        third = layer(pool(second), 6, 384, 3)
+        fourth = layer(third, 8, 256, 3)
+        return [first, second, third, fourth, layer(fourth, 10, 256, 3)]
+
+
+TRUNKS = {"alexnet": AlexNet, "vgg16": VGG16}
+SMALLEST_IMAGE = {"alexnet": 31, "vgg16": 16}
+
+
+class LPIPS(nn.Module):
+    """The distance (1), in float32. Parameters: `trunk/features_<n>` and `head_<l>`, see `load`.
+
+    Attributes:
+        network: the trunk, a key of `TRUNKS`.
+
+    Raises:
+        ValueError: the trunk is unknown, at construction.
+    """
+
+    network: str = "vgg16"
+
+    def __post_init__(self):
+        if self.network not in TRUNKS:
+            raise ValueError(f"network is {self.network!r}: choose one of {tuple(TRUNKS)}")
+        super().__post_init__()
+
+    @property
+    def smallest_image(self) -> int:
+        """Pixels a side that images need."""
+        return SMALLEST_IMAGE[self.network]
+
+    @nn.compact
+    def __call__(self, x: Images, y: Images) -> Float[Array, "batch"]:
+        """Distances of images in [-1, 1]."""
+        both = jnp.concatenate([x, y]).astype(jnp.float32)
+        taps = TRUNKS[self.network](name="trunk")((both - jnp.array(SHIFT)) / jnp.array(SCALE))
+        distance = jnp.zeros(len(x))
+        for level, h in enumerate(taps):
+            # The floor, far below any length, is there for the gradient where nothing is active.
+            unit = h * jax.lax.rsqrt(jnp.square(h).sum(axis=-1, keepdims=True) + 1e-20)
+            squares = jnp.square(unit[: len(x)] - unit[len(x) :])
+            head = nn.Dense(1, use_bias=False, precision="highest", name=f"head_{level}")
+            distance += head(squares).mean(axis=(1, 2, 3))
+        return distance
+
+
+def load(
+    model: LPIPS,
+    trunk: str | os.PathLike,
+    heads: str | os.PathLike,
+    *,
+    cache: str | os.PathLike = "~/.cache/conprediff_jax/weights",
+) -> dict[str, Any]:
+    """Parameters from files, as NumPy arrays.
+
+    Args:
+        model: says which network is expected.
+        trunk: torchvision's weights (`features.0.weight` ...; the classifier's are left aside).
+        heads: the `lpips` package's (`lin0.model.1.weight` ...). Both are files of safetensors or
+            of torch.
+        cache: where files of torch are kept converted.
+
+    Raises:
+        UserError: a file is missing, unreadable, or not what it should be.
+    """
+    cache = pathlib.Path(cache).expanduser()
+    tensors = cached.read(trunk, cache) | cached.read(heads, cache)
+    kept = {name: t for name, t in tensors.items() if not name.startswith("classifier.")}
+    try:
+        return table(model).read(kept)
+    except ValueError as error:
+        raise UserError(f"{trunk}, {heads}: {error}") from error
+
+
+def table(model: LPIPS) -> Table:
+    """Where the parameters are in the state dicts of both files together."""
+    image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    shapes = parameter_shapes(jax.eval_shape(model.init, jax.random.key(0), image, image)["params"])
+    names, heads = {}, []
+    for path in shapes:
+        if path[0] == "trunk":
+            part = "weight" if path[-1] == "kernel" else "bias"
+            names[path] = f"{path[1].replace('_', '.')}.{part}"
+        else:
+            heads.append(path[0])
+            names[path] = f"lin{path[0].removeprefix('head_')}.model.1.weight"
+    return Table(
+        model=f"LPIPS of {model.network}", shapes=shapes, names=names, pointwise=tuple(heads)
+    )

@@ -1,0 +1,1 @@
+"""Opening what training has written."""

@@ -1,0 +1,271 @@
+"""Trained models in a notebook.
+
+    import conprediff_jax
+
+    model = conprediff_jax.load("runs/openmoji")
+    images = model.sample(16, seed=0, steps=50)             # uint8 [16, height, width, 3]
+    again = model.decode(model.encode(images))
+    filled = model.inpaint(images, masks)                   # of masks that are true where known
+
+`load` opens a workdir, or a folder that `convert` wrote with `--to=inference` or `import`. Every
+function is compiled once for each shape and setting.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Shaped, UInt8
+
+from conprediff_jax import parallel
+from conprediff_jax.common.errors import FieldError
+from conprediff_jax.common.fields import as_kind
+from conprediff_jax.data.holes import Hole
+from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.runs import restore
+from conprediff_jax.sampling import inpainting
+from conprediff_jax.sampling.generate import Generate, generate_batches, make_generate
+from conprediff_jax.sampling.spec import SamplingSpec, check_condition, sampling_for
+
+Images = UInt8[np.ndarray, "count height width 3"]
+Points = Shaped[np.ndarray, "count rows columns *channels"]
+
+
+class Model:
+    """A trained denoiser with its first stage, for inference.
+
+    Attributes:
+        task: what its config describes: first stage, process, denoiser, sampling.
+        params: the denoiser's parameters, on the devices.
+        frozen: the first stage's.
+        step: training steps behind them.
+    """
+
+    def __init__(self, trained: restore.Trained, mesh: jax.sharding.Mesh):
+        self.task, self.params, self.frozen, self.step = trained
+        self._mesh = mesh
+        self._generate = functools.cache(self._make_generate)
+        self._fill = functools.cache(self._make_fill)
+        self._encode = jax.jit(self.task.first_stage.encode)
+        self._decode = jax.jit(self.task.first_stage.decode)
+
+    def __repr__(self) -> str:
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return f"Model({self.task.describe()}, {size:,} parameters, step {self.step})"
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the model; None where it has none."""
+        return self.task.num_classes
+
+    def sample(
+        self,
+        num: int,
+        seed: int = 0,
+        label: int | None = None,
+        *,
+        first: int = 0,
+        prompts: str | Sequence[str] | None = None,
+        batch_size: int | None = None,
+        **sampling: Any,
+    ) -> Images:
+        """Draws images. Image i is a function of the seed and i, whatever `num` and `first`.
+
+        Args:
+            num: how many.
+            seed: of all of them, 0 to 2^32 - 1.
+            label: class of every image; all classes in turn when None. For models with classes.
+            first: the first image: `sample(1, seed, first=i)` draws image i alone.
+            prompts: captions, taken in turn; those of the config when None. For models that read
+                captions.
+            batch_size: images at a time; by default all, up to 64.
+            **sampling: fields of the model's `sampling` section, such as `sampler`, `steps`, `eta`
+                or `guidance`; those of its config where they are not given.
+
+        Raises:
+            UserError: an argument is out of range, or does not fit the model; mostly a FieldError,
+                which names the argument.
+        """
+        num = as_kind("num", num, _COUNTS)
+        batch_size = _batch_size(batch_size, num)
+        batches = generate_batches(
+            self._generate(self.task.sampling.overridden(self.task, **sampling)),
+            self.params,
+            self.frozen,
+            seed=seed,
+            num=num,
+            first=first,
+            batch_size=batch_size,
+            num_classes=self.num_classes,
+            label=self._checked_label(label),
+            texts=self._tokens(prompts),
+        )
+        return np.concatenate(list(batches))
+
+    def inpaint(
+        self,
+        images: UInt8[Any, "count height width 3"],
+        masks: Shaped[Any, "*images height width"],
+        seed: int = 0,
+        label: int | None = None,
+        *,
+        prompt: str = "",
+        batch_size: int | None = None,
+        **sampling: Any,
+    ) -> Images:
+        """Fills holes; what is known comes back as it went in, bit for bit.
+
+        A filling depends on the seed, on the image's place among `images`, and on what is known of
+        it. By default continuous models fill by RePaint, which calls the network up to 2,410 times.
+
+        Args:
+            images: of any size that the model takes.
+            masks: true, or not 0, where pixels are known; one for all images, or one for each.
+            seed: of all fillings, 0 to 2^32 - 1.
+            label: class of every image; all classes in turn when None. For models with classes.
+            prompt: caption of every image. For models that read captions.
+            batch_size: images at a time; by default all, up to 64.
+            **sampling: fields of the model's `sampling` section; with `sampler` the known part is
+                replaced in its steps, without it `steps`, `jump_length` and `resamplings` are
+                RePaint's.
+
+        Raises:
+            UserError: an argument is out of range, or does not fit the model, nor does the size of
+                an image or a mask; mostly a FieldError, which names the argument.
+        """
+        images = _checked(images)
+        masks = _checked_masks(masks, images.shape[:3])
+        label = self._checked_label(label)
+        check_condition(self.task, prompts=[prompt] if prompt != "" else [], name="prompt")
+        if "num" in sampling:
+            raise FieldError("num", "does not fit: every image is filled once")
+        spec = sampling_for(self.task, **sampling)
+        filled = inpainting.fill_holes(
+            self._fill(spec),
+            restore.Trained(self.task, self.params, self.frozen, self.step),
+            [Hole(f"image {i}", *pair) for i, pair in enumerate(zip(images, masks, strict=True))],
+            seed=seed,
+            samples=1,
+            batch_size=_batch_size(batch_size, len(images)),
+            label=label,
+            prompt=prompt,
+        )
+        return np.concatenate(filled)
+
+    def encode(self, images: UInt8[Any, "count height width 3"]) -> Points:
+        """From uint8 images to the points that are diffused: pixels, latents or tokens.
+
+        Raises:
+            FieldError: these are no images, or the first stage does not take their size.
+        """
+        images, unit = _checked(images), self.task.first_stage.downsampling
+        if images.shape[1] % unit or images.shape[2] % unit:
+            raise FieldError(
+                "images", f"has the shape {images.shape}: height and width must divide by {unit}"
+            )
+        return np.asarray(self._encode(self.frozen, jnp.asarray(images)))
+
+    def decode(self, points: Shaped[Any, "count rows columns *channels"]) -> Images:
+        """From points to uint8 images.
+
+        Raises:
+            FieldError: these are no points of the model: finite numbers, or tokens that it has.
+        """
+        points = _array("points", points)
+        form = self.task.point_shape[2:]  # channels; tokens have none
+        if points.ndim != 3 + len(form) or points.shape[3:] != form or 0 in points.shape:
+            raise FieldError(
+                "points",
+                f"has the shape {points.shape}: [count, rows, columns"
+                f"{''.join(f', {size}' for size in form)}] is expected",
+            )
+        if isinstance(self.task.process, CategoricalProcess):
+            codes = self.task.process.num_codes
+            if points.dtype.kind not in "iu" or points.min() < 0 or points.max() >= codes:
+                raise FieldError("points", f"must hold tokens, whole numbers from 0 to {codes - 1}")
+        if not np.isfinite(points.astype(np.float32)).all():
+            raise FieldError("points", "holds values that are not finite")
+        return np.asarray(self._decode(self.frozen, jnp.asarray(points)))
+
+    def _checked_label(self, label: Any) -> int | None:
+        check_condition(self.task, label)
+        return None if label is None else int(label)
+
+    def _tokens(self, prompts: Any) -> np.ndarray | None:
+        """Token ids of the captions that are taken in turn; None for a model that reads none."""
+        given = [prompts] if isinstance(prompts, str) else prompts
+        if given is not None:
+            if not isinstance(given, Sequence) or not given:
+                raise FieldError("prompts", f"is {given!r}: it must be a text, or a list of texts")
+            check_condition(self.task, prompts=given)
+        if self.task.text is None:
+            return None
+        return self.task.tokenizer(given or self.task.text.prompts)
+
+    def _make_generate(self, spec: SamplingSpec) -> Generate:
+        return make_generate(self.task, spec, self._mesh)
+
+    def _make_fill(self, spec: SamplingSpec) -> inpainting.Fill:
+        return inpainting.make_fill(self.task, spec, self._mesh)
+
+
+_COUNTS = range(1, 2**31)
+
+
+def _batch_size(given: Any, num: int) -> int:
+    return min(num, 64 if given is None else as_kind("batch_size", given, _COUNTS))
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    """Raises FieldError for what is no array of numbers, such as lists of several lengths."""
+    try:
+        array = np.asarray(value)
+    except ValueError:
+        raise FieldError(name, "is no array: its parts have several shapes") from None
+    if array.dtype.kind not in "biuf" and array.dtype != jnp.bfloat16:
+        raise FieldError(name, f"holds {array.dtype}: numbers are expected")
+    return array
+
+
+def _checked(images: Any) -> Images:
+    """Raises FieldError for what is no batch of uint8 images, such as floats in [0, 1]."""
+    images = _array("images", images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
+        raise FieldError(
+            "images",
+            f"is {images.dtype} of shape {images.shape}: uint8, 0 to 255, of shape [count, height, "
+            "width, 3] is expected, and at least one pixel",
+        )
+    return images
+
+
+def _checked_masks(masks: Any, shape: tuple[int, int, int]) -> Bool[np.ndarray, "count h w"]:
+    """One mask for each image; raises FieldError for what is no mask of them."""
+    masks = _array("masks", masks)
+    if masks.shape not in (shape, shape[1:]):
+        raise FieldError(
+            "masks", f"has the shape {masks.shape}: {shape} or {shape[1:]} is expected"
+        )
+    if np.isnan(masks).any():
+        raise FieldError("masks", "holds NaN, which says neither known nor unknown")
+    return np.broadcast_to(masks.astype(bool), shape)
+
+
+def load(path: str | os.PathLike, step: int | None = None) -> Model:
+    """Opens a model.
+
+    Args:
+        path: a workdir, or a folder of a model for use.
+        step: which checkpoint; the newest readable one when None.
+
+    Raises:
+        UserError: there is none, or it is of a first stage.
+    """
+    if step is not None:
+        step = as_kind("step", step, range(2**31))
+    mesh = parallel.make_mesh(parallel.MeshSpec())
+    return Model(restore.load_denoiser(os.fspath(path), mesh, step), mesh)

@@ -1,0 +1,396 @@
+"""Checkpoints by orbax: asynchronous, atomic, and what each one holds.
+
+A checkpoint is a folder of items that are read independently:
+
+    <workdir>/checkpoints/<step>/
+        ema      moving average of the denoiser, and
+        extra    the task's own state, such as a frozen first stage: all that sampling opens
+        train    step, parameters, optimiser state
+        data     states of the data iterators, one file a process; see `batches`
+        config   the run's config
+        checksums   of all files of the items above; see `checksums`
+
+Checkpoints of earlier versions have no checksums, and are read without.
+"""
+
+import contextlib
+import functools
+import json
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import grain
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+from etils import epath
+from jax.experimental import multihost_utils
+
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import absolute, writing
+from conprediff_jax.config import sections as config_lib
+from conprediff_jax.runs import checksums
+from conprediff_jax.runs.batches import Batches
+from conprediff_jax.tasks.state import TrainState
+
+T = TypeVar("T")
+
+FOLDER = "checkpoints"
+
+# Of the machine or the storage, not of a checkpoint: names of status codes, HTTP's, and exceptions.
+_PASSING = re.compile(
+    r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|UNAUTHENTICATED"
+    r"|PERMISSION_DENIED)\b|\bHTTP\D{0,20}(429|5\d\d)\b"
+)
+_PASSING_ERRORS = (ConnectionError, TimeoutError, MemoryError)
+
+# Of the item `extra`; from this version on, a checkpoint without checksums has lost them.
+_VERSION = 2
+
+_STEP = re.compile(r"0|[1-9][0-9]*")
+_INFERENCE = ("config", "ema", "extra")
+_TRAINING = (*_INFERENCE, "train", "data")
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, unreadable, or of another model."""
+
+
+class _Opened(NamedTuple):
+    """A checkpoint's config, and whether its files were compared with their checksums."""
+
+    config: dict
+    checked: bool
+
+
+class Checkpoints:
+    """The checkpoints of a workdir. Use as a context manager: leaving it finishes writing.
+
+    Args:
+        workdir: of the run.
+        keep: how many to keep; older ones are deleted.
+        read_only: for programs that only look.
+
+    Raises:
+        CheckpointError: there is no folder of checkpoints to be read from.
+        WriteError: the folder cannot be made.
+    """
+
+    def __init__(self, workdir: str, *, keep: int | None = None, read_only: bool = False):
+        self.folder = absolute(workdir) / FOLDER
+        self._arrays = ocp.StandardCheckpointHandler()
+        self._manager: ocp.CheckpointManager | None = None
+        self._written = self.folder  # or the checkpoint that is being written
+        if not read_only:
+            with writing(self.folder):
+                self._manager = self._make_manager(keep)
+        elif not self.folder.is_dir():
+            raise CheckpointError(
+                f"no checkpoints in {self.folder}: a workdir is a folder that training wrote"
+            )
+
+    def _make_manager(self, keep: int | None) -> ocp.CheckpointManager:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove_partial()
+        return ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+            item_handlers={
+                "ema": ocp.StandardCheckpointHandler(),
+                "extra": ocp.StandardCheckpointHandler(),
+                "train": ocp.StandardCheckpointHandler(),
+                "data": grain.checkpoint.CheckpointHandler(),
+                "config": ocp.JsonCheckpointHandler(),
+                checksums.ITEM: checksums.ChecksumHandler(),  # the last one
+            },
+        )
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *exception) -> None:
+        self._arrays.close()
+        if self._manager is None:
+            return
+        try:
+            with writing(self._written):
+                self._manager.close()
+        except Exception as error:
+            if kind is None:
+                raise
+            logging.warning("%s", error)  # what ends the run came before, and says more
+        finally:
+            self._remove_partial()
+
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint; one still being written does not count."""
+        return max(_steps(self.folder), default=None)
+
+    @property
+    def last_good(self) -> str:
+        """Where the newest complete checkpoint is, to be said."""
+        step = self.latest_step
+        return "none yet" if step is None else str(self.folder / str(step))
+
+    def save(self, state: TrainState, data: Batches, config: dict) -> None:
+        """Starts writing; the state may be donated as soon as this returns.
+
+        Raises:
+            CheckpointError: checkpoints of later steps are in the way.
+            WriteError: this checkpoint, or the one before, cannot be written.
+        """
+        self.wait()
+        step = int(state.step)
+        self._written = self.folder / str(step)
+        with writing(self._written):
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    ema=ocp.args.StandardSave(state.ema),
+                    extra=ocp.args.StandardSave(_wrapped(state.extra)),
+                    train=ocp.args.StandardSave(_trained(state)),
+                    data=grain.checkpoint.CheckpointSave(data),
+                    config=ocp.args.JsonSave(config),
+                    **{checksums.ITEM: checksums.ChecksumSave()},
+                ),
+            )
+        if not saved:
+            raise CheckpointError(
+                f"step {step} cannot be saved: {self.folder} holds step "
+                f"{max(self._manager.all_steps())}, which this run has not written: move it away"
+            )
+
+    def wait(self) -> None:
+        """Waits until what was saved is on disk.
+
+        Raises:
+            WriteError: it cannot be written.
+        """
+        with writing(self._written):
+            self._manager.wait_until_finished()
+
+    def restore(self, abstract: TrainState, data: Batches, config: dict) -> TrainState | None:
+        """The newest readable state, and `data` set to where it was; None if there is none.
+
+        It may have been written by other processes, on another mesh. Unreadable checkpoints are
+        named in the log and moved aside, out of the way of new ones.
+
+        Raises:
+            CheckpointError: the checkpoint is of another model, or none is readable.
+            WriteError: an unreadable one cannot be moved.
+        """
+
+        def load(step: int, opened: _Opened) -> TrainState:
+            path = self.folder / str(step)
+            _check_same_model(config, opened.config, path)
+            state = TrainState(
+                ema=self._restored(path / "ema", abstract.ema),
+                extra=self._extra(path, abstract.extra, opened),
+                **self._restored(path / "train", _trained(abstract)),
+            )
+            if int(state.step) != step:
+                raise ValueError(f"it is a copy of step {int(state.step)}")
+            data.restore(path / "data")
+            return state
+
+        if not _steps(self.folder):
+            return None
+        return self._newest(_TRAINING, load, move_aside=True)
+
+    def restore_for_inference(
+        self, abstract: Callable[[dict], tuple[Any, Any]], step: int | None = None
+    ) -> tuple[int, dict, Any, Any]:
+        """Step, config, moving average and own state of the task; the newest readable by default.
+
+        Args:
+            abstract: gives shapes and shardings of the moving average and the own state for a
+                config.
+            step: which checkpoint.
+
+        Raises:
+            CheckpointError: there is no such step, or nothing readable.
+        """
+
+        def load(step: int, opened: _Opened) -> tuple[int, dict, Any, Any]:
+            path = self.folder / str(step)
+            ema, extra = abstract(opened.config)
+            restored = self._restored(path / "ema", ema)
+            return step, opened.config, restored, self._extra(path, extra, opened)
+
+        return self._newest(_INFERENCE, load, only=step)
+
+    def config(self, step: int | None = None) -> dict:
+        """The run's config that a checkpoint was written with, by default the newest readable.
+
+        Raises:
+            CheckpointError: there is no such step, or nothing readable.
+        """
+        return self._newest(("config",), lambda step, opened: opened.config, only=step)
+
+    def _restored(self, item: epath.Path, abstract: Any) -> Any:
+        return self._arrays.restore(item, args=ocp.args.StandardRestore(abstract))
+
+    def _extra(self, path: epath.Path, abstract: Any, opened: _Opened) -> Any:
+        restored = self._restored(path / "extra", _wrapped(abstract))
+        if int(restored["version"]) >= _VERSION and not opened.checked:
+            raise ValueError("its checksums are missing")
+        return restored["extra"]
+
+    def _newest(
+        self,
+        items: Iterable[str],
+        load: Callable[[int, _Opened], T],
+        *,
+        only: int | None = None,
+        move_aside: bool = False,
+    ) -> T:
+        """`load` of the newest step for which it works, in every process.
+
+        A run may write and delete checkpoints meanwhile, so they are listed again before each try.
+        """
+        tried: dict[int, str] = {}
+        while steps := [s for s in _steps(self.folder) if s not in tried and only in (None, s)]:
+            step = steps[-1]
+            path = self.folder / str(step)
+            opened, reason = _attempt(functools.partial(_open, path, tuple(items)))
+            if not reason:  # all processes read arrays, or none
+                loaded, reason = _attempt(functools.partial(load, step, opened))
+            if not reason:
+                if move_aside:
+                    self._move_aside(tried)
+                return loaded
+            tried[step] = reason
+            if path.exists():
+                logging.warning("checkpoint %s is unreadable: %s", path, reason)
+        if not tried:
+            raise _no_step(only, self.folder)
+        newest = next(iter(tried))
+        raise CheckpointError(
+            f"no readable checkpoint in {self.folder} (tried {list(tried)}): "
+            f"{self.folder / str(newest)}: {tried[newest]}"
+        )
+
+    def _move_aside(self, steps: Iterable[int]) -> None:
+        if jax.process_index() == 0:
+            for step in steps:
+                aside = _free(self.folder / f"unreadable-{step}")
+                with writing(aside):
+                    (self.folder / str(step)).rename(aside)
+                logging.warning("moved checkpoint %d to %s", step, aside)
+        if steps:
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices("moved unreadable checkpoints")
+            self._manager.reload()
+
+    def _remove_partial(self) -> None:
+        """Removes what is left of a checkpoint whose writing was broken off."""
+        if jax.process_index():
+            return
+        with contextlib.suppress(OSError):  # they are in nobody's way
+            for path in self.folder.iterdir():
+                name = path.name.partition(ocp.utils.TMP_DIR_SUFFIX)[0]
+                if _STEP.fullmatch(name) and ocp.utils.is_tmp_checkpoint(path):
+                    path.rmtree()
+
+
+def newest_config(workdir: str) -> dict | None:
+    """The config of a run's newest checkpoint that has a readable one; None where there is none.
+
+    Only looks, and unlike `Checkpoints` never waits for other processes.
+
+    Raises:
+        CheckpointError: it may not be read.
+    """
+    folder = absolute(workdir) / FOLDER
+    tried: set[int] = set()
+    while steps := [step for step in _steps(folder) if step not in tried]:
+        path = folder / str(steps[-1])
+        opened, _ = _attempt_here(functools.partial(_open, path, ("config",)))
+        if opened:  # if not, whoever restores it will say what is wrong
+            return opened.config
+        tried.add(steps[-1])
+    return None
+
+
+def _steps(folder: epath.Path) -> list[int]:
+    """Steps of the complete checkpoints of a folder, in order; other names are no checkpoints."""
+    if not folder.is_dir():
+        return []
+    paths = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
+    return sorted(int(path.name) for path in paths if ocp.utils.is_checkpoint_finalized(path))
+
+
+def _open(path: epath.Path, items: tuple[str, ...]) -> _Opened:
+    """Raises where a file of the items is not what was written, as far as that is known."""
+    checked = checksums.compare(path, items)
+    config = json.loads((path / "config" / "metadata").read_text())
+    if not isinstance(config, dict):
+        raise ValueError("its config is none")
+    return _Opened(config, checked)
+
+
+def _attempt(read: Callable[[], T]) -> tuple[T | None, str]:
+    """What `read` returns, or in one line why it is not to be had in every process."""
+    value, reason = _attempt_here(read)
+    if _anywhere(bool(reason)):
+        return None, reason or "another process cannot read its part"
+    return value, ""
+
+
+def _attempt_here(read: Callable[[], T]) -> tuple[T | None, str]:
+    """The same of this process alone; raises where the fault is not the checkpoint's."""
+    try:
+        return read(), ""
+    except CheckpointError:
+        raise
+    except PermissionError as error:
+        raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
+    except Exception as error:  # orbax, tensorstore and grain raise what they like
+        if isinstance(error, _PASSING_ERRORS) or _PASSING.search(str(error)):
+            raise  # the checkpoint may be whole: to be tried again, and not without it
+        return None, (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _free(path: epath.Path) -> epath.Path:
+    """The path; where something is there already, the same with a number behind it."""
+    free, number = path, 1
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
+def _no_step(step: int | None, folder: epath.Path) -> CheckpointError:
+    steps = _steps(folder)
+    if not steps:
+        return CheckpointError(f"no checkpoint in {folder}: training has not written one yet")
+    return CheckpointError(f"no step {step} in {folder}: there are {steps}")
+
+
+def _anywhere(value: bool) -> bool:
+    """Whether it is true in some process."""
+    if jax.process_count() == 1:
+        return value
+    return bool(multihost_utils.process_allgather(np.array(value)).any())
+
+
+def _trained(state: TrainState) -> dict[str, Any]:
+    """What training alone needs, and inference never opens."""
+    return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+
+
+def _wrapped(extra: Any) -> dict[str, Any]:
+    """Orbax wants a tree with an array in it, which an empty one is not."""
+    return {"extra": extra, "version": np.array(_VERSION, np.int32)}
+
+
+def _check_same_model(config: dict, stored: dict, path: epath.Path) -> None:
+    differing = config_lib.differing_keys(config, stored)
+    if differing:
+        raise CheckpointError(
+            f"{path} was trained with another config.{', config.'.join(differing)}: "
+            "give those values, or another workdir"
+        )

@@ -1,0 +1,303 @@
+"""From a trained denoiser, images and masks to fillings: one jitted program a size of batch.
+
+    image, hole painted over -> encode -> sample around the known points -> decode -> blend -> image
+
+What lies in the hole never enters the program: before an image is encoded, unknown pixels take the
+colour of the nearest known one, so that the encoder sees no edge of ours either.
+
+Known pixels come out as they went in. Where the first stage loses detail, they do not quite meet
+the decoded hole; the difference at its rim, as a local mean, is added to the hole's pixels and
+fades inwards over about a patch of the first stage.
+
+Filling j of image i is a function of the parameters, the seed, i and j, whatever batch or number of
+devices it is made with.
+"""
+
+import collections
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from einops import rearrange
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, UInt8
+from scipy import ndimage
+
+from conprediff_jax import parallel
+from conprediff_jax.common import random
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.images import list_images
+from conprediff_jax.common.progress import Progress
+from conprediff_jax.data import holes as holes_lib
+from conprediff_jax.data.holes import Hole
+from conprediff_jax.diffusion.samplers import Known
+from conprediff_jax.models.first_stage import FirstStage, Pixels
+from conprediff_jax.runs.restore import Trained, load_experiment
+from conprediff_jax.sampling.spec import SamplingSpec
+
+Images = UInt8[Array, "batch height width 3"]
+Masks = Bool[Array, "batch height width"]
+Fill = Callable[..., Images]
+
+
+def own_files(images: str | None, workdir: str, step: int, masks: str) -> Iterator[pathlib.Path]:
+    """The files of images and masks that are read, and all others in the same folders.
+
+    Args:
+        images: see `read_pictures`.
+        workdir: see `read_pictures`.
+        step: see `read_pictures`.
+        masks: see `holes.cut`.
+    """
+    for place in (images or load_experiment(workdir, step).data.name, masks):
+        path = pathlib.Path(place).expanduser()
+        if holes_lib.is_folder(place):
+            yield from (path / name for name in list_images(path))
+        elif path.is_file():
+            yield path
+
+
+def check_size(task: Any, height: int, width: int, name: str) -> None:
+    """Checks that the model takes images of a size.
+
+    Args:
+        task: a trained `Denoising`.
+        height: of the image.
+        width: of the image.
+        name: what to call it.
+
+    Raises:
+        UserError: it does not; the message says which sizes it takes.
+    """
+    factor = task.first_stage.downsampling
+    downsampling = getattr(task.denoiser, "downsampling", None)
+    if downsampling is None:  # positions are learned: one grid only
+        rows, columns = (factor * side for side in task.point_shape[:2])
+        if (height, width) != (rows, columns):
+            raise UserError(
+                f"{name}: {width} x {height} pixels; this model takes {columns} x {rows} alone"
+            )
+        return
+    unit = factor * downsampling
+    if height % unit or width % unit or not height or not width:
+        raise UserError(
+            f"{name}: {width} x {height} pixels; this model takes multiples of {unit} a side"
+        )
+
+
+def warn_of_bare(task: Any, holes: Sequence[Hole]) -> None:
+    """Says so where a mask is too fine for a first stage, and not a single point is known."""
+    if isinstance(task.first_stage, Pixels):
+        return
+    p = task.first_stage.downsampling
+    bare = [
+        hole.name
+        for hole in holes
+        if not rearrange(hole.mask, "(r p) (c q) -> (r c) (p q)", p=p, q=p).all(axis=1).any()
+    ]
+    if bare:
+        logging.warning(
+            "%d of %d images, %s first, have no patch of %d x %d pixels that is wholly known: the "
+            "model is told nothing and fills as it likes",
+            len(bare), len(holes), bare[0], p, p,
+        )  # fmt: skip
+
+
+def known_points(first_stage: FirstStage, frozen: Any, images: Images, masks: Masks) -> Known:
+    """What is known of the points of a first stage.
+
+    The mask of `Pixels` is rearranged as the pixels are, so it stays exact. A latent or a token is
+    known where all pixels of its patch are.
+
+    Args:
+        first_stage: between images and points.
+        frozen: its parameters.
+        images: with the hole painted over.
+        masks: true where pixels are known.
+    """
+    x_0 = first_stage.encode(frozen, images)
+    if isinstance(first_stage, Pixels):
+        white = jnp.where(masks, jnp.uint8(255), jnp.uint8(0))[..., None]
+        mask = first_stage.encode(frozen, jnp.broadcast_to(white, images.shape)) > 0
+    else:
+        rows, columns = x_0.shape[1:3]
+        whole = rearrange(masks, "b (r p) (c q) -> b r c (p q)", r=rows, c=columns).all(axis=-1)
+        mask = jnp.broadcast_to(whole.reshape(*whole.shape, *(1,) * (x_0.ndim - 3)), x_0.shape)
+    return Known(x_0, mask)
+
+
+def blend(images: Images, decoded: Images, masks: Masks, width: int) -> Images:
+    """Known pixels as they are; the decoded ones elsewhere, brought to meet them at the rim.
+
+    With G the mean under a Gaussian window of deviation `width`, m the mask and d the difference
+    of image and decoded image, what is added is G(m d) / max(G(m), 1/2). At a straight rim G(m) is
+    one half and this is the local mean of d; it fades to nothing inwards. Where the first stage is
+    exact, d is zero and nothing is added.
+
+    Args:
+        images: what is known of them counts.
+        decoded: of the same shape.
+        masks: true where pixels are known.
+        width: in pixels.
+    """
+    known = masks[..., None].astype(jnp.float32)
+
+    def local_mean(x: Float[Array, "batch height width c"]) -> Float[Array, "batch height width c"]:
+        rows, columns = (_window(side, width) for side in x.shape[1:3])
+        return jnp.einsum("ij,bjkc,lk->bilc", rows, x, columns, precision="highest")
+
+    difference = known * (images.astype(jnp.float32) - decoded)
+    shift = local_mean(difference) / jnp.maximum(local_mean(known), 0.5)
+    shifted = jnp.round(jnp.clip(decoded + shift, 0, 255)).astype(jnp.uint8)
+    return jnp.where(masks[..., None], images, shifted)
+
+
+def _window(side: int, width: int) -> Float[np.ndarray, "side side"]:
+    """Gaussian weights of the pixels along a side for each of them, of sum 1, float32."""
+    place = np.arange(side)
+    weights = np.exp(-0.5 * ((place - place[:, None]) / width) ** 2)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+def make_fill(task: Any, spec: SamplingSpec, mesh: Mesh) -> Fill:
+    """A jitted `(params, frozen, seed, indices, numbers, images, masks, **told) -> uint8 images`.
+
+    `indices` say which images, `numbers` which of their fillings. `images` have their holes painted
+    over, see `painted_over`. What is told is as in `Denoising.told`. Images are divided over
+    the mesh's batch axes where their number allows it.
+    """
+    sampler = spec.make(task.process)
+
+    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
+    def fill(params, frozen, seed, indices, numbers, images, masks, label=None, tokens=None):
+        def keys(name: str) -> Array:
+            stream = random.example_keys(random.stream(seed, f"inpaint/{name}"), indices)
+            return jax.vmap(jax.random.fold_in)(stream, numbers)
+
+        if len(indices) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
+            sharding = parallel.batch_sharding(mesh)
+            images, masks = jax.lax.with_sharding_constraint((images, masks), (sharding, sharding))
+
+        def denoise(x_t, t):
+            return task.predict(params, x_t, t, **told, guidance=spec.guiding())
+
+        with parallel.divided_batch(mesh, len(indices), 2 * len(indices)):  # guided: both answers
+            known = known_points(task.first_stage, frozen, images, masks)
+            x_T = task.process.prior(keys("prior"), known.x_0.shape[1:])
+            told = task.told(params, frozen, label=label, tokens=tokens)
+            points = sampler.sample(denoise, x_T, keys("steps"), known)
+            decoded = task.first_stage.decode(frozen, points)
+        return blend(images, decoded, masks, images.shape[1] // points.shape[1])
+
+    return fill
+
+
+def painted_over(hole: Hole) -> UInt8[np.ndarray, "height width 3"]:
+    """The image with unknown pixels in the colour of the nearest known one, or grey."""
+    if not hole.mask.any():
+        return np.full_like(hole.image, 128)
+    nearest = ndimage.distance_transform_edt(
+        ~hole.mask, return_distances=False, return_indices=True
+    )
+    return hole.image[tuple(nearest)]
+
+
+def fill_holes(
+    fill: Fill,
+    trained: Trained,
+    holes: Sequence[Hole],
+    *,
+    seed: int,
+    samples: int,
+    batch_size: int,
+    label: int | None = None,
+    prompt: str = "",
+) -> list[UInt8[np.ndarray, "samples height width 3"]]:
+    """Fillings of every hole, of whatever sizes; says how far it is.
+
+    A model with classes gets `label`, or else the image's own class, or else all classes in turn; a
+    model that reads captions gets `prompt`.
+
+    Args:
+        fill: see `make_fill`.
+        trained: the model.
+        holes: what to fill.
+        seed: of the fillings.
+        samples: fillings of each hole.
+        batch_size: fillings at a time.
+        label: class of every image.
+        prompt: caption of every image.
+
+    Raises:
+        UserError: the model does not take the size of an image, or its label.
+    """
+    task, seed = trained.task, random.as_seed(seed)
+    _labels(task.num_classes, holes, np.zeros(len(holes), int), label)  # before hours are spent
+    by_size = collections.defaultdict(list)
+    for index, hole in enumerate(holes):
+        check_size(task, *hole.mask.shape, hole.name)
+        by_size[hole.mask.shape] += [(index, number) for number in range(samples)]
+    warn_of_bare(task, holes)
+    found = [np.empty((samples, *hole.image.shape), np.uint8) for hole in holes]
+    progress = Progress(len(holes) * samples)
+    size = min(batch_size, len(holes) * samples)
+    for jobs in by_size.values():
+        for start in range(0, len(jobs), size):
+            batch = jobs[start : start + size]
+            padded = batch + batch[:1] * (size - len(batch))  # one shape, one compilation
+            indices, numbers = np.array(padded).T
+            chosen = [holes[index] for index in indices]
+            told = {"label": _labels(task.num_classes, chosen, indices + numbers, label)}
+            if task.text:
+                told["tokens"] = task.tokenizer([prompt] * size)
+            filled = _run(fill, trained, (seed, indices, numbers), chosen, told)
+            for (index, number), image in zip(batch, filled, strict=False):
+                found[index][number] = image
+            done = progress.done + len(batch)
+            speed = progress.mark(done)
+            logging.info(
+                "%d/%d fillings  %.2f fillings/s  %s left",
+                done, progress.total, speed, progress.left(speed),
+            )  # fmt: skip
+    return found
+
+
+def _run(
+    fill: Fill,
+    trained: Trained,
+    draws: tuple[np.uint32, np.ndarray, np.ndarray],
+    holes: Sequence[Hole],
+    told: dict[str, np.ndarray | None],
+) -> np.ndarray:
+    """One batch."""
+    images = np.stack([painted_over(hole) for hole in holes])
+    masks = np.stack([hole.mask for hole in holes])
+    return np.asarray(fill(trained.params, trained.frozen, *draws, images, masks, **told))
+
+
+def _labels(
+    num_classes: int | None, holes: Sequence[Hole], turns: np.ndarray, label: int | None
+) -> np.ndarray | None:
+    """The class of every filling, int32, or None for a model without classes."""
+    if not num_classes:
+        return None
+    if label is not None:
+        return np.full(len(holes), label, np.int32)
+    labels = np.array(
+        [
+            turn % num_classes if hole.label is None else hole.label
+            for hole, turn in zip(holes, turns, strict=True)
+        ],
+        np.int32,
+    )
+    if labels.max() >= num_classes:
+        raise UserError(
+            f"images have labels up to {labels.max()}, and the model knows 0 to {num_classes - 1}: "
+            "give a label for all of them"
+        )
+    return labels

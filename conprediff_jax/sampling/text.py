@@ -1,0 +1,95 @@
+"""Captions as a condition of a diffusion model."""
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.data import Tokenizer
+from conprediff_jax.weights import transformers_text
+from conprediff_jax.weights.model_shapes import differing_fields
+
+TokenIds = Int[Array, "batch length"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TextCondition:
+    """The `text` section of a model that reads captions.
+
+    Attributes:
+        encoder: the text encoder.
+        weights: folder of a `transformers` checkpoint whose weights it has, frozen; empty for an
+            encoder that is trained along with the denoiser.
+        tokenizer: file or folder, see `Tokenizer.from_file`; empty for a vocabulary of at most
+            `encoder.vocab_size` that is learnt from the captions.
+        vocabulary: text of the tokenizer's JSON; filled in when a run begins.
+        prompts: of the sample grids, in turn.
+
+    Raises:
+        ValueError: vocabulary and encoder do not fit each other.
+    """
+
+    encoder: nn.Module
+    weights: str = ""
+    tokenizer: str = ""
+    vocabulary: str = ""
+    prompts: tuple[str, ...] = ("",)
+
+    def __post_init__(self):
+        if not self.prompts:
+            raise ValueError("prompts are (): give at least one, for the sample grids")
+        if not self.vocabulary:
+            return
+        for name in ("length", "vocab_size"):
+            theirs, ours = getattr(self.tokenize, name), getattr(self.encoder, name)
+            if theirs > ours or (name == "length" and theirs != ours):
+                raise ValueError(f"the tokenizer's {name} is {theirs}, the encoder's {ours}")
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder keeps its weights."""
+        return bool(self.weights)
+
+    @functools.cached_property
+    def tokenize(self) -> Tokenizer:
+        """From captions to token ids."""
+        return Tokenizer.from_json(self.vocabulary)
+
+    def in_turn(self, num: int, captions: Sequence[str] = ()) -> list[str]:
+        """So many captions: the given ones, or else `prompts`, over and over."""
+        return list(itertools.islice(itertools.cycle(captions or self.prompts), num))
+
+    @property
+    def empty(self) -> Int[Array, "1 length"]:
+        """Token ids of the empty caption."""
+        return jnp.asarray(self.tokenize([""]))
+
+    def init(self, rng: Array) -> Any:
+        """Initial parameters of the encoder."""
+        return self.encoder.init(rng, jnp.zeros((1, self.encoder.length), jnp.int32))["params"]
+
+    def load(self) -> Any:
+        """The encoder's parameters from the folder that `weights` names.
+
+        Raises:
+            UserError: they are missing, or of another encoder.
+        """
+        loaded = transformers_text.load(self.weights)
+        ours = jax.eval_shape(self.init, jax.random.key(0))
+        if jax.tree.map(jnp.shape, loaded.params) != jax.tree.map(jnp.shape, ours):
+            raise UserError(
+                f"config.text.weights is {self.weights}, of other sizes than config.text.encoder: "
+                f"{differing_fields(loaded.encoder, self.encoder)}"
+            )
+        return loaded.params
+
+    def encode(self, params: Any, tokens: TokenIds) -> Float[Array, "batch length width"]:
+        """What cross-attention reads, float32."""
+        return self.encoder.apply({"params": params}, tokens)

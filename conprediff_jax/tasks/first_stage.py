@@ -1,0 +1,369 @@
+"""Training first stages: autoencoders whose latents are what is diffused later.
+
+With x an image and x' its reconstruction,
+
+    L = L_rec + r + a w_g L_G(x'),     L_rec = mean |x - x'| + w_p LPIPS(x, x')           (1)
+    r = w_kl KL(q(z|x) || N(0, 1)) / values of an image,  or the quantiser's loss         (2)
+    a = min(|dL_rec / dK| / (|dL_G / dK| + 1e-4), 10^4)                                   (3)
+
+where K is the kernel of the decoder's last layer. The discriminator behind L_G descends its own
+loss on the same reconstructions in the same step. Dividing (2) by the values of an image makes
+w_kl the weight of latent diffusion, which sums L_rec over them and does not divide.
+
+Sources: Esser et al., "Taming Transformers" (2021, arXiv 2012.09841), equations 4 to 7; Rombach et
+al. (2022, arXiv 2112.10752), section 3.1 and appendix G.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key
+
+from conprediff_jax import data as data_lib
+from conprediff_jax import parallel
+from conprediff_jax.common import random
+from conprediff_jax.common.errors import FieldError
+from conprediff_jax.metrics.networks import lpips
+from conprediff_jax.models import quantizer
+from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
+from conprediff_jax.models.discriminator import Discriminator, discriminator_loss, generator_loss
+from conprediff_jax.models.first_stage import scaled, to_uint8
+from conprediff_jax.tasks.task import Batch, Metrics, Step, accumulate
+
+PREVIEWED = 32  # images of a reconstruction grid
+CODEBOOK = ("autoencoder", "quantizer", "codebook")
+
+Images = Float[Array, "batch height width 3"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstStageLoss:
+    """The `loss` section of a first stage.
+
+    Attributes:
+        kl_weight: w_kl, of an autoencoder with Gaussian latents.
+        codebook_decay: of the moving averages that codes follow; 0 for codes that descend the
+            quantiser's loss instead, with `autoencoder.codebook_weight`.
+        restart_below: codes restart whose usage falls below this fraction of equal usage; with
+            moving averages only.
+        lpips_weight: w_p; it counts where both files are given.
+        lpips_network: 'vgg16' or 'alexnet'.
+        lpips_trunk: file of torchvision's weights of that network.
+        lpips_heads: file of the `lpips` package's weights for it.
+        gan_weight: w_g; 0 for no discriminator.
+        gan_start: steps before the discriminator is trained and heard.
+        gan_channels: channels of its first layer.
+        gan_layers: its strided convolutions.
+    """
+
+    kl_weight: float = 1e-6
+    codebook_decay: float = 0.0
+    restart_below: float = 0.05
+    lpips_weight: float = 1.0
+    lpips_network: str = "vgg16"
+    lpips_trunk: str = ""
+    lpips_heads: str = ""
+    gan_weight: float = 0.0
+    gan_start: int = 0
+    gan_channels: int = 64
+    gan_layers: int = 3
+
+    def __post_init__(self):
+        for name in ("kl_weight", "lpips_weight", "gan_weight", "gan_start"):
+            if getattr(self, name) < 0:
+                raise FieldError(name, f"is {getattr(self, name)}: it must not be negative")
+        if not 0 <= self.codebook_decay < 1:
+            raise FieldError("codebook_decay", f"is {self.codebook_decay}: it must lie in [0, 1)")
+        if not 0 < self.restart_below < 1:
+            raise FieldError("restart_below", f"is {self.restart_below}: it must lie in (0, 1)")
+        if self.lpips_network not in lpips.TRUNKS:
+            raise FieldError(
+                "lpips_network", f"is {self.lpips_network!r}: choose one of {tuple(lpips.TRUNKS)}"
+            )
+        if bool(self.lpips_trunk) != bool(self.lpips_heads):
+            raise ValueError("lpips_trunk and lpips_heads go together: give both files, or none")
+
+
+class Keys(NamedTuple):
+    """One key per example for every random stream of a step."""
+
+    posterior: Key[Array, "batch"]
+    dropout: Key[Array, "batch"]
+    codebook: Key[Array, "batch"]
+
+
+class Codes(NamedTuple):
+    """What was quantised, and to which codes."""
+
+    vectors: Float[Array, "batch rows columns embed_dim"]
+    indices: Int[Array, "batch rows columns"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FirstStageTraining:
+    """An autoencoder and, if wanted, its discriminator; a `Task`.
+
+    Its own state has `lpips`, the frozen parameters of the distance, and `averages`, those of the
+    codes, where there are any.
+
+    Attributes:
+        seed: of every random stream.
+        data: where the images of the reconstruction grids come from.
+        model: the autoencoder.
+        loss: weights of (1) and (2).
+        perceptual: None for no LPIPS.
+        discriminator: None for no L_G.
+        microbatches: parts that a batch is computed in.
+
+    Raises:
+        ValueError: images do not fit the networks, or microbatches are to share statistics.
+    """
+
+    seed: int
+    data: data_lib.DataSpec
+    model: VQModel | AutoencoderKL
+    loss: FirstStageLoss
+    perceptual: lpips.LPIPS | None = None
+    discriminator: Discriminator | None = None
+    microbatches: int = 1
+
+    averaged = "autoencoder"
+    batch_keys = ("image",)
+    num_classes = None
+    tokenizer = None
+
+    def __post_init__(self):
+        size, factor = self.data.image_size, self.model.downsampling
+        if size % factor:
+            raise ValueError(
+                f"the autoencoder's downsampling is {factor}: it must divide the image size {size}"
+            )
+        for network in (self.perceptual, self.discriminator):
+            if network and size < network.smallest_image:
+                raise ValueError(
+                    f"the image size is {size}: {type(network).__name__} needs at least "
+                    f"{network.smallest_image}"
+                )
+        if self.microbatches > 1 and (self.discriminator or self.follows):
+            raise ValueError(
+                f"train.microbatches is {self.microbatches}: it must be 1 with a discriminator "
+                "(gan_weight) or moving averages of codes (codebook_decay), which need the whole "
+                "batch at once"
+            )
+
+    @property
+    def follows(self) -> bool:
+        """Whether codes follow moving averages."""
+        return isinstance(self.model, VQModel) and self.loss.codebook_decay > 0
+
+    def init(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Parameters `{'autoencoder': ..., 'discriminator': ...}` and the own state.
+
+        No code has any usage at first, so that those which the first batch does not use become
+        vectors of it. The parameters of LPIPS are zeros until `prepare` has read them.
+        """
+        x = jnp.zeros((1, self.data.image_size, self.data.image_size, 3))
+        key = random.stream(self.seed, "init/autoencoder")
+        params, extra = {"autoencoder": self.model.init(key, x)["params"]}, {}
+        if self.discriminator:
+            key = random.stream(self.seed, "init/discriminator")
+            params["discriminator"] = self.discriminator.init(key, x)["params"]
+        if self.perceptual:
+            shapes = jax.eval_shape(self.perceptual.init, key, x, x)["params"]
+            extra["lpips"] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+        if self.follows:
+            averages = quantizer.init_averages(params["autoencoder"]["quantizer"]["codebook"])
+            extra["averages"] = jax.tree.map(jnp.zeros_like, averages)
+        return params, extra
+
+    def prepare(self, batches: Callable[[], Iterator[Batch]]) -> dict[str, Any] | None:
+        """The own state with LPIPS's parameters from their files."""
+        del batches
+        if self.perceptual is None:
+            return None
+        extra = jax.tree.map(
+            lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(self.init)[1]
+        )
+        files = self.loss.lpips_trunk, self.loss.lpips_heads
+        return extra | {"lpips": lpips.load(self.perceptual, *files)}
+
+    def step(self, params: dict[str, Any], extra: Any, batch: Batch, step: Int[Array, ""]) -> Step:
+        """Gradients of (1) and of the discriminator's loss, and the codes that follow."""
+        indices = jnp.arange(len(batch["image"]))
+        streams = (random.stream(self.seed, f"train/{name}", step) for name in Keys._fields)
+        keys = Keys(*(random.example_keys(stream, indices) for stream in streams))
+        frozen = extra.get("lpips")
+        if self.follows:
+            grads, metrics, codes = self.gradients(params, batch, keys, frozen, step)
+            averages, codebook = quantizer.update_codebook(
+                extra["averages"],
+                *codes,
+                keys.codebook,
+                decay=self.loss.codebook_decay,
+                restart_below=self.loss.restart_below,
+            )
+            metrics |= self._usage(self._counts(codes))
+            return Step(grads, metrics, extra | {"averages": averages}, {CODEBOOK: codebook})
+
+        def grad(*arguments: Any) -> tuple[tuple[Any, Metrics, Any], None]:
+            grads, metrics, codes = self.gradients(*arguments, frozen, step)
+            return (grads, metrics, self._counts(codes)), None
+
+        means, _ = accumulate(grad, params, self.microbatches, batch, keys)
+        grads, metrics, counts = means
+        return Step(grads, metrics | self._usage(counts), extra)
+
+    def gradients(
+        self, params: dict[str, Any], batch: Batch, keys: Keys, frozen: Any, step: Int[Array, ""]
+    ) -> tuple[Any, Metrics, Codes | None]:
+        """Gradients on one (micro)batch, metrics, and what was quantised."""
+        x = scaled(batch["image"])
+        # One pullback serves three: of what it makes of L_rec and of L_G alone, only the gradient
+        # at K is used, and the compiler leaves the rest out.
+        (x_, regulariser), pullback, (metrics, codes) = jax.vjp(
+            lambda p: self.reconstruct(p, x, keys), params["autoencoder"], has_aux=True
+        )
+
+        def at_last_layer(cotangent: Images) -> Array:
+            (grads,) = pullback((cotangent, jnp.zeros_like(regulariser)))
+            return grads["decoder"]["output_conv"]["kernel"]
+
+        objective = jax.value_and_grad(self.reconstruction_loss, has_aux=True)
+        (loss, terms), cotangent = objective(x_, x, frozen)
+        loss += regulariser
+        metrics |= terms | {"psnr": psnr(x_, x)}
+        grads = {}
+        if self.discriminator:
+            heard = (step >= self.loss.gan_start).astype(jnp.float32)
+            (critic, gan), to_image, grads["discriminator"] = self.adversarial(
+                params["discriminator"], x_, x, heard
+            )
+            adapted = adaptive_weight(at_last_layer(cotangent), at_last_layer(to_image))
+            weight = heard * self.loss.gan_weight * adapted
+            cotangent += weight * to_image
+            loss += weight * gan
+            metrics |= {"loss/generator": gan, "loss/discriminator": critic, "gan_weight": weight}
+        (grads["autoencoder"],) = pullback((cotangent, jnp.ones_like(regulariser)))
+        return grads, {"loss": loss} | metrics, codes
+
+    def reconstruct(
+        self, params: Any, x: Images, keys: Keys
+    ) -> tuple[tuple[Images, Float[Array, ""]], tuple[Metrics, Codes | None]]:
+        """Reconstruction and regulariser (2); metrics, and what was quantised."""
+        apply = functools.partial(
+            self.model.apply, {"params": params}, rngs={"dropout": keys.dropout[0]}
+        )
+        if isinstance(self.model, AutoencoderKL):
+            x_, posterior = apply(x, keys.posterior, train=True)
+            kl = self.loss.kl_weight * posterior.kl().mean() / x[0].size
+            deviation = jnp.exp(posterior.log_variance / 2).mean()
+            return (x_, kl), ({"loss/kl": kl, "latents/deviation": deviation}, None)
+
+        def through_codes(model: VQModel, x: Images) -> tuple[Images, Array, quantizer.Quantized]:
+            z = model.encode(x, train=True)
+            quantized = model.quantize(z)
+            return model.decode(quantized.vectors, quantize=False, train=True), z, quantized
+
+        x_, z, quantized = apply(x, method=through_codes)
+        loss = quantized.loss.mean()
+        return (x_, loss), ({"loss/codebook": loss}, Codes(z, quantized.indices))
+
+    def reconstruction_loss(
+        self, x_: Images, x: Images, frozen: Any
+    ) -> tuple[Float[Array, ""], Metrics]:
+        """L_rec and its terms."""
+        l1 = jnp.abs(x - x_).mean()
+        if self.perceptual is None:
+            return l1, {"loss/l1": l1}
+        distance = self.perceptual.apply({"params": frozen}, x, x_).mean()
+        return l1 + self.loss.lpips_weight * distance, {"loss/l1": l1, "loss/lpips": distance}
+
+    def adversarial(
+        self, params: Any, x_: Images, x: Images, heard: Float[Array, ""]
+    ) -> tuple[tuple[Array, Array], Images, Any]:
+        """Both sides of the game.
+
+        Args:
+            params: the discriminator's.
+            x_: reconstructions.
+            x: images.
+            heard: 1, or 0 before the discriminator's start.
+
+        Returns:
+            The losses of discriminator and generator, the gradient of the second at `x_` and the
+            gradient of the first at `params`, which is 0 before the start.
+        """
+
+        def logits(params: Any, images: Images) -> Array:
+            return self.discriminator.apply({"params": params}, images)
+
+        def critic_loss(params: Any) -> Array:
+            return heard * discriminator_loss(logits(params, x), logits(params, x_))
+
+        generator, to_image = jax.value_and_grad(lambda x_: generator_loss(logits(params, x_)))(x_)
+        critic, grads = jax.value_and_grad(critic_loss)(params)
+        return (critic, generator), to_image, grads
+
+    def preview(self, mesh: Mesh) -> Callable[[Any, Any], np.ndarray]:
+        """Images of the data, always the same ones, each with its reconstruction to the right."""
+
+        @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
+        def beside_reconstructions(params: Any, images: Any) -> Array:
+            x_, _ = self.model.apply({"params": params}, scaled(images))
+            return jnp.concatenate([images, to_uint8(x_)], axis=2)
+
+        @functools.cache
+        def originals() -> np.ndarray:
+            spec = dataclasses.replace(self.data, shuffle=True, workers=0)
+            return next(data_lib.make_iterator(spec, batch_size=PREVIEWED, seed=0))["image"]
+
+        def images(params: Any, extra: Any) -> np.ndarray:
+            del extra
+            return np.asarray(beside_reconstructions(params, originals()))
+
+        return images
+
+    def describe(self) -> str:
+        """Latents and losses."""
+        side = self.data.image_size // self.model.downsampling
+        latents = f"latents {side} x {side} x {self.model.latent_dim}"
+        if isinstance(self.model, VQModel):
+            how = "moving averages" if self.follows else "gradients"
+            latents += f", {self.model.num_codes} codes by {how}"
+        distance = f"LPIPS ({self.loss.lpips_network})" if self.perceptual else "no LPIPS"
+        gan = "no discriminator"
+        if self.discriminator:
+            gan = f"discriminator from step {self.loss.gan_start}"
+        return f"{latents}; {distance}; {gan}"
+
+    def _counts(self, codes: Codes | None) -> Float[Array, "codes"] | None:
+        """How often each code occurs, where there are codes."""
+        return codes and quantizer.count_codes(codes.indices, self.model.num_codes)
+
+    def _usage(self, counts: Float[Array, "codes"] | None) -> Metrics:
+        """How evenly and how widely the codes are used by a batch."""
+        if counts is None:
+            return {}
+        return {
+            "codebook/perplexity": quantizer.perplexity(counts),
+            "codebook/used": quantizer.used_fraction(counts),
+        }
+
+
+def adaptive_weight(reconstruction: Array, generator: Array) -> Float[Array, ""]:
+    """Equation (3), from the gradients of L_rec and L_G at the last layer."""
+    ratio = optax.global_norm(reconstruction) / (optax.global_norm(generator) + 1e-4)
+    return jnp.minimum(ratio, 1e4)
+
+
+def psnr(x_: Images, x: Images) -> Float[Array, ""]:
+    """Peak signal-to-noise ratio in dB, mean over a batch of images in [-1, 1]; `x_` is clipped."""
+    error = jnp.square(jnp.clip(x_, -1, 1) - x).mean(axis=(1, 2, 3))
+    return (10 * jnp.log10(4 / jnp.maximum(error, 1e-10))).mean()

@@ -1,0 +1,80 @@
+"""AdamW with warm-up, a schedule and clipping, from optax."""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+import optax
+
+from conprediff_jax.common.errors import FieldError
+from conprediff_jax.common.fields import require
+
+SCHEDULES = ("constant", "cosine", "linear")
+
+_TINY = float(np.finfo(np.float32).tiny)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerSpec:
+    """The `optimizer` section.
+
+    Attributes:
+        learning_rate: peak, reached after the warm-up.
+        schedule: after the warm-up: 'constant', or 'cosine' or 'linear' down to 0 at the end.
+        warmup_steps: steps of linear warm-up from 0.
+        b1: Adam's decay of the first moment.
+        b2: Adam's decay of the second moment.
+        epsilon: Adam's floor of the denominator.
+        weight_decay: decoupled; on kernels and embeddings, not on biases and norms.
+        clip_norm: limit of the gradient's global norm; 0 for none.
+    """
+
+    learning_rate: float = 1e-4
+    schedule: str = "constant"
+    warmup_steps: int = 0
+    b1: float = 0.9
+    b2: float = 0.999
+    epsilon: float = 1e-8
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise FieldError("schedule", f"is {self.schedule!r}: choose one of {SCHEDULES}")
+        require(self, lambda x: 0 < x < math.inf, "be positive and finite", "learning_rate")
+        # Below, float32 has 0 instead, which divides 0 by 0 where a gradient is 0.
+        require(self, lambda x: _TINY <= x < math.inf, f"be at least {_TINY:.2g}", "epsilon")
+        require(self, lambda x: 0 <= x < 1, "lie in [0, 1)", "b1", "b2")
+        names = ("warmup_steps", "weight_decay", "clip_norm")
+        require(self, lambda x: 0 <= x < math.inf, "not be negative, and finite", *names)
+
+    def learning_rates(self, steps: int) -> optax.Schedule:
+        """The learning rate at every step of a run of `steps`."""
+        rest = max(1, steps - self.warmup_steps)
+        decay = {
+            "constant": optax.constant_schedule(self.learning_rate),
+            "cosine": optax.cosine_decay_schedule(self.learning_rate, rest),
+            "linear": optax.linear_schedule(self.learning_rate, 0.0, rest),
+        }[self.schedule]
+        if not self.warmup_steps:
+            return decay
+        # From 1 / warmup_steps, not 0: the first step should move something.
+        warmup = optax.linear_schedule(
+            self.learning_rate / self.warmup_steps, self.learning_rate, self.warmup_steps - 1
+        )
+        return optax.join_schedules([warmup, decay], [self.warmup_steps])
+
+    def make(self, steps: int) -> optax.GradientTransformation:
+        """The optimiser for a run of `steps`."""
+        return optax.chain(
+            optax.clip_by_global_norm(self.clip_norm) if self.clip_norm else optax.identity(),
+            optax.adamw(
+                self.learning_rates(steps),
+                b1=self.b1,
+                b2=self.b2,
+                eps=self.epsilon,
+                weight_decay=self.weight_decay,
+                mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+            ),
+        )

@@ -1,0 +1,71 @@
+"""The train step: a task's gradients, AdamW, moving average. It is the same for every task."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+from jax.sharding import Mesh
+
+from conprediff_jax import parallel
+from conprediff_jax.config.experiment import Experiment
+from conprediff_jax.tasks.state import TrainState
+from conprediff_jax.tasks.task import Batch, Metrics
+
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+
+def make_train_step(
+    experiment: Experiment,
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    mesh: Mesh,
+) -> TrainStep:
+    """The jitted step. It donates its state and is compiled once.
+
+    Args:
+        experiment: what to train, and how.
+        optimizer: `experiment.optimizer`, made.
+        abstract: shapes and shardings of the state.
+        mesh: where to train.
+
+    Returns:
+        `(state, batch) -> (state, metrics)`; metrics are replicated float32 scalars.
+    """
+    task, spec = experiment.task, experiment.train
+    learning_rates = experiment.optimizer.learning_rates(spec.steps)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        with parallel.divided_batch(mesh, spec.batch_size // spec.microbatches):
+            stepped = task.step(state.params, state.extra, batch, state.step)
+        grads, metrics, extra, assigned = stepped
+        with jax.named_scope("optimizer"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+        if assigned:
+            params = traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | assigned)
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(spec.ema_decay, (1 + step) / (10 + step))
+        metrics |= {
+            "norm/gradient": optax.global_norm(grads),
+            "norm/parameter": optax.global_norm(params),
+            "norm/update": optax.global_norm(updates),
+            "learning_rate": jnp.asarray(learning_rates(state.step), jnp.float32),
+        }
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            ema=optax.incremental_update(params[task.averaged], state.ema, 1 - decay),
+            opt_state=opt_state,
+            extra=extra,
+        )
+        return state, metrics
+
+    return jax.jit(
+        train_step,
+        in_shardings=(shardings, parallel.batch_sharding(mesh)),
+        out_shardings=(shardings, parallel.replicated(mesh)),
+        donate_argnums=0,
+    )

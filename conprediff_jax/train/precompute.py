@@ -1,0 +1,314 @@
+"""Encodes a data set's images, and its captions, once ahead of training."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+
+from conprediff_jax import data, parallel
+from conprediff_jax.common.errors import ConfigError, UserError
+from conprediff_jax.common.progress import Progress
+from conprediff_jax.config.experiment import Experiment, make_experiment
+from conprediff_jax.config.vocabulary import with_vocabulary
+from conprediff_jax.data import DataSpec, encoders, latents, transforms
+from conprediff_jax.data.sources import OF_THE_FILE, Source
+from conprediff_jax.models.first_stage import Latents, Pixels
+from conprediff_jax.train import frozen
+
+SAY_EVERY = 10.0  # seconds between progress lines
+
+
+Encode = Callable[
+    [UInt8[np.ndarray, "images height width 3"]],
+    Float[np.ndarray, "images rows columns channels"],
+]
+
+
+EncodeTexts = Callable[[list[str]], Float[np.ndarray, "captions length width"]]
+
+
+def precompute(config: ConfigDict, out: str, shard_size: int | None = None) -> latents.Manifest:
+    """Encodes every image of a config's data into a folder, going on where that was interrupted.
+
+    Args:
+        config: Of a denoiser on a trained first stage.
+        out: The folder; on a file system that all processes see.
+        shard_size: Images a file; None: 1024, or as many as make 256 files.
+
+    Returns:
+        What the folder holds.
+
+    Raises:
+        ConfigError: The config has no first stage to encode with, or crops at random.
+        DataError: The data are missing, or the folder holds other latents; nothing is changed then.
+        FirstStageError: The first stage's weights are missing, or of another model.
+    """
+    experiment = make_experiment(with_vocabulary(config))
+    spec, first_stage = _image_spec(experiment.data), _first_stage(experiment)
+    if "://" in out:
+        raise UserError(f"--out={out}: latents are written to a folder of a mounted file system")
+    folder = pathlib.Path(out).expanduser()
+    stored = latents.find_manifest(folder)
+    source = data.open_data(spec)
+    # A scale that was measured before an interruption is not measured again.
+    scale = stored.scale if stored and first_stage.scale is None else first_stage.scale
+    loaded = frozen.load(
+        dataclasses.replace(first_stage, scale=scale), lambda: _first_batches(experiment, spec)
+    )
+    encode_texts, text_fingerprint = _text_encoder(experiment)
+    shard_size = shard_size or max(1024, -(-len(source) // 256))
+    manifest = _manifest(experiment, loaded, source, shard_size, text_fingerprint)
+    if stored:
+        _check_same(folder, stored, manifest)
+    elif jax.process_index() == 0:
+        latents.begin(folder, manifest)
+    _wait_for_all("begun")
+    index, count = jax.process_index(), jax.process_count()
+    shards = [shard for shard in manifest.missing(folder) if shard % count == index]
+    if shards:
+        encode = _encoder(experiment, loaded["autoencoder"])
+        _write(experiment, folder, manifest, shards, source, encode, encode_texts)
+    else:
+        logging.info("%s: all shards are there already", folder)
+    _wait_for_all("written")
+    if jax.process_index() == 0:
+        latents.finish(folder, manifest)
+    logging.info(
+        "%d images encoded, scale %.5f, written to %s; train with --config.data.latents=%s",
+        manifest.count, manifest.scale, folder, out,
+    )  # fmt: skip
+    return manifest
+
+
+def _first_stage(experiment: Experiment) -> Latents:
+    first_stage = getattr(experiment.task, "first_stage", None)
+    if first_stage is None:
+        raise ConfigError("config.task trains a first stage: give the config of a denoiser on one")
+    if not isinstance(first_stage, Latents):
+        kind = "pixels" if isinstance(first_stage, Pixels) else "tokens"
+        raise ConfigError(
+            f"config.first_stage.kind is {kind!r}: there is nothing to encode ahead of time, only "
+            "'vq' and 'kl' are encoded"
+        )
+    return first_stage
+
+
+def _image_spec(spec: DataSpec) -> DataSpec:
+    """The images themselves, whether or not the config says where their latents are."""
+    if spec.crop != "center":
+        raise ConfigError(
+            f"config.data.crop is {spec.crop!r}: latents are encoded once, of the 'center' crop"
+        )
+    return spec.of_images()
+
+
+def _first_batches(experiment: Experiment, spec: DataSpec) -> grain.DatasetIterator:
+    """The batches with which training on images begins."""
+    return data.make_iterator(
+        spec,
+        batch_size=experiment.train.batch_size // jax.process_count(),
+        seed=experiment.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def _check_same(folder: pathlib.Path, stored: latents.Manifest, manifest: latents.Manifest) -> None:
+    differences = latents.differences(stored, manifest)
+    if differences:
+        raise data.DataError(
+            f"{folder} holds other latents: {differences}; give what is there, or another --out"
+        )
+
+
+def _manifest(
+    experiment: Experiment,
+    loaded: dict[str, Any],
+    source: Source,
+    shard_size: int,
+    text_fingerprint: str,
+) -> latents.Manifest:
+    """What the folder will hold."""
+    model, scale_source = experiment.task.first_stage.model, "given"
+    if experiment.task.first_stage.scale is None:
+        batch_size = experiment.train.batch_size
+        scale_source = f"measured with seed {experiment.seed} and batch size {batch_size}"
+    return latents.Manifest(
+        fingerprint=encoders.fingerprint(model, loaded["autoencoder"]),
+        model=encoders.described_model(model),
+        data=latents.described_data(experiment.data),
+        class_names=source.class_names,
+        flip=experiment.data.flip,
+        shape=experiment.task.point_shape,
+        count=len(source),
+        shard_size=shard_size,
+        scale=float(loaded["scale"]),
+        scale_source=scale_source,
+        text_fingerprint=text_fingerprint,
+    )
+
+
+def _batch_size(experiment: Experiment) -> int:
+    """Images encoded at a time: as many as this process trains on, or a few more for its devices.
+
+    The latents are then those that training would encode itself, to the last bit where the compiler
+    leaves them.
+    """
+    devices = jax.local_device_count()
+    share = experiment.train.batch_size // jax.process_count()
+    return max(1, math.ceil(share / devices)) * devices
+
+
+def _encoder(experiment: Experiment, params: Any) -> Encode:
+    """A function from up to a batch of images to their latents; one program, already compiled."""
+    first_stage, batch_size = experiment.task.first_stage, _batch_size(experiment)
+    mesh = parallel.make_mesh(parallel.MeshSpec(), jax.local_devices())
+    sharding = parallel.batch_sharding(mesh)
+    params = jax.device_put(params, parallel.replicated(mesh))
+    program = jax.jit(first_stage.encode_unscaled, out_shardings=sharding)
+
+    def encode(images: np.ndarray) -> np.ndarray:
+        padded = np.zeros((batch_size, *images.shape[1:]), np.uint8)
+        padded[: len(images)] = images
+        return np.asarray(program(params, jax.device_put(padded, sharding)))[: len(images)]
+
+    size = experiment.data.image_size
+    encode(np.zeros((1, size, size, 3), np.uint8))
+    return encode
+
+
+def _text_encoder(experiment: Experiment) -> tuple[EncodeTexts | None, str]:
+    """From captions to what the denoiser reads, and its fingerprint; None where not wanted."""
+    if not experiment.data.encoded_text:
+        return None, ""
+    text, batch_size = experiment.task.text, _batch_size(experiment)
+    params = text.load()
+    program = jax.jit(text.encode)
+
+    def encode(captions: list[str]) -> np.ndarray:
+        tokens = text.tokenize(captions)
+        padding = -len(tokens) % batch_size  # one shape, one compilation
+        parts = np.split(
+            np.pad(tokens, ((0, padding), (0, 0))), range(batch_size, len(tokens), batch_size)
+        )
+        encoded = np.concatenate([np.asarray(program(params, part)) for part in parts])
+        return encoded[: len(tokens)].astype(np.float16)
+
+    return encode, encoders.text_fingerprint(text.encoder, params, text.vocabulary)
+
+
+def _write(
+    experiment: Experiment,
+    folder: pathlib.Path,
+    manifest: latents.Manifest,
+    shards: list[int],
+    source: Source,
+    encode: Encode,
+    encode_texts: EncodeTexts | None,
+) -> None:
+    """Encodes and writes shards."""
+    share = range(jax.process_index(), manifest.num_shards, jax.process_count())
+    total, todo = (sum(len(manifest.shard_range(shard)) for shard in s) for s in (share, shards))
+    tell = _Teller(total, total - todo)
+    bad = transforms.BadRecords(len(source))
+    decode = _Decode(transforms.ToExample(size=experiment.data.image_size))
+    threads = grain.ReadOptions(num_threads=experiment.data.threads)
+    encode_captions = encode_texts and functools.partial(
+        _encoded_captions, encode_texts, experiment.data.text
+    )
+
+    def records(shard: int) -> Iterator[dict[str, Any]]:
+        places = manifest.shard_range(shard)
+        stream = grain.MapDataset.source(source)[places.start : places.stop].map(decode)
+        batches = stream.to_iter_dataset(threads).batch(_batch_size(experiment), batch_fn=list)
+        for batch in batches:
+            images = [image if bad.good(image) else None for image, _ in batch]
+            others = [others for _, others in batch]
+            yield from _encoded(images, others, encode, manifest.flip, encode_captions)
+            tell(len(batch))
+
+    for shard in shards:
+        latents.write_shard(folder, manifest, shard, records(shard))
+    if bad.names:
+        logging.warning("%d images cannot be decoded and have no latents", len(bad.names))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Decode:
+    """From a record of the data to `(its image, or why there is none; everything else)`."""
+
+    example: transforms.ToExample
+
+    def __call__(
+        self, record: dict[str, Any]
+    ) -> tuple[np.ndarray | transforms.Undecodable, dict[str, Any]]:
+        example = self.example.make(record, offset=0.5, mirrored=False, choice=0.0)
+        others = {key: value for key, value in record.items() if key not in OF_THE_FILE}
+        return (example["image"] if isinstance(example, dict) else example), others
+
+
+def _encoded(
+    images: list[np.ndarray | None],
+    records: list[dict[str, Any]],
+    encode: Encode,
+    flip: bool,
+    encode_captions: Callable[[list[dict[str, Any]]], list[np.ndarray]] | None,
+) -> Iterator[dict[str, Any]]:
+    """The records to be written for a batch, in its order."""
+    decoded = [place for place, image in enumerate(images) if image is not None]
+    kinds = {}
+    if decoded:
+        stacked = np.stack([images[place] for place in decoded])
+        kinds["latent"] = iter(encode(stacked))
+        if flip:
+            kinds["mirrored"] = iter(encode(stacked[:, :, ::-1]))
+        if encode_captions:
+            kinds["encoded"] = iter(encode_captions([records[place] for place in decoded]))
+    for image, others in zip(images, records, strict=True):
+        encoded = {} if image is None else {key: next(rest) for key, rest in kinds.items()}
+        yield encoded | others
+
+
+def _encoded_captions(
+    encode_texts: EncodeTexts, feature: str, records: list[dict[str, Any]]
+) -> list[np.ndarray]:
+    """The encoded captions of every record; of the empty one where it has none."""
+    captions = [record[feature] for record in records]
+    captions = [c if isinstance(c, list) else [c] for c in captions]
+    captions = [c or [""] for c in captions]
+    encoded = encode_texts([caption for some in captions for caption in some])
+    return np.split(encoded, np.cumsum([len(some) for some in captions])[:-1])
+
+
+class _Teller:
+    """Says every few seconds how far the work is."""
+
+    def __init__(self, total: int, done: int):
+        self.progress, self.done, self.said = Progress(total, done), done, time.monotonic()
+
+    def __call__(self, images: int) -> None:
+        """Counts images; a line is due when some time has passed, and at the end."""
+        self.done += images
+        now, total = time.monotonic(), self.progress.total
+        if now - self.said < SAY_EVERY and self.done < total:
+            return
+        self.said, speed = now, self.progress.mark(self.done)
+        left = self.progress.left(speed)
+        logging.info("%d/%d images  %.1f images/s  %s left", self.done, total, speed, left)
+
+
+def _wait_for_all(name: str) -> None:
+    """Until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(f"precompute: {name}")

@@ -1,0 +1,92 @@
+"""Training that starts from a trained model: its denoiser, a fresh context decoder.
+
+What is taken are the denoiser and the first stage; optimiser, data and step begin anew.
+"""
+
+import dataclasses
+import textwrap
+from typing import Any
+
+import jax
+from absl import logging
+
+from conprediff_jax import parallel
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.runs.restore import Trained, load
+from conprediff_jax.tasks.denoising import Denoising
+from conprediff_jax.tasks.state import TrainState
+
+# Fields without a say in what the network's output is: of losses, of training, of where files are.
+_NEUTRAL = (
+    *("loss_norm", "weighting", "snr_max", "snr_min", "auxiliary_weight", "adaptive_auxiliary"),
+    *("dropout", "dtype", "remat", "codebook_weight", "commitment_weight"),
+    *("weights", "scale", "tokenizer", "prompts", "parent", "name"),
+)
+
+
+def start_from(path: str, state: TrainState, task: Denoising) -> TrainState:
+    """A fresh state with the denoiser and first stage of a trained model in their places.
+
+    Args:
+        path: a workdir, or a folder of a model for use (`convert import`, `export --to=inference`).
+        state: as `init_state` makes it.
+        task: what is to be trained.
+
+    Raises:
+        UserError: the model is another one than the config's; the message names the fields and
+            their values on both sides.
+    """
+    where = f"config.train.init_from is {path}"
+    opened = load(path, parallel.make_mesh(parallel.MeshSpec()))
+    if not isinstance(task, Denoising) or not isinstance(opened.task, Denoising):
+        raise UserError(f"{where}: only a denoiser can start from a denoiser")
+    for part in ("first_stage", "process", "text", "denoiser"):
+        _check_same(f"{where}: its {part}", getattr(opened.task, part), getattr(task, part))
+    if opened.task.point_shape != task.point_shape:
+        raise UserError(
+            f"{where}: points of {opened.task.point_shape} there, {task.point_shape} here"
+        )
+    logging.info("starting from step %d of %s, with a fresh context decoder", opened.step, path)
+    if task.text and task.text.frozen != opened.task.text.frozen:
+        opened = _with_text_encoder_moved(opened)
+    params = _placed(opened.params, state.params[task.averaged])
+    return state.replace(
+        params=state.params | {task.averaged: params},
+        ema=_placed(opened.params, state.ema),
+        extra=state.extra | {"frozen": _placed(opened.frozen, state.extra["frozen"])},
+    )
+
+
+def _check_same(what: str, theirs: Any, ours: Any) -> None:
+    """Raises UserError where two parts differ in more than what training alone reads."""
+    if theirs is None and ours is None:
+        return
+    if type(theirs) is not type(ours):
+        raise UserError(
+            f"{what} is a {type(theirs).__name__}, the config's a {type(ours).__name__}"
+        )
+    differing = []
+    for name in (field.name for field in dataclasses.fields(ours) if field.name not in _NEUTRAL):
+        there, here = getattr(theirs, name), getattr(ours, name)
+        if dataclasses.is_dataclass(here):  # an autoencoder or a text encoder
+            _check_same(f"{what}'s {name}", there, here)
+        elif there != here:
+            there, here = (textwrap.shorten(str(value), 60) for value in (there, here))
+            differing.append(f"{name} {there} there, {here} here")
+    if differing:
+        raise UserError(f"{what} is another one: {', '.join(differing)}")
+
+
+def _with_text_encoder_moved(opened: Trained) -> Trained:
+    """The same, with a frozen text encoder among what is trained, or the other way round."""
+    params, frozen = dict(opened.params), dict(opened.frozen)
+    there, here = (frozen, params) if opened.task.text.frozen else (params, frozen)
+    here["text_encoder"] = there.pop("text_encoder")
+    return opened._replace(params=params, frozen=frozen)
+
+
+def _placed(tree: Any, like: Any) -> Any:
+    """The same arrays, copied to where others are."""
+    return jax.tree.map(
+        lambda leaf, place: jax.device_put(leaf, place.sharding, may_alias=False), tree, like
+    )

@@ -1,0 +1,1 @@
+"""Other people's weights: files of tensors, and maps from their names to ours."""

@@ -1,0 +1,63 @@
+"""Weight files that a user gives: read without running what is in them, converted once.
+
+A torch file is opened with `weights_only=True`, so that pickled code is refused, and its tensors
+are kept as safetensors under the hash of the file; from then on torch is not needed.
+"""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+from safetensors import numpy as safetensors
+
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import write_atomically
+from conprediff_jax.weights import tensor_files
+
+
+def fingerprint(parts: Iterable[bytes]) -> str:
+    """A short name for some content."""
+    digest = hashlib.blake2b(digest_size=12)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def file_fingerprint(path: str | os.PathLike) -> str:
+    """A short name for the content of a file."""
+    with open(path, "rb") as file:
+        return fingerprint(iter(lambda: file.read(1 << 22), b""))
+
+
+def read(path: str | os.PathLike, cache: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors or torch file by name, float32 where they are floats.
+
+    Args:
+        path: `.safetensors`, or anything else that `torch.save` wrote of a dict of tensors.
+        cache: folder for the converted file.
+
+    Raises:
+        UserError: the file is missing, damaged, or holds anything but tensors of finite numbers;
+            or the cache cannot be written.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such weights file")
+    if path.suffix == ".safetensors":
+        return _finite(tensor_files.read(path), path)
+    converted = pathlib.Path(cache) / f"{file_fingerprint(path)}.safetensors"
+    if not converted.exists():
+        tensors = tensor_files.arrays(tensor_files.read(path), str(path))
+        content = safetensors.save(jax.tree.map(np.ascontiguousarray, tensors))
+        write_atomically(converted, lambda file: file.write(content))
+    return _finite(tensor_files.read(converted), path)
+
+
+def _finite(tensors: dict[str, np.ndarray], path: pathlib.Path) -> dict[str, np.ndarray]:
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds values that are no finite numbers")
+    return tensors

@@ -1,0 +1,1 @@
+"""Maps between diffusers' parameters and ours."""

@@ -1,0 +1,382 @@
+"""Schedules and samplers to and from diffusers' `scheduler_config.json`.
+
+    PNDMScheduler                   read as 'ddim' at the same times, which is not the same sampler
+    num_train_timesteps, beta_*     the Gaussian process; 'squaredcos_cap_v2' is our 'cosine'
+    prediction_type                 prediction: 'epsilon', 'sample' (x0), 'v_prediction' (v)
+    DDIM, DDPM, DPMSolverMultistep  sampler: 'ddim', 'ddpm', 'dpm_solver'
+    set_alpha_to_one                final: 'one'; False: 'first', the end of the original DDIM
+    timestep_spacing, steps_offset  the same; DDIM's steps keep their stride (step_end)
+    clip_sample, clip_sample_range  clip
+    lambda_min_clipped              time_limit: the first time of which lambda is less
+    num_vec_classes                 num_codes + 1, for the mask
+    alpha_cum_*, gamma_cum_*        alpha_*, gamma_* of the categorical process
+
+`SCHEDULERS` declares every option of every class: those that are used, those of which one value or
+some can be followed, and those that make no difference, with the reason. Pipelines change some:
+
+    DDIMPipeline                    makes a DDIMScheduler of any scheduler
+    StableDiffusionPipeline         sets steps_offset to 1 and clip_sample to False
+
+The numbers of steps, eta and guidance are arguments of diffusers' pipelines and not in the files;
+so is `use_clipped_model_output`, which DDIMPipeline alone passes on.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.diffusion.samplers.base import SPACINGS
+from conprediff_jax.sampling.spec import GaussianSampling
+from conprediff_jax.weights.diffusers.options import REQUIRED, DiffusersError, Key, declared
+
+Config = dict[str, Any]
+
+_SAMPLERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "dpm_solver": "DPMSolverMultistepScheduler",
+}
+_SCHEDULES = {
+    "linear": "linear",
+    "scaled_linear": "scaled_linear",
+    "cosine": "squaredcos_cap_v2",
+}
+_PREDICTIONS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
+
+
+def _only(default: Any, *others: Any) -> Key:
+    """Of an option that has these values here."""
+    return Key(default, fits=(default, *others))
+
+
+def _without_effect(default: Any) -> Key:
+    return Key(default, matters=False)
+
+
+_TIMES = {
+    "num_train_timesteps": Key(1000),
+    "beta_start": Key(1e-4),
+    "beta_end": Key(0.02),
+    "beta_schedule": _only("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "trained_betas": _only(None),
+    "prediction_type": _only("epsilon", "sample", "v_prediction"),
+    "timestep_spacing": Key("leading", fits=SPACINGS),
+    "steps_offset": Key(0),
+}
+_LIMITS = {
+    "thresholding": _only(False),
+    "dynamic_thresholding_ratio": _without_effect(0.995),  # of thresholding alone
+    "sample_max_value": _without_effect(1.0),  # likewise
+    "rescale_betas_zero_snr": _only(False),
+}
+_CLIPPING = {"clip_sample": Key(True), "clip_sample_range": Key(1.0)}
+
+SCHEDULERS: dict[str, dict[str, Key]] = {
+    "DDIMScheduler": _TIMES | _LIMITS | _CLIPPING | {"set_alpha_to_one": Key(True)},
+    "DDPMScheduler": _TIMES | _LIMITS | _CLIPPING
+    # The logarithm is taken and undone.
+    | {"variance_type": _only("fixed_small", "fixed_small_log")},
+    "DPMSolverMultistepScheduler": _TIMES | _LIMITS
+    | {
+        "timestep_spacing": Key("linspace", fits=SPACINGS),
+        "solver_order": _only(2),
+        "algorithm_type": _only("dpmsolver++"),
+        "solver_type": _only("midpoint"),
+        # The end at sigma 0 is of first order whatever they say, the step before it of second.
+        "final_sigmas_type": _only("zero"),
+        "lower_order_final": _without_effect(True),
+        "euler_at_final": _without_effect(False),
+        "use_karras_sigmas": _only(False),
+        "use_exponential_sigmas": _only(False),
+        "use_beta_sigmas": _only(False),
+        "use_lu_lambdas": _only(False),
+        "use_flow_sigmas": _only(False),
+        "flow_shift": _without_effect(1.0),  # of flow sigmas alone
+        "lambda_min_clipped": Key(-np.inf),
+        "variance_type": _only(None),
+        "use_dynamic_shifting": _only(False),
+        "time_shift_type": _without_effect("exponential"),  # of dynamic shifting alone
+    },
+    "PNDMScheduler": _TIMES
+    | {
+        "skip_prk_steps": _without_effect(False),  # of PNDM's own steps, which are not made here
+        "set_alpha_to_one": Key(False),
+    },
+    "VQDiffusionScheduler": {
+        "num_vec_classes": Key(REQUIRED),
+        "num_train_timesteps": Key(100),
+        "alpha_cum_start": Key(0.99999),
+        "alpha_cum_end": Key(9e-6),
+        "gamma_cum_start": Key(9e-6),
+        "gamma_cum_end": Key(0.99999),
+    },
+}  # fmt: skip
+
+CONTINUOUS = tuple(name for name in SCHEDULERS if name != "VQDiffusionScheduler")
+
+# A scheduler made of another one keeps its options in its file, and drops them.
+_DROPPED = {name for keys in SCHEDULERS.values() for name in keys} - {"num_vec_classes"}
+
+
+def gaussian_to_diffusers(process: GaussianProcess, sampling: Any, *, pipeline: str = "") -> Config:
+    """The config of a scheduler.
+
+    Args:
+        process: The process.
+        sampling: The `sampling` section's object.
+        pipeline: The pipeline that it is for, and that may change it.
+
+    Raises:
+        DiffusersError: The scheduler cannot do what the settings ask for.
+    """
+    config = {
+        "_class_name": _SAMPLERS[sampling.sampler],
+        "num_train_timesteps": process.num_steps,
+        "beta_schedule": _SCHEDULES[process.schedule],
+        "beta_start": process.beta_start,
+        "beta_end": process.beta_end,
+        "prediction_type": _PREDICTIONS[process.prediction],
+        "timestep_spacing": sampling.spacing,
+        "steps_offset": sampling.steps_offset,
+    }
+    if pipeline == "StableDiffusionPipeline":
+        _check_stable(sampling)
+        config["steps_offset"] = 1  # which 'trailing' and 'linspace' do not read
+    _check_times(process, sampling)
+    if sampling.sampler == "dpm_solver":
+        return config | _dpm_solver_options(process, sampling)
+    config |= {"clip_sample": sampling.clip > 0, "clip_sample_range": sampling.clip or 1.0}
+    if sampling.sampler == "ddpm":
+        return config | {"variance_type": "fixed_small"}
+    _check_ddim(process, sampling, pipeline)
+    return config | {"set_alpha_to_one": sampling.final == "one"}
+
+
+def _check_stable(sampling: Any) -> None:
+    """Raises DiffusersError for what `StableDiffusionPipeline` sets itself."""
+    if sampling.clip:
+        raise DiffusersError(
+            f"sampling.clip is {sampling.clip}: StableDiffusionPipeline does not clip; set it to 0"
+        )
+    if sampling.spacing == "leading" and sampling.steps_offset != 1:
+        raise DiffusersError(
+            f"sampling.steps_offset is {sampling.steps_offset}: StableDiffusionPipeline makes it "
+            "1; set it to 1, or sampling.spacing to 'trailing'"
+        )
+
+
+def _check_times(process: GaussianProcess, sampling: Any) -> None:
+    """Raises DiffusersError where diffusers would visit other times."""
+    if sampling.time_limit and sampling.sampler != "dpm_solver":
+        raise DiffusersError(
+            f"sampling.time_limit is {sampling.time_limit}: diffusers' DPM-Solver alone has one; "
+            "set it to 0"
+        )
+    steps, limit = sampling.steps, sampling.time_limit or process.num_steps
+    if sampling.spacing == "trailing" and (
+        len(np.arange(limit, 0, -process.num_steps / steps)) != steps
+    ):
+        raise DiffusersError(
+            f"sampling.steps is {steps} with spacing 'trailing': diffusers rounds the times so "
+            f"that it goes on to one below 0; take steps that divide {process.num_steps}"
+        )
+
+
+def _dpm_solver_options(process: GaussianProcess, sampling: Any) -> Config:
+    """A time limit: a lambda between those at it and before it."""
+    if sampling.clip:
+        raise DiffusersError(
+            f"sampling.clip is {sampling.clip} with dpm_solver: diffusers' DPM-Solver does not "
+            "clip; set it to 0, or sample with ddim or ddpm"
+        )
+    if sampling.time_limit in (0, process.num_steps):
+        return {}
+    alpha_bars = process.alpha_bars[sampling.time_limit - 1 : sampling.time_limit + 1]
+    return {"lambda_min_clipped": float(0.5 * np.log(alpha_bars / (1 - alpha_bars)).mean())}
+
+
+def _check_ddim(process: GaussianProcess, sampling: Any, pipeline: str) -> None:
+    """Raises DiffusersError where diffusers' DDIM would step to other times, or clip otherwise."""
+    sampler = sampling.make(process)
+    stride = dataclasses.replace(sampler, step_end="stride")
+    if not all(map(np.array_equal, sampler.alpha_bar_steps(), stride.alpha_bar_steps())):
+        raise DiffusersError(
+            f"sampling.steps is {sampling.steps} with spacing {sampling.spacing!r}: diffusers' "
+            f"DDIM goes on by {process.num_steps // sampling.steps} at every step, to other times; "
+            f"take steps that divide {process.num_steps} with 'trailing', spacing 'leading', or "
+            "sampling.step_end 'stride'"
+        )
+    if sampling.clip and sampling.clipped_epsilon and pipeline not in ("", "DDIMPipeline"):
+        raise DiffusersError(
+            f"sampling.clip is {sampling.clip} with clipped_epsilon True: {pipeline} cannot be "
+            "told to let epsilon follow; set sampling.clipped_epsilon to False, or clip to 0"
+        )
+
+
+def gaussian_from_diffusers(
+    config: Mapping[str, Any], where: str, *, pipeline: str = ""
+) -> tuple[Config, Config]:
+    """Fields of `GaussianProcess` and of the `sampling` section out of a scheduler's config.
+
+    Args:
+        config: What `scheduler_config.json` holds; its class is the one that is made of it.
+        where: What to call it in errors.
+        pipeline: The pipeline that it is part of, and that may change it.
+
+    Returns:
+        The fields; of `sampling` all but the number of steps and what has to do with guidance.
+
+    Raises:
+        DiffusersError: There is no such process or sampler; the message names the option.
+    """
+    scheduler = config.get("_class_name")
+    if scheduler not in CONTINUOUS:
+        raise DiffusersError(f"{where}: holds a {scheduler}; {', '.join(CONTINUOUS)} are read")
+    if pipeline == "DDIMPipeline":
+        scheduler = "DDIMScheduler"
+    values = declared(config, SCHEDULERS[scheduler], where, _DROPPED)
+    if pipeline == "StableDiffusionPipeline":
+        values |= {"steps_offset": 1, "clip_sample": False}
+    process = _process_fields(values)
+    try:
+        made = GaussianProcess(**process)
+    except ValueError as error:
+        raise DiffusersError(f"{where}: {error}") from error
+    samplers = {theirs: ours for ours, theirs in _SAMPLERS.items()} | {"PNDMScheduler": "ddim"}
+    sampling = {"sampler": samplers[scheduler], "spacing": values["timestep_spacing"]}
+    # 'leading' alone reads it.
+    offset = values["steps_offset"] if sampling["spacing"] == "leading" else 0
+    sampling |= {"steps_offset": offset, "clip": _clip(values, where)}
+    if sampling["sampler"] == "ddim":
+        sampling |= _ddim_fields(values, sampling, pipeline)
+    if sampling["sampler"] == "dpm_solver":
+        sampling["time_limit"] = _time_limit(made, values["lambda_min_clipped"], where)
+    if scheduler == "PNDMScheduler":
+        logging.warning("%s: a PNDMScheduler; DDIM is taken in its place", where)
+    return process, sampling
+
+
+def _process_fields(values: Mapping[str, Any]) -> Config:
+    """The fields of `GaussianProcess`; those that the cosine schedule does not read stay away."""
+    ours = {theirs: name for name, theirs in _SCHEDULES.items()}
+    schedule = ours[values["beta_schedule"]]
+    predictions = {theirs: name for name, theirs in _PREDICTIONS.items()}
+    fields = {
+        "schedule": schedule,
+        "num_steps": values["num_train_timesteps"],
+        "prediction": predictions[values["prediction_type"]],
+    }
+    if schedule == "cosine":
+        return fields
+    return fields | {name: float(values[name]) for name in ("beta_start", "beta_end")}
+
+
+def _clip(values: Mapping[str, Any], where: str) -> float:
+    """The limit of clean points; 0 for none."""
+    if not values.get("clip_sample"):
+        return 0.0
+    clip = float(values["clip_sample_range"])
+    if clip <= 0:
+        raise DiffusersError(f"{where}: clip_sample_range is {clip}; it must be above 0")
+    return clip
+
+
+def _ddim_fields(values: Mapping[str, Any], sampling: Mapping[str, Any], pipeline: str) -> Config:
+    """Of DDIM alone. Where steps keep their stride without being told to, nothing is told."""
+    final = "one" if values["set_alpha_to_one"] else "first"
+    offset = sampling["steps_offset"]
+    same = sampling["spacing"] == "leading" and (offset == 0 or (offset, final) == (1, "first"))
+    follows = not sampling["clip"] or pipeline == "DDIMPipeline"
+    return {
+        "final": final,
+        "step_end": "next" if same else "stride",
+        "clipped_epsilon": follows,
+    }
+
+
+def _time_limit(process: GaussianProcess, least: float, where: str) -> int:
+    """The first time of which lambda, the half logarithm of the SNR, is below `least`; 0 for none.
+
+    Raises:
+        DiffusersError: it is below at all times.
+    """
+    lambdas = 0.5 * np.log(process.alpha_bars / (1 - process.alpha_bars))
+    limit = int(np.sum(lambdas >= least))
+    if not limit:
+        raise DiffusersError(
+            f"{where}: lambda_min_clipped is {least}; no time is left, of which the largest lambda "
+            f"is {lambdas[0]:.4g}"
+        )
+    return 0 if limit == process.num_steps else limit
+
+
+def fitting_steps(process: Config, sampling: Config, most: int, where: str) -> int:
+    """As many steps as a pipeline makes, or as there can be.
+
+    Args:
+        process: Fields of a `GaussianProcess`.
+        sampling: Fields of a `GaussianSampling`.
+        most: The number that is wanted.
+        where: What to call the scheduler in errors.
+
+    Raises:
+        DiffusersError: There can be no steps.
+    """
+    made, refused = GaussianProcess(**process), None
+    for steps in range(min(most, made.num_steps), 0, -1):
+        try:
+            GaussianSampling(**sampling, steps=steps).make(made)
+            return steps
+        except ValueError as error:
+            refused = refused or error
+    raise DiffusersError(f"{where}: {refused}") from refused
+
+
+def categorical_to_diffusers(process: CategoricalProcess, sampling: Any) -> Config:
+    """The config of a `VQDiffusionScheduler`.
+
+    Raises:
+        DiffusersError: It cannot do what the `sampling` section asks for.
+    """
+    if sampling.reveal != "posterior" or sampling.tokens_per_call:
+        raise DiffusersError(
+            f"sampling.reveal is {sampling.reveal!r} with tokens_per_call "
+            f"{sampling.tokens_per_call}: VQDiffusionPipeline draws from the posterior; set them "
+            "to 'posterior' and 0"
+        )
+    return {
+        "_class_name": "VQDiffusionScheduler",
+        "num_vec_classes": process.num_codes + 1,
+        "num_train_timesteps": process.num_steps,
+        "alpha_cum_start": process.alpha_start,
+        "alpha_cum_end": process.alpha_end,
+        "gamma_cum_start": process.gamma_start,
+        "gamma_cum_end": process.gamma_end,
+    }
+
+
+def categorical_from_diffusers(config: Mapping[str, Any], where: str) -> Config:
+    """Fields of `CategoricalProcess` out of the config of a `VQDiffusionScheduler`.
+
+    Raises:
+        DiffusersError: There is no such process, or an option is not known.
+    """
+    values = declared(config, SCHEDULERS["VQDiffusionScheduler"], where)
+    fields = {
+        "num_codes": values["num_vec_classes"] - 1,
+        "num_steps": values["num_train_timesteps"],
+        "alpha_start": values["alpha_cum_start"],
+        "alpha_end": values["alpha_cum_end"],
+        "gamma_start": values["gamma_cum_start"],
+        "gamma_end": values["gamma_cum_end"],
+    }
+    try:
+        CategoricalProcess(**fields)
+    except ValueError as error:
+        raise DiffusersError(f"{where}: {error}") from error
+    return fields

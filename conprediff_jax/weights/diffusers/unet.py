@@ -1,0 +1,387 @@
+"""UNets to and from diffusers: names and layouts of parameters, and `config.json`.
+
+Fits `UNet2DModel` and, where the model has `text_dim`, `UNet2DConditionModel`. One table of names
+serves both directions. Layouts are those of `tensors.py`, and
+
+    GEGLU            theirs [2 x hidden, in]     ours two dense layers, "in" and "gate"
+
+Their options and ours:
+
+    block_out_channels              channels * channel_mult
+    layers_per_block                blocks_per_level
+    attention_head_dim              head_channels in UNet2DModel (None: one head), but the *number*
+                                    of heads in UNet2DConditionModel
+    AttnDownBlock2D, ...            the levels of attention_downsampling
+    ResnetDownsampleBlock2D, ...    resblock_updown
+    resnet_time_scale_shift         scale_shift_norm; the middle attention then has its norm only if
+                                    attn_norm_num_groups is 32
+
+An option that would make another network is refused: group norms of epsilon 1e-6, which the
+published pixel models have, among them.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from conprediff_jax.models.layers import GROUPS
+from conprediff_jax.models.unet import UNet
+from conprediff_jax.weights import model_shapes, tensors
+from conprediff_jax.weights.diffusers import blocks as diffusers_blocks
+from conprediff_jax.weights.diffusers.options import DiffusersError, Options, multiples
+
+_BLOCKS = ((r"transformer_(\d+)/", r"transformer_blocks.\1."),)
+
+# Our layers -> theirs, within a block, besides those of every network of diffusers.
+_LAYERS = diffusers_blocks.LAYERS | {
+    "time_embedding_in": "time_embedding.linear_1",
+    "time_embedding_out": "time_embedding.linear_2",
+    "label_embedding": "class_embedding",
+    # Residual blocks.
+    "time": "time_emb_proj",
+    # Spatial transformers.
+    "project_in": "proj_in",
+    "project_out": "proj_out",
+    "self_norm": "norm1",
+    "self_attention/query": "attn1.to_q",
+    "self_attention/key": "attn1.to_k",
+    "self_attention/value": "attn1.to_v",
+    "self_attention/out": "attn1.to_out.0",
+    "cross_norm": "norm2",
+    "cross_attention/query": "attn2.to_q",
+    "cross_attention/key": "attn2.to_k",
+    "cross_attention/value": "attn2.to_v",
+    "cross_attention/out": "attn2.to_out.0",
+    "feed_forward_norm": "norm3",
+    "feed_forward/in": "ff.net.0.proj",
+    "feed_forward/gate": "ff.net.0.proj",
+    "feed_forward/out": "ff.net.2",
+}
+
+_POINTWISE = ("shortcut", "project_in", "project_out")  # 1x1 convolutions there
+
+# Which blocks have attention, and which change the resolution in residual blocks; None: as
+# `downsample_type` and `upsample_type` say.
+_DOWN = {
+    "DownBlock2D": (False, False),
+    "AttnDownBlock2D": (True, None),
+    "ResnetDownsampleBlock2D": (False, True),
+    "CrossAttnDownBlock2D": (True, False),
+}
+_UP = {
+    "UpBlock2D": (False, False),
+    "AttnUpBlock2D": (True, None),
+    "ResnetUpsampleBlock2D": (False, True),
+    "CrossAttnUpBlock2D": (True, False),
+}
+
+
+def params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet) -> dict:
+    """The parameters of `unet` out of a diffusers state dict.
+
+    Args:
+        state_dict: Tensors by diffusers' names, current ones or those from before 0.12.
+        unet: The model the weights are for.
+
+    Returns:
+        The tree under "params", float32 NumPy arrays.
+
+    Raises:
+        ValueError: If a tensor is missing, left over or of another shape than the model's.
+    """
+    theirs = diffusers_blocks.with_current_names(state_dict)
+    in_channels = np.shape(theirs.get("conv_in.weight", np.empty((0, 1))))[1]
+    return _table(unet, in_channels).read(theirs)
+
+
+def params_to_diffusers(params: Mapping, unet: UNet) -> dict[str, np.ndarray]:
+    """The diffusers state dict of the parameters of `unet`.
+
+    Args:
+        params: The tree under "params".
+        unet: The model the parameters are of.
+
+    Returns:
+        Contiguous float32 arrays by diffusers' names.
+
+    Raises:
+        ValueError: If a parameter is missing, left over or of another shape than the model's.
+    """
+    input_conv = params.get("input_conv", {}).get("kernel", np.empty((0, 0, 1)))
+    return _table(unet, np.shape(input_conv)[2]).write(params)
+
+
+def _table(unet: UNet, in_channels: int) -> tensors.Table:
+    """Where diffusers keeps the parameters of a UNet for images of so many channels."""
+    shapes = model_shapes.of_unet(unet, in_channels)
+    layers = _LAYERS if unet.text_dim is None else _LAYERS | {"norm": "norm"}
+    names = {
+        path: diffusers_blocks.their_name(
+            path, levels=len(unet.channel_mult), layers=layers, blocks=_BLOCKS
+        )
+        for path in sorted(shapes, key=lambda path: "gate" in path)  # "in" comes before "gate"
+    }
+    return tensors.Table(model="UNet", shapes=shapes, names=names, pointwise=_POINTWISE)
+
+
+def config_to_diffusers(unet: UNet, in_channels: int, side: int) -> dict[str, Any]:
+    """The config of a `UNet2DModel`, or of a `UNet2DConditionModel` where there is a text.
+
+    Args:
+        unet: The model.
+        in_channels: Channels of its input.
+        side: Rows of its input.
+
+    Raises:
+        DiffusersError: diffusers has no such model.
+    """
+    text = unet.text_dim is not None
+    levels = range(len(unet.channel_mult))
+    attended = [2**level in unet.attention_downsampling for level in levels]
+    if text and unet.resblock_updown:
+        raise DiffusersError(
+            "resblock_updown is True: a UNet2DConditionModel resamples by convolutions"
+        )
+    if unet.resblock_updown:
+        down = [("ResnetDownsampleBlock2D", "AttnDownBlock2D")[has] for has in attended]
+        up = [("ResnetUpsampleBlock2D", "AttnUpBlock2D")[has] for has in attended]
+    else:
+        kind = "CrossAttn" if text else "Attn"
+        down = [("DownBlock2D", f"{kind}DownBlock2D")[has] for has in attended]
+        up = [("UpBlock2D", f"{kind}UpBlock2D")[has] for has in attended]
+    config = {
+        "_class_name": "UNet2DConditionModel" if text else "UNet2DModel",
+        "sample_size": side,
+        "in_channels": in_channels,
+        "out_channels": unet.out_channels,
+        "block_out_channels": [unet.channels * mult for mult in unet.channel_mult],
+        "layers_per_block": unet.blocks_per_level,
+        "down_block_types": down,
+        "up_block_types": up[::-1],
+        "resnet_time_scale_shift": "scale_shift" if unet.scale_shift_norm else "default",
+        "dropout": unet.dropout,
+        "norm_num_groups": GROUPS,
+        "norm_eps": 1e-5,
+        "act_fn": "silu",
+        "time_embedding_type": "positional",
+        "flip_sin_to_cos": True,
+        "freq_shift": 0,
+        "downsample_padding": 1,
+    }
+    if text:
+        return config | {
+            "attention_head_dim": _num_heads(unet),
+            "cross_attention_dim": unet.text_dim,
+            "transformer_layers_per_block": unet.transformer_depth,
+        }
+    kind = "resnet" if unet.resblock_updown else "conv"
+    return config | {
+        "downsample_type": kind,
+        "upsample_type": kind,
+        "attention_head_dim": _head_dim(unet, attended),
+        "attn_norm_num_groups": GROUPS,
+        "num_class_embeds": unet.num_classes,
+    }
+
+
+def _num_heads(unet: UNet) -> int | list[int]:
+    """Number of heads, of every level where they differ."""
+    if unet.head_channels is None:
+        return unet.num_heads
+    # A level without attention need not be a multiple.
+    return [max(1, unet.channels * m // unet.head_channels) for m in unet.channel_mult]
+
+
+def _head_dim(unet: UNet, attended: list[bool]) -> int | None:
+    """Channels a head, of which a `UNet2DModel` has one number for all levels."""
+    if unet.head_channels is not None:
+        return unet.head_channels
+    if unet.num_heads == 1:
+        return None
+    widths = {unet.channels * m for m, has in zip(unet.channel_mult, attended, strict=True) if has}
+    widths.add(unet.channels * unet.channel_mult[-1])
+    if len(widths) > 1:
+        raise DiffusersError(
+            f"num_heads is {unet.num_heads} at levels of {sorted(widths)} channels: a UNet2DModel "
+            "has one number of channels a head for all (head_channels here)"
+        )
+    return widths.pop() // unet.num_heads
+
+
+def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of `UNet` (without dtype) out of the config of a UNet2DModel or UNet2DConditionModel.
+
+    Args:
+        config: What its `config.json` holds.
+        where: What to call it in errors.
+
+    Raises:
+        DiffusersError: There is no such `UNet`; the message names the option.
+    """
+    options = Options(config, where)
+    text = config.get("_class_name") == "UNet2DConditionModel"
+    channels, mult = multiples(
+        options.take(
+            "block_out_channels", (320, 640, 1280, 1280) if text else (224, 448, 672, 896)
+        ),
+        where,
+    )
+    fields = {
+        "channels": channels,
+        "channel_mult": mult,
+        "out_channels": options.take("out_channels", 4 if text else 3),
+        "blocks_per_level": options.take("layers_per_block", 2),
+        "scale_shift_norm": _scale_shift(options, text),
+        "dropout": options.take("dropout", 0.0),
+        "num_classes": options.take("num_class_embeds", None, int),
+    }
+    fields |= _levels(options, text, len(mult))
+    fields |= _attention(options, text, [channels * m for m in mult])
+    _check_heads(options, fields)
+    for name in ("blocks_per_level", "num_heads", "text_dim", "transformer_depth"):
+        if isinstance(fields.get(name), tuple):
+            raise DiffusersError(f"{where}: {name} differs between levels; one number is needed")
+    options.expect(
+        mid_block_type="UNetMidBlock2DCrossAttn" if text else "UNetMidBlock2D",
+        norm_eps=1e-5,
+        norm_num_groups=GROUPS,
+        flip_sin_to_cos=True,
+        freq_shift=0,
+        downsample_padding=1,
+        center_input_sample=False,
+        time_embedding_type="positional",
+        mid_block_scale_factor=1,
+        add_attention=True,
+    )
+    options.activation()
+    # The last two name the file's own size and a table that positional embeddings do not have.
+    options.ignore("sample_size", "in_channels", "num_train_timesteps")
+    _finish_at_defaults(options, _UNET_DEFAULTS)
+    return fields
+
+
+def _attention(options: Options, text: bool, widths: list[int]) -> dict[str, Any]:
+    """Heads, and what the spatial transformers of a model with text have."""
+    heads = options.take("attention_head_dim", 8, int)
+    if not text:
+        single = {"num_heads": 1, "head_channels": None}
+        return single if heads is None else {"num_heads": None, "head_channels": heads}
+    options.expect(
+        use_linear_projection=False, only_cross_attention=False, dual_cross_attention=False
+    )
+    heads = options.take("num_attention_heads", None, int) or heads
+    single = None
+    if isinstance(heads, tuple):  # one for every level: as many as make heads of one width
+        single = widths[-1] // heads[-1]
+        if heads == tuple(max(1, width // single) for width in widths):
+            heads = None
+    return {
+        "num_heads": heads,
+        "head_channels": single if heads is None else None,
+        "text_dim": options.take("cross_attention_dim", 1280, int),
+        "transformer_depth": options.take("transformer_layers_per_block", 1),
+    }
+
+
+def _check_heads(options: Options, fields: Mapping[str, Any]) -> None:
+    """Raises DiffusersError where heads do not share the channels of a level.
+
+    diffusers then makes attention of fewer channels, as many as whole heads have.
+    """
+    widths = [fields["channels"] * mult for mult in fields["channel_mult"]]
+    attended = [
+        width for level, width in enumerate(widths) if 2**level in fields["attention_downsampling"]
+    ]
+    number = fields["head_channels"] or fields["num_heads"]
+    for width in [*attended, widths[-1]]:
+        if type(number) is not int or number < 1 or width % number:
+            given = options.given.get("attention_head_dim")
+            raise DiffusersError(
+                f"{options.where}: attention_head_dim is {given!r} at a level of {width} channels; "
+                "heads must share them without a rest"
+            )
+
+
+# Options of UNet2DConditionModel that only matter away from their defaults.
+_UNET_DEFAULTS = {
+    "upcast_attention": False,
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "attention_type": "default",
+    "class_embeddings_concat": False,
+    "addition_embed_type_num_heads": 64,
+    "mid_block_only_cross_attention": None,
+    "cross_attention_norm": None,
+}
+
+
+def _finish_at_defaults(options: Options, defaults: Mapping[str, Any]) -> None:
+    """Accounts for the rest, options at a default that makes no difference included."""
+    options.ignore(*(name for name, value in defaults.items() if options.given.get(name) == value))
+    options.finish()
+
+
+def _scale_shift(options: Options, text: bool) -> bool:
+    shift = options.take("resnet_time_scale_shift", "default")
+    groups = options.take("attn_norm_num_groups", None, int)
+    if shift not in ("default", "scale_shift"):
+        raise DiffusersError(
+            f"{options.where}: resnet_time_scale_shift is {shift!r}; "
+            "'default' and 'scale_shift' have a counterpart here"
+        )
+    # Without groups, the middle attention of scale and shift has no norm; texts bring their own.
+    if not text and groups not in ((GROUPS,) if shift == "scale_shift" else (None, GROUPS)):
+        raise DiffusersError(
+            f"{options.where}: attn_norm_num_groups is {groups} with resnet_time_scale_shift="
+            f"{shift!r}; only {GROUPS} has a counterpart here"
+        )
+    return shift == "scale_shift"
+
+
+def _levels(options: Options, text: bool, levels: int) -> dict[str, Any]:
+    """`attention_downsampling` and `resblock_updown` out of the types of blocks."""
+    down = options.take(
+        "down_block_types",
+        ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
+        if text
+        else ("DownBlock2D",) + ("AttnDownBlock2D",) * 3,
+    )
+    up = options.take(
+        "up_block_types",
+        ("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3
+        if text
+        else ("AttnUpBlock2D",) * 3 + ("UpBlock2D",),
+    )
+    kinds = (options.take("downsample_type", "conv"), options.take("upsample_type", "conv"))
+    where = options.where
+    if not set(kinds) <= {"conv", "resnet"}:
+        raise DiffusersError(
+            f"{where}: downsample_type and upsample_type are {kinds}; they must be "
+            "'conv' or 'resnet'"
+        )
+    for name, types, known in (("down_block_types", down, _DOWN), ("up_block_types", up, _UP)):
+        unknown = [kind for kind in types if kind not in known or text != ("Cross" in kind)]
+        unknown = [kind for kind in unknown if kind not in ("DownBlock2D", "UpBlock2D")]
+        if unknown or len(types) != levels:
+            raise DiffusersError(
+                f"{where}: {name} is {types}; {levels} blocks of {tuple(known)} have a "
+                "counterpart here"
+            )
+    attended = [_DOWN[kind][0] for kind in down]
+    if attended != [_UP[kind][0] for kind in reversed(up)]:
+        raise DiffusersError(f"{where}: up_block_types {up} do not mirror {down}")
+    # The lowest level of the down path, and the full resolution of the up path, change nothing.
+    changes = [_DOWN[k][1] if _DOWN[k][1] is not None else kinds[0] == "resnet" for k in down[:-1]]
+    changes += [_UP[k][1] if _UP[k][1] is not None else kinds[1] == "resnet" for k in up[:-1]]
+    if len(set(changes)) > 1:
+        raise DiffusersError(
+            f"{where}: {down} and {up} with {kinds} change the resolution in convolutions at one "
+            "level and in residual blocks at another; here it is one for all"
+        )
+    return {
+        "attention_downsampling": tuple(2**level for level in range(levels) if attended[level]),
+        "resblock_updown": bool(changes and changes[0]),
+    }

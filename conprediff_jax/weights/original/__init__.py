@@ -1,0 +1,1 @@
+"""Maps between the parameters of published checkpoints and ours."""

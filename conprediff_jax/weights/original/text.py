@@ -1,0 +1,108 @@
+"""Text encoder parameters to and from the names of the original code they were published in.
+
+    BERTText    latent diffusion's transformer of x-transformers: attention and feed-forward layers
+                take turns in one list, `attn_layers.layers`, each behind its norm
+    CLIPText    OpenAI's: query, key and value are stacked in one tensor, `in_proj_weight`; position
+                table and stacked tensors are no modules, so their names have no ending
+
+What heads there are besides (`to_logits`, `text_projection`) is not the encoder's. Layouts are
+those of `tensors.py`.
+
+Sources of the naming: CompVis/latent-diffusion, microsoft/VQ-Diffusion.
+"""
+
+import re
+from collections.abc import Mapping
+
+import flax.linen as nn
+import numpy as np
+
+from conprediff_jax.models.text import BERTText, CLIPText
+from conprediff_jax.weights import model_shapes, tensors
+from conprediff_jax.weights.tensors import Path
+
+# Our layers -> theirs; those of a block behind the number of their entry in the list.
+_BERT = {
+    "token_embedding": "token_emb",
+    "position_embedding": "pos_emb.emb",
+    "output_norm": "norm",
+    "attention_norm": "0",
+    "attention/query": "1.to_q",
+    "attention/key": "1.to_k",
+    "attention/value": "1.to_v",
+    "attention/out": "1.to_out",
+    "feed_forward_norm": "0",
+    "feed_forward/in": "1.net.0.0",
+    "feed_forward/out": "1.net.2",
+}
+
+_CLIP = {
+    "token_embedding": "token_embedding",
+    "output_norm": "ln_final",
+    "attention_norm": "ln_1",
+    "attention/out": "attn.out_proj",
+    "feed_forward_norm": "ln_2",
+    "feed_forward/in": "mlp.c_fc",
+    "feed_forward/out": "mlp.c_proj",
+}
+
+_STACKED = ("query", "key", "value")  # in this order
+
+
+def params_from_original(state_dict: Mapping[str, np.ndarray], encoder: nn.Module) -> dict:
+    """The parameters of a text encoder out of a state dict of the original code.
+
+    Args:
+        state_dict: Tensors by the original names.
+        encoder: A `BERTText` or a `CLIPText`.
+
+    Returns:
+        The tree under "params", float32 NumPy arrays.
+
+    Raises:
+        ValueError: If a tensor is missing, left over or of another shape than the encoder's, or
+            the encoder is of another kind.
+    """
+    return _table(encoder).read(state_dict)
+
+
+def params_to_original(params: Mapping, encoder: nn.Module) -> dict[str, np.ndarray]:
+    """The original state dict of the parameters of a text encoder; see `params_from_original`."""
+    return _table(encoder).write(params)
+
+
+def _table(encoder: nn.Module) -> tensors.Table:
+    """Where the original code keeps the parameters of an encoder."""
+    namings = {BERTText: _bert_name, CLIPText: _clip_name}
+    kind = type(encoder)
+    if kind not in namings:
+        raise ValueError(f"a {kind.__name__} is in no original checkpoint; BERT and CLIP are")
+    shapes = model_shapes.of_text_encoder(encoder)
+    order = sorted(shapes, key=lambda path: _STACKED.index(path[-2]) if path[-2] in _STACKED else 0)
+    names = {path: namings[kind](path) for path in order}
+    return tensors.Table(model=kind.__name__, shapes=shapes, names=names)
+
+
+def _bert_name(path: Path) -> str:
+    block, layer, ending = _parts(path)
+    if block is None:
+        return f"{_BERT[layer]}.{ending}"
+    entry = 2 * int(block) + layer.startswith("feed_forward")
+    return f"attn_layers.layers.{entry}.{_BERT[layer]}.{ending}"
+
+
+def _clip_name(path: Path) -> str:
+    block, layer, ending = _parts(path)
+    if layer == "position_embedding":
+        return "positional_embedding"
+    prefix = "" if block is None else f"transformer.resblocks.{block}."
+    if layer.endswith(_STACKED):
+        return f"{prefix}attn.in_proj_{ending}"
+    return f"{prefix}{_CLIP[layer]}.{ending}"
+
+
+def _parts(path: Path) -> tuple[str | None, str, str]:
+    """Number of the block, layer within it, and the ending there of one of our parameters."""
+    *modules, leaf = path
+    block, layer = re.fullmatch(r"(?:block_(\d+)/)?(.+)", "/".join(modules)).groups()
+    return block, layer, "bias" if leaf == "bias" else "weight"

@@ -1,0 +1,1 @@
+"""Compiled programs read: operations, FLOPs, bytes, collectives, memory, chips."""
