@@ -20,6 +20,7 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest
 
 $(VENV)/.installed: setup.cfg pyproject.toml

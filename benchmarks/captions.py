@@ -28,8 +28,9 @@ from conprediff_jax.common.files import write_atomically, write_text
 from conprediff_jax.common.progress import Progress
 from conprediff_jax.metrics.attributes import ATTRIBUTES, agreement, retrieved
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
-from conprediff_jax.runs.restore import Trained, load_denoiser, load_experiment
+from conprediff_jax.runs.restore import load, load_experiment
 from conprediff_jax.sampling.generate import generate_batches, make_generate
+from conprediff_jax.sampling.model import TrainedModel
 
 _WORKDIR = flags.DEFINE_string("workdir", "runs/openmoji_text", "Workdir of a captioned model.")
 _GUIDANCE = flags.DEFINE_list("guidance", ["1", "2", "3", "5", "8"], "Scales of guidance.")
@@ -68,9 +69,9 @@ def main(argv: list[str]) -> None:
     """Draws, compares and reports."""
     del argv
     app.need("matplotlib", "plan")
-    trained = load_denoiser(_WORKDIR.value, parallel.make_mesh(parallel.MeshSpec()))
+    trained = load(_WORKDIR.value, parallel.make_mesh(parallel.MeshSpec()))
     spec = load_experiment(_WORKDIR.value).data
-    if spec.name != "openmoji/combinations" or trained.task.text is None:
+    if spec.name != "openmoji/combinations" or trained.model.text is None:
         raise UserError(
             f"--workdir={_WORKDIR.value}: trained on {spec.name}; give a model that reads the "
             "captions of openmoji/combinations, such as that of configs/openmoji_text.py"
@@ -157,19 +158,19 @@ def _asked(gallery: Gallery) -> dict[str, list[str]]:
     return asked
 
 
-def _draw(trained: Trained, captions: list[str], scale: float) -> np.ndarray:
+def _draw(trained: TrainedModel, captions: list[str], scale: float) -> np.ndarray:
     """An image for every caption."""
-    task = trained.task
+    model = trained.model
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    spec = task.sampling.overridden(task, guidance=scale, steps=_STEPS.value)
+    spec = model.sampling_with(guidance=scale, steps=_STEPS.value)
     batches = generate_batches(
-        make_generate(task, spec, mesh),
+        make_generate(model, spec, mesh),
         trained.params,
         trained.frozen,
         seed=_SEED.value,
         num=len(captions),
         batch_size=_BATCH.value,
-        texts=task.tokenizer(captions),
+        texts=model.tokenizer(captions),
     )
     return np.concatenate(list(batches))
 

@@ -26,8 +26,9 @@ from study.steps import TimedStep, time_in_turn
 
 from conprediff_jax.cli import app, config_flag
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.config import AUTOENCODERS
 from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.models import FIRST_STAGES
+from conprediff_jax.models.first_stage import Latents
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.weights.diffusers import unet as diffusers_unet
 from conprediff_jax.xla.chips import peak_flops
@@ -50,18 +51,18 @@ class DiffusersStep:
     """
 
     def __init__(self, ours: TimedStep):
-        task, spec = ours.experiment.task, ours.experiment.optimizer
+        model, spec = ours.experiment.task.model, ours.experiment.optimizer
         self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         config = diffusers_unet.config_to_diffusers(
-            task.denoiser, task.point_shape[-1], task.point_shape[0]
+            model.denoiser, model.point_shape[-1], model.point_shape[0]
         )
         self.model = diffusers.UNet2DModel.from_config(config)
         weights = diffusers_unet.params_to_diffusers(
-            jax.device_get(ours.state.params["denoiser"]), task.denoiser
+            jax.device_get(ours.state.params["denoiser"]), model.denoiser
         )
         self.model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
         self.model.to(self._device, memory_format=torch.channels_last)
-        self._scheduler = diffusers.DDPMScheduler(num_train_timesteps=task.process.num_steps)
+        self._scheduler = diffusers.DDPMScheduler(num_train_timesteps=model.process.num_steps)
         self._scheduler.alphas_cumprod = self._scheduler.alphas_cumprod.to(self._device)
         self._average = [p.detach().clone() for p in self.model.parameters()]
         self._decay = ours.experiment.train.ema_decay
@@ -70,11 +71,11 @@ class DiffusersStep:
             self.model.parameters(), lr=spec.learning_rate, betas=(spec.b1, spec.b2),
             eps=spec.epsilon, weight_decay=spec.weight_decay, fused=True,
         )  # fmt: skip
-        self._half = jax.numpy.dtype(task.denoiser.dtype) == jax.numpy.bfloat16
-        self._num_classes = task.num_classes
+        self._half = jax.numpy.dtype(model.denoiser.dtype) == jax.numpy.bfloat16
+        self._num_classes = model.num_classes
         compiled = _MODE.value != "eager"
         self._apply = torch.compile(self.model, mode=_MODE.value) if compiled else self.model
-        shape = (ours.experiment.train.batch_size, *task.point_shape)
+        shape = (ours.experiment.train.batch_size, *model.point_shape)
         self._points = self._to_device(torch.randn(shape).movedim(-1, 1))
         self.seconds: list[float] = []
 
@@ -115,13 +116,13 @@ class DiffusersStep:
 
 def difference(ours: TimedStep, theirs: DiffusersStep) -> float:
     """Largest difference of the networks' outputs, relative to the largest output."""
-    task, rng = ours.experiment.task, np.random.default_rng(0)
-    x = rng.normal(size=(2, *task.point_shape)).astype(np.float32)
-    t = np.array([1, task.process.num_steps // 2])
-    labels = np.array([0, 1]) if task.num_classes else None
+    model, rng = ours.experiment.task.model, np.random.default_rng(0)
+    x = rng.normal(size=(2, *model.point_shape)).astype(np.float32)
+    t = np.array([1, model.process.num_steps // 2])
+    labels = np.array([0, 1]) if model.num_classes else None
     params = ours.state.params["denoiser"]
     found = np.asarray(
-        jax.jit(lambda p: task.denoiser.apply({"params": p}, x, t, label=labels).output)(params)
+        jax.jit(lambda p: model.denoiser.apply({"params": p}, x, t, label=labels).output)(params)
     )
     expected = theirs.predict(x, t, labels)
     return float(np.abs(found - expected).max() / np.abs(expected).max())
@@ -139,11 +140,11 @@ def main(argv: list[str]) -> None:
             "CUDA_VISIBLE_DEVICES=0"
         )
     config = _CONFIG.value.copy_and_resolve_references()
-    if config.first_stage.kind in AUTOENCODERS:
+    if FIRST_STAGES[config.first_stage.kind].first_stage is Latents:
         config.data.latents = "random"
     context, config.context.weight = config.context.weight, 0.0
-    task = make_experiment(config).task
-    if not isinstance(task.denoiser, UNet) or task.text:
+    model = make_experiment(config).task.model
+    if not isinstance(model.denoiser, UNet) or model.text:
         raise UserError("--config: a UNet without captions is compared, this has another denoiser")
     steps = {HERE: TimedStep(config)}
     steps[HERE].run()  # outputs begin at zero

@@ -44,9 +44,9 @@ from conprediff_jax.metrics.image_sets import ImageSet
 from conprediff_jax.metrics.networks import clip, lpips
 from conprediff_jax.metrics.precision_recall import nearest
 from conprediff_jax.metrics.suite import METRICS, Results, Suite
-from conprediff_jax.runs.restore import Trained, load_denoiser
+from conprediff_jax.runs.restore import load
+from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.shards import drawing, generate_to
-from conprediff_jax.sampling.spec import check_captions
 from conprediff_jax.weights import cached
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run: its images are judged.")
@@ -109,10 +109,10 @@ def main(argv: list[str]) -> None:
     suite, judges = _suite(extractor), _judges(cache)
 
     if _WORKDIR.value:
-        trained = load_denoiser(_WORKDIR.value, mesh, _STEP.value, flag="--workdir=")
-        if trained.task.text and _CAPTIONS.value:
-            check_captions(trained.task, read_captions(_CAPTIONS.value), _CAPTIONS.value)
-        count, size, names = _NUM.value, (trained.task.image_size,) * 2, None
+        trained = load(_WORKDIR.value, mesh, _STEP.value)
+        if trained.model.text and _CAPTIONS.value:
+            trained.model.check_captions(read_captions(_CAPTIONS.value), _CAPTIONS.value)
+        count, size, names = _NUM.value, (trained.model.image_size,) * 2, None
     else:
         samples, about = image_sets.read_samples(_SAMPLES.value), {}
         count, size, names = samples.count, samples.size, samples.names
@@ -207,22 +207,22 @@ def _lpips(model: Any, params: Any, samples: ImageSet, reference: ImageSet) -> n
     return np.concatenate([np.asarray(apply(params, x, y)) for x, y in pairs])
 
 
-def _draw(trained: Trained, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[str, str]]:
+def _draw(trained: TrainedModel, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[str, str]]:
     """Draws the images of the workdir, or the rest of them; and says how they came about."""
-    workdir, task, step = _WORKDIR.value, trained.task, trained.step
-    spec = task.sampling.overridden(task, num=_NUM.value, **sampling_flags.values())
-    prompts = read_captions(_CAPTIONS.value) if task.text and _CAPTIONS.value else None
-    if task.text and not prompts:
+    workdir, model, step = _WORKDIR.value, trained.model, trained.step
+    spec = model.sampling_with(num=_NUM.value, **sampling_flags.values())
+    prompts = read_captions(_CAPTIONS.value) if model.text and _CAPTIONS.value else None
+    if model.text and not prompts:
         logging.warning(
             "all images are of the %d prompts of the config: --captions says others",
-            len(task.text.prompts),
+            len(model.text.prompts),
         )
     draw = drawing(trained, spec, mesh, seed=_SEED.value, prompts=prompts)
 
     about = {"workdir": str(absolute(workdir)), "step": step, "seed": _SEED.value}
     about |= {"sampling": dataclasses.asdict(spec), "weights": _fingerprint(trained)}
-    if task.text:
-        asked = "\n".join(prompts or task.text.prompts)
+    if model.text:
+        asked = "\n".join(prompts or model.text.prompts)
         about |= {"captions": cached.fingerprint([asked.encode()])}
     files = generate_to(out / "samples", draw, num=_NUM.value, batch_size=_BATCH.value, about=about)
     said = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(spec).items() if k != "num")
@@ -231,7 +231,7 @@ def _draw(trained: Trained, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, di
     }
 
 
-def _fingerprint(trained: Trained) -> str:
+def _fingerprint(trained: TrainedModel) -> str:
     """Of the parameters: a workdir may hold those of another run under the same step."""
     leaves = jax.tree.leaves((trained.params, trained.frozen))
     return cached.fingerprint(np.asarray(leaf).tobytes() for leaf in leaves)

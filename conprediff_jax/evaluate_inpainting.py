@@ -37,9 +37,8 @@ from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.metrics import features
 from conprediff_jax.metrics.fillings import FillingJudge, Results, check, table
 from conprediff_jax.metrics.networks import lpips
-from conprediff_jax.runs.restore import check_denoisers, load_denoiser, read_pictures
+from conprediff_jax.runs.restore import load, load_model, read_pictures
 from conprediff_jax.sampling import inpainting
-from conprediff_jax.sampling.spec import check_condition, sampling_for
 from conprediff_jax.weights import cached
 
 _PROTOCOL = ["thin", "thick", "every_second_line", "super_resolve", "expand", "half"]
@@ -68,23 +67,24 @@ def main(argv: list[str]) -> None:
         raise UserError("evaluation runs in one process, on all of its devices")
     mesh = parallel.make_mesh(parallel.MeshSpec())
     names, holes, size = _names(_WORKDIR.value), {}, 0
-    check_denoisers(names.values(), shared.STEP.value, flag="--workdir=")  # before hours are spent
+    for workdir in names.values():
+        load_model(workdir, shared.STEP.value)  # before hours are spent
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value[0]) / "inpainting")
     check_folder(out, "--out")
     judge, results = _judge(mesh), Results(out / "inpainting.json")
     for name, workdir in names.items():
-        trained = load_denoiser(workdir, mesh, shared.STEP.value, flag="--workdir=")
-        task = trained.task
-        check_condition(task, shared.LABEL.value, shared.prompts(), name="prompt")
-        spec = sampling_for(task, **shared.sampling())
+        trained = load(workdir, mesh, shared.STEP.value)
+        model = trained.model
+        model.check_condition(shared.LABEL.value, shared.prompts(), name="prompt")
+        spec = inpainting.sampling_for(model, **shared.sampling())
         if not holes:
-            holes, size = _read(workdir, trained.step), task.image_size
-        if task.image_size != size:
+            holes, size = _read(workdir, trained.step), model.image_size
+        if model.image_size != size:
             raise UserError(
-                f"--workdir={workdir}: a model of images of {task.image_size}, and the "
+                f"--workdir={workdir}: a model of images of {model.image_size}, and the "
                 f"first one's have {size}: all must have one size"
             )
-        fill = inpainting.make_fill(task, spec, mesh)
+        fill = inpainting.make_fill(model, spec, mesh)
         for masks, cut in holes.items():
             about = _about(workdir, trained.step, repr(spec), masks, cut)
             if results.has(name, masks, about):

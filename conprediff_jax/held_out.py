@@ -22,7 +22,7 @@ from conprediff_jax.common.files import check_file, write_text
 from conprediff_jax.common.progress import Progress
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.metrics import denoising_loss
-from conprediff_jax.runs.restore import check_denoisers, load_denoiser, load_experiment
+from conprediff_jax.runs.restore import load, load_experiment, load_model
 
 _WORKDIRS = flags.DEFINE_list("workdir", None, "Workdirs of training runs.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest when absent.")
@@ -38,7 +38,8 @@ def main(argv: list[str]) -> None:
     del argv
     out = epath.Path(_OUT.value or epath.Path(_WORKDIRS.value[0]) / "held_out.json")
     check_file(out, "--out")
-    check_denoisers(_WORKDIRS.value, _STEP.value, flag="--workdir=")  # before hours are spent
+    for workdir in _WORKDIRS.value:
+        load_model(workdir, _STEP.value)  # before hours are spent
     found = {workdir: _evaluate(workdir) for workdir in _WORKDIRS.value}
     write_text(out, json.dumps(found, indent=2) + "\n")
     for workdir, result in found.items():
@@ -51,13 +52,13 @@ def main(argv: list[str]) -> None:
 
 def _evaluate(workdir: str) -> dict:
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    task, params, frozen, step = load_denoiser(workdir, mesh, _STEP.value, flag="--workdir=")
+    model, params, frozen, step = load(workdir, mesh, _STEP.value)
     spec = load_experiment(workdir, step).data.of_images(split=_SPLIT.value)
     num = min(_NUM.value, data.num_examples(spec))
-    times = denoising_loss.evaluated_times(task, _TIMES.value)
-    batches = data.evaluation_iterator(spec, batch_size=_BATCH.value, tokenizer=task.tokenizer)
+    times = denoising_loss.evaluated_times(model, _TIMES.value)
+    batches = data.evaluation_iterator(spec, batch_size=_BATCH.value, tokenizer=model.tokenizer)
     progress, parts = Progress(num), []
-    losses = denoising_loss.make_losses(task, mesh, times)
+    losses = denoising_loss.make_losses(model, mesh, times)
     for part in denoising_loss.losses_of(losses, params, frozen, batches, num):
         parts.append(part)
         done = sum(map(len, parts))
@@ -70,8 +71,8 @@ def _evaluate(workdir: str) -> dict:
     if not len(rows):
         raise UserError(f"{spec.name}: no image of split {spec.split!r} can be decoded")
     means = {"loss": rows.mean(axis=1)}
-    if isinstance(task.process, CategoricalProcess):
-        means["bits per token"] = denoising_loss.bits_per_token(task.process, rows)
+    if isinstance(model.process, CategoricalProcess):
+        means["bits per token"] = denoising_loss.bits_per_token(model.process, rows)
     return {
         "step": step,
         "images": len(rows),

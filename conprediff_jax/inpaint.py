@@ -44,9 +44,8 @@ from conprediff_jax.common.files import (
 from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Hole, Picture
 from conprediff_jax.data.masks import MASKS, filled_share
-from conprediff_jax.runs.restore import load_denoiser, read_pictures
+from conprediff_jax.runs.restore import load, own_files, read_pictures
 from conprediff_jax.sampling import inpainting
-from conprediff_jax.sampling.spec import check_condition, sampling_for
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
 _MASKS = flags.DEFINE_string("masks", "thick", f"One of {', '.join(MASKS)}; a file; a folder.")
@@ -67,15 +66,15 @@ def main(argv: list[str]) -> None:
     if jax.process_count() > 1:
         raise UserError("inpainting runs in one process, on all of its devices")
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    trained = load_denoiser(_WORKDIR.value, mesh, shared.STEP.value, flag="--workdir=")
+    trained = load(_WORKDIR.value, mesh, shared.STEP.value)
     name = f"inpaint_step_{trained.step:07}_seed_{shared.SEED.value}"
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
     check_folder(out, "--out")
-    check_condition(trained.task, shared.LABEL.value, shared.prompts(), name="prompt")
-    spec = sampling_for(trained.task, **shared.sampling())
+    trained.model.check_condition(shared.LABEL.value, shared.prompts(), name="prompt")
+    spec = inpainting.sampling_for(trained.model, **shared.sampling())
     pictures = _read(trained.step)
     for picture in pictures:
-        inpainting.check_size(trained.task, *picture.image.shape[:2], picture.name)
+        trained.model.check_image_size(*picture.image.shape[:2], picture.name)
     _check_files(out, pictures, trained.step)
     holes = holes_lib.cut(
         pictures, _MASKS.value, polarity=shared.POLARITY.value, seed=shared.SEED.value
@@ -87,7 +86,7 @@ def main(argv: list[str]) -> None:
         *(100 * share(list(shares.values())) for share in (np.mean, min, max)),
     )
     filled = inpainting.fill_holes(
-        inpainting.make_fill(trained.task, spec, mesh),
+        inpainting.make_fill(trained.model, spec, mesh),
         trained,
         holes,
         seed=shared.SEED.value,
@@ -132,7 +131,7 @@ def _check_files(out: epath.Path, pictures: Sequence[Picture], step: int) -> Non
         if file in folders:
             raise UserError(f"{file}: both a filling and a folder of fillings: rename an image")
         check_file(file, "--out")
-    own = inpainting.own_files(shared.IMAGES.value, _WORKDIR.value, step, _MASKS.value)
+    own = own_files(shared.IMAGES.value, _WORKDIR.value, step, _MASKS.value)
     check_replaced(files, own, f"--out={out}")
 
 

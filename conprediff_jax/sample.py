@@ -21,10 +21,9 @@ from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.common.files import check_file, check_folder
 from conprediff_jax.common.progress import Progress
 from conprediff_jax.data.text_files import read_captions
-from conprediff_jax.runs.restore import load_denoiser
+from conprediff_jax.runs.restore import load
 from conprediff_jax.sampling.generate import generate_batches, make_generate
-from conprediff_jax.sampling.spec import check_captions, check_condition
-from conprediff_jax.tasks.denoising import Denoising
+from conprediff_jax.sampling.model import DiffusionModel
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
 _STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest when absent.")
@@ -49,7 +48,7 @@ def main(argv: list[str]) -> None:
     """Reads the flags, loads the moving average and writes images."""
     del argv
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    task, params, frozen, step = load_denoiser(_WORKDIR.value, mesh, _STEP.value, flag="--workdir=")
+    model, params, frozen, step = load(_WORKDIR.value, mesh, _STEP.value)
     from_first = f"_first_{_FIRST.value}" if _FIRST.value else ""
     name = f"sample_step_{step:07}_seed_{_SEED.value}{from_first}.png"
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
@@ -57,24 +56,24 @@ def main(argv: list[str]) -> None:
     check_folder(out, "--out") if single else check_file(out, "--out")
     if single and out.is_dir() and any(out.glob("*.png")):
         raise UserError(f"--out={out}: holds images already, name another folder")
-    captions = _captions(task)
-    check_condition(task, _LABEL.value)
-    spec = task.sampling.overridden(task, **sampling_flags.values())
+    captions = _captions(model)
+    model.check_condition(_LABEL.value)
+    spec = model.sampling_with(**sampling_flags.values())
 
     batch_size = min(_BATCH.value, _NUM.value)
     progress = Progress(_NUM.value)
     drawn, done = [], 0
     for batch in generate_batches(
-        make_generate(task, spec, mesh),
+        make_generate(model, spec, mesh),
         params,
         frozen,
         seed=_SEED.value,
         num=_NUM.value,
         first=_FIRST.value,
         batch_size=batch_size,
-        num_classes=task.num_classes,
+        num_classes=model.num_classes,
         label=_LABEL.value,
-        texts=task.tokenizer(captions) if captions else None,
+        texts=model.tokenizer(captions) if captions else None,
     ):
         if single:
             for index, image in enumerate(batch, _FIRST.value + done):
@@ -93,16 +92,16 @@ def main(argv: list[str]) -> None:
     logging.info("%d images of step %d written to %s", _NUM.value, step, out)
 
 
-def _captions(task: Denoising) -> list[str] | None:
+def _captions(model: DiffusionModel) -> list[str] | None:
     """The captions that are taken in turn; None for a model that reads none."""
     given, file = _PROMPT.value or [], _PROMPTS.value
-    check_condition(task, prompts=given, name="prompt")
+    model.check_condition(prompts=given, name="prompt")
     if file is None:
-        return (given or list(task.text.prompts)) if task.text else None
-    if task.text is None:
+        return (given or list(model.text.prompts)) if model.text else None
+    if model.text is None:
         raise FieldError("prompts", f"is {file}: the model reads no captions")
     read = read_captions(file)
-    check_captions(task, read, file)
+    model.check_captions(read, file)
     return [*given, *read]
 
 

@@ -24,7 +24,7 @@ def to_torch(x):
 
 def theirs(monkeypatch, folder, model, num, prompts=None):
     """Images of the pipeline in a folder, drawn with the noise of our images 0 to num - 1."""
-    task = model.task
+    task = model.diffusion
     prior, steps = keys(num)
     x_T = np.array(task.process.prior(prior, task.point_shape))
     calls = iter(range(100))

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from conprediff_jax import config as config_lib
 from conprediff_jax.common import random
-from conprediff_jax.config import sections as config_lib
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.interop.pretrained import Pretrained
@@ -139,7 +139,7 @@ def pretrained(config, seed=0):
 
 def apply(model, x, t, **condition):
     """The denoiser's output, float32."""
-    task = model.task
+    task = model.diffusion
 
     @jax.jit
     def run(params, x, t):
@@ -150,7 +150,7 @@ def apply(model, x, t, **condition):
 
 def draw(model, num, labels=None, captions=None):
     """Images 0 to num - 1 of seed 0, uint8."""
-    task = model.task
+    task = model.diffusion
     mesh = jax.sharding.Mesh(
         np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor")
     )

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import conprediff_jax
-from conprediff_jax.config import sections as config_lib
+from conprediff_jax import config as config_lib
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.models.autoencoder import VQModel
 from conprediff_jax.train.loop import train

@@ -15,7 +15,7 @@ from conprediff_jax.common import random
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.runs.api import Model
-from conprediff_jax.runs.restore import Trained
+from conprediff_jax.sampling.model import TrainedModel
 
 ROOT = pathlib.Path(__file__).parent.parent
 LARGEST = 2**32 - 1
@@ -25,13 +25,13 @@ def make_model():
     """A tiny model with three classes and random parameters."""
     config = tiny.get_config()
     config.model.num_classes = 3
-    task = make_experiment(config).task
+    diffusion = make_experiment(config).task.model
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32),
-        jax.eval_shape(task.init)[0]["denoiser"],
+        jax.eval_shape(diffusion.init, 0)[0],
     )
-    return Model(Trained(task, params, {}, 7), tiny.mesh_of())
+    return Model(TrainedModel(diffusion, params, {}, 7), tiny.mesh_of())
 
 
 @pytest.fixture(scope="module")
@@ -82,9 +82,9 @@ def test_holes_are_filled_from_any_seed(model):
 
 
 def test_what_ddim_alone_has_stays_behind_with_ddim(model):
-    ddim = model.task.sampling.overridden(model.task, eta=0.5)
-    assert ddim.overridden(model.task, sampler="ddpm").eta == 0
-    assert ddim.overridden(model.task, steps=np.int64(2)).steps == 2
+    ddim = model.diffusion.sampling_with(eta=0.5)
+    assert model.diffusion.checked_sampling(ddim, sampler="ddpm").eta == 0
+    assert model.diffusion.checked_sampling(ddim, steps=np.int64(2)).steps == 2
 
 
 @pytest.mark.parametrize(

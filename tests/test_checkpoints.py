@@ -16,9 +16,9 @@ from absl import logging
 from small_run import CONFIG, abstract, batches, for_inference, state_at
 from tiny import assert_same
 
+from conprediff_jax import config as config_lib
 from conprediff_jax.cli import app
 from conprediff_jax.common.files import WriteError
-from conprediff_jax.config import sections as config_lib
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.runs import restore
 from conprediff_jax.runs.checkpoint import CheckpointError, Checkpoints, newest_config

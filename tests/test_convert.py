@@ -20,7 +20,7 @@ from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.interop import formats, pretrained, stablehlo
 from conprediff_jax.runs import restore
-from conprediff_jax.sampling.spec import sampling_for
+from conprediff_jax.sampling.inpainting import sampling_for
 from conprediff_jax.tasks.state import TrainState, abstract_state, init_state
 from conprediff_jax.train import start_from
 
@@ -64,11 +64,11 @@ def test_formats_of_our_own_come_back_bit_for_bit(make, to, tmp_path):
     assert back.step == 3
     stored = json.loads((tmp_path / "out" / "config.json").read_text())
     assert stored == json.loads(back.config.to_json()) == json.loads(model.config.to_json())
-    if model.task.text:
-        assert back.task.text == model.task.text
+    if model.diffusion.text:
+        assert back.diffusion.text == model.diffusion.text
         tokenizer = Tokenizer.from_file(tmp_path / "out", length=12)
         captions = ["the cat in a hat", ""]
-        np.testing.assert_array_equal(tokenizer(captions), model.task.tokenizer(captions))
+        np.testing.assert_array_equal(tokenizer(captions), model.diffusion.tokenizer(captions))
 
 
 def test_safetensors_say_what_they_are(model, tmp_path):
@@ -152,7 +152,7 @@ def test_the_api_fills_holes(folder):
     hidden = np.where(masks[..., None], images, 0)
     again = opened.inpaint(hidden, np.uint8(255) * masks, **settings)
     np.testing.assert_array_equal(again, filled)
-    spec = sampling_for(opened.task, steps=4, jump_length=2, resamplings=1)
+    spec = sampling_for(opened.diffusion, steps=4, jump_length=2, resamplings=1)
     assert opened._fill(spec)._cache_size() == 1
     one = opened.inpaint(images, masks[0], seed=1, label=0, steps=2, sampler="ddim")
     np.testing.assert_array_equal(one[:, masks[0]], images[:, masks[0]])
@@ -168,11 +168,11 @@ def test_the_api_fills_holes(folder):
 
 def test_the_api_compiles_once_for_a_shape(folder):
     opened = conprediff_jax.load(str(folder))
-    generate = opened._generate(opened.task.sampling)
+    generate = opened._generate(opened.diffusion.sampling)
     for seed in range(2):
         opened.sample(2, seed=seed, label=0)
         opened.sample(2, seed=seed, label=1)
-    assert opened._generate(opened.task.sampling) is generate
+    assert opened._generate(opened.diffusion.sampling) is generate
     assert generate._cache_size() == 1
 
 
@@ -214,8 +214,8 @@ def test_the_exported_program_runs_from_its_files_with_jax_alone(make, tmp_path)
     assert result.returncode == 0, result.stderr
     images = np.load(tmp_path / "images.npz")["arr_0"]
     assert images.shape == (8, 8, 8, 3) and images.dtype == np.uint8
-    labels = np.arange(8) % 3 if model.task.num_classes else None
-    captions = [tiny.CAPTIONS[0]] * 8 if model.task.text else None
+    labels = np.arange(8) % 3 if model.diffusion.num_classes else None
+    captions = [tiny.CAPTIONS[0]] * 8 if model.diffusion.text else None
     ours = tiny.draw(model, 8, labels, captions)
     assert ours.std() > 10
     assert np.abs(images.astype(int) - ours).max() <= 1

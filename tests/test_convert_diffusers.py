@@ -58,7 +58,7 @@ def test_exported_models_open_there_and_come_back(name, tmp_path, monkeypatch):
         assert got == expected, section
 
     if name != "tokens":
-        x = np.random.default_rng(0).normal(size=(2, *model.task.point_shape)).astype("f4")
+        x = np.random.default_rng(0).normal(size=(2, *model.diffusion.point_shape)).astype("f4")
         with torch.no_grad():
             output = pipeline.unet(to_torch(x), torch.tensor([3, 17])).sample
         np.testing.assert_allclose(

@@ -188,7 +188,7 @@ def as_torch(tensors):
 
 def ldm_checkpoint(model, **changes):
     """What CompVis' trainer writes: weights, their average, first stage, tables and its state."""
-    task, frozen = model.task, model.frozen
+    task, frozen = model.diffusion, model.frozen
     unet = original_unet.params_to_original(model.networks["denoiser"], task.denoiser)
     averaged = {f"model_ema.{f'diffusion_model{k}'.replace('.', '')}": v for k, v in unet.items()}
     stale = {f"model.diffusion_model.{k}": v + 1 for k, v in unet.items()}
@@ -243,7 +243,7 @@ def test_a_checkpoint_of_adm(tmp_path):
     with config.model.ignore_type():
         config.model.update(num_classes=5)
     model, path = tiny.pretrained(config.lock()), tmp_path / "model.pt"
-    weights = original_unet.params_to_original(model.params, model.task.denoiser)
+    weights = original_unet.params_to_original(model.params, model.diffusion.denoiser)
     learned = {
         name: np.concatenate([weights[name], np.ones_like(weights[name])])
         for name in ("out.2.weight", "out.2.bias")
@@ -259,7 +259,7 @@ def test_a_checkpoint_of_adm(tmp_path):
 
 def vq_diffusion_checkpoint(model, params, others=(), statistics=()):
     """What VQ-Diffusion's trainer writes: weights of transformer and codec, and the average."""
-    task = model.task
+    task = model.diffusion
     transformer = original_transformer.params_to_original(
         params, task.denoiser.clone(learned_null=False)
     )
@@ -473,10 +473,10 @@ def test_published_sizes_of_adm(name, count):
 
 
 def test_published_sizes_of_models_with_text():
-    unet = tiny.make_experiment(published.config("ldm", "text2img")).task.denoiser
+    unet = tiny.make_experiment(published.config("ldm", "text2img")).task.model.denoiser
     count = sum(math.prod(shape) for shape in model_shapes.of_unet(unet, 4).values())
     assert count == 872_300_484
-    transformer = tiny.make_experiment(published.config("vq-diffusion", "ithq")).task.denoiser
+    transformer = tiny.make_experiment(published.config("vq-diffusion", "ithq")).task.model.denoiser
     count = sum(math.prod(shape) for shape in model_shapes.of_transformer(transformer).values())
     assert count == 1_359_274_624
 

@@ -88,7 +88,7 @@ def test_exported_models_open_there_and_come_back(name, vocabularies, tmp_path, 
     found, pipeline = theirs(monkeypatch, tmp_path / "out", model, 2, PROMPTS)
     assert_same_images(tiny.draw(model, 2, captions=PROMPTS), found)
 
-    task = model.task
+    task = model.diffusion
     length = {"padding": "max_length", "max_length": task.text.encoder.length}
     tokens = task.tokenizer(PROMPTS)
     ids = pipeline.tokenizer(PROMPTS, truncation=True, return_tensors="pt", **length).input_ids
@@ -115,8 +115,8 @@ def test_exported_models_open_there_and_come_back(name, vocabularies, tmp_path, 
         tiny.assert_equal(back.frozen["text_encoder"], model.frozen["text_encoder"])
     else:
         tiny.assert_equal(back.frozen, model.frozen)
-    assert back.task.text.encoder == task.text.encoder
-    assert back.task.condition == task.condition
+    assert back.diffusion.text.encoder == task.text.encoder
+    assert back.diffusion.condition == task.condition
     assert json.loads(back.config.text.vocabulary) == json.loads(model.config.text.vocabulary)
     assert back.config.model.to_dict() == model.config.model.to_dict()
 
@@ -207,7 +207,7 @@ def test_their_models_are_read(name, tmp_path, monkeypatch):
         (folder / "model_index.json").write_text(json.dumps(index))
     steps = 5 if name == "VQ-Diffusion" else 3
     model = diffusers_pipeline.read(str(folder)).resampled(steps=steps, guidance=2.0)
-    assert model.task.text.frozen == (name != "LDM")
+    assert model.diffusion.text.frozen == (name != "LDM")
     found, _ = theirs(monkeypatch, folder, model, 2, PROMPTS)
     assert_same_images(tiny.draw(model, 2, captions=PROMPTS), found)
 
@@ -271,7 +271,9 @@ def test_original_text_encoders_make_the_same_output(kind):
 
 def test_an_original_checkpoint_of_latent_diffusion(vocabularies, tmp_path):
     model, path = made("LDM", vocabularies), tmp_path / "model.ckpt"
-    text = original_text.params_to_original(model.params["text_encoder"], model.task.text.encoder)
+    text = original_text.params_to_original(
+        model.params["text_encoder"], model.diffusion.text.encoder
+    )
     text["to_logits.weight"] = np.zeros((30, 16))
     content = ldm_checkpoint(model)
     prefixed = {f"cond_stage_model.transformer.{k}": v for k, v in text.items()}
@@ -298,7 +300,9 @@ def test_an_original_checkpoint_of_vq_diffusion(null, vocabularies, tmp_path):
     with config.first_stage.ignore_type():
         config.first_stage.used_codes = None
     model, path = tiny.pretrained(config.lock()), tmp_path / "model.pth"
-    text = original_text.params_to_original(model.frozen["text_encoder"], model.task.text.encoder)
+    text = original_text.params_to_original(
+        model.frozen["text_encoder"], model.diffusion.text.encoder
+    )
     params = dict(model.params)
     empty = params.pop("null_text", {"embedding": np.zeros((12, 16))})["embedding"]
     content = vq_diffusion_checkpoint(
@@ -314,7 +318,7 @@ def test_an_original_checkpoint_of_vq_diffusion(null, vocabularies, tmp_path):
     read = formats.read(str(path), "vq-diffusion", config=config, tokenizer=folder)
     tiny.assert_equal(read.params, model.params)
     tiny.assert_equal(read.frozen, model.frozen)
-    assert read.task.tokenizer.pad == 0  # "!", as in training; not the end of the text
+    assert read.diffusion.tokenizer.pad == 0  # "!", as in training; not the end of the text
 
 
 def test_training_can_start_from_an_encoder_that_was_not_trained(vocabularies, tmp_path):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
+from conprediff_jax import config as config_lib
 from conprediff_jax.common.errors import ConfigError, UserError
-from conprediff_jax.config import sections as config_lib
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.diffusion.guidance import Guidance
 from conprediff_jax.metrics import denoising_loss
@@ -18,6 +18,7 @@ from conprediff_jax.models.autoencoder import VQModel
 from conprediff_jax.models.first_stage import Tokens, to_uint8
 from conprediff_jax.runs import restore
 from conprediff_jax.sampling.generate import make_generate
+from conprediff_jax.sampling.model import Condition
 from conprediff_jax.train import frozen
 from conprediff_jax.train.loop import train
 
@@ -71,7 +72,7 @@ def load(stage, *batches):
 
 def loaded(experiment):
     """The task's own state, with what it loads."""
-    return experiment.task.prepare(lambda: iter(()))
+    return frozen.prepare(experiment.task, lambda: iter(()))
 
 
 def complete(history):
@@ -152,7 +153,7 @@ def test_every_mesh_and_split_gives_the_same_run(config, images):
 
 def test_weighted_losses_have_the_mean_of_uniform_times(config, images):
     """E_p[L / (T p)] is the mean over all times: summed exactly over every time, not drawn."""
-    process = make(config).task.process
+    process = make(config).task.model.process
     history = jax.tree.map(jnp.asarray, complete(process.init_history()))
     p = history.probabilities()
     times = process.sample_time(jax.random.split(jax.random.key(0), 4000), history)
@@ -192,26 +193,26 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(config, tmp_path):
     assert state.extra["history"].counts.sum() == 6 * 8
 
     mesh = tiny.mesh_of()
-    task, params, stage, step = restore.load(str(tmp_path / "half"), mesh)
+    model, params, stage, step = restore.load(str(tmp_path / "half"), mesh)
     assert step == 6
-    spec = task.sampling.overridden(task, reveal="purity", purity_weight=1.0, truncation=1.0)
-    for sampler in (task.sampling, spec):
-        drawn = make_generate(task, sampler, mesh)(params, stage, 0, jnp.arange(4))
+    spec = model.sampling_with(reveal="purity", purity_weight=1.0, truncation=1.0)
+    for sampler in (model.sampling, spec):
+        drawn = make_generate(model, sampler, mesh)(params, stage, 0, jnp.arange(4))
         assert drawn.shape == (4, 8, 8, 3) and drawn.dtype == jnp.uint8
     with pytest.raises(UserError, match=r"^eta does not fit this model: .*truncation"):
-        task.sampling.overridden(task, eta=1.0)
+        model.sampling_with(eta=1.0)
     with pytest.raises(UserError, match=r"^guidance is 2.0: .*config.condition.dropout"):
-        task.sampling.overridden(task, guidance=2.0)
+        model.sampling_with(guidance=2.0)
 
 
 def test_the_bound_counts_every_time_and_the_prior(config, images):
     """On a model whose every answer is uniform, against sums over transition matrices in NumPy."""
-    task = make(config, **{"context.weight": 0.0}).task
-    params = jax.tree.map(jnp.zeros_like, jax.jit(task.init)()[0]["denoiser"])
-    process, frozen_ = task.process, jax.tree.map(jnp.asarray, loaded(make(config)))["frozen"]
-    times = denoising_loss.evaluated_times(task, 20)
+    model = make(config).task.model
+    params = jax.tree.map(jnp.zeros_like, jax.jit(model.init)(0)[0])
+    process, frozen_ = model.process, jax.tree.map(jnp.asarray, loaded(make(config)))["frozen"]
+    times = denoising_loss.evaluated_times(model, 20)
     assert list(times) == list(range(6))
-    losses = denoising_loss.make_losses(task, tiny.mesh_of(), times)
+    losses = denoising_loss.make_losses(model, tiny.mesh_of(), times)
     batch = {"image": images, "mask": np.ones(8, bool)}
     rows = np.concatenate(
         list(denoising_loss.losses_of(losses, params, frozen_, iter([batch] * 99), 792))
@@ -271,31 +272,33 @@ def conditional(config):
 
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
 def test_guidance_combines_the_two_answers(conditional, kind):
-    task = conditional[kind].task
+    model = conditional[kind].task.model
     params = jax.tree.map(
         lambda x: jax.random.normal(jax.random.key(x.size), x.shape) / 5,
-        jax.jit(task.init)()[0]["denoiser"],
+        jax.jit(model.init)(0)[0],
     )
     rngs = jax.random.split(jax.random.key(0), 4)
-    x_t, t = task.process.prior(rngs, task.point_shape), jnp.array([5, 3, 2, 0])
+    x_t, t = model.process.prior(rngs, model.point_shape), jnp.array([5, 3, 2, 0])
     label, every = jnp.array([0, 1, 2, 1]), jnp.ones(4, bool)
-    conditional_output = task.denoise(params, x_t, t, label=label).output
-    output = task.denoise(params, x_t, t, label=label, unconditional=every).output
+    condition = Condition(label=label)
+    conditional_output = model.denoise(params, x_t, t, condition).output
+    output = model.denoise(params, x_t, t, condition, unconditional=every).output
     # Without its condition, an example does not know its label.
-    other = task.denoise(params, x_t, t, label=(label + 1) % 3, unconditional=every).output
+    other = model.denoise(
+        params, x_t, t, Condition(label=(label + 1) % 3), unconditional=every
+    ).output
     np.testing.assert_array_equal(output, other)
     assert np.abs(output - conditional_output).max() > 1e-3
     predict = {
-        s: task.predict(params, x_t, t, label=label, guidance=Guidance(scale=s))
-        for s in (0.0, 1.0, 3.0)
+        s: model.predict(params, x_t, t, condition, Guidance(scale=s)) for s in (0.0, 1.0, 3.0)
     }
 
     def x_0(output):
-        return task.process.predict_x0(output, x_t, t)
+        return model.process.predict_x0(output, x_t, t)
 
     np.testing.assert_allclose(x_0(predict[0.0]), x_0(output), atol=1e-4)
     np.testing.assert_allclose(x_0(predict[1.0]), x_0(conditional_output), atol=1e-4)
-    expected = task.process.guide(conditional_output, output, Guidance(scale=3.0))
+    expected = model.process.guide(conditional_output, output, Guidance(scale=3.0))
     np.testing.assert_allclose(predict[3.0], expected, atol=1e-4)
 
 

@@ -491,20 +491,12 @@ def test_small_evaluation_tells_good_samples_from_bad_and_compiles_once(tmp_path
     smooth = np.linspace(0, 255, 16 * 8 * 8 * 3).reshape(16, 8, 8, 3).astype(np.uint8)
     folder = write_folder(tmp_path / "data", smooth)
 
-    @dataclasses.dataclass(frozen=True)
-    class Sampling:
-        num: int
-
-    @dataclasses.dataclass(frozen=True)
-    class Task:
-        sampling: Sampling
-
-        def preview(self, mesh):
-            del mesh
-            return lambda images, extra: images[: self.sampling.num]
+    def draw(images, frozen):
+        del frozen
+        return images
 
     spec = data.DataSpec(name=str(folder), image_size=8)
-    evaluation = small.SmallEvaluation(Task(Sampling(4)), mesh, spec, num=16, batch_size=8)
+    evaluation = small.SmallEvaluation(draw, mesh, spec, num=16, batch_size=8)
     good, bad = evaluation(smooth, None), evaluation(pictures(16), None)
     assert sorted(good) == ["eval/FD-random-VGG16", "eval/KD-random-VGG16"]
     assert good["eval/FD-random-VGG16"] == pytest.approx(0, abs=1e-4)

@@ -12,10 +12,10 @@ from safetensors.numpy import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
+from conprediff_jax import config as config_lib
 from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.common.errors import ConfigError, UserError
-from conprediff_jax.config import sections as config_lib
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.metrics.networks import lpips
 from conprediff_jax.models.autoencoder import VQModel
@@ -208,7 +208,7 @@ def lpips_files(tmp_path_factory):
 
 def test_lpips_is_read_from_its_files_and_weighted(lpips_files):
     task = make("kl", **lpips_files).task
-    extra = task.prepare(lambda: iter(()))
+    extra = task.with_perceptual_weights()
     _, abstract = jax.eval_shape(task.init)
     assert jax.tree.map(jnp.shape, extra) == jax.tree.map(jnp.shape, abstract)
     x, x_ = np.random.default_rng(0).uniform(-1, 1, (2, 2, 32, 32, 3)).astype(np.float32)
@@ -218,10 +218,10 @@ def test_lpips_is_read_from_its_files_and_weighted(lpips_files):
     assert loss == pytest.approx(np.abs(x - x_).mean() + 2 * float(distance.mean()), rel=1e-5)
 
     without = make("kl", **lpips_files | {"loss.lpips_trunk": "", "loss.lpips_heads": ""}).task
-    assert without.prepare(lambda: iter(())) is None and without.init()[1] == {}
+    assert without.with_perceptual_weights() is None and without.init()[1] == {}
     missing = make("kl", **lpips_files | {"loss.lpips_trunk": "/none.pth"}).task
     with pytest.raises(UserError, match=r"/none.pth: there is no such weights file"):
-        missing.prepare(lambda: iter(()))
+        missing.with_perceptual_weights()
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -233,7 +233,9 @@ def run(experiment, devices=1, steps=4, **axes):
     optimizer = experiment.optimizer.make(experiment.train.steps)
     abstract = abstract_state(experiment.task, optimizer, mesh)
     state = init_state(experiment.task, optimizer, abstract)
-    train_step = step_lib.make_train_step(experiment, optimizer, abstract, mesh)
+    train_step = step_lib.make_train_step(
+        experiment.task, experiment.train, experiment.optimizer, abstract, mesh
+    )
     batch, trace = parallel.to_global(jax.device_get(batch_of()), mesh), []
     for _ in range(steps):
         state, metrics = train_step(state, batch)

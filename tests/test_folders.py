@@ -10,7 +10,7 @@ from conprediff_jax import data
 from conprediff_jax.common.errors import ConfigError
 from conprediff_jax.metrics import denoising_loss
 from conprediff_jax.runs.classes import with_class_names
-from conprediff_jax.runs.restore import load_denoiser, load_experiment
+from conprediff_jax.runs.restore import load, load_experiment
 from conprediff_jax.train.loop import train
 
 
@@ -134,9 +134,9 @@ def test_held_out_noise_belongs_to_the_place_in_the_data(class_run):
     for place, image in enumerate(pixels):
         Image.fromarray(image).save(root / f"test/cow/{place}.png")
     mesh = tiny.mesh_of()
-    task, params, frozen, _ = load_denoiser(workdir, mesh)
+    model, params, frozen, _ = load(workdir, mesh)
     spec = load_experiment(workdir).data.of_images(split="test")
-    of_batch = denoising_loss.make_losses(task, mesh, np.int32([4, 15]))
+    of_batch = denoising_loss.make_losses(model, mesh, np.int32([4, 15]))
 
     def rows(batch_size, num=6):
         batches = data.evaluation_iterator(spec, batch_size=batch_size)

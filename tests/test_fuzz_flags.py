@@ -14,7 +14,8 @@ from ml_collections.config_dict import FieldReference
 
 from conprediff_jax.cli import app, config_flag
 from conprediff_jax.common.errors import ConfigError
-from conprediff_jax.config import default, flatten
+from conprediff_jax.common.trees import flatten
+from conprediff_jax.config import default
 from conprediff_jax.config.experiment import make_experiment
 
 ROOT = pathlib.Path(__file__).parent.parent

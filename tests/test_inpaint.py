@@ -25,17 +25,18 @@ from conprediff_jax.data.masks import make_mask
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.samplers import RePaint
+from conprediff_jax.models.denoiser import Denoised
 from conprediff_jax.models.first_stage import FirstStage, Pixels
-from conprediff_jax.runs import restore
-from conprediff_jax.runs.restore import Trained
 from conprediff_jax.sampling import inpainting
-from conprediff_jax.sampling.inpainting import blend, fill_holes, known_points, make_fill
-from conprediff_jax.sampling.spec import (
-    GaussianSampling,
-    TokenSampling,
-    check_condition,
+from conprediff_jax.sampling.inpainting import (
+    blend,
+    fill_holes,
+    known_points,
+    make_fill,
     sampling_for,
 )
+from conprediff_jax.sampling.model import ConditionSpec, DiffusionModel, TrainedModel
+from conprediff_jax.sampling.spec import GaussianSampling, TokenSampling
 from conprediff_jax.train.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -142,15 +143,14 @@ def mesh():
 @pytest.fixture(scope="module")
 def model():
     """An untrained one."""
-    task = make_experiment(tiny.get_config()).task
-    return untrained(task)._replace(params=jax.jit(task.init)()[0]["denoiser"])
+    model = make_experiment(tiny.get_config()).task.model
+    return untrained(model)._replace(params=jax.jit(model.init)(0)[0])
 
 
 @pytest.fixture(scope="module")
 def fill(model, mesh):
-    return make_fill(
-        model.task, sampling_for(model.task, steps=6, jump_length=2, resamplings=2), mesh
-    )
+    spec = sampling_for(model.model, steps=6, jump_length=2, resamplings=2)
+    return make_fill(model.model, spec, mesh)
 
 
 def holes_of(images, masks):
@@ -190,64 +190,72 @@ def test_images_of_every_size_the_model_takes(model, fill):
         fill_holes(fill, model, [odd], seed=0, samples=1, batch_size=1)
 
 
-def stub(stage, process, predict=None, num_classes=None):
-    convolutional = {} if stage.discrete else {"downsampling": 1}
-    return types.SimpleNamespace(
+class Answer(types.SimpleNamespace):
+    """A denoiser without parameters: whatever `answer` makes of noisy points and labels."""
+
+    learned_null = False
+
+    def init(self, *_, **__):
+        return {"params": {}}
+
+    def apply(self, variables, x, t, *, label, **_):
+        return Denoised(self.answer(x, label), x)
+
+    def __call__(self, *_, **__):
+        raise AssertionError("a denoiser is applied, not called")
+
+
+def stub(stage, process, answer=None, num_classes=None):
+    size = None if stage.discrete else 1
+    shape = {"num_classes": num_classes, "discrete": stage.discrete, "downsampling": size}
+    return DiffusionModel(
         first_stage=stage,
         process=process,
+        denoiser=Answer(answer=answer, **shape),
         point_shape=(2, 2) if stage.discrete else (2, 2, 3),
-        denoiser=types.SimpleNamespace(**convolutional),
-        num_classes=num_classes,
+        condition=ConditionSpec(),
         text=None,
-        told=lambda params, frozen, *, label, tokens: {"label": label},
-        predict=predict,
+        sampling=TokenSampling() if stage.discrete else GaussianSampling(),
     )
 
 
-def untrained(task):
-    return Trained(task, params=None, frozen={}, step=0)
+def untrained(model):
+    return TrainedModel(model, params={}, frozen={}, step=0)
 
 
 def test_tokens_that_are_known_are_kept_and_seams_blended(mesh):
     process = CategoricalProcess(num_codes=4, num_steps=10)
 
-    def predict(params, x_t, t, *, label, guidance):
-        return jnp.zeros((*x_t.shape, 4))
-
-    task = stub(Averages(discrete=True), process, predict)
+    model = stub(Averages(discrete=True), process, lambda x_t, _: jnp.zeros((*x_t.shape, 4)))
     image = np.full((8, 8, 3), 96, np.uint8)  # its token stands for 96
     mask = np.ones((8, 8), bool)
     mask[:3, :2] = False  # within one token
     for reveal in ("posterior", "random", "purity"):
-        run = make_fill(task, TokenSampling(steps=10, reveal=reveal), mesh)
+        run = make_fill(model, TokenSampling(steps=10, reveal=reveal), mesh)
         options = {"seed": 0, "samples": 24, "batch_size": 8}
-        (found,) = fill_holes(
-            run, Trained(task, None, None, 0), [Hole("a", image, mask)], **options
-        )
+        (found,) = fill_holes(run, untrained(model), [Hole("a", image, mask)], **options)
         np.testing.assert_array_equal(found[:, mask], np.full((24, mask.sum(), 3), 96))
         assert len(np.unique(found[:, 0, 0, 0])) == 4  # the rest is any of the codes
     with pytest.raises(UserError, match="b: 12 x 8 pixels; this model takes 8 x 8 alone"):
-        inpainting.check_size(task, 8, 12, "b")
+        model.check_image_size(8, 12, "b")
 
 
 def test_labels_are_given_their_own_or_in_turn(mesh):
     """The stub's classes are brightnesses."""
 
-    def predict(params, x_t, t, *, label, guidance):
+    def answer(x_t, label):
         return jnp.zeros_like(x_t) + (label.reshape(-1, 1, 1, 1) - 1)
 
-    process = make_experiment(tiny.get_config()).task.process
+    process = make_experiment(tiny.get_config()).task.model.process
     process = dataclasses.replace(process, prediction="x0")
-    task = stub(Averages(), process, predict, num_classes=3)
-    run = make_fill(task, GaussianSampling(steps=2), mesh)
+    model = stub(Averages(), process, answer, num_classes=3)
+    run = make_fill(model, GaussianSampling(steps=2), mesh)
     image, mask = pictures(1)[0], np.zeros((8, 8), bool)
 
     def brightness(label, own):
         holes = [Hole("a", image, mask, own)]
         options = {"seed": 0, "samples": 4, "batch_size": 4, "label": label}
-        return fill_holes(run, Trained(task, None, None, 0), holes, **options)[0][
-            :, 0, 0, 0
-        ].tolist()
+        return fill_holes(run, untrained(model), holes, **options)[0][:, 0, 0, 0].tolist()
 
     assert brightness(None, None) == [0, 128, 255, 0]
     assert brightness(None, 2) == [255] * 4
@@ -255,16 +263,16 @@ def test_labels_are_given_their_own_or_in_turn(mesh):
     with pytest.raises(UserError, match="labels up to 7, and the model knows 0 to 2: give a label"):
         brightness(None, 7)
     with pytest.raises(UserError, match="label is 3: it must be a whole number from 0 to 2"):
-        check_condition(task, 3, [])
+        model.check_condition(3, [])
 
 
 def test_masks_too_fine_for_a_first_stage_are_reported(caplog):
-    task = stub(Averages(), None)
+    model = stub(Averages(), GaussianProcess())
     fine = Hole("fine", pictures(1)[0], fixed_mask("super_resolve"))
-    inpainting.warn_of_bare(task, [fine])
+    inpainting.warn_of_bare(model, [fine])
     assert "1 of 1 images, fine first, have no patch of 4 x 4 pixels" in caplog.text
     caplog.clear()
-    inpainting.warn_of_bare(task, [Hole("half", fine.image, fixed_mask("half"))])
+    inpainting.warn_of_bare(model, [Hole("half", fine.image, fixed_mask("half"))])
     assert not caplog.text
 
 
@@ -282,28 +290,20 @@ def test_masks_too_fine_for_a_first_stage_are_reported(caplog):
 )
 def test_flags_that_do_not_fit_are_named(model, flags, message):
     with pytest.raises(UserError, match=message):
-        sampling_for(model.task, **flags)
+        sampling_for(model.model, **flags)
 
 
 def test_the_process_decides_on_the_sampler(model):
-    task = dataclasses.replace(model.task, process=GaussianProcess())
-    sampler = sampling_for(task, steps=None).make(task.process)
+    other = dataclasses.replace(model.model, process=GaussianProcess())
+    sampler = sampling_for(other, steps=None).make(other.process)
     assert isinstance(sampler, RePaint) and sampler.num_model_calls == 2410 and sampler.clip == 1
-    assert sampling_for(model.task).steps == 20  # of 20 there are
-    ddim = sampling_for(model.task, sampler="ddim", steps=7)
-    assert ddim == dataclasses.replace(model.task.sampling, steps=7)
-    own, checked = TokenSampling(), []
-    discrete = types.SimpleNamespace(sampling=own, check_sampling=checked.append)
-    assert sampling_for(discrete, steps=None) == own == checked[0]
+    assert sampling_for(model.model).steps == 20  # of 20 there are
+    ddim = sampling_for(model.model, sampler="ddim", steps=7)
+    assert ddim == dataclasses.replace(model.model.sampling, steps=7)
+    discrete = stub(Averages(discrete=True), CategoricalProcess(num_codes=4))
+    assert sampling_for(discrete, steps=None) == TokenSampling()
     with pytest.raises(UserError, match=r"^jump_length does not fit this model"):
         sampling_for(discrete, jump_length=3)
-
-
-def test_a_first_stage_cannot_fill(monkeypatch, mesh):
-    trained = types.SimpleNamespace(task="an autoencoder")
-    monkeypatch.setattr(inference, "load", lambda *_: trained)
-    with pytest.raises(UserError, match="--workdir=x holds a first stage: there is no denoiser"):
-        restore.load_denoiser("x", mesh, flag="--workdir=")
 
 
 # The commands ------------------------------------------------------------------------------------

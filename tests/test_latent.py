@@ -13,8 +13,8 @@ import pytest
 import tiny
 from PIL import Image
 
+from conprediff_jax import config as config_lib
 from conprediff_jax import parallel
-from conprediff_jax.config import sections as config_lib
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import DataError, sources
 from conprediff_jax.data.tfds import prepare
@@ -75,7 +75,7 @@ def small_celebahq(data_dir, weights, **overrides):
     )
     config.context.update(hidden=16, latent=4, samples=4, iterations=5, points_per_example=8)
     config.train.update(steps=2, batch_size=4, log_every=1)
-    config.sampling.update(steps=2, num=2)
+    config.sampling.update(steps=4, num=2)
     config.update_from_flattened_dict(overrides)
     return config
 
@@ -95,10 +95,10 @@ def test_celebahq_runs_from_the_manual_files_to_a_sample(finished):
 
 def test_the_measured_scale_makes_latents_of_unit_variance(finished, celeba, weights):
     _, state = finished
-    task = make_experiment(small_celebahq(celeba, weights)).task
+    first_stage = make_experiment(small_celebahq(celeba, weights)).task.model.first_stage
     source = sources.open_source("celeb_a_hq/256", data_dir=str(celeba))
     files = [Image.open(io.BytesIO(source[i]["image"])).resize((32, 32)) for i in range(12)]
-    points = task.first_stage.encode(state.extra["frozen"], jnp.asarray(np.stack(files)))
+    points = first_stage.encode(state.extra["frozen"], jnp.asarray(np.stack(files)))
     assert np.std(points) == pytest.approx(1, rel=0.1)
     assert float(state.extra["frozen"]["scale"]) != 1
 
@@ -108,17 +108,17 @@ def test_a_checkpoint_carries_its_first_stage(finished, weights, tmp_path):
     workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "run")
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    task, params, stage, _ = restore.load(str(tmp_path / "run"), mesh)
-    stored = frozen.load_params(task.first_stage)
+    model, params, stage, _ = restore.load(str(tmp_path / "run"), mesh)
+    stored = frozen.load_params(model.first_stage)
     jax.tree.map(np.testing.assert_array_equal, stage["autoencoder"], stored)
-    generate = make_generate(task, task.sampling, mesh)
+    generate = make_generate(model, model.sampling, mesh)
     images = generate(params, stage, 0, jnp.arange(2))
     assert images.shape == (2, 32, 32, 3)
 
 
 def test_decoding_encoded_images_is_the_autoencoder(weights):
     model = VQModel(**SMALL)
-    first_stage = make_experiment(small_celebahq(".", weights)).task.first_stage
+    first_stage = make_experiment(small_celebahq(".", weights)).task.model.first_stage
     stage = {"autoencoder": frozen.load_params(first_stage), "scale": np.float32(0.7)}
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     found = first_stage.decode(stage, first_stage.encode(stage, jnp.asarray(images)))
@@ -144,7 +144,7 @@ def test_weights_of_another_family_or_shape_are_refused(weights, finished, tmp_p
     def load(first_stage):
         config = shipped("celebahq").unlock()
         config.first_stage = first_stage
-        frozen.load_params(make_experiment(config).task.first_stage)
+        frozen.load_params(make_experiment(config).task.model.first_stage)
 
     kl = {key: value for key, value in SMALL.items() if key != "num_codes"}
     with pytest.raises(frozen.FirstStageError, match=r"holds a VQModel.*asks for a AutoencoderKL"):

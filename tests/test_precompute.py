@@ -16,9 +16,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.util.tensor_util import make_ndarray
 from test_commands import ROOT, run
 
+from conprediff_jax import config as config_lib
 from conprediff_jax import data, parallel
 from conprediff_jax.common.errors import ConfigError
-from conprediff_jax.config import sections as config_lib
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import latents, sources
 from conprediff_jax.data.tfds import TfdsSource
@@ -112,7 +112,7 @@ def with_latents(folder):
 
 
 def test_batches_are_those_of_the_images_encoded(weights, encoded):
-    first_stage = make_experiment(config_of(weights)).task.first_stage
+    first_stage = make_experiment(config_of(weights)).task.model.first_stage
     encode, params = jax.jit(first_stage.encode_unscaled), frozen.load_params(first_stage)
     mesh = parallel.make_mesh(parallel.MeshSpec())
     spec, latent_spec = (

@@ -14,9 +14,9 @@ import tiny
 from test_commands import ROOT, environment
 from test_precompute import CONFIG, OPTIONS
 
+from conprediff_jax import config as config_lib
 from conprediff_jax import data
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.config import sections as config_lib
 from conprediff_jax.data import latents
 from conprediff_jax.models.autoencoder import AutoencoderKL
 from conprediff_jax.parallel import processes

@@ -13,16 +13,18 @@ import torch
 import transformers
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
+from conprediff_jax import config as config_lib
 from conprediff_jax.common import images as images_lib
 from conprediff_jax.common.errors import ConfigError, UserError
-from conprediff_jax.config import sections as config_lib
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.config.vocabulary import with_vocabulary
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.guidance import Guidance
 from conprediff_jax.runs import restore
-from conprediff_jax.runs.restore import with_stored_vocabulary
+from conprediff_jax.runs.classes import with_stored_vocabulary
 from conprediff_jax.sampling.generate import generate_batches, make_generate
+from conprediff_jax.sampling.model import Condition
+from conprediff_jax.train import frozen
 from conprediff_jax.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -76,33 +78,32 @@ def finished(config, one_device, tmp_path_factory):
 
 
 def test_a_run_goes_on_with_its_vocabulary_whatever_the_data_say_now(finished, config, tmp_path):
-    stored = restore.load_experiment(str(finished[0])).task.text.vocabulary
+    stored = restore.load_experiment(str(finished[0])).task.model.text.vocabulary
     assert with_stored_vocabulary(config, str(finished[0])).text.vocabulary == stored
     assert with_stored_vocabulary(config, str(tmp_path)).text.vocabulary == ""
     beginning = changed(config, **{"train.init_from": str(finished[0])})
     assert with_stored_vocabulary(beginning, str(tmp_path)).text.vocabulary == stored
 
 
-def randomised(task):
+def randomised(model):
     """Parameters none of which is zero, so that a caption reaches the output."""
-    params, extra = jax.jit(task.init)()
-    params = jax.tree.map(
-        lambda x: jax.random.normal(jax.random.key(x.size), x.shape) / 5, params["denoiser"]
-    )
-    return params, extra["frozen"]
+    params, frozen = jax.jit(model.init)(0)
+    return jax.tree.map(
+        lambda x: jax.random.normal(jax.random.key(x.size), x.shape) / 5, params
+    ), frozen
 
 
 def test_a_checkpoint_carries_vocabulary_and_encoder(finished, tmp_path):
     workdir, state = finished
     mesh = tiny.mesh_of()
-    task, params, frozen, _ = restore.load(str(workdir), mesh)
+    model, params, frozen, _ = restore.load(str(workdir), mesh)
     assert frozen == {} and {"text_encoder"} < set(params)
     tiny.assert_same(params, state.ema)
-    assert task.tokenizer(["a red dot"]).shape == (1, 8)
+    assert model.tokenizer(["a red dot"]).shape == (1, 8)
     with pytest.raises(UserError, match="'ψ'"):
-        task.tokenizer.check("a red ψ dot")
-    generate = make_generate(task, task.sampling, mesh)
-    texts = task.tokenizer(CAPTIONS[:3])
+        model.tokenizer.check("a red ψ dot")
+    generate = make_generate(model, model.sampling, mesh)
+    texts = model.tokenizer(CAPTIONS[:3])
     drawn = np.concatenate(
         list(generate_batches(generate, params, frozen, seed=0, num=3, batch_size=2, texts=texts))
     )
@@ -113,8 +114,8 @@ def test_a_checkpoint_carries_vocabulary_and_encoder(finished, tmp_path):
 
 
 def test_the_encoder_is_trained_along(finished, config):
-    task = make_experiment(with_vocabulary(config)).task
-    initial = jax.jit(task.init)()[0]["denoiser"]["text_encoder"]
+    model = make_experiment(with_vocabulary(config)).task.model
+    initial = jax.jit(model.init)(config.seed)[0]["text_encoder"]
     trained = finished[1].params["denoiser"]["text_encoder"]
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), initial, trained)
     assert min(jax.tree.leaves(moved)) > 0
@@ -122,31 +123,32 @@ def test_the_encoder_is_trained_along(finished, config):
 
 @pytest.mark.parametrize("null", ["learned", "empty"])
 def test_guidance_is_between_the_caption_and_no_caption(config, null):
-    task = make_experiment(with_vocabulary(changed(config, **{"condition.null": null}))).task
-    params, frozen = randomised(task)
+    model = make_experiment(with_vocabulary(changed(config, **{"condition.null": null}))).task.model
+    params, frozen = randomised(model)
     assert ("null_text" in params) == (null == "learned")
-    x_t = jax.random.normal(jax.random.key(0), (2, *task.point_shape))
+    x_t = jax.random.normal(jax.random.key(0), (2, *model.point_shape))
     t = jnp.array([3, 15])
-    text = task.encode_text(params, frozen, jnp.asarray(task.tokenizer(CAPTIONS[:2])))
-    empty = task.encode_text(params, frozen, jnp.asarray(task.tokenizer([""])))
-    told = task.denoise(params, x_t, t, text=text).output
+    text = model.encode_text(params, frozen, jnp.asarray(model.tokenizer(CAPTIONS[:2])))
+    empty = model.encode_text(params, frozen, jnp.asarray(model.tokenizer([""])))
+    condition = Condition(text=text, empty=empty)
+    told = model.denoise(params, x_t, t, condition).output
     if null == "learned":
-        alone = task.denoise(params, x_t, t, text=text, unconditional=jnp.ones(2, bool)).output
+        every = jnp.ones(2, bool)
+        alone = model.denoise(params, x_t, t, condition, unconditional=every).output
     else:
-        alone = task.denoise(params, x_t, t, text=jnp.concatenate([empty, empty])).output
+        nothing = Condition(text=jnp.concatenate([empty, empty]))
+        alone = model.denoise(params, x_t, t, nothing).output
     assert np.abs(told - alone).max() > 1e-3
-    guided = task.predict(params, x_t, t, text=text, empty=empty, guidance=Guidance(scale=3.0))
+    guided = model.predict(params, x_t, t, condition, Guidance(scale=3.0))
     np.testing.assert_allclose(guided, alone + 3 * (told - alone), atol=1e-3)
     # Of 20 times, those from 5 to 14 are guided: neither of these two, and one of them.
     interval = Guidance(scale=3.0, interval=(0.25, 0.75))
-    limited = jax.jit(functools.partial(task.predict, guidance=interval))
-    outside = limited(params, x_t, t, text=text, empty=empty)
+    limited = jax.jit(functools.partial(model.predict, guidance=interval))
+    outside = limited(params, x_t, t, condition)
     np.testing.assert_allclose(outside, told, atol=1e-5)
-    mixed = limited(params, x_t, jnp.array([3, 14]), text=text, empty=empty)
+    mixed = limited(params, x_t, jnp.array([3, 14]), condition)
     np.testing.assert_allclose(mixed[0], told[0], atol=1e-5)
-    later = task.predict(
-        params, x_t, jnp.array([3, 14]), text=text, empty=empty, guidance=Guidance(scale=3.0)
-    )
+    later = model.predict(params, x_t, jnp.array([3, 14]), condition, Guidance(scale=3.0))
     np.testing.assert_allclose(mixed[1], later[1], atol=1e-3)
 
 
@@ -179,7 +181,7 @@ def test_a_frozen_encoder_comes_from_its_folder(config, tmp_path):
         with_vocabulary(config)
     config.text.vocabulary = vocabulary
     experiment = make_experiment(with_vocabulary(config.lock()))
-    extra = experiment.task.prepare(lambda: iter(()))
+    extra = frozen.prepare(experiment.task, lambda: iter(()))
     batch = {
         "image": np.zeros((8, 8, 8, 3), np.uint8),
         "text": experiment.task.tokenizer(CAPTIONS * 2),
@@ -192,7 +194,7 @@ def test_a_frozen_encoder_comes_from_its_folder(config, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(clip.to_dict()))
     wrong = make_experiment(with_vocabulary(config)).task
     with pytest.raises(UserError, match=r"config.text.weights is .*: width 16 there, 32 here"):
-        wrong.prepare(lambda: iter(()))
+        frozen.prepare(wrong, lambda: iter(()))
 
 
 def test_configs_that_contradict_themselves(config):
@@ -205,5 +207,5 @@ def test_configs_that_contradict_themselves(config):
             make_experiment(with_vocabulary(changed(config, **overrides)))
     wrong = changed(config).unlock()
     wrong.text.kind = "gpt"
-    with pytest.raises(ConfigError, match=r"config.text: kind is 'gpt': choose one of"):
+    with pytest.raises(ConfigError, match=r"config.text.kind is 'gpt': choose one of"):
         make_experiment(wrong)

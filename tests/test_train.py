@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import assert_same, mesh_of
 
+from conprediff_jax import config as config_lib
 from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.common.errors import ConfigError
 from conprediff_jax.common.files import WriteError, absolute
-from conprediff_jax.config import sections as config_lib
 from conprediff_jax.config.experiment import check_devices, make_experiment
 from conprediff_jax.parallel import sharding
 from conprediff_jax.runs import checkpoint, restore
@@ -79,7 +79,9 @@ def test_weight_zero_is_one_program_whatever_the_context_section_says():
         experiment = make(**{f"context.{key}": value for key, value in context.items()})
         optimizer = experiment.optimizer.make(experiment.train.steps)
         abstract = abstract_state(experiment.task, optimizer, mesh_of())
-        step = step_lib.make_train_step(experiment, optimizer, abstract, mesh_of())
+        step = step_lib.make_train_step(
+            experiment.task, experiment.train, experiment.optimizer, abstract, mesh_of()
+        )
         return step.lower(abstract, random_batch()).as_text()
 
     plain = text(weight=0.0)
@@ -91,8 +93,8 @@ def test_weight_zero_trains_the_plain_model():
     """Against a plain trainer written out here, which has never heard of context prediction."""
     experiment = make(**{"context.weight": 0.0})
     state, _ = run(experiment, mesh_of())
-    task = experiment.task
-    denoiser, process = task.denoiser, task.process
+    model = experiment.task.model
+    denoiser, process = model.denoiser, model.process
     optimizer = experiment.optimizer.make(experiment.train.steps)
     params = jax.jit(make().task.init)()[0]["denoiser"]
     moments = optimizer.init(params)
@@ -105,7 +107,7 @@ def test_weight_zero_trains_the_plain_model():
                 random.example_keys(random.stream(0, f"train/{name}", step), jnp.arange(8))
                 for name in ("time", "noise", "dropout")
             ]
-            x_0 = task.first_stage.encode({}, image)
+            x_0 = model.first_stage.encode({}, image)
             t = process.sample_time(keys[0]).t
             x_t, noise = process.corrupt(keys[1], x_0, t)
             output = denoiser.apply({"params": params}, x_t, t, train=True).output
@@ -196,7 +198,7 @@ def test_sharding_rules_cover_every_parameter_and_divide_the_big_ones(dimensions
     experiment = make_experiment(config)
     params, _ = jax.eval_shape(experiment.task.init)
     if dimensions == "text":
-        unet = experiment.task.denoiser.clone(text_dim=64)
+        unet = experiment.task.model.denoiser.clone(text_dim=64)
         text = jnp.zeros((1, 7, 64))
         params = jax.eval_shape(
             lambda: unet.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jnp.zeros(1), text=text)
@@ -231,7 +233,7 @@ def test_sampling_never_sees_the_context_decoder(finished, tmp_path):
     shutil.copytree(workdir, stripped)
     shutil.rmtree(stripped / "checkpoints" / "6" / "train")  # where the decoder's parameters are
     found = restore.load(str(stripped), mesh)
-    generate = make_generate(whole.task, whole.task.sampling, mesh)
+    generate = make_generate(whole.model, whole.model.sampling, mesh)
     images = generate(whole.params, {}, 0, jnp.arange(4))
     assert_same(images, generate(found.params, {}, 0, jnp.arange(4)))
     text = generate.lower(whole.params, {}, 0, jnp.arange(4)).compile().as_text()

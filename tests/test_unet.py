@@ -12,6 +12,7 @@ import torch
 from diffusers.models.embeddings import get_timestep_embedding
 
 from conprediff_jax.models import layers
+from conprediff_jax.models.denoiser import Denoised
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.weights.diffusers.unet import params_from_diffusers, params_to_diffusers
 
@@ -173,7 +174,7 @@ def test_matches_diffusers(models):
     with torch.no_grad():
         x_torch = torch.from_numpy(x).permute(0, 3, 1, 2)
         output = theirs(x_torch, torch.from_numpy(t), **condition).sample
-    expected = layers.Denoised(*(a.permute(0, 2, 3, 1).numpy() for a in [output, *features]))
+    expected = Denoised(*(a.permute(0, 2, 3, 1).numpy() for a in [output, *features]))
 
     got = jax.jit(ours.apply)({"params": params}, x, t, label=label, text=text)
     for ours_array, theirs_array in zip(got, expected, strict=True):

@@ -59,7 +59,9 @@ def run_steps(experiment, mesh, batch, steps=3, extra=None):
     if extra is not None:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state.extra)
         state = state.replace(extra=jax.device_put(extra, shardings))
-    train_step = make_train_step(experiment, optimizer, abstract, mesh)
+    train_step = make_train_step(
+        experiment.task, experiment.train, experiment.optimizer, abstract, mesh
+    )
     batch, trace = parallel.to_global(batch, mesh), []
     for _ in range(steps):
         state, metrics = train_step(state, batch)

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_text
 from conprediff_jax.common.progress import Progress
-from conprediff_jax.config import flatten
+from conprediff_jax.common.trees import flatten
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.parallel.processes import AGAIN, Preempted
 

@@ -28,7 +28,8 @@ from conprediff_jax.metrics import denoising_loss, features, image_sets
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
 from conprediff_jax.metrics.neighborhoods import NeighborhoodJudge, block_means
 from conprediff_jax.metrics.suite import Suite
-from conprediff_jax.runs.restore import Trained, load_denoiser
+from conprediff_jax.runs.restore import load
+from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.shards import drawing, generate_to
 from study.grid import Run
 
@@ -89,16 +90,16 @@ class Judge:
 
     def __call__(self, run: Run) -> dict[str, Any]:
         """Everything about a run, as plain data; its `denoising_loss.npy` is written by the way."""
-        trained = load_denoiser(str(run.folder), self._mesh)
+        trained = load(str(run.folder), self._mesh)
         samples = self._samples(trained, run)
         seen = features.extract(
             self._runner, samples, run.measured_folder / "features", self._suite.sample_rows()
         )
         labels = self._runner.extractor.labels
         figures = dict(self._suite.compute(seen, self._known, labels).figures)
-        times = denoising_loss.evaluated_times(trained.task, self._sizes.times)
+        times = denoising_loss.evaluated_times(trained.model, self._sizes.times)
         losses = self._losses(trained, times, run)
-        figures |= loss_figures(trained.task.process, losses, self._sizes.replicates)
+        figures |= loss_figures(trained.model.process, losses, self._sizes.replicates)
         logging.info("%s: neighbourhoods of %d images", run.title, samples.count)
         figures |= self._neighborhoods(_pixels(samples))
         return {
@@ -108,13 +109,13 @@ class Judge:
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
             "steps_per_second": run.speed(),
             "metrics": {name: figure._asdict() for name, figure in figures.items()},
-            "num_steps": trained.task.process.num_steps,
+            "num_steps": trained.model.process.num_steps,
             "times": times.tolist(),
             "losses": losses.mean(axis=0).tolist(),
         }
 
-    def _samples(self, trained: Trained, run: Run) -> image_sets.ImageSet:
-        spec = trained.task.sampling.overridden(trained.task, num=self._sizes.num)
+    def _samples(self, trained: TrainedModel, run: Run) -> image_sets.ImageSet:
+        spec = trained.model.sampling_with(num=self._sizes.num)
         draw = drawing(trained, spec, self._mesh, seed=0)
         files = generate_to(
             run.measured_folder / "samples",
@@ -125,14 +126,14 @@ class Judge:
         )
         return image_sets.from_arrays(run.title, files)
 
-    def _losses(self, trained: Trained, times: np.ndarray, run: Run) -> np.ndarray:
+    def _losses(self, trained: TrainedModel, times: np.ndarray, run: Run) -> np.ndarray:
         """Held-out losses, float32 [images, times]."""
-        task, spec = trained.task, self._held_out
+        model, spec = trained.model, self._held_out
         num = min(self._sizes.held_out, data.num_examples(spec))
         batches = data.evaluation_iterator(
-            spec, batch_size=self._sizes.batch_size, tokenizer=task.tokenizer
+            spec, batch_size=self._sizes.batch_size, tokenizer=model.tokenizer
         )
-        losses = denoising_loss.make_losses(task, self._mesh, times)
+        losses = denoising_loss.make_losses(model, self._mesh, times)
         parts = denoising_loss.losses_of(losses, trained.params, trained.frozen, batches, num)
         rows = np.concatenate(list(parts))
         logging.info("%s: held-out losses of %d images at %d times", run.title, num, len(times))

@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import metadata
 from typing import NoReturn
 
 import jax
@@ -41,6 +42,7 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
     handler = logging.get_absl_handler()
     handler.python_handler.setFormatter(_OneLine())
     handler.addFilter(_ours_or_serious)
+    flags.DEFINE_bool("version", False, "Print the version of the package, and end.")
     if several:
         flags.DEFINE_bool(
             "distributed", False, "Find the other processes of this run by Cloud TPU, Slurm or MPI."
@@ -75,6 +77,14 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
     app.run(guarded, flags_parser=_parse_flags)
 
 
+def version() -> str:
+    """The version of the installed package."""
+    try:
+        return metadata.version("conprediff_jax")
+    except metadata.PackageNotFoundError:  # run from a folder of its source
+        return "(not installed)"
+
+
 def need(module: str, extra: str) -> None:
     """Checks, before anything is computed, that a library of one of the extras is there.
 
@@ -94,6 +104,9 @@ def config_name() -> pathlib.Path:
 def _parse_flags(argv: list[str]) -> list[str]:
     """As absl's own, which ends with code 1 where launchers must know that a flag was wrong."""
     home = os.path.expanduser("~/")
+    if "--version" in argv[1:]:
+        print(f"conprediff_jax {version()}")
+        sys.exit(0)
     try:
         # A shell leaves ~ alone where it does not begin a word.
         argv = [re.sub(r"(^--[\w.]+=|,)~/", rf"\1{home}", arg) for arg in argv]
@@ -186,7 +199,10 @@ def _message(record) -> str:
 
 
 def _ours(record) -> bool:
-    folders = (str(pathlib.Path(__file__).parent), str(pathlib.Path(sys.argv[0]).resolve().parent))
+    folders = (
+        str(pathlib.Path(__file__).parent.parent),
+        str(pathlib.Path(sys.argv[0]).resolve().parent),
+    )
     return record.pathname.startswith(folders)
 
 

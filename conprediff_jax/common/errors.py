@@ -1,5 +1,8 @@
 """Errors that are the user's to mend."""
 
+import textwrap
+from collections.abc import Iterable
+
 
 class UserError(ValueError):
     """Bad input: the message is one line saying what was wrong, where, and what would be right.
@@ -39,3 +42,8 @@ def first_line(error: Exception) -> str:
     """The first line of an error's message that says anything, or the name of its type."""
     lines = [line.strip(" \"'") for line in str(error).splitlines()]
     return next((line for line in lines if line), type(error).__name__)
+
+
+def shortened(names: Iterable[str]) -> str:
+    """Names with commas between them, for a message: the first of them where they are many."""
+    return textwrap.shorten(", ".join(names), 200, placeholder=" ...")

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from conprediff_jax.config.sections import default, default_discrete, latents, text, tokens
+from conprediff_jax.config.denoising import default, default_discrete, latents, text, tokens
 
 
 def ldm_4(weights: str) -> ConfigDict:
@@ -67,7 +67,7 @@ def ldm_text(weights: str, tokenizer: str = "") -> ConfigDict:
 
     Args:
         weights: of the first stage, see `models.first_stage.Autoencoded`.
-        tokenizer: BERT's, uncased, see `train.text.TextCondition`.
+        tokenizer: BERT's, uncased, see `sampling.text.TextCondition`.
     """
     config = _latent_diffusion().unlock()
     config.first_stage = latents(
@@ -130,7 +130,7 @@ def vq_diffusion_ithq(weights: str, tokenizer: str = "", text_weights: str = "")
 
     Args:
         weights: of the first stage, see `models.first_stage.Autoencoded`.
-        tokenizer: CLIP's, see `train.text.TextCondition`.
+        tokenizer: CLIP's, see `sampling.text.TextCondition`.
         text_weights: of CLIP ViT-B/32, see there.
     """
     codec = {"channel_mult": (1, 2, 4, 8), "attention_downsampling": (8,), "embed_dim": 128}

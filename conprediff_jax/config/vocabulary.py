@@ -4,39 +4,19 @@ A vocabulary that is learnt is part of the run, so it is put into the config bef
 built, `config.text.vocabulary`, and every checkpoint carries it.
 """
 
+from collections.abc import Iterable
+
 from absl import logging
 from ml_collections import ConfigDict
 
 from conprediff_jax import data
 from conprediff_jax.common.errors import ConfigError
+from conprediff_jax.config.denoising import TASK, make_text
 from conprediff_jax.config.sections import build, naming
 from conprediff_jax.data import DataSpec, Tokenizer
-from conprediff_jax.models.text import TEXT_ENCODERS
 from conprediff_jax.sampling.text import TextCondition
 
 CAPTIONED = 20_000  # records that a vocabulary is learnt from
-
-
-def make_text(config: ConfigDict) -> TextCondition | None:
-    """The object of `config.text`; None where its kind is 'none'.
-
-    Raises:
-        ConfigError: a key does not fit.
-    """
-    kinds = ("none", *TEXT_ENCODERS)
-    kind = config.text.get("kind")
-    with naming("config.text"):
-        if kind not in kinds:
-            raise ValueError(f"kind is {kind!r}: choose one of {kinds}")
-        if kind == "none":
-            return None
-        if "encoder" not in config.text:
-            raise ValueError(
-                f"kind is {kind!r}, and there is no key 'encoder': the config file has to say "
-                f"config.text = conprediff_jax.config.text({kind!r}, ...)"
-            )
-    encoder = build(TEXT_ENCODERS[kind], config, "text.encoder", dtype=config.dtype)
-    return build(TextCondition, config, "text", others=("kind", "encoder"), encoder=encoder)
 
 
 def with_vocabulary(config: ConfigDict) -> ConfigDict:
@@ -50,7 +30,7 @@ def with_vocabulary(config: ConfigDict) -> ConfigDict:
     text = _lacking_vocabulary(config)
     if text is None:
         return config
-    if text.frozen and not text.tokenizer:
+    if text.has_fixed_weights and not text.tokenizer:
         raise ConfigError(
             f"config.text.tokenizer is empty: the frozen encoder of {text.weights} reads tokens as "
             "it was trained on; name their folder, often the same one"
@@ -73,6 +53,27 @@ def with_vocabulary(config: ConfigDict) -> ConfigDict:
     return _with(config, tokenizer.to_json())
 
 
+def with_vocabulary_of(config: ConfigDict, stored: Iterable[dict | None]) -> ConfigDict:
+    """The config with the vocabulary of the first of some stored configs, where it has none.
+
+    A vocabulary that is learnt anew, from data that have changed, would give every token another
+    meaning.
+
+    Args:
+        config: The config.
+        stored: Configs of the run or model that this one goes on from; None for one that is not.
+
+    Raises:
+        ConfigError: A key does not fit.
+    """
+    if _lacking_vocabulary(config) is None:
+        return config
+    for found in filter(None, stored):
+        if vocabulary := found.get("text", {}).get("vocabulary"):
+            return _with(config, vocabulary)
+    return config
+
+
 def with_any_vocabulary(config: ConfigDict) -> ConfigDict:
     """The same without data or files, for programs that are compiled and never run.
 
@@ -91,7 +92,7 @@ def with_any_vocabulary(config: ConfigDict) -> ConfigDict:
 
 def _lacking_vocabulary(config: ConfigDict) -> TextCondition | None:
     """The object of `config.text` where it reads captions and does not know yet by which tokens."""
-    if config.get("task") != "denoising" or config.text.get("kind") == "none":
+    if config.get("task") != TASK or config.text.get("kind") == "none":
         return None
     text = make_text(config)
     return None if text.vocabulary else text

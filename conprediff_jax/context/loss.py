@@ -38,6 +38,22 @@ class ContextLoss(NamedTuple):
     distance: Float[Array, "batch strides"]
 
 
+# What builders of configs read; see `common.keys`, which this folder does without.
+def _fixed(default: Any) -> Any:
+    """A field on which the decoder's parameters depend."""
+    return dataclasses.field(default=default, metadata={"role": "fixed"})
+
+
+def _switch(default: Any) -> Any:
+    """A field whose being 0 or not decides whether there is a decoder."""
+    return dataclasses.field(default=default, metadata={"role": "switch"})
+
+
+def _derived(default: Any = dataclasses.MISSING) -> Any:
+    """A field that is no setting of its own: the diffusion process decides it."""
+    return dataclasses.field(default=default, metadata={"role": "derived"})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContextPrediction:
     """Everything that defines context prediction, and the loss that it adds.
@@ -65,23 +81,23 @@ class ContextPrediction:
       alpha_bar: maps times t to the kept signal alpha_bar_t in [0, 1].
     """
 
-    strides: tuple[int, ...] = (1, 2, 3)
+    strides: tuple[int, ...] = _fixed((1, 2, 3))
     stride_weights: tuple[float, ...] | None = None
     samples: int = 8
     points_per_example: int = 0
-    decoder: str = "distribution"
+    decoder: str = _fixed("distribution")
     transport: str = "sinkhorn"
     epsilon: float = 0.05
     iterations: int = 20
-    weight: float = 1.0
+    weight: float = _switch(1.0)
     warmup_steps: int = 0
     time_weighting: str = "constant"
-    source: str = "features"
-    hidden: int = 128
-    latent: int = 32
-    dtype: DTypeLike = jnp.float32
-    num_steps: int
-    alpha_bar: Callable[[Int[Array, "batch"]], Float[Array, "batch"]]
+    source: str = _fixed("features")
+    hidden: int = _fixed(128)
+    latent: int = _fixed(32)
+    dtype: DTypeLike = _derived(jnp.float32)
+    num_steps: int = _derived()
+    alpha_bar: Callable[[Int[Array, "batch"]], Float[Array, "batch"]] = _derived()
 
     def __post_init__(self):
         for name, choices in (

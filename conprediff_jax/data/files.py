@@ -6,9 +6,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from conprediff_jax.common.errors import DataError, first_line
+from conprediff_jax.common.errors import DataError, first_line, shortened
 from conprediff_jax.common.images import list_folders, list_images, warn_once
-from conprediff_jax.data.sources import _shortened
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,10 +41,21 @@ class FolderSource:
         return record
 
 
-def _folder_source(
+def open_folder(
     root: str, split: str, label: str | None, keep: Sequence[str], class_names: Sequence[str]
 ) -> FolderSource:
-    """Lists the image files of a folder, see the module docstring."""
+    """Opens a folder of image files, see `data.sources`.
+
+    Args:
+        root: The folder.
+        split: Name of the split.
+        label: 'label' for the classes of the subfolders, None for none.
+        keep: Further features; a folder has none.
+        class_names: Names of the classes by number, where a run has numbered them.
+
+    Raises:
+        DataError: There is no such split or feature, no image, or a class without a number.
+    """
     train = os.path.join(root, "train")
     if os.path.isdir(os.path.join(root, split)):
         root = os.path.join(root, split)
@@ -64,7 +74,7 @@ def _folder_source(
     if new := set(classes).difference(names):
         whose = "class_names" if class_names else f"those of {numbered}"
         raise DataError(
-            f"{root}: class {min(new)!r} is not among {whose}, which are {_shortened(names)}"
+            f"{root}: class {min(new)!r} is not among {whose}, which are {shortened(names)}"
         )
     index = {name: number for number, name in enumerate(names)}
     for name in sorted(set(names).difference(classes)):

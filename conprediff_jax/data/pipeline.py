@@ -22,6 +22,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from conprediff_jax.common.keys import fixed
 from conprediff_jax.data import latents, sources, transforms
 from conprediff_jax.data.tokenizers import Tokenizer
 
@@ -62,7 +63,7 @@ class DataSpec:
     split: str = "train"
     data_dir: str | None = None
     download: bool = False
-    image_size: int = 64
+    image_size: int = fixed(64)
     latents: str = ""
     encoded_text: bool = False
     crop: str = "center"

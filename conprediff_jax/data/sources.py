@@ -22,13 +22,12 @@ other people's data may import TensorFlow, while they prepare.
 """
 
 import os
-import textwrap
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from conprediff_jax.common.errors import DataError, first_line
-from conprediff_jax.data.files import _folder_source
-from conprediff_jax.data.tfds import _prepared_builder, _quiet, _tfds_source
+from conprediff_jax.common.errors import DataError, shortened
+from conprediff_jax.data.files import open_folder
+from conprediff_jax.data.tfds import builder_from_directory, open_split, prepared_builder
 
 OF_THE_FILE = ("image", "name", "unreadable")  # what examples do not take over from a record
 _PATH_STARTS = ("/", "./", "../", "~")
@@ -84,21 +83,14 @@ def open_source(
             `class_names` lack.
     """
     if not name.startswith(_PATH_STARTS) and "://" not in name:
-        builder = _prepared_builder(name, data_dir, download)
-        return _tfds_source(builder, name, split, label, keep)
+        builder = prepared_builder(name, data_dir, download)
+        return open_split(builder, name, split, label, keep)
     path = os.path.expanduser(name)
     if "://" in path or os.path.exists(os.path.join(path, "dataset_info.json")):
-        import tensorflow_datasets as tfds
-
-        try:
-            with _quiet():
-                builder = tfds.builder_from_directory(path)
-        except Exception as error:  # TFDS raises what its file systems and parsers raise
-            raise DataError(f"{name}: not a readable TFDS data set: {first_line(error)}") from error
-        return _tfds_source(builder, name, split, label, keep)
+        return open_split(builder_from_directory(path, name), name, split, label, keep)
     if not os.path.isdir(path):
         raise DataError(f"{name}: there is no such folder")
-    return _folder_source(path, split, label, keep, class_names)
+    return open_folder(path, split, label, keep, class_names)
 
 
 def check_class_names(title: str, names: Sequence[str] | None, expected: Sequence[str]) -> None:
@@ -114,10 +106,6 @@ def check_class_names(title: str, names: Sequence[str] | None, expected: Sequenc
     """
     if expected and names is not None and tuple(names) != tuple(expected):
         raise DataError(
-            f"{title}: the classes are {_shortened(names)}; by class_names they are "
-            f"{_shortened(expected)}"
+            f"{title}: the classes are {shortened(names)}; by class_names they are "
+            f"{shortened(expected)}"
         )
-
-
-def _shortened(names: Sequence[str]) -> str:
-    return textwrap.shorten(", ".join(names), 200, placeholder=" ...")

@@ -68,7 +68,7 @@ def default_data_dir() -> str:
     return os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
 
 
-def _tfds_source(
+def open_split(
     builder: Any, title: str, split: str, label: str | None, keep: Sequence[str]
 ) -> TfdsSource:
     """One split of a prepared builder, its images undecoded."""
@@ -126,6 +126,25 @@ def is_prepared(builder: Any) -> bool:
     """Whether the files of a TFDS builder are in place."""
     with _quiet():
         return builder.is_prepared()
+
+
+def builder_from_directory(path: str, title: str) -> Any:
+    """The builder of a data set that lies in a folder.
+
+    Args:
+        path: The folder that holds its `dataset_info.json`.
+        title: What a message calls the data set.
+
+    Raises:
+        DataError: It is not readable.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        with _quiet():
+            return tfds.builder_from_directory(path)
+    except Exception as error:  # TFDS raises what its file systems and parsers raise
+        raise DataError(f"{title}: not a readable TFDS data set: {first_line(error)}") from error
 
 
 def make_builder(name: str, data_dir: str | None = None) -> Any:
@@ -207,7 +226,7 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
     return make_builder(name, data_dir)
 
 
-def _prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
+def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     """A builder with its files in place."""
     import tensorflow_datasets as tfds
 

@@ -2,7 +2,7 @@
 
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
-from conprediff_jax.diffusion.process import Corrupted, Process
+from conprediff_jax.diffusion.process import PROCESSES, Corrupted, Process
 from conprediff_jax.diffusion.samplers import (
     DDIM,
     DDPM,
@@ -15,6 +15,7 @@ from conprediff_jax.diffusion.samplers import (
 __all__ = [
     "DDIM",
     "DDPM",
+    "PROCESSES",
     "SAMPLERS",
     "CategoricalProcess",
     "CategoricalSampler",

@@ -39,9 +39,10 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Key
 
 from conprediff_jax.common.errors import FieldError
+from conprediff_jax.common.keys import derived, fixed
 from conprediff_jax.diffusion.guidance import LOG_ZERO, Guidance, guided_log_probs
 from conprediff_jax.diffusion.importance import TimeImportance
-from conprediff_jax.diffusion.process import Corrupted, Times, uniform_times
+from conprediff_jax.diffusion.process import PROCESSES, Corrupted, Times, uniform_times
 
 Tokens = Int[Array, "batch *grid"]
 LogProbs = Float[Array, "batch *grid codes"]
@@ -148,6 +149,7 @@ def divergence(
     return ratio - (log_evidence + log_total)[..., 0]
 
 
+@PROCESSES.register("mask_and_replace")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CategoricalProcess:
     """Mask-and-replace diffusion of tokens `[batch, *grid]`; a `Process`.
@@ -170,15 +172,17 @@ class CategoricalProcess:
         ValueError: If a field is out of range; the message names the field.
     """
 
-    num_codes: int
-    num_steps: int = 100
-    alpha_start: float = 0.99999
-    alpha_end: float = 9e-6
-    gamma_start: float = 9e-6
-    gamma_end: float = 0.99999
+    num_codes: int = derived()
+    num_steps: int = fixed(100)
+    alpha_start: float = fixed(0.99999)
+    alpha_end: float = fixed(9e-6)
+    gamma_start: float = fixed(9e-6)
+    gamma_end: float = fixed(0.99999)
     auxiliary_weight: float = 5e-4
     adaptive_auxiliary: bool = True
-    importance: bool = True
+    importance: bool = fixed(True)
+
+    discrete = True
 
     def __post_init__(self):
         for field, least in (("num_codes", 1), ("num_steps", 2), ("auxiliary_weight", 0)):

@@ -27,9 +27,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from conprediff_jax.common.errors import FieldError
+from conprediff_jax.common.keys import fixed
 from conprediff_jax.diffusion import schedules
 from conprediff_jax.diffusion.guidance import Guidance, extrapolated, rescaled
-from conprediff_jax.diffusion.process import Corrupted, Times, uniform_times
+from conprediff_jax.diffusion.process import PROCESSES, Corrupted, Times, uniform_times
 
 PREDICTIONS = ("epsilon", "x0", "v")
 LOSS_NORMS = ("l1", "l2")
@@ -52,6 +53,7 @@ def _gather(table: np.ndarray, t: Time, like: Points) -> Float[Array, "batch ...
     return jnp.asarray(table, jnp.float32)[t].reshape((-1,) + (1,) * (like.ndim - 1))
 
 
+@PROCESSES.register("gaussian")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GaussianProcess:
     """Gaussian diffusion of arrays `[batch, *grid, channels]`; a `Process`.
@@ -75,15 +77,17 @@ class GaussianProcess:
         ValueError: If a field is outside its choices or range; the message names the field.
     """
 
-    schedule: str = "linear"
-    num_steps: int = 1000
-    beta_start: float = 1e-4
-    beta_end: float = 0.02
-    prediction: str = "epsilon"
+    schedule: str = fixed("linear")
+    num_steps: int = fixed(1000)
+    beta_start: float = fixed(1e-4)
+    beta_end: float = fixed(0.02)
+    prediction: str = fixed("epsilon")
     loss_norm: str = "l2"
     weighting: str = "constant"
     snr_max: float = 5.0
     snr_min: float = 0.0
+
+    discrete = False
 
     def __post_init__(self):
         _check_choice("prediction", self.prediction, PREDICTIONS)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, Shaped
 
+from conprediff_jax.common.registry import Registry
 from conprediff_jax.diffusion.guidance import Guidance
 
 
@@ -47,9 +48,15 @@ class Process(Protocol):
     """A forward process with T = `num_steps` steps, and the loss that inverts it.
 
     Every random draw takes one key per example, so that it does not depend on how a batch is split.
+    Its fields are the `process` section; `num_codes` and `dtype` may be derived.
+
+    Attributes:
+        num_steps: T.
+        discrete: Whether the data are tokens.
     """
 
     num_steps: int
+    discrete: bool
 
     def init_history(self) -> Any:
         """The history before any loss is known."""
@@ -105,6 +112,9 @@ class Process(Protocol):
     def alpha_bar(self, t: Int[Array, "batch"]) -> Float[Array, "batch"]:
         """The share of the signal kept at `t`, in [0, 1], float32."""
         ...
+
+
+PROCESSES: Registry[type] = Registry("process")
 
 
 def uniform_times(rngs: Key[Array, "batch"], num_steps: int) -> Times:

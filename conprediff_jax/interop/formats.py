@@ -40,7 +40,7 @@ def write(model: Pretrained, to: str, out: str, *, metrics: str | None = None) -
             case "diffusers":
                 diffusers_pipeline.write(model, folder)
             case _:
-                stablehlo.write(model, folder, model.task.sampling)
+                stablehlo.write(model, folder, model.diffusion.sampling)
         pretrained.write_config(model, folder, tokenizer=to != "diffusers")
         model_card.write(model, folder, kind=kind, name=out, metrics=metrics)
 

@@ -181,53 +181,55 @@ def _summary(model: Pretrained) -> str:
 
 def _values(model: Pretrained) -> dict[str, Any]:
     """What the snippets need to know."""
-    task, sampling = model.task, model.task.sampling
-    classes, count = task.num_classes, 8
+    diffusion, sampling = model.diffusion, model.diffusion.sampling
+    classes, count = diffusion.num_classes, 8
     values = {
         "steps": sampling.steps,
         "eta": getattr(sampling, "eta", 0.0),
         "clipped": getattr(sampling, "clipped_epsilon", True),
         "guidance": sampling.guidance,
-        "times": task.process.num_steps,
+        "times": diffusion.process.num_steps,
         "truncation": getattr(sampling, "truncation", 1.0),
         "count": count,
         "size": model.config.data.image_size,
-        "prompt": json.dumps(task.text.prompts[0] if task.text else "", ensure_ascii=False),
+        "prompt": json.dumps(
+            diffusion.text.prompts[0] if diffusion.text else "", ensure_ascii=False
+        ),
         **dict.fromkeys(("prompt_note", "told", "told_note", "tokens", "tokenizers"), ""),
     }
-    if not task.text:
+    if not diffusion.text:
         values["prompt_note"] = _NO_TEXT
     if classes:
         values["told"] = f", np.arange({count}, dtype=np.int32) % {classes}"
         values["told_note"] = f"The last argument are classes, 0 to {classes - 1}. "
-    if task.text:
+    if diffusion.text:
         values["told"] = ", tokens"
-        values["told_note"] = _TOLD_TOKENS.format(length=task.text.encoder.length)
+        values["told_note"] = _TOLD_TOKENS.format(length=diffusion.text.encoder.length)
         values["tokenizers"] = "import tokenizers\n"
         values["tokens"] = _TOKENS.format(**values)
     return values
 
 
 def _model_rows(model: Pretrained) -> dict[str, Any]:
-    config, task = model.config, model.task
+    config, diffusion = model.config, model.diffusion
     sizes = {
         name: sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(network))
         for name, network in model.networks.items()
     }
     rows = {
         "images": f"{config.data.image_size} x {config.data.image_size}",
-        "points": " x ".join(map(str, task.point_shape)),
+        "points": " x ".join(map(str, diffusion.point_shape)),
         "first stage": config.first_stage.kind,
-        "denoiser": f"{type(task.denoiser).__name__}, {sizes['denoiser']:,} parameters",
-        "classes": task.num_classes or "none",
+        "denoiser": f"{type(diffusion.denoiser).__name__}, {sizes['denoiser']:,} parameters",
+        "classes": diffusion.num_classes or "none",
         "process": ", ".join(f"{k} {v}" for k, v in config.process.items()),
         "sampling": ", ".join(f"{k} {v}" for k, v in config.sampling.items() if k != "num"),
     }
-    if task.text:
-        kind = type(task.text.encoder).__name__
+    if diffusion.text:
+        kind = type(diffusion.text.encoder).__name__
         rows["captions"] = (
-            f"{kind}, {sizes['text_encoder']:,} parameters, of {task.text.encoder.length} tokens "
-            f"of {task.text.tokenize.vocab_size}"
+            f"{kind}, {sizes['text_encoder']:,} parameters, of {diffusion.text.encoder.length} "
+            f"tokens of {diffusion.text.tokenize.vocab_size}"
         )
     if "scale" in model.frozen:
         rows["scale of latents"] = float(model.frozen["scale"])

@@ -30,7 +30,7 @@ from conprediff_jax.common.errors import UserError
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.runs import restore
 from conprediff_jax.runs.checkpoint import FOLDER
-from conprediff_jax.tasks.denoising import Denoising
+from conprediff_jax.sampling.model import DiffusionModel
 from conprediff_jax.weights import tensors
 
 
@@ -82,9 +82,9 @@ class Pretrained:
         return {name: part for name, part in parts.items() if part}
 
     @functools.cached_property
-    def task(self) -> Denoising:
+    def diffusion(self) -> DiffusionModel:
         """What the config describes."""
-        return make_experiment(self.config).task
+        return make_experiment(self.config).task.model
 
     def resampled(self, **settings: Any) -> "Pretrained":
         """The model with other settings of sampling in its config.
@@ -95,8 +95,7 @@ class Pretrained:
         Raises:
             UserError: one does not fit the model.
         """
-        task = self.task
-        spec = task.sampling.overridden(task, **settings)
+        spec = self.diffusion.sampling_with(**settings)
         config = ConfigDict(self.config.to_dict())
         with config.sampling.ignore_type():
             config.sampling.update(dataclasses.asdict(spec))
@@ -104,11 +103,10 @@ class Pretrained:
 
     def check(self) -> None:
         """Raises UserError unless all weights are there, and of the shapes that the config asks."""
-        task = self.task
-        expected, extra = jax.eval_shape(task.init)
+        params, frozen = jax.eval_shape(self.diffusion.init, 0)
         for what, ours, theirs in (
-            ("denoiser", expected[task.averaged], self.params),
-            ("frozen networks", extra["frozen"], self.frozen),
+            ("denoiser", params, self.params),
+            ("frozen networks", frozen, self.frozen),
         ):
             shapes = [
                 {"/".join(path): shape for path, shape in tensors.parameter_shapes(tree).items()}
@@ -141,7 +139,7 @@ def open_folder(path: str, step: int | None = None) -> Pretrained:
 
 def write_folder(model: Pretrained, folder: pathlib.Path) -> None:
     """Writes the checkpoint of a model for use into an existing folder."""
-    extra = {"frozen": model.frozen, "history": model.task.process.init_history()}
+    extra = {"frozen": model.frozen, "history": model.diffusion.process.init_history()}
     config = json.loads(model.config.to_json())
     handlers = {
         "ema": ocp.StandardCheckpointHandler(),
@@ -165,8 +163,8 @@ def write_config(model: Pretrained, folder: pathlib.Path, *, tokenizer: bool) ->
     """Writes `config.json`; and `tokenizer.json` where asked, of a model that reads captions."""
     text = json.dumps(json.loads(model.config.to_json()), indent=2)
     (folder / "config.json").write_text(text + "\n")
-    if tokenizer and model.task.text:
-        (folder / "tokenizer.json").write_text(model.task.tokenizer.to_json() + "\n")
+    if tokenizer and model.diffusion.text:
+        (folder / "tokenizer.json").write_text(model.diffusion.tokenizer.to_json() + "\n")
 
 
 @contextlib.contextmanager

@@ -21,8 +21,9 @@ import numpy as np
 from flax import traverse_util
 from jax import export
 
-from conprediff_jax.common import random
 from conprediff_jax.interop.pretrained import Pretrained
+from conprediff_jax.sampling.generate import sampling_keys
+from conprediff_jax.sampling.model import DiffusionModel
 from conprediff_jax.sampling.spec import SamplingSpec
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -39,40 +40,37 @@ def write(model: Pretrained, folder: pathlib.Path, spec: SamplingSpec) -> None:
     """
     tree = {"denoiser": model.params} | ({"frozen": model.frozen} if model.frozen else {})
     weights = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
-    exported = program(model.task, spec, weights)
+    exported = program(model.model, spec, weights)
     (folder / PROGRAM).write_bytes(exported.serialize())
     np.savez(folder / WEIGHTS, **weights)
 
 
-def program(task: Any, spec: SamplingSpec, weights: Mapping[str, Any]) -> export.Exported:
+def program(
+    model: DiffusionModel, spec: SamplingSpec, weights: Mapping[str, Any]
+) -> export.Exported:
     """The exported sampler `(weights, seed, indices[, labels or token ids]) -> uint8 images`.
 
     Args:
-        task: The denoising task.
+        model: What to sample from.
         spec: How to sample.
         weights: Arrays, or their shapes, by the paths of all networks.
     """
-    sampler = spec.make(task.process)
+    sampler = spec.make(model.process)
 
-    # What an image is told, if anything: shapes by name.
-    condition: dict[str, tuple[int, ...]] = {"label": ()} if task.num_classes else {}
-    if task.text:
-        condition = {"tokens": (task.text.encoder.length,)}
+    # What an image is conditioned on, if anything: shapes by name.
+    condition: dict[str, tuple[int, ...]] = {"label": ()} if model.num_classes else {}
+    if model.text:
+        condition = {"tokens": (model.text.encoder.length,)}
 
-    def draw(weights: dict[str, jax.Array], seed: jax.Array, index: jax.Array, *told: jax.Array):
+    def draw(weights: dict[str, jax.Array], seed: jax.Array, index: jax.Array, *given: jax.Array):
         """One image. A single one, mapped, so that no layer meets a symbolic size."""
         tree = traverse_util.unflatten_dict(weights, sep="/")
         params, frozen, index = tree["denoiser"], tree.get("frozen", {}), index[None]
-        prior = random.example_keys(random.stream(seed, "sample/prior"), index)
-        steps = random.example_keys(random.stream(seed, "sample/steps"), index)
-        batches = {name: value[None] for name, value in zip(condition, told, strict=True)}
-        encoded = task.told(params, frozen, **batches)
-
-        def denoise(x_t: jax.Array, t: jax.Array) -> jax.Array:
-            return task.predict(params, x_t, t, **encoded, guidance=spec.guiding())
-
-        points = sampler.sample(denoise, task.process.prior(prior, task.point_shape), steps)
-        return task.first_stage.decode(frozen, points)[0]
+        prior, steps = sampling_keys(seed, index)
+        batch = {name: value[None] for name, value in zip(condition, given, strict=True)}
+        denoise = model.predictor(params, frozen, **batch, guidance=spec.make_guidance())
+        points = sampler.sample(denoise, model.process.prior(prior, model.point_shape), steps)
+        return model.first_stage.decode(frozen, points)[0]
 
     (count,) = export.symbolic_shape("count")
     shapes = [(count,), *((count, *shape) for shape in condition.values())]

@@ -23,44 +23,45 @@ from jaxtyping import Float, Int
 from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.sampling.model import DiffusionModel
 
 LossOfBatch = Callable[..., Float[np.ndarray, "batch times"]]
 
 
-def evaluated_times(task: Any, count: int) -> Int[np.ndarray, "times"]:
+def evaluated_times(model: DiffusionModel, count: int) -> Int[np.ndarray, "times"]:
     """The times to evaluate: all of a discrete process, else `count`, evenly spaced."""
-    steps = task.process.num_steps
-    if isinstance(task.process, CategoricalProcess) or count >= steps:
+    steps = model.process.num_steps
+    if isinstance(model.process, CategoricalProcess) or count >= steps:
         return np.arange(steps, dtype=np.int32)
     return np.round((np.arange(count) + 0.5) * steps / count - 0.5).astype(np.int32)
 
 
-def make_losses(task: Any, mesh: Mesh, times: Int[np.ndarray, "times"]) -> LossOfBatch:
+def make_losses(model: DiffusionModel, mesh: Mesh, times: Int[np.ndarray, "times"]) -> LossOfBatch:
     """A jitted `(params, frozen, batch, first) -> losses [batch, times]`, float32.
 
     Noise depends on an image's place in the data, `first` being that of the first of the batch, and
     on the time: two models see the same.
 
     Args:
-        task: a `Denoising` task.
+        model: whose losses.
         mesh: its devices compute; parameters are replicated.
         times: at which.
     """
-    process = task.process
+    process = model.process
     if isinstance(process, CategoricalProcess):
         process = dataclasses.replace(process, auxiliary_weight=0.0)
 
     def losses(params, frozen, batch, first):
-        x_0 = task.first_stage.encode(frozen, batch["image"])
+        x_0 = model.first_stage.encode(frozen, batch["image"])
         keys = random.example_keys(random.stream(0, "held out"), first + jnp.arange(len(x_0)))
-        label = batch["label"] if task.num_classes else None
-        told = task.told(params, frozen, label=label, tokens=batch.get("text"))
+        label = batch["label"] if model.num_classes else None
+        condition = model.encode_condition(params, frozen, label=label, tokens=batch.get("text"))
 
         def at(t):
             rngs = jax.vmap(lambda key: jax.random.fold_in(key, t))(keys)
             t = jnp.full(len(x_0), t)
             x_t, noise = process.corrupt(rngs, x_0, t)
-            output = task.predict(params, x_t, t, **told)
+            output = model.predict(params, x_t, t, condition)
             return process.loss(output, x_0, x_t, noise, t)
 
         return jax.lax.map(at, jnp.asarray(times)).T

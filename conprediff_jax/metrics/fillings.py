@@ -166,7 +166,7 @@ class Results:
         """What the file holds now."""
         try:
             there = json.loads(self.path.read_text()) if self.path.exists() else {}
-            return {key: _cell(cell["about"], cell["metrics"]) for key, cell in there.items()}
+            return {key: _result(cell["about"], cell["metrics"]) for key, cell in there.items()}
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{self.path}: not a file of results: move it away") from error
 
@@ -178,7 +178,7 @@ class Results:
         self, model: str, masks: str, about: Mapping[str, Any], figures: Mapping[str, Figure]
     ) -> None:
         """Adds figures to those that are in the file by now, other runs' among them."""
-        cell = _cell(about, {name: figure._asdict() for name, figure in figures.items()})
+        cell = _result(about, {name: figure._asdict() for name, figure in figures.items()})
         self._cells[f"{model}, {masks}"] = cell
         write_text(
             self.path, json.dumps(self._read() | {f"{model}, {masks}": cell}, indent=2) + "\n"
@@ -197,7 +197,7 @@ class Results:
         return found
 
 
-def _cell(about: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _result(about: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """What the file holds for a model and a kind of mask."""
     figures = {name: Figure(**figure)._asdict() for name, figure in metrics.items()}
     return {"about": about, "metrics": figures}

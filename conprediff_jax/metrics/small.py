@@ -6,12 +6,13 @@ Both need no weights; see `metrics.random_vgg16`. So few images bias the distanc
 about as much: compare the numbers of a run with each other, and with nothing else.
 """
 
-import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import UInt8
 
 from conprediff_jax import data
 from conprediff_jax.metrics import features
@@ -23,28 +24,34 @@ class SmallEvaluation:
     """Compares samples of the moving average with the data; compiles once.
 
     Args:
-        task: whose `preview` draws the samples, as many as `task.sampling.num` says.
-        mesh: devices; all of them compute.
+        draw: From `params` and `frozen` of a `DiffusionModel` to the samples, uint8.
+        mesh: Devices; all of them compute.
         spec: the data. The first images that its evaluation order gives are the reference, read at
             the first call.
-        num: samples drawn and images compared with.
+        num: How many images the samples are compared with.
         batch_size: images at a time.
     """
 
     def __init__(
-        self, task: Any, mesh: Mesh, spec: data.DataSpec, *, num: int = 256, batch_size: int = 64
+        self,
+        draw: Callable[[Any, Any], UInt8[np.ndarray, "count height width 3"]],
+        mesh: Mesh,
+        spec: data.DataSpec,
+        *,
+        num: int = 256,
+        batch_size: int = 64,
     ):
-        sampling = dataclasses.replace(task.sampling, num=num)
-        self._sample = dataclasses.replace(task, sampling=sampling).preview(mesh)
+        self._draw = draw
         self._spec, self._num = spec, num
         self._runner = features.Runner(features.random_extractor(), mesh, batch_size)
         self._reference: tuple[np.ndarray, Gaussian] | None = None
 
-    def __call__(self, *state: Any) -> dict[str, float]:
+    def __call__(self, params: Any, frozen: Any) -> dict[str, float]:
         """Metrics by the names they are logged under.
 
         Args:
-            *state: what the task's preview takes: the moving average, and the task's own state.
+            params: See `DiffusionModel`; those of the moving average.
+            frozen: See there.
 
         Raises:
             DataError: the data cannot be read.
@@ -54,7 +61,7 @@ class SmallEvaluation:
             count = -(-self._num // self._runner.batch_size)
             parts = [batch["image"][batch["mask"]] for batch in itertools.islice(batches, count)]
             self._reference = self._features(np.concatenate(parts)[: self._num])
-        rows, gaussian = self._features(self._sample(*state))
+        rows, gaussian = self._features(self._draw(params, frozen))
         distance = kernel_distance(
             rows, self._reference[0], subsets=1, size=len(rows), rng=np.random.default_rng(0)
         )

@@ -29,6 +29,7 @@ from einops import rearrange
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
+from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models import layers
 from conprediff_jax.models.quantizer import Quantized, VectorQuantizer
 
@@ -61,16 +62,16 @@ class Levels(nn.Module):
         ValueError: If options contradict each other, at construction.
     """
 
-    out_channels: int = 3
+    out_channels: int = derived(3)
     channels: int = 128
     channel_mult: Sequence[int] = (1, 2, 4)
     blocks_per_level: int = 2
     patch: int = 1
     attention_downsampling: Sequence[int] = ()
     middle_attention: bool = True
-    dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    dropout: float = adjustable(0.0)
+    dtype: DTypeLike = derived(jnp.float32)
+    remat: bool = adjustable(False)
 
     def __post_init__(self):
         _validate(self)
@@ -222,8 +223,8 @@ class VQModel(Autoencoder):
     """
 
     num_codes: int = 8192
-    codebook_weight: float = 0.25
-    commitment_weight: float = 1.0
+    codebook_weight: float = adjustable(0.25)
+    commitment_weight: float = adjustable(1.0)
 
     def setup(self):
         """Declares the parts."""

@@ -7,7 +7,7 @@ beside the denoiser and never trained.
 """
 
 import dataclasses
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from conprediff_jax.common.errors import FieldError
+from conprediff_jax.common.keys import derived, fixed
+from conprediff_jax.common.registry import Registry
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.models.quantizer import nearest_codes
 
@@ -25,7 +27,13 @@ Codes = Int[Array, "batch rows columns"]
 
 @runtime_checkable
 class FirstStage(Protocol):
-    """Between uint8 images and points; `frozen` is what `abstract` describes."""
+    """Between uint8 images and points; `frozen` is what `abstract` describes.
+
+    Attributes:
+        discrete: Whether points are tokens.
+    """
+
+    discrete: bool
 
     @property
     def downsampling(self) -> int:
@@ -64,7 +72,9 @@ class Pixels:
         patch: pixels along a side of a patch; 1 for plain pixels.
     """
 
-    patch: int = 1
+    patch: int = fixed(1)
+
+    discrete = False
 
     def __post_init__(self):
         if self.patch < 1:
@@ -119,7 +129,7 @@ class Autoencoded:
         weights: Where its parameters come from: a workdir that trained it, or a diffusers folder.
     """
 
-    model: VQModel | AutoencoderKL
+    model: VQModel | AutoencoderKL = derived()
     weights: str
 
     @property
@@ -164,7 +174,9 @@ class Latents(Autoencoded):
             over the first batches.
     """
 
-    scale: float | None = None
+    scale: float | None = fixed(None)
+
+    discrete = False
 
     def point_shape(self, image_size: int) -> tuple[int, int, int]:
         """That of the latents."""
@@ -206,7 +218,9 @@ class Tokens(Autoencoded):
         ValueError: There are not so many codes.
     """
 
-    used_codes: int | None = None
+    used_codes: int | None = fixed(None)
+
+    discrete = True
 
     def __post_init__(self):
         if not 1 <= self.num_codes <= self.model.num_codes:
@@ -274,3 +288,22 @@ def scaled(images: Images) -> Float[Array, "batch height width channels"]:
 def to_uint8(images: Float[Array, "batch height width channels"]) -> Images:
     """From [-1, 1] to uint8, rounded and clipped."""
     return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
+
+
+class FirstStageKind(NamedTuple):
+    """What a kind of first stage is made of.
+
+    Attributes:
+        first_stage: The class whose fields are the `first_stage` section.
+        autoencoder: The class of its subsection `autoencoder`; None where it has none.
+    """
+
+    first_stage: type
+    autoencoder: type | None = None
+
+
+FIRST_STAGES: Registry[FirstStageKind] = Registry("first stage")
+FIRST_STAGES.register("pixels")(FirstStageKind(Pixels))
+FIRST_STAGES.register("vq")(FirstStageKind(Latents, VQModel))
+FIRST_STAGES.register("kl")(FirstStageKind(Latents, AutoencoderKL))
+FIRST_STAGES.register("tokens")(FirstStageKind(Tokens, VQModel))

@@ -17,7 +17,6 @@ arXiv 2112.10752), appendix E; GEGLU: Shazeer (2020, arXiv 2002.05202).
 
 import functools
 import math
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -33,19 +32,6 @@ group_norm = functools.partial(nn.GroupNorm, GROUPS, epsilon=1e-5)  # float32 st
 Image = Float[Array, "batch height width channels"]
 Tokens = Float[Array, "batch length channels"]
 Embedding = Float[Array, "batch embedding"]
-
-
-class Denoised(NamedTuple):
-    """What every denoiser returns.
-
-    Attributes:
-        output: The prediction (noise, clean image, v, or logits), `[batch, *grid, out]`, float32.
-        features: The last feature map, just before the output projection, `[batch, *grid,
-            channels]`, in the denoiser's activation dtype. The context head reads it.
-    """
-
-    output: Array
-    features: Array
 
 
 class Null(nn.Module):

@@ -31,7 +31,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from conprediff_jax.common import linear
+from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models import layers
+from conprediff_jax.models.denoiser import DENOISERS, Denoised
 
 _INIT = nn.initializers.normal(0.02)  # of embeddings and dense layers, as published
 _dense = functools.partial(linear.Dense, kernel_init=_INIT)
@@ -135,6 +137,7 @@ class TokenBlock(nn.Module):
         return x + drop(feed_forward(h))
 
 
+@DENOISERS.register("token_transformer")
 class TokenTransformer(nn.Module):
     """Predicts logits of the clean tokens from a grid of noisy ones.
 
@@ -163,20 +166,23 @@ class TokenTransformer(nn.Module):
         ValueError: If an option is out of range, at construction.
     """
 
-    num_codes: int
-    grid: Sequence[int]
+    num_codes: int = derived()
+    grid: Sequence[int] = derived()
     width: int
     num_layers: int
     num_heads: int
-    num_steps: int = 100
+    num_steps: int = derived(100)
     position_grid: Sequence[int] | None = None
-    text_dim: int | None = None
+    text_dim: int | None = derived(None)
     num_classes: int | None = None
-    learned_null: bool = False
+    learned_null: bool = derived(False)
     convolutional: bool = False
-    dropout: float = 0.0
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    dropout: float = adjustable(0.0)
+    dtype: DTypeLike = derived(jnp.float32)
+    remat: bool = adjustable(False)
+
+    discrete = True
+    downsampling = None  # positions are learned, so the model reads one grid alone
 
     def __post_init__(self):
         _validate(self)
@@ -192,7 +198,7 @@ class TokenTransformer(nn.Module):
         text: Float[Array, "batch text_length text_dim"] | None = None,
         unconditional: Bool[Array, "batch"] | None = None,
         train: bool = False,
-    ) -> layers.Denoised:
+    ) -> Denoised:
         """Denoises a batch of grids.
 
         Args:
@@ -235,7 +241,7 @@ class TokenTransformer(nn.Module):
         features = _layer_norm(dtype=self.dtype, name="output_norm")(h)
         # In float32, so that logits keep more than the three digits of bfloat16.
         output = _dense(self.num_codes, dtype=jnp.float32, name="output")(features)
-        return layers.Denoised(output, features)
+        return Denoised(output, features)
 
     def _check_shape(self, x: Array) -> None:
         """Raises ValueError where the input does not fit the options."""

@@ -25,9 +25,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from conprediff_jax.common import linear
+from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models import layers
+from conprediff_jax.models.denoiser import DENOISERS, Denoised
 
 
+@DENOISERS.register("unet")
 class UNet(nn.Module):
     """Predicts what the process asks for (noise, clean image or v) from a noisy image.
 
@@ -55,7 +58,7 @@ class UNet(nn.Module):
         ValueError: If options contradict each other, at construction.
     """
 
-    out_channels: int
+    out_channels: int = derived()
     channels: int
     channel_mult: Sequence[int]
     blocks_per_level: int = 2
@@ -64,13 +67,15 @@ class UNet(nn.Module):
     head_channels: int | None = None
     scale_shift_norm: bool = False
     resblock_updown: bool = False
-    dropout: float = 0.0
+    dropout: float = adjustable(0.0)
     num_classes: int | None = None
-    learned_null: bool = False
-    text_dim: int | None = None
+    learned_null: bool = derived(False)
+    text_dim: int | None = derived(None)
     transformer_depth: int = 1
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    dtype: DTypeLike = derived(jnp.float32)
+    remat: bool = adjustable(False)
+
+    discrete = False
 
     def __post_init__(self):
         _validate(self)
@@ -91,7 +96,7 @@ class UNet(nn.Module):
         text: Float[Array, "batch text_length text_dim"] | None = None,
         unconditional: Bool[Array, "batch"] | None = None,
         train: bool = False,
-    ) -> layers.Denoised:
+    ) -> Denoised:
         """Denoises a batch of images.
 
         Args:
@@ -133,7 +138,7 @@ class UNet(nn.Module):
         features = nn.silu(layers.group_norm(dtype=self.dtype, name="output_norm")(h))
         # In float32, so that predictions keep more than the three digits of bfloat16.
         output = layers.convolution(self.out_channels, zero=True, name="output_conv")(features)
-        return layers.Denoised(output, features)
+        return Denoised(output, features)
 
     def _embed(
         self, t: Real[Array, "batch"], label: Int[Array, "batch"] | None

@@ -15,6 +15,7 @@ from conprediff_jax.planning import programs
 from conprediff_jax.planning.account import Account, Roofline, compile_account, roofline
 from conprediff_jax.planning.memory import Memory
 from conprediff_jax.planning.topology import Topology
+from conprediff_jax.tasks.denoising import Denoising
 
 CHIPS_PER_HOST = 4
 
@@ -143,7 +144,8 @@ def make_plan(
     logging.info("compiling the train step for %s: minutes, for a large model", topology)
     train = compile_account(programs.lower_train_step(experiment, mesh), given, shape)
     plain = drawn = None
-    if context_share and train.fits and getattr(experiment.task, "context", None):
+    task = experiment.task
+    if context_share and train.fits and isinstance(task, Denoising) and task.context:
         without = config.copy_and_resolve_references()
         without.context.weight = 0.0
         bare = make_experiment(without)

@@ -10,6 +10,8 @@ from conprediff_jax import parallel
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.config.experiment import Experiment
 from conprediff_jax.sampling.generate import make_generate
+from conprediff_jax.sampling.model import DiffusionModel
+from conprediff_jax.tasks.denoising import Denoising
 from conprediff_jax.tasks.state import TrainState, abstract_state
 from conprediff_jax.tasks.step import make_train_step
 
@@ -23,11 +25,14 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
         "label": ((), jnp.int32),
     }
     if "latent" in task.batch_keys:
-        parts["latent"] = (task.point_shape, jnp.float32)
+        parts["latent"] = (task.model.point_shape, jnp.float32)
     if "text" in task.batch_keys:
-        parts["text"] = ((task.text.encoder.length,), jnp.int32)
+        parts["text"] = ((task.model.text.encoder.length,), jnp.int32)
     if "encoded" in task.batch_keys:
-        parts["encoded"] = ((task.text.encoder.length, task.text.encoder.width), jnp.float16)
+        parts["encoded"] = (
+            (task.model.text.encoder.length, task.model.text.encoder.width),
+            jnp.float16,
+        )
     return {
         key: jax.ShapeDtypeStruct((batch, *parts[key][0]), parts[key][1], sharding=sharding)
         for key in task.batch_keys
@@ -44,7 +49,7 @@ def lower_train_step(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
     """The train step that a run on this mesh would compile."""
     optimizer = experiment.optimizer.make(experiment.train.steps)
     state = abstract_state(experiment.task, optimizer, mesh)
-    step = make_train_step(experiment, optimizer, state, mesh)
+    step = make_train_step(experiment.task, experiment.train, experiment.optimizer, state, mesh)
     return step.lower(state, abstract_batch(experiment, mesh))
 
 
@@ -54,27 +59,27 @@ def sampler_state(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
     Raises:
         UserError: the experiment trains a first stage, which is not sampled.
     """
-    task = experiment.task
-    if not hasattr(task, "sampling"):
-        raise UserError("config.task trains a first stage: there is no sampler, give --nosampler")
-    params, extra = jax.eval_shape(task.init)
-    return jax.tree.map(
-        lambda leaf: _replicated(leaf.shape, leaf.dtype, mesh),
-        (params[task.averaged], extra["frozen"]),
-    )
+    networks = jax.eval_shape(_model_of(experiment).init, 0)
+    return jax.tree.map(lambda leaf: _replicated(leaf.shape, leaf.dtype, mesh), networks)
+
+
+def _model_of(experiment: Experiment) -> DiffusionModel:
+    if not isinstance(experiment.task, Denoising):
+        raise UserError("config.task trains a first stage, which is not sampled: plan it without")
+    return experiment.task.model
 
 
 def lower_sampler(experiment: Experiment, mesh: Mesh, batch_size: int) -> jax.stages.Lowered:
     """The sampler of the config, drawing so many images at a time; see `sampler_state`."""
-    task = experiment.task
+    model = _model_of(experiment)
     params, frozen = sampler_state(experiment, mesh)
     each = _replicated((batch_size,), jnp.int32, mesh)
-    labels = each if task.num_classes else None
+    labels = each if model.num_classes else None
     texts = None
-    if task.text:
-        texts = _replicated((batch_size, task.text.encoder.length), jnp.int32, mesh)
+    if model.text:
+        texts = _replicated((batch_size, model.text.encoder.length), jnp.int32, mesh)
     seed = _replicated((), jnp.uint32, mesh)
-    generate = make_generate(task, task.sampling, mesh)
+    generate = make_generate(model, model.sampling, mesh)
     return generate.lower(params, frozen, seed, each, labels, texts)
 
 

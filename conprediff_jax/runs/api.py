@@ -29,7 +29,8 @@ from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.runs import restore
 from conprediff_jax.sampling import inpainting
 from conprediff_jax.sampling.generate import Generate, generate_batches, make_generate
-from conprediff_jax.sampling.spec import SamplingSpec, check_condition, sampling_for
+from conprediff_jax.sampling.model import TrainedModel
+from conprediff_jax.sampling.spec import SamplingSpec
 
 Images = UInt8[np.ndarray, "count height width 3"]
 Points = Shaped[np.ndarray, "count rows columns *channels"]
@@ -39,28 +40,28 @@ class Model:
     """A trained denoiser with its first stage, for inference.
 
     Attributes:
-        task: what its config describes: first stage, process, denoiser, sampling.
+        diffusion: What the model is: first stage, process, denoiser, sampling.
         params: the denoiser's parameters, on the devices.
         frozen: the first stage's.
         step: training steps behind them.
     """
 
-    def __init__(self, trained: restore.Trained, mesh: jax.sharding.Mesh):
-        self.task, self.params, self.frozen, self.step = trained
+    def __init__(self, trained: TrainedModel, mesh: jax.sharding.Mesh):
+        self.diffusion, self.params, self.frozen, self.step = trained
         self._mesh = mesh
         self._generate = functools.cache(self._make_generate)
         self._fill = functools.cache(self._make_fill)
-        self._encode = jax.jit(self.task.first_stage.encode)
-        self._decode = jax.jit(self.task.first_stage.decode)
+        self._encode = jax.jit(self.diffusion.first_stage.encode)
+        self._decode = jax.jit(self.diffusion.first_stage.decode)
 
     def __repr__(self) -> str:
         size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        return f"Model({self.task.describe()}, {size:,} parameters, step {self.step})"
+        return f"Model({self.diffusion.describe()}, {size:,} parameters, step {self.step})"
 
     @property
     def num_classes(self) -> int | None:
         """Classes of the model; None where it has none."""
-        return self.task.num_classes
+        return self.diffusion.num_classes
 
     def sample(
         self,
@@ -93,7 +94,7 @@ class Model:
         num = as_kind("num", num, _COUNTS)
         batch_size = _batch_size(batch_size, num)
         batches = generate_batches(
-            self._generate(self.task.sampling.overridden(self.task, **sampling)),
+            self._generate(self.diffusion.sampling_with(**sampling)),
             self.params,
             self.frozen,
             seed=seed,
@@ -140,13 +141,13 @@ class Model:
         images = _checked(images)
         masks = _checked_masks(masks, images.shape[:3])
         label = self._checked_label(label)
-        check_condition(self.task, prompts=[prompt] if prompt != "" else [], name="prompt")
+        self.diffusion.check_condition(prompts=[prompt] if prompt != "" else [], name="prompt")
         if "num" in sampling:
             raise FieldError("num", "does not fit: every image is filled once")
-        spec = sampling_for(self.task, **sampling)
+        spec = inpainting.sampling_for(self.diffusion, **sampling)
         filled = inpainting.fill_holes(
             self._fill(spec),
-            restore.Trained(self.task, self.params, self.frozen, self.step),
+            TrainedModel(self.diffusion, self.params, self.frozen, self.step),
             [Hole(f"image {i}", *pair) for i, pair in enumerate(zip(images, masks, strict=True))],
             seed=seed,
             samples=1,
@@ -162,7 +163,7 @@ class Model:
         Raises:
             FieldError: these are no images, or the first stage does not take their size.
         """
-        images, unit = _checked(images), self.task.first_stage.downsampling
+        images, unit = _checked(images), self.diffusion.first_stage.downsampling
         if images.shape[1] % unit or images.shape[2] % unit:
             raise FieldError(
                 "images", f"has the shape {images.shape}: height and width must divide by {unit}"
@@ -176,15 +177,15 @@ class Model:
             FieldError: these are no points of the model: finite numbers, or tokens that it has.
         """
         points = _array("points", points)
-        form = self.task.point_shape[2:]  # channels; tokens have none
+        form = self.diffusion.point_shape[2:]  # channels; tokens have none
         if points.ndim != 3 + len(form) or points.shape[3:] != form or 0 in points.shape:
             raise FieldError(
                 "points",
                 f"has the shape {points.shape}: [count, rows, columns"
                 f"{''.join(f', {size}' for size in form)}] is expected",
             )
-        if isinstance(self.task.process, CategoricalProcess):
-            codes = self.task.process.num_codes
+        if isinstance(self.diffusion.process, CategoricalProcess):
+            codes = self.diffusion.process.num_codes
             if points.dtype.kind not in "iu" or points.min() < 0 or points.max() >= codes:
                 raise FieldError("points", f"must hold tokens, whole numbers from 0 to {codes - 1}")
         if not np.isfinite(points.astype(np.float32)).all():
@@ -192,7 +193,7 @@ class Model:
         return np.asarray(self._decode(self.frozen, jnp.asarray(points)))
 
     def _checked_label(self, label: Any) -> int | None:
-        check_condition(self.task, label)
+        self.diffusion.check_condition(label)
         return None if label is None else int(label)
 
     def _tokens(self, prompts: Any) -> np.ndarray | None:
@@ -201,16 +202,16 @@ class Model:
         if given is not None:
             if not isinstance(given, Sequence) or not given:
                 raise FieldError("prompts", f"is {given!r}: it must be a text, or a list of texts")
-            check_condition(self.task, prompts=given)
-        if self.task.text is None:
+            self.diffusion.check_condition(prompts=given)
+        if self.diffusion.text is None:
             return None
-        return self.task.tokenizer(given or self.task.text.prompts)
+        return self.diffusion.tokenizer(given or self.diffusion.text.prompts)
 
     def _make_generate(self, spec: SamplingSpec) -> Generate:
-        return make_generate(self.task, spec, self._mesh)
+        return make_generate(self.diffusion, spec, self._mesh)
 
     def _make_fill(self, spec: SamplingSpec) -> inpainting.Fill:
-        return inpainting.make_fill(self.task, spec, self._mesh)
+        return inpainting.make_fill(self.diffusion, spec, self._mesh)
 
 
 _COUNTS = range(1, 2**31)
@@ -268,4 +269,4 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     if step is not None:
         step = as_kind("step", step, range(2**31))
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    return Model(restore.load_denoiser(os.fspath(path), mesh, step), mesh)
+    return Model(restore.load(os.fspath(path), mesh, step), mesh)

@@ -27,10 +27,11 @@ import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import absolute, writing
-from conprediff_jax.config import sections as config_lib
+from conprediff_jax.config.experiment import differing_keys
 from conprediff_jax.runs import checksums
 from conprediff_jax.runs.batches import Batches
 from conprediff_jax.tasks.state import TrainState
@@ -388,7 +389,7 @@ def _wrapped(extra: Any) -> dict[str, Any]:
 
 
 def _check_same_model(config: dict, stored: dict, path: epath.Path) -> None:
-    differing = config_lib.differing_keys(config, stored)
+    differing = differing_keys(ConfigDict(config), ConfigDict(stored))
     if differing:
         raise CheckpointError(
             f"{path} was trained with another config.{', config.'.join(differing)}: "

@@ -1,7 +1,7 @@
-"""The numbers of the classes, which a run stores: the data may get more of them later.
+"""What a run keeps when it goes on, though its data may have changed: vocabulary and classes.
 
-They are put into the config before anything is made, `config.data.class_names`, and every
-checkpoint carries them.
+Both are put into the config before anything is made, `config.text.vocabulary` and
+`config.data.class_names`, and every checkpoint carries them.
 """
 
 from ml_collections import ConfigDict
@@ -9,7 +9,18 @@ from ml_collections import ConfigDict
 from conprediff_jax import data
 from conprediff_jax.common.errors import ConfigError
 from conprediff_jax.config.experiment import Experiment, make_experiment
+from conprediff_jax.config.vocabulary import with_vocabulary_of
 from conprediff_jax.runs.checkpoint import newest_config
+
+
+def with_stored_vocabulary(config: ConfigDict, workdir: str) -> ConfigDict:
+    """The config with the vocabulary of the run or model that it goes on from, where it has none.
+
+    Raises:
+        ConfigError: A key does not fit.
+    """
+    paths = filter(None, (workdir, config.train.init_from))
+    return with_vocabulary_of(config, map(newest_config, paths))
 
 
 def with_class_names(config: ConfigDict, workdir: str) -> ConfigDict:

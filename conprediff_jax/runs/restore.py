@@ -1,6 +1,7 @@
 """Opening what training has written, for use."""
 
-from collections.abc import Iterable
+import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -9,91 +10,82 @@ from ml_collections import ConfigDict
 
 from conprediff_jax import parallel
 from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.images import list_images
 from conprediff_jax.config.experiment import Experiment, make_experiment
-from conprediff_jax.config.vocabulary import _lacking_vocabulary, _with
 from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Picture
-from conprediff_jax.runs.checkpoint import Checkpoints, newest_config
+from conprediff_jax.runs.checkpoint import Checkpoints
+from conprediff_jax.sampling.model import DiffusionModel, TrainedModel
 from conprediff_jax.tasks.denoising import Denoising
+from conprediff_jax.tasks.task import Task
 
 
-class Trained(NamedTuple):
-    """A trained denoiser.
+class Restored(NamedTuple):
+    """What a checkpoint holds for use, of whatever task.
 
     Attributes:
-        task: what its config describes.
-        params: moving average of the denoiser's parameters; the context decoder's are not loaded.
-        frozen: the first stage's parameters, where it has any.
-        step: of the checkpoint.
+        step: Training steps behind it.
+        config: The run's config.
+        task: What the config describes.
+        params: Moving average of the task's main branch of parameters.
+        state: The task's state.
     """
 
-    task: Denoising
-    params: Any
-    frozen: Any
     step: int
+    config: ConfigDict
+    task: Task
+    params: Any
+    state: Any
 
 
-def load(workdir: str, mesh: Mesh, step: int | None = None) -> Trained:
-    """Loads a workdir's moving average onto a mesh, whatever mesh it was trained on.
+def restore(workdir: str, mesh: Mesh, step: int | None = None) -> Restored:
+    """Reads a checkpoint onto a mesh, whatever mesh it was trained on.
 
     Args:
-        workdir: of a training run.
-        mesh: where the parameters go, replicated.
-        step: which checkpoint; the newest readable one when None.
+        workdir: Workdir of a training run, or a folder for inference.
+        mesh: Where the parameters go, replicated.
+        step: Which checkpoint; the newest readable one when None.
 
     Raises:
-        CheckpointError: the workdir holds no such checkpoint, or nothing readable.
+        CheckpointError: The folder holds no such checkpoint, or nothing readable.
     """
-    step, config, params, extra = restore(workdir, mesh, step)
-    return Trained(make_experiment(config).task, params, extra.get("frozen"), step)
-
-
-def restore(
-    workdir: str, mesh: Mesh, step: int | None = None
-) -> tuple[int, ConfigDict, Any, dict[str, Any]]:
-    """Step, config, moving average and own state of a checkpoint; see `load`."""
 
     def abstract(config: dict) -> tuple[Any, Any]:
         task = make_experiment(ConfigDict(config)).task
-        params, extra = jax.eval_shape(task.init)
+        params, state = jax.eval_shape(task.init)
         sharding = parallel.replicated(mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            (params[task.averaged], extra),
+            (params[task.averaged], state),
         )
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step, config, params, extra = checkpoints.restore_for_inference(abstract, step)
-    return step, ConfigDict(config), params, extra
+        step, config, params, state = checkpoints.restore_for_inference(abstract, step)
+    config = ConfigDict(config)
+    return Restored(step, config, make_experiment(config).task, params, state)
 
 
-def load_denoiser(path: str, mesh: Mesh, step: int | None = None, *, flag: str = "") -> Trained:
-    """As `load`, of a denoiser and nothing else.
-
-    Args:
-        path: see `load`.
-        mesh: see `load`.
-        step: see `load`.
-        flag: what a message puts before the path, such as `--workdir=`.
+def load(workdir: str, mesh: Mesh, step: int | None = None) -> TrainedModel:
+    """The diffusion model of a run with its moving average; see `restore`.
 
     Raises:
-        CheckpointError: see `load`.
-        UserError: it holds a first stage.
+        CheckpointError: See `restore`.
+        UserError: The run trained a first stage.
     """
-    trained = load(path, mesh, step)
-    _check_denoiser(trained.task, path, flag)
-    return trained
+    restored = restore(workdir, mesh, step)
+    model = _model_of(restored.task, workdir)
+    return TrainedModel(model, restored.params, restored.state["frozen"], restored.step)
 
 
-def check_denoisers(paths: Iterable[str], step: int | None = None, *, flag: str = "") -> None:
-    """Raises, for the first that has it, what `load_denoiser` would; parameters are not read."""
-    for path in paths:
-        _check_denoiser(load_experiment(path, step).task, path, flag)
+def load_model(workdir: str, step: int | None = None) -> DiffusionModel:
+    """The diffusion model of a run, without its parameters; raises as `load` does."""
+    return _model_of(load_experiment(workdir, step).task, workdir)
 
 
-def _check_denoiser(task: Any, path: str, flag: str) -> None:
+def _model_of(task: Task, workdir: str) -> DiffusionModel:
     if not isinstance(task, Denoising):
-        raise UserError(f"{flag}{path} holds a first stage: there is no denoiser")
+        raise UserError(f"{workdir} holds a first stage: there is no denoiser")
+    return task.model
 
 
 def load_experiment(workdir: str, step: int | None = None) -> Experiment:
@@ -133,18 +125,18 @@ def read_pictures(
     return holes_lib.read_data(spec, num=num)
 
 
-def with_stored_vocabulary(config: ConfigDict, workdir: str) -> ConfigDict:
-    """The config with the vocabulary of the run or model that it goes on from, where it has none.
+def own_files(images: str | None, workdir: str, step: int, masks: str) -> Iterator[pathlib.Path]:
+    """The files of images and masks that are read, and all others in the same folders.
 
-    To learn it anew from data that have changed would give every token another meaning.
-
-    Raises:
-        ConfigError: a key does not fit.
+    Args:
+        images: See `read_pictures`.
+        workdir: See `read_pictures`.
+        step: See `read_pictures`.
+        masks: see `holes.cut`.
     """
-    if _lacking_vocabulary(config) is None:
-        return config
-    for path in filter(None, (workdir, config.train.init_from)):
-        stored = newest_config(path) or {}
-        if vocabulary := stored.get("text", {}).get("vocabulary"):
-            return _with(config, vocabulary)
-    return config
+    for place in (images or load_experiment(workdir, step).data.name, masks):
+        path = pathlib.Path(place).expanduser()
+        if holes_lib.is_folder(place):
+            yield from (path / name for name in list_images(path))
+        elif path.is_file():
+            yield path

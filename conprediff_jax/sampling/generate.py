@@ -11,39 +11,46 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Int32, UInt8
+from jaxtyping import Array, ArrayLike, Int32, Key, UInt8
 
 from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.common.fields import as_kind
+from conprediff_jax.sampling.model import DiffusionModel
 from conprediff_jax.sampling.spec import SamplingSpec
 
 Generate = Callable[..., UInt8[Array, "..."]]
 
 
-def make_generate(task: Any, spec: SamplingSpec, mesh: Mesh) -> Generate:
+def sampling_keys(
+    seed: ArrayLike, indices: ArrayLike, purpose: str = "sample"
+) -> tuple[Key[Array, "batch"], Key[Array, "batch"]]:
+    """One key per image for what sampling starts from, and one for its steps."""
+    prior, steps = (random.stream(seed, f"{purpose}/{name}") for name in ("prior", "steps"))
+    return random.example_keys(prior, indices), random.example_keys(steps, indices)
+
+
+def make_generate(model: DiffusionModel, spec: SamplingSpec, mesh: Mesh) -> Generate:
     """A jitted `(params, frozen, seed, indices, labels, texts) -> uint8 images [batch, h, w, 3]`.
 
     `labels` is None for a model without classes, and `texts`, token ids of captions, for one that
     reads none. Images are divided over the mesh's batch axes
     where their number allows it.
     """
-    sampler = spec.make(task.process)
+    sampler = spec.make(model.process)
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def generate(params, frozen, seed, indices, labels=None, texts=None):
-        prior = random.example_keys(random.stream(seed, "sample/prior"), indices)
-        steps = random.example_keys(random.stream(seed, "sample/steps"), indices)
-        x_T = task.process.prior(prior, task.point_shape)
+        prior, steps = sampling_keys(seed, indices)
+        x_T = model.process.prior(prior, model.point_shape)
         if len(indices) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
             x_T = jax.lax.with_sharding_constraint(x_T, parallel.batch_sharding(mesh))
 
-        def denoise(x_t, t):
-            return task.predict(params, x_t, t, **told, guidance=spec.guiding())
-
         with parallel.divided_batch(mesh, len(indices), 2 * len(indices)):  # guided: both answers
-            told = task.told(params, frozen, label=labels, tokens=texts)
-            return task.first_stage.decode(frozen, sampler.sample(denoise, x_T, steps))
+            denoise = model.predictor(
+                params, frozen, label=labels, tokens=texts, guidance=spec.make_guidance()
+            )
+            return model.first_stage.decode(frozen, sampler.sample(denoise, x_T, steps))
 
     return generate
 
@@ -79,3 +86,36 @@ def generate_batches(
         told = None if texts is None else texts[indices % len(texts)]
         drawn = generate(params, frozen, seed, indices, labels, told)
         yield np.asarray(drawn)[: first + num - start]
+
+
+def make_preview(
+    model: DiffusionModel, mesh: Mesh, *, seed: int, num: int | None = None
+) -> Callable[[Any, Any], UInt8[np.ndarray, "num height width 3"]]:
+    """A function from `params` and `frozen` to the first images of a seed, by the model's sampling.
+
+    Captions are those of the `text` section, in turn, and classes are taken in turn.
+
+    Args:
+        model: The model.
+        mesh: The devices.
+        seed: Seed of the images.
+        num: How many images; as many as the model's `sampling` section says when None.
+    """
+    generate = make_generate(model, model.sampling, mesh)
+    num = num or model.sampling.num
+    texts = model.tokenizer(model.text.captions_for(num)) if model.text else None
+
+    def draw(params: Any, frozen: Any) -> np.ndarray:
+        batches = generate_batches(
+            generate,
+            params,
+            frozen,
+            seed=seed,
+            num=num,
+            batch_size=min(num, 64),
+            num_classes=model.num_classes,
+            texts=texts,
+        )
+        return np.concatenate(list(batches))
+
+    return draw

@@ -14,9 +14,9 @@ devices it is made with.
 """
 
 import collections
+import dataclasses
 import functools
-import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,70 +31,53 @@ from scipy import ndimage
 from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.images import list_images
 from conprediff_jax.common.progress import Progress
-from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.diffusion.samplers import Known
 from conprediff_jax.models.first_stage import FirstStage, Pixels
-from conprediff_jax.runs.restore import Trained, load_experiment
-from conprediff_jax.sampling.spec import SamplingSpec
+from conprediff_jax.sampling.generate import sampling_keys
+from conprediff_jax.sampling.model import DiffusionModel, TrainedModel
+from conprediff_jax.sampling.spec import (
+    ContinuousSampling,
+    GaussianSampling,
+    RePaintSampling,
+    SamplingSpec,
+)
 
 Images = UInt8[Array, "batch height width 3"]
 Masks = Bool[Array, "batch height width"]
 Fill = Callable[..., Images]
 
 
-def own_files(images: str | None, workdir: str, step: int, masks: str) -> Iterator[pathlib.Path]:
-    """The files of images and masks that are read, and all others in the same folders.
+def sampling_for(model: DiffusionModel, **settings: Any) -> SamplingSpec:
+    """What fills holes: RePaint, or a sampler of the model with the known part replaced.
+
+    A continuous model whose `sampler` is not asked for fills by RePaint, with 250 steps or all that
+    there are; everything else fills by the model's own sampling.
 
     Args:
-        images: see `read_pictures`.
-        workdir: see `read_pictures`.
-        step: see `read_pictures`.
-        masks: see `holes.cut`.
-    """
-    for place in (images or load_experiment(workdir, step).data.name, masks):
-        path = pathlib.Path(place).expanduser()
-        if holes_lib.is_folder(place):
-            yield from (path / name for name in list_images(path))
-        elif path.is_file():
-            yield path
-
-
-def check_size(task: Any, height: int, width: int, name: str) -> None:
-    """Checks that the model takes images of a size.
-
-    Args:
-        task: a trained `Denoising`.
-        height: of the image.
-        width: of the image.
-        name: what to call it.
+        model: The model.
+        **settings: Fields of the section; None for those that are not given.
 
     Raises:
-        UserError: it does not; the message says which sizes it takes.
+        UserError: A setting does not fit; the message names it.
     """
-    factor = task.first_stage.downsampling
-    downsampling = getattr(task.denoiser, "downsampling", None)
-    if downsampling is None:  # positions are learned: one grid only
-        rows, columns = (factor * side for side in task.point_shape[:2])
-        if (height, width) != (rows, columns):
-            raise UserError(
-                f"{name}: {width} x {height} pixels; this model takes {columns} x {rows} alone"
-            )
-        return
-    unit = factor * downsampling
-    if height % unit or width % unit or not height or not width:
-        raise UserError(
-            f"{name}: {width} x {height} pixels; this model takes multiples of {unit} a side"
-        )
+    own = model.sampling
+    if not isinstance(own, GaussianSampling) or settings.get("sampler") is not None:
+        return model.sampling_with(**settings)
+    shared = [field.name for field in dataclasses.fields(ContinuousSampling)]
+    repaint = RePaintSampling(
+        **{name: getattr(own, name) for name in shared}
+        | {"steps": min(RePaintSampling.steps, model.process.num_steps)}
+    )
+    return model.checked_sampling(repaint, **settings)
 
 
-def warn_of_bare(task: Any, holes: Sequence[Hole]) -> None:
+def warn_of_bare(model: DiffusionModel, holes: Sequence[Hole]) -> None:
     """Says so where a mask is too fine for a first stage, and not a single point is known."""
-    if isinstance(task.first_stage, Pixels):
+    if isinstance(model.first_stage, Pixels):
         return
-    p = task.first_stage.downsampling
+    p = model.first_stage.downsampling
     bare = [
         hole.name
         for hole in holes
@@ -103,7 +86,7 @@ def warn_of_bare(task: Any, holes: Sequence[Hole]) -> None:
     if bare:
         logging.warning(
             "%d of %d images, %s first, have no patch of %d x %d pixels that is wholly known: the "
-            "model is told nothing and fills as it likes",
+            "model knows nothing of them and fills as it likes",
             len(bare), len(holes), bare[0], p, p,
         )  # fmt: skip
 
@@ -164,34 +147,32 @@ def _window(side: int, width: int) -> Float[np.ndarray, "side side"]:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def make_fill(task: Any, spec: SamplingSpec, mesh: Mesh) -> Fill:
-    """A jitted `(params, frozen, seed, indices, numbers, images, masks, **told) -> uint8 images`.
+def make_fill(model: DiffusionModel, spec: SamplingSpec, mesh: Mesh) -> Fill:
+    """A jitted `(params, frozen, seed, indices, numbers, images, masks, label, tokens) -> images`.
 
     `indices` say which images, `numbers` which of their fillings. `images` have their holes painted
-    over, see `painted_over`. What is told is as in `Denoising.told`. Images are divided over
-    the mesh's batch axes where their number allows it.
+    over, see `painted_over`. `label` and `tokens` are those of
+    `DiffusionModel.encode_condition`. Images, uint8, are divided over the mesh's batch axes where
+    their number allows it.
     """
-    sampler = spec.make(task.process)
+    sampler = spec.make(model.process)
 
     @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
     def fill(params, frozen, seed, indices, numbers, images, masks, label=None, tokens=None):
-        def keys(name: str) -> Array:
-            stream = random.example_keys(random.stream(seed, f"inpaint/{name}"), indices)
-            return jax.vmap(jax.random.fold_in)(stream, numbers)
-
+        keys = sampling_keys(seed, indices, "inpaint")
+        prior, steps = (jax.vmap(jax.random.fold_in)(each, numbers) for each in keys)
         if len(indices) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
             sharding = parallel.batch_sharding(mesh)
             images, masks = jax.lax.with_sharding_constraint((images, masks), (sharding, sharding))
 
-        def denoise(x_t, t):
-            return task.predict(params, x_t, t, **told, guidance=spec.guiding())
-
         with parallel.divided_batch(mesh, len(indices), 2 * len(indices)):  # guided: both answers
-            known = known_points(task.first_stage, frozen, images, masks)
-            x_T = task.process.prior(keys("prior"), known.x_0.shape[1:])
-            told = task.told(params, frozen, label=label, tokens=tokens)
-            points = sampler.sample(denoise, x_T, keys("steps"), known)
-            decoded = task.first_stage.decode(frozen, points)
+            known = known_points(model.first_stage, frozen, images, masks)
+            x_T = model.process.prior(prior, known.x_0.shape[1:])
+            denoise = model.predictor(
+                params, frozen, label=label, tokens=tokens, guidance=spec.make_guidance()
+            )
+            points = sampler.sample(denoise, x_T, steps, known)
+            decoded = model.first_stage.decode(frozen, points)
         return blend(images, decoded, masks, images.shape[1] // points.shape[1])
 
     return fill
@@ -209,7 +190,7 @@ def painted_over(hole: Hole) -> UInt8[np.ndarray, "height width 3"]:
 
 def fill_holes(
     fill: Fill,
-    trained: Trained,
+    trained: TrainedModel,
     holes: Sequence[Hole],
     *,
     seed: int,
@@ -236,13 +217,13 @@ def fill_holes(
     Raises:
         UserError: the model does not take the size of an image, or its label.
     """
-    task, seed = trained.task, random.as_seed(seed)
-    _labels(task.num_classes, holes, np.zeros(len(holes), int), label)  # before hours are spent
+    model, seed = trained.model, random.as_seed(seed)
+    _labels(model.num_classes, holes, np.zeros(len(holes), int), label)  # before hours are spent
     by_size = collections.defaultdict(list)
     for index, hole in enumerate(holes):
-        check_size(task, *hole.mask.shape, hole.name)
+        model.check_image_size(*hole.mask.shape, hole.name)
         by_size[hole.mask.shape] += [(index, number) for number in range(samples)]
-    warn_of_bare(task, holes)
+    warn_of_bare(model, holes)
     found = [np.empty((samples, *hole.image.shape), np.uint8) for hole in holes]
     progress = Progress(len(holes) * samples)
     size = min(batch_size, len(holes) * samples)
@@ -252,10 +233,10 @@ def fill_holes(
             padded = batch + batch[:1] * (size - len(batch))  # one shape, one compilation
             indices, numbers = np.array(padded).T
             chosen = [holes[index] for index in indices]
-            told = {"label": _labels(task.num_classes, chosen, indices + numbers, label)}
-            if task.text:
-                told["tokens"] = task.tokenizer([prompt] * size)
-            filled = _run(fill, trained, (seed, indices, numbers), chosen, told)
+            condition = {"label": _labels(model.num_classes, chosen, indices + numbers, label)}
+            if model.text:
+                condition["tokens"] = model.tokenizer([prompt] * size)
+            filled = _run(fill, trained, (seed, indices, numbers), chosen, condition)
             for (index, number), image in zip(batch, filled, strict=False):
                 found[index][number] = image
             done = progress.done + len(batch)
@@ -269,15 +250,15 @@ def fill_holes(
 
 def _run(
     fill: Fill,
-    trained: Trained,
+    trained: TrainedModel,
     draws: tuple[np.uint32, np.ndarray, np.ndarray],
     holes: Sequence[Hole],
-    told: dict[str, np.ndarray | None],
+    condition: dict[str, np.ndarray | None],
 ) -> np.ndarray:
     """One batch."""
     images = np.stack([painted_over(hole) for hole in holes])
     masks = np.stack([hole.mask for hole in holes])
-    return np.asarray(fill(trained.params, trained.frozen, *draws, images, masks, **told))
+    return np.asarray(fill(trained.params, trained.frozen, *draws, images, masks, **condition))
 
 
 def _labels(

@@ -19,8 +19,8 @@ from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_new
 from conprediff_jax.common.progress import Progress
 from conprediff_jax.common.trees import flatten
-from conprediff_jax.runs.restore import Trained
 from conprediff_jax.sampling.generate import make_generate
+from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.spec import SamplingSpec
 
 SHARD = 1024
@@ -29,7 +29,7 @@ Draw = Callable[[np.ndarray], np.ndarray]
 
 
 def drawing(
-    trained: Trained,
+    trained: TrainedModel,
     spec: SamplingSpec,
     mesh: Mesh,
     *,
@@ -46,12 +46,12 @@ def drawing(
         prompts: captions, taken in turn by a model that reads them; its config's when None. A model
             with classes takes all of them in turn.
     """
-    task, seed = trained.task, random.as_seed(seed)
-    generate = make_generate(task, spec, mesh)
-    captions = task.tokenizer(prompts or task.text.prompts) if task.text else None
+    model, seed = trained.model, random.as_seed(seed)
+    generate = make_generate(model, spec, mesh)
+    captions = model.tokenizer(prompts or model.text.prompts) if model.text else None
 
     def draw(indices: np.ndarray) -> np.ndarray:
-        labels = indices % task.num_classes if task.num_classes else None
+        labels = indices % model.num_classes if model.num_classes else None
         texts = None if captions is None else captions[indices % len(captions)]
         return np.asarray(generate(trained.params, trained.frozen, seed, indices, labels, texts))
 

@@ -1,16 +1,19 @@
 """The `sampling` sections of configs: how images are drawn from each kind of model."""
 
 import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
-from conprediff_jax.common.errors import FieldError, UserError
-from conprediff_jax.common.fields import as_kind, conform, require
+from conprediff_jax.common.errors import FieldError
+from conprediff_jax.common.fields import require
+from conprediff_jax.common.registry import Registry
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.guidance import Guidance
 from conprediff_jax.diffusion.samplers import SAMPLERS, CategoricalSampler, RePaint, Sampler
 from conprediff_jax.diffusion.samplers.ddim import FINALS
+
+# The class of the `sampling` section, by the kind of the process that is sampled.
+SAMPLINGS: Registry[type] = Registry("process")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,42 +36,15 @@ class SamplingSpec:
         if self.num < 1:
             raise FieldError("num", f"is {self.num}: it must be at least 1")
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
-        self.guiding()  # raises ValueError
+        self.make_guidance()  # raises ValueError
 
-    def guiding(self) -> Guidance:
+    def with_settings(self, **settings: Any) -> "SamplingSpec":
+        """These settings with others, of the right types, in their place."""
+        return dataclasses.replace(self, **settings)
+
+    def make_guidance(self) -> Guidance:
         """Classifier-free guidance as set here."""
         return Guidance(scale=self.guidance, interval=self.guidance_interval)
-
-    def overridden(self, task: Any, **given: Any) -> "SamplingSpec":
-        """These settings with others in their place.
-
-        Args:
-            task: the model that is to be sampled so.
-            **given: fields of the section; None for those that stay.
-
-        Raises:
-            FieldError: a field does not fit the model.
-            UserError: several do not fit each other.
-        """
-        given = {name: value for name, value in given.items() if value is not None}
-        fields = [field.name for field in dataclasses.fields(self)]
-        for name in given:
-            if name not in fields:
-                raise FieldError(
-                    name, f"does not fit this model: its sampling has {', '.join(fields)}"
-                )
-        try:
-            spec = self._with(**conform(type(self), given))
-            task.check_sampling(spec)
-        except UserError:
-            raise
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        return spec
-
-    def _with(self, **given: Any) -> "SamplingSpec":
-        """These settings with others of the right types in their place."""
-        return dataclasses.replace(self, **given)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,15 +63,16 @@ class ContinuousSampling(SamplingSpec):
         super().__post_init__()
         require(self, lambda x: x >= 0, "be positive, or 0 for no limit", "clip")
 
-    def guiding(self) -> Guidance:
+    def make_guidance(self) -> Guidance:
         """Classifier-free guidance as set here."""
-        return dataclasses.replace(super().guiding(), rescale=self.guidance_rescale)
+        return dataclasses.replace(super().make_guidance(), rescale=self.guidance_rescale)
 
 
 # Fields that no other sampler has, and their defaults.
 _OF_DDIM = {"eta": 0.0, "final": "one", "step_end": "next", "clipped_epsilon": True}
 
 
+@SAMPLINGS.register("gaussian")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GaussianSampling(ContinuousSampling):
     """The `sampling` section of continuous models: grids of a run, and `sample.py` by default.
@@ -152,20 +129,21 @@ class GaussianSampling(ContinuousSampling):
             **options,
         )
 
-    def _with(self, **given: Any) -> "GaussianSampling":
+    def with_settings(self, **settings: Any) -> "GaussianSampling":
         """As in the base; what DDIM alone has is left behind where another sampler is asked for."""
-        sampler = given.get("sampler", self.sampler)
+        sampler = settings.get("sampler", self.sampler)
         if sampler != "ddim":
             for name, default in _OF_DDIM.items():
-                if given.setdefault(name, default) != default:
-                    raise FieldError(name, _of_ddim(given[name], sampler))
-        return super()._with(**given)
+                if settings.setdefault(name, default) != default:
+                    raise FieldError(name, _of_ddim(settings[name], sampler))
+        return super().with_settings(**settings)
 
 
 def _of_ddim(value: Any, sampler: str) -> str:
     return f"is {value!r}: only the sampler 'ddim' has it, and the sampler is {sampler!r}"
 
 
+@SAMPLINGS.register("mask_and_replace")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenSampling(SamplingSpec):
     """The `sampling` section of discrete models; see `CategoricalSampler` for what they do.
@@ -203,46 +181,6 @@ class TokenSampling(SamplingSpec):
         )
 
 
-def check_condition(
-    task: Any, label: Any = None, prompts: Sequence[Any] = (), *, name: str = "prompts"
-) -> None:
-    """Checks what a model is asked to draw.
-
-    Args:
-        task: a trained `Denoising`.
-        label: a class; None where none is asked for.
-        prompts: captions.
-        name: what the caller calls the prompts, for messages.
-
-    Raises:
-        FieldError: the model does not know the class, or reads no captions.
-        UserError: it cannot read one of them.
-    """
-    classes = task.num_classes
-    if label is not None and not classes:
-        raise FieldError("label", f"is {label!r}: the model knows no classes")
-    if label is not None:
-        as_kind("label", label, range(classes))
-    for prompt in prompts:
-        as_kind(name, prompt, str)
-        if task.text is None:
-            raise FieldError(name, f"is {prompt!r}: the model reads no captions")
-        task.tokenizer.check(prompt)
-
-
-def check_captions(task: Any, captions: Sequence[str], path: str) -> None:
-    """Checks captions that a text file holds, one a line; see `check_condition`.
-
-    Raises:
-        UserError: the model cannot read one of them; the message names file and line.
-    """
-    for number, caption in enumerate(captions, 1):
-        try:
-            check_condition(task, prompts=[caption], name="the caption")
-        except UserError as error:
-            raise UserError(f"{path}, line {number}: {error}") from error
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RePaintSampling(ContinuousSampling):
     """How holes are filled by RePaint.
@@ -269,27 +207,3 @@ class RePaintSampling(ContinuousSampling):
             jump_length=self.jump_length,
             resamplings=self.resamplings,
         )
-
-
-def sampling_for(task: Any, **flags: Any) -> SamplingSpec:
-    """What fills holes: a sampler of `sample.py` with the known part replaced, or RePaint.
-
-    RePaint it is for continuous models whose `sampler` is not asked for, with 250 steps or all
-    there are; everything else is the model's own sampling.
-
-    Args:
-        task: a trained `Denoising`.
-        **flags: fields of the section; None for those that were not given.
-
-    Raises:
-        UserError: a flag does not fit; the message names it.
-    """
-    own = task.sampling
-    if not isinstance(own, GaussianSampling) or flags.get("sampler") is not None:
-        return own.overridden(task, **flags)
-    shared = [field.name for field in dataclasses.fields(ContinuousSampling)]
-    repaint = RePaintSampling(
-        **{name: getattr(own, name) for name in shared}
-        | {"steps": min(RePaintSampling.steps, task.process.num_steps)}
-    )
-    return repaint.overridden(task, **flags)

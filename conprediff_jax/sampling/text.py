@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.keys import derived, fixed, switch
 from conprediff_jax.data import Tokenizer
-from conprediff_jax.weights import transformers_text
-from conprediff_jax.weights.model_shapes import differing_fields
 
 TokenIds = Int[Array, "batch length"]
 
@@ -36,10 +33,10 @@ class TextCondition:
         ValueError: vocabulary and encoder do not fit each other.
     """
 
-    encoder: nn.Module
-    weights: str = ""
+    encoder: nn.Module = derived()
+    weights: str = switch("")
     tokenizer: str = ""
-    vocabulary: str = ""
+    vocabulary: str = fixed("")
     prompts: tuple[str, ...] = ("",)
 
     def __post_init__(self):
@@ -53,7 +50,7 @@ class TextCondition:
                 raise ValueError(f"the tokenizer's {name} is {theirs}, the encoder's {ours}")
 
     @property
-    def frozen(self) -> bool:
+    def has_fixed_weights(self) -> bool:
         """Whether the encoder keeps its weights."""
         return bool(self.weights)
 
@@ -62,7 +59,7 @@ class TextCondition:
         """From captions to token ids."""
         return Tokenizer.from_json(self.vocabulary)
 
-    def in_turn(self, num: int, captions: Sequence[str] = ()) -> list[str]:
+    def captions_for(self, num: int, captions: Sequence[str] = ()) -> list[str]:
         """So many captions: the given ones, or else `prompts`, over and over."""
         return list(itertools.islice(itertools.cycle(captions or self.prompts), num))
 
@@ -74,21 +71,6 @@ class TextCondition:
     def init(self, rng: Array) -> Any:
         """Initial parameters of the encoder."""
         return self.encoder.init(rng, jnp.zeros((1, self.encoder.length), jnp.int32))["params"]
-
-    def load(self) -> Any:
-        """The encoder's parameters from the folder that `weights` names.
-
-        Raises:
-            UserError: they are missing, or of another encoder.
-        """
-        loaded = transformers_text.load(self.weights)
-        ours = jax.eval_shape(self.init, jax.random.key(0))
-        if jax.tree.map(jnp.shape, loaded.params) != jax.tree.map(jnp.shape, ours):
-            raise UserError(
-                f"config.text.weights is {self.weights}, of other sizes than config.text.encoder: "
-                f"{differing_fields(loaded.encoder, self.encoder)}"
-            )
-        return loaded.params
 
     def encode(self, params: Any, tokens: TokenIds) -> Float[Array, "batch length width"]:
         """What cross-attention reads, float32."""

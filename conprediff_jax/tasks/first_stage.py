@@ -16,7 +16,7 @@ al. (2022, arXiv 2112.10752), section 3.1 and appendix G.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -30,6 +30,7 @@ from conprediff_jax import data as data_lib
 from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.common.errors import FieldError
+from conprediff_jax.common.keys import fixed, switch
 from conprediff_jax.metrics.networks import lpips
 from conprediff_jax.models import quantizer
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
@@ -64,16 +65,16 @@ class FirstStageLoss:
     """
 
     kl_weight: float = 1e-6
-    codebook_decay: float = 0.0
+    codebook_decay: float = fixed(0.0)
     restart_below: float = 0.05
     lpips_weight: float = 1.0
-    lpips_network: str = "vgg16"
-    lpips_trunk: str = ""
+    lpips_network: str = fixed("vgg16")
+    lpips_trunk: str = switch("")
     lpips_heads: str = ""
-    gan_weight: float = 0.0
+    gan_weight: float = fixed(0.0)
     gan_start: int = 0
-    gan_channels: int = 64
-    gan_layers: int = 3
+    gan_channels: int = fixed(64)
+    gan_layers: int = fixed(3)
 
     def __post_init__(self):
         for name in ("kl_weight", "lpips_weight", "gan_weight", "gan_start"):
@@ -183,9 +184,12 @@ class FirstStageTraining:
             extra["averages"] = jax.tree.map(jnp.zeros_like, averages)
         return params, extra
 
-    def prepare(self, batches: Callable[[], Iterator[Batch]]) -> dict[str, Any] | None:
-        """The own state with LPIPS's parameters from their files."""
-        del batches
+    def with_perceptual_weights(self) -> dict[str, Any] | None:
+        """The task's state with LPIPS's parameters from their files; None where there is no LPIPS.
+
+        Raises:
+            UserError: A file is missing or damaged.
+        """
         if self.perceptual is None:
             return None
         extra = jax.tree.map(

@@ -64,35 +64,6 @@ class TrainSpec:
             raise FieldError("ema_decay", f"is {self.ema_decay}: it must lie in [0, 1)")
 
 
-NULLS = ("learned", "empty")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ConditionSpec:
-    """The `condition` section.
-
-    Attributes:
-        dropout: share of examples trained without their condition, which classifier-free guidance
-            asks for; the published models have 0.1. 0: guidance is not to be had.
-        null: what stands for no condition: 'learned', or the 'empty' caption, as in latent
-            diffusion; labels have a learned one only.
-    """
-
-    dropout: float = 0.0
-    null: str = "learned"
-
-    def __post_init__(self):
-        if not 0 <= self.dropout < 1:
-            raise FieldError("dropout", f"is {self.dropout}: it must lie in [0, 1)")
-        if self.null not in NULLS:
-            raise FieldError("null", f"is {self.null!r}: choose one of {NULLS}")
-
-    @property
-    def learned_null(self) -> bool:
-        """Whether the denoiser has parameters for no condition."""
-        return self.dropout > 0 and self.null == "learned"
-
-
 def trace_window(text: str) -> tuple[int, int]:
     """First and last step to trace, from 'START:STOP'.
 

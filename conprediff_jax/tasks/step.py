@@ -9,45 +9,48 @@ from flax import traverse_util
 from jax.sharding import Mesh
 
 from conprediff_jax import parallel
-from conprediff_jax.config.experiment import Experiment
+from conprediff_jax.tasks.optimizer import OptimizerSpec
+from conprediff_jax.tasks.spec import TrainSpec
 from conprediff_jax.tasks.state import TrainState
-from conprediff_jax.tasks.task import Batch, Metrics
+from conprediff_jax.tasks.task import Batch, Metrics, Task
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
 def make_train_step(
-    experiment: Experiment,
-    optimizer: optax.GradientTransformation,
+    task: Task,
+    train: TrainSpec,
+    optimizer: OptimizerSpec,
     abstract: TrainState,
     mesh: Mesh,
 ) -> TrainStep:
     """The jitted step. It donates its state and is compiled once.
 
     Args:
-        experiment: what to train, and how.
-        optimizer: `experiment.optimizer`, made.
+        task: What is trained.
+        train: For how long, and in which batches.
+        optimizer: By which updates.
         abstract: shapes and shardings of the state.
         mesh: where to train.
 
     Returns:
         `(state, batch) -> (state, metrics)`; metrics are replicated float32 scalars.
     """
-    task, spec = experiment.task, experiment.train
-    learning_rates = experiment.optimizer.learning_rates(spec.steps)
+    learning_rates = optimizer.learning_rates(train.steps)
+    transformation = optimizer.make(train.steps)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        with parallel.divided_batch(mesh, spec.batch_size // spec.microbatches):
+        with parallel.divided_batch(mesh, train.batch_size // train.microbatches):
             stepped = task.step(state.params, state.extra, batch, state.step)
         grads, metrics, extra, assigned = stepped
         with jax.named_scope("optimizer"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            updates, opt_state = transformation.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         if assigned:
             params = traverse_util.unflatten_dict(traverse_util.flatten_dict(params) | assigned)
         step = state.step.astype(jnp.float32)
-        decay = jnp.minimum(spec.ema_decay, (1 + step) / (10 + step))
+        decay = jnp.minimum(train.ema_decay, (1 + step) / (10 + step))
         metrics |= {
             "norm/gradient": optax.global_norm(grads),
             "norm/parameter": optax.global_norm(params),

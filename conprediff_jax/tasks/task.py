@@ -5,7 +5,7 @@ moving average, checkpoints and the log. Pixels, latents, tokens and the first s
 tasks.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -54,17 +54,6 @@ class Task(Protocol):
 
     def init(self) -> tuple[dict[str, Any], Any]:
         """Parameters, float32, and the task's own state (None where it has none). To be jitted."""
-        ...
-
-    def prepare(self, batches: Callable[[], Iterator[Batch]]) -> Any:
-        """What a fresh run loads or measures: takes the place of `init`'s own state, unless None.
-
-        Args:
-            batches: opens this process's batches anew.
-
-        Raises:
-            UserError: what is to be loaded is missing or does not fit.
-        """
         ...
 
     def step(self, params: dict[str, Any], extra: Any, batch: Batch, step: Int[Array, ""]) -> Step:

@@ -1,5 +1,6 @@
 """Loading the parameters of a frozen first stage, and measuring its scale or its used codes."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -14,11 +15,17 @@ from jax.experimental import multihost_utils
 
 from conprediff_jax import parallel
 from conprediff_jax.common.errors import UserError
+from conprediff_jax.data import encoders, latents
 from conprediff_jax.models import quantizer
 from conprediff_jax.models.autoencoder import AutoencoderKL
 from conprediff_jax.models.first_stage import Autoencoded, Latents, Tokens
 from conprediff_jax.runs.checkpoint import FOLDER
-from conprediff_jax.tasks.task import Batch
+from conprediff_jax.runs.restore import restore
+from conprediff_jax.sampling.text import TextCondition
+from conprediff_jax.tasks.denoising import Denoising
+from conprediff_jax.tasks.first_stage import FirstStageTraining
+from conprediff_jax.tasks.task import Batch, Task
+from conprediff_jax.weights import transformers_text
 from conprediff_jax.weights.diffusers import autoencoder as diffusers_autoencoder
 from conprediff_jax.weights.model_shapes import differing_fields
 
@@ -30,6 +37,49 @@ MEASURED_AT_ONCE = 16  # images
 
 class FirstStageError(UserError):
     """First-stage weights that are missing, or of another model."""
+
+
+def prepare(task: Task, batches: Callable[[], Iterator[Batch]]) -> Any:
+    """What a fresh run loads or measures, to take the place of the task's state.
+
+    Args:
+        task: What is trained.
+        batches: Opens this process's batches anew.
+
+    Returns:
+        The task's state; None where there is nothing to load.
+
+    Raises:
+        UserError: What is to be loaded is missing or does not fit.
+    """
+    if isinstance(task, FirstStageTraining):
+        return task.with_perceptual_weights()
+    if not isinstance(task, Denoising):
+        return None
+    frozen, first_stage = {}, task.model.first_stage
+    if isinstance(first_stage, Autoencoded):
+        if task.latents and isinstance(first_stage, Latents) and first_stage.scale is None:
+            # It was measured on the images when they were encoded.
+            scale = latents.read_manifest(task.latents).scale
+            first_stage = dataclasses.replace(first_stage, scale=scale)
+        frozen |= load(first_stage, batches)
+    if task.model.text and task.model.text.has_fixed_weights:
+        frozen["text_encoder"] = load_text_encoder(task.model.text)
+    if not frozen:
+        return None
+    return {"frozen": frozen, "history": task.model.process.init_history()}
+
+
+def check_latents(task: Denoising, state: dict[str, Any]) -> None:
+    """Raises DataError where others than this run's networks encoded the latents or captions."""
+    model, frozen = task.model, state["frozen"]
+    encoders.check_first_stage(
+        task.latents, model.first_stage.model, frozen["autoencoder"], model.point_shape
+    )
+    if task.encoded_text:
+        encoders.check_text(
+            task.latents, model.text.encoder, frozen["text_encoder"], model.text.vocabulary
+        )
 
 
 def load(first_stage: Autoencoded, batches: Callable[[], Iterator[Batch]]) -> dict[str, Any]:
@@ -54,6 +104,22 @@ def load(first_stage: Autoencoded, batches: Callable[[], Iterator[Batch]]) -> di
     return {"autoencoder": params, "scale": np.float32(scale)}
 
 
+def load_text_encoder(text: TextCondition) -> Any:
+    """A text encoder's parameters from the folder that `config.text.weights` names.
+
+    Raises:
+        UserError: They are missing, or of another encoder.
+    """
+    loaded = transformers_text.load(text.weights)
+    ours = jax.eval_shape(text.init, jax.random.key(0))
+    if jax.tree.map(jnp.shape, loaded.params) != jax.tree.map(jnp.shape, ours):
+        raise UserError(
+            f"config.text.weights is {text.weights}, of other sizes than config.text.encoder: "
+            f"{differing_fields(loaded.encoder, text.encoder)}"
+        )
+    return loaded.params
+
+
 def load_params(first_stage: Autoencoded) -> Any:
     """Parameters of the autoencoder from a workdir or a diffusers folder; see `load`."""
     path = epath.Path(first_stage.weights).expanduser()
@@ -71,21 +137,19 @@ def load_params(first_stage: Autoencoded) -> Any:
 
 
 def _from_workdir(first_stage: Autoencoded, path: epath.Path) -> Any:
-    # Late: opening a workdir needs the tasks, and the denoising task needs this file.
-    from conprediff_jax.runs.restore import load as load_trained
-
-    task, params, _, step = load_trained(str(path), parallel.make_mesh(parallel.MeshSpec()))
-    model = getattr(task, "model", None)
-    if type(model) is not type(first_stage.model):
+    restored = restore(str(path), parallel.make_mesh(parallel.MeshSpec()))
+    task, params, step = restored.task, restored.params, restored.step
+    held = task.model if isinstance(task, FirstStageTraining) else task
+    if type(held) is not type(first_stage.model):
         raise FirstStageError(
-            f"{path} holds a {type(model or task).__name__}; config.first_stage asks for a "
+            f"{path} holds a {type(held).__name__}; config.first_stage asks for a "
             f"{type(first_stage.model).__name__}"
         )
     expected = first_stage.abstract()["autoencoder"]
     if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
         raise FirstStageError(
-            f"{path} holds a {type(model).__name__} of other sizes than config.first_stage: "
-            f"{differing_fields(model, first_stage.model)}"
+            f"{path} holds a {type(held).__name__} of other sizes than config.first_stage: "
+            f"{differing_fields(held, first_stage.model)}"
         )
     logging.info("first stage: step %d of %s", step, path)
     return jax.tree.map(np.asarray, params)
@@ -115,8 +179,8 @@ def _measured_scale(first_stage: Latents, params: Any, batches: Iterator[Batch])
     encode = jax.jit(first_stage.encode_unscaled)
     variances = []
     for _ in range(SCALE_BATCHES):
-        latents = [encode(params, part) for part in _parts(next(batches)["image"])]
-        variances.append(jnp.var(jnp.concatenate(latents)))
+        encoded = [encode(params, part) for part in _parts(next(batches)["image"])]
+        variances.append(jnp.var(jnp.concatenate(encoded)))
     variance = multihost_utils.process_allgather(jnp.stack(variances)).mean()
     return float(1 / np.sqrt(variance))
 

@@ -16,21 +16,24 @@ from conprediff_jax import data, parallel
 from conprediff_jax.common import images
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import WriteError, writing
-from conprediff_jax.config import sections as config_lib
 from conprediff_jax.config.experiment import Experiment, check_devices, make_experiment
+from conprediff_jax.config.sections import build, naming
 from conprediff_jax.config.vocabulary import with_vocabulary
 from conprediff_jax.metrics.small import SmallEvaluation
 from conprediff_jax.parallel.processes import Preempted, Preemption
 from conprediff_jax.runs.batches import Batches
 from conprediff_jax.runs.checkpoint import Checkpoints
-from conprediff_jax.runs.classes import with_class_names
-from conprediff_jax.runs.restore import with_stored_vocabulary
+from conprediff_jax.runs.classes import with_class_names, with_stored_vocabulary
+from conprediff_jax.sampling.generate import make_preview
 from conprediff_jax.tasks.optimizer import OptimizerSpec
 from conprediff_jax.tasks.state import TrainState, abstract_state, init_state
 from conprediff_jax.tasks.step import make_train_step
+from conprediff_jax.train import frozen
 from conprediff_jax.train.report import Reporter
 from conprediff_jax.train.start_from import start_from
 from conprediff_jax.train.throughput import MeasuredStep
+
+EVALUATED = 256  # samples of a small evaluation
 
 
 def train(config: ConfigDict, workdir: str) -> TrainState:
@@ -55,7 +58,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     config = with_class_names(with_vocabulary(with_stored_vocabulary(config, workdir)), workdir)
     experiment = make_experiment(config)
     check_devices(experiment, jax.device_count(), jax.process_count())
-    with config_lib.naming("config.mesh"):
+    with naming("config.mesh"):
         mesh = parallel.make_mesh(experiment.mesh)
     spec = experiment.train
     task, optimizer = experiment.task, experiment.optimizer.make(spec.steps)
@@ -69,7 +72,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         if state is None:
             state = _prepared(init_state(task, optimizer, abstract), experiment, mesh)
         if experiment.data.latents:
-            task.check_latents(state.extra)
+            frozen.check_latents(task, state.extra)
         start = int(state.step)
         if start >= spec.steps:
             logging.info("%s: all %d steps are done", workdir, spec.steps)
@@ -78,7 +81,10 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
             _compare_learning_rates(experiment, checkpoints.config(start), start)
         reporter = Reporter(workdir, spec, start, lambda: checkpoints.last_good, began)
         train_step = MeasuredStep(
-            make_train_step(experiment, optimizer, abstract, mesh), start, spec.profile, workdir
+            make_train_step(task, spec, experiment.optimizer, abstract, mesh),
+            start,
+            spec.profile,
+            workdir,
         )
         reporter.measure(train_step)
         try:
@@ -119,7 +125,7 @@ def _naming_last_good(checkpoints: Checkpoints, workdir: str) -> Iterator[None]:
 def _compare_learning_rates(experiment: Experiment, stored: dict, start: int) -> None:
     """Says where the learning rate jumps, as the config is another one than at the last save."""
     with contextlib.suppress(UserError):  # of a version with other keys
-        before = config_lib.build(OptimizerSpec, ConfigDict(stored), "optimizer")
+        before = build(OptimizerSpec, ConfigDict(stored), "optimizer")
         old = float(before.learning_rates(stored["train"]["steps"])(start))
         new = float(experiment.optimizer.learning_rates(experiment.train.steps)(start))
         if not np.isclose(old, new, rtol=1e-3, atol=0):
@@ -135,7 +141,7 @@ def _prepared(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainSta
     """A fresh state with what the task loads or measures, or another model has, in its place."""
     if experiment.train.init_from:
         return start_from(experiment.train.init_from, state, experiment.task)
-    extra = experiment.task.prepare(lambda: _open_batches(experiment, mesh))
+    extra = frozen.prepare(experiment.task, lambda: _open_batches(experiment, mesh))
     if extra is None:
         return state
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state.extra)
@@ -144,7 +150,7 @@ def _prepared(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainSta
 
 def _open_batches(experiment: Experiment, mesh: Mesh) -> Batches:
     """This process's share of the batches, the first of them checked and put back."""
-    with config_lib.naming("config.mesh"):
+    with naming("config.mesh"):
         index, count = parallel.batch_share(mesh)
     batch_size = experiment.train.batch_size // count
     iterator = data.make_iterator(
@@ -178,7 +184,7 @@ def _introduce(
     if not int(state.step):
         logging.info("parameters\n%s", table)
     size, source = experiment.data.image_size, data.open_data(experiment.data)
-    known, named = getattr(experiment.task, "num_classes", None), source.class_names or ()
+    known, named = experiment.task.num_classes, source.class_names or ()
     if known and len(named) > known:
         raise data.DataError(
             f"{experiment.data.name}: has {len(named)} classes; the model knows {known}"
@@ -201,7 +207,8 @@ class _Observer:
         self._folder = epath.Path(workdir) / "samples"
         self._sample = experiment.task.preview(mesh)
         if self._spec.eval_every:
-            self._evaluate = SmallEvaluation(experiment.task, mesh, experiment.data)
+            draw = make_preview(experiment.task.model, mesh, seed=experiment.seed, num=EVALUATED)
+            self._evaluate = SmallEvaluation(draw, mesh, experiment.data, num=EVALUATED)
 
     def __call__(self, step: int, state: TrainState) -> None:
         last, every = step == self._spec.steps, self._spec
@@ -214,7 +221,7 @@ class _Observer:
             if show:
                 self._show(step, images.grid(self._sample(state.ema, state.extra)))
             if evaluate:
-                self._reporter.scalars(step, self._evaluate(state.ema, state.extra))
+                self._reporter.scalars(step, self._evaluate(state.ema, state.extra["frozen"]))
 
     def _show(self, step: int, grid: np.ndarray) -> None:
         """Writes a grid to a file and to TensorBoard."""

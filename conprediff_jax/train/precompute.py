@@ -24,6 +24,7 @@ from conprediff_jax.config.vocabulary import with_vocabulary
 from conprediff_jax.data import DataSpec, encoders, latents, transforms
 from conprediff_jax.data.sources import OF_THE_FILE, Source
 from conprediff_jax.models.first_stage import Latents, Pixels
+from conprediff_jax.tasks.denoising import Denoising
 from conprediff_jax.train import frozen
 
 SAY_EVERY = 10.0  # seconds between progress lines
@@ -92,9 +93,9 @@ def precompute(config: ConfigDict, out: str, shard_size: int | None = None) -> l
 
 
 def _first_stage(experiment: Experiment) -> Latents:
-    first_stage = getattr(experiment.task, "first_stage", None)
-    if first_stage is None:
+    if not isinstance(experiment.task, Denoising):
         raise ConfigError("config.task trains a first stage: give the config of a denoiser on one")
+    first_stage = experiment.task.model.first_stage
     if not isinstance(first_stage, Latents):
         kind = "pixels" if isinstance(first_stage, Pixels) else "tokens"
         raise ConfigError(
@@ -140,8 +141,8 @@ def _manifest(
     text_fingerprint: str,
 ) -> latents.Manifest:
     """What the folder will hold."""
-    model, scale_source = experiment.task.first_stage.model, "given"
-    if experiment.task.first_stage.scale is None:
+    model, scale_source = experiment.task.model.first_stage.model, "given"
+    if experiment.task.model.first_stage.scale is None:
         batch_size = experiment.train.batch_size
         scale_source = f"measured with seed {experiment.seed} and batch size {batch_size}"
     return latents.Manifest(
@@ -150,7 +151,7 @@ def _manifest(
         data=latents.described_data(experiment.data),
         class_names=source.class_names,
         flip=experiment.data.flip,
-        shape=experiment.task.point_shape,
+        shape=experiment.task.model.point_shape,
         count=len(source),
         shard_size=shard_size,
         scale=float(loaded["scale"]),
@@ -172,7 +173,7 @@ def _batch_size(experiment: Experiment) -> int:
 
 def _encoder(experiment: Experiment, params: Any) -> Encode:
     """A function from up to a batch of images to their latents; one program, already compiled."""
-    first_stage, batch_size = experiment.task.first_stage, _batch_size(experiment)
+    first_stage, batch_size = experiment.task.model.first_stage, _batch_size(experiment)
     mesh = parallel.make_mesh(parallel.MeshSpec(), jax.local_devices())
     sharding = parallel.batch_sharding(mesh)
     params = jax.device_put(params, parallel.replicated(mesh))
@@ -192,8 +193,8 @@ def _text_encoder(experiment: Experiment) -> tuple[EncodeTexts | None, str]:
     """From captions to what the denoiser reads, and its fingerprint; None where not wanted."""
     if not experiment.data.encoded_text:
         return None, ""
-    text, batch_size = experiment.task.text, _batch_size(experiment)
-    params = text.load()
+    text, batch_size = experiment.task.model.text, _batch_size(experiment)
+    params = frozen.load_text_encoder(text)
     program = jax.jit(text.encode)
 
     def encode(captions: list[str]) -> np.ndarray:

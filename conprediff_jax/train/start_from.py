@@ -11,20 +11,19 @@ import jax
 from absl import logging
 
 from conprediff_jax import parallel
+from conprediff_jax.common import keys
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.runs.restore import Trained, load
+from conprediff_jax.runs.restore import load
+from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.tasks.denoising import Denoising
 from conprediff_jax.tasks.state import TrainState
+from conprediff_jax.tasks.task import Task
 
-# Fields without a say in what the network's output is: of losses, of training, of where files are.
-_NEUTRAL = (
-    *("loss_norm", "weighting", "snr_max", "snr_min", "auxiliary_weight", "adaptive_auxiliary"),
-    *("dropout", "dtype", "remat", "codebook_weight", "commitment_weight"),
-    *("weights", "scale", "tokenizer", "prompts", "parent", "name"),
-)
+# Fields that must not change within a run, but may between a model and what starts from it.
+_NEUTRAL = ("dtype", "scale", "importance")
 
 
-def start_from(path: str, state: TrainState, task: Denoising) -> TrainState:
+def start_from(path: str, state: TrainState, task: Task) -> TrainState:
     """A fresh state with the denoiser and first stage of a trained model in their places.
 
     Args:
@@ -37,17 +36,16 @@ def start_from(path: str, state: TrainState, task: Denoising) -> TrainState:
             their values on both sides.
     """
     where = f"config.train.init_from is {path}"
-    opened = load(path, parallel.make_mesh(parallel.MeshSpec()))
-    if not isinstance(task, Denoising) or not isinstance(opened.task, Denoising):
+    if not isinstance(task, Denoising):
         raise UserError(f"{where}: only a denoiser can start from a denoiser")
+    opened = load(path, parallel.make_mesh(parallel.MeshSpec()))
+    theirs, ours = opened.model, task.model
     for part in ("first_stage", "process", "text", "denoiser"):
-        _check_same(f"{where}: its {part}", getattr(opened.task, part), getattr(task, part))
-    if opened.task.point_shape != task.point_shape:
-        raise UserError(
-            f"{where}: points of {opened.task.point_shape} there, {task.point_shape} here"
-        )
+        _check_same(f"{where}: its {part}", getattr(theirs, part), getattr(ours, part))
+    if theirs.point_shape != ours.point_shape:
+        raise UserError(f"{where}: points of {theirs.point_shape} there, {ours.point_shape} here")
     logging.info("starting from step %d of %s, with a fresh context decoder", opened.step, path)
-    if task.text and task.text.frozen != opened.task.text.frozen:
+    if ours.text and ours.text.has_fixed_weights != theirs.text.has_fixed_weights:
         opened = _with_text_encoder_moved(opened)
     params = _placed(opened.params, state.params[task.averaged])
     return state.replace(
@@ -66,7 +64,8 @@ def _check_same(what: str, theirs: Any, ours: Any) -> None:
             f"{what} is a {type(theirs).__name__}, the config's a {type(ours).__name__}"
         )
     differing = []
-    for name in (field.name for field in dataclasses.fields(ours) if field.name not in _NEUTRAL):
+    names = (*keys.fixed_names(type(ours)), *keys.derived_names(type(ours)))
+    for name in (name for name in names if name not in _NEUTRAL):
         there, here = getattr(theirs, name), getattr(ours, name)
         if dataclasses.is_dataclass(here):  # an autoencoder or a text encoder
             _check_same(f"{what}'s {name}", there, here)
@@ -77,10 +76,10 @@ def _check_same(what: str, theirs: Any, ours: Any) -> None:
         raise UserError(f"{what} is another one: {', '.join(differing)}")
 
 
-def _with_text_encoder_moved(opened: Trained) -> Trained:
+def _with_text_encoder_moved(opened: TrainedModel) -> TrainedModel:
     """The same, with a frozen text encoder among what is trained, or the other way round."""
     params, frozen = dict(opened.params), dict(opened.frozen)
-    there, here = (frozen, params) if opened.task.text.frozen else (params, frozen)
+    there, here = (frozen, params) if opened.model.text.has_fixed_weights else (params, frozen)
     here["text_encoder"] = there.pop("text_encoder")
     return opened._replace(params=params, frozen=frozen)
 

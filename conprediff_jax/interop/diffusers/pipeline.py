@@ -120,17 +120,17 @@ def pipeline_of(model: Pretrained) -> str:
     Raises:
         DiffusersError: none does; the message says why.
     """
-    task = model.task
-    if task.text:
+    diffusion = model.diffusion
+    if diffusion.text:
         return diffusers_text.pipeline_of(model)
-    if task.num_classes:
+    if diffusion.num_classes:
         raise DiffusersError(
-            f"{model.origin} has {task.num_classes} classes: none of diffusers' pipelines of this "
-            "kind passes classes on; export --to=inference, safetensors or stablehlo"
+            f"{model.origin} has {diffusion.num_classes} classes: none of diffusers' pipelines of "
+            "this kind passes classes on; export --to=inference, safetensors or stablehlo"
         )
-    match task.first_stage:
+    match diffusion.first_stage:
         case Pixels(patch=1):
-            return "DDIMPipeline" if task.sampling.sampler == "ddim" else "DDPMPipeline"
+            return "DDIMPipeline" if diffusion.sampling.sampler == "ddim" else "DDPMPipeline"
         case Pixels(patch=patch):
             raise DiffusersError(
                 f"{model.origin} diffuses patches of {patch} x {patch} pixels: none of diffusers' "
@@ -148,11 +148,16 @@ def write(model: Pretrained, folder: pathlib.Path) -> None:
     Raises:
         DiffusersError: no pipeline holds the model, or one of its parts; the message says why.
     """
-    name, task = pipeline_of(model), model.task
-    denoiser, params = task.denoiser.clone(learned_null=False), dict(model.networks["denoiser"])
+    name, diffusion = pipeline_of(model), model.diffusion
+    denoiser, params = (
+        diffusion.denoiser.clone(learned_null=False),
+        dict(model.networks["denoiser"]),
+    )
     params.pop("null_text", None)
     if name == DISCRETE:
-        scheduler = diffusers_schedulers.categorical_to_diffusers(task.process, task.sampling)
+        scheduler = diffusers_schedulers.categorical_to_diffusers(
+            diffusion.process, diffusion.sampling
+        )
         parts = {
             "vqvae": _token_autoencoder(model),
             "transformer": (
@@ -162,8 +167,8 @@ def write(model: Pretrained, folder: pathlib.Path) -> None:
         }
     else:
         to_scheduler = diffusers_schedulers.gaussian_to_diffusers
-        scheduler = to_scheduler(task.process, task.sampling, pipeline=name)
-        side, _, channels = task.point_shape
+        scheduler = to_scheduler(diffusion.process, diffusion.sampling, pipeline=name)
+        side, _, channels = diffusion.point_shape
         parts = {
             "unet": (
                 diffusers_unet.config_to_diffusers(denoiser, channels, side),
@@ -188,7 +193,7 @@ def write(model: Pretrained, folder: pathlib.Path) -> None:
 
 def _latent_autoencoder(model: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Config and weights of the first stage of latents."""
-    autoencoder, frozen = model.task.first_stage.model, model.frozen
+    autoencoder, frozen = model.diffusion.first_stage.model, model.frozen
     config = diffusers_autoencoder.config_to_diffusers(
         autoencoder, float(frozen["scale"]), model.config.data.image_size
     )
@@ -197,7 +202,7 @@ def _latent_autoencoder(model: Pretrained) -> tuple[dict[str, Any], dict[str, np
 
 def _token_autoencoder(model: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Config and weights of the first stage of tokens, with the codes that they count."""
-    first_stage, frozen = model.task.first_stage, model.frozen
+    first_stage, frozen = model.diffusion.first_stage, model.frozen
     autoencoder = first_stage.model.clone(num_codes=first_stage.num_codes)
     codebook = frozen["autoencoder"]["quantizer"]["codebook"][frozen["codes"]]
     params = frozen["autoencoder"] | {"quantizer": {"codebook": codebook}}

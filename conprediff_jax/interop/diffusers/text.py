@@ -66,8 +66,8 @@ def pipeline_of(model: Pretrained) -> str:
     Raises:
         DiffusersError: none does; the message says why, and what does.
     """
-    task = model.task
-    encoder, first_stage = task.text.encoder, task.first_stage
+    diffusion = model.diffusion
+    encoder, first_stage = diffusion.text.encoder, diffusion.first_stage
     name = DISCRETE if isinstance(first_stage, Tokens) else _continuous_pipeline(model)
 
     def refuse(why: str) -> DiffusersError:
@@ -77,7 +77,7 @@ def pipeline_of(model: Pretrained) -> str:
         raise refuse(f"reads captions by {type(encoder).__name__}: {name} has another encoder")
     if isinstance(encoder, CLIPText) and encoder.unit != (name == DISCRETE):
         raise refuse(f"has config.text.encoder.unit {encoder.unit}: in {name} it is the other one")
-    sampling = task.sampling
+    sampling = diffusion.sampling
     partly = sampling.guidance_interval != (0.0, 1.0) or getattr(sampling, "guidance_rescale", 0)
     if sampling.guidance != 1 and partly:
         raise refuse(
@@ -90,13 +90,13 @@ def pipeline_of(model: Pretrained) -> str:
         raise refuse(f"has latents of 1/{first_stage.downsampling} the size: {name}'s are 1/8")
     if name != DISCRETE and model.config.data.image_size % 8:
         raise refuse(f"has images of {model.config.data.image_size}: {name}'s are multiples of 8")
-    if name != DISCRETE and task.denoiser.learned_null:
+    if name != DISCRETE and diffusion.denoiser.learned_null:
         raise refuse(f"has a learned null text: no text is the empty caption in {name}")
     return name
 
 
 def _continuous_pipeline(model: Pretrained) -> str:
-    first_stage, encoder = model.task.first_stage, model.task.text.encoder
+    first_stage, encoder = model.diffusion.first_stage, model.diffusion.text.encoder
     if not isinstance(first_stage, Latents):
         raise DiffusersError(
             f"{model.origin} draws pixels by captions: diffusers' pipelines of text draw latents; "
@@ -114,7 +114,7 @@ def _continuous_pipeline(model: Pretrained) -> str:
 
 def of_model(model: Pretrained) -> Text:
     """The text part of a model; of a token model without text, the one in its place."""
-    text, networks = model.task.text, model.networks
+    text, networks = model.diffusion.text, model.networks
     if text is None:
         return _stand_in()
     null = networks["denoiser"].get("null_text", {}).get("embedding")

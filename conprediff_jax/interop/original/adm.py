@@ -31,8 +31,8 @@ def read(path: str, config: ConfigDict, *, new_attention_order: bool = False) ->
     """
     content = tensor_files.nested(tensor_files.read(path), "state_dict", path)
     weights = tensor_files.unwrapped(tensor_files.arrays(content, path))
-    task = make_experiment(config).task
-    channels = task.denoiser.out_channels
+    diffusion = make_experiment(config).diffusion.model
+    channels = diffusion.denoiser.out_channels
     if all(len(weights.get(name, ())) == 2 * channels for name in _OUTPUT):
         logging.info(
             "%s: learned variances, channels %d and up of out.2, are not read", path, channels
@@ -40,7 +40,7 @@ def read(path: str, config: ConfigDict, *, new_attention_order: bool = False) ->
         weights |= {name: np.asarray(weights[name])[:channels] for name in _OUTPUT}
     try:
         params = original_unet.params_from_original(
-            weights, task.denoiser, new_attention_order=new_attention_order
+            weights, diffusion.denoiser, new_attention_order=new_attention_order
         )
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error

@@ -58,33 +58,33 @@ def read(path: str, config: ConfigDict) -> Pretrained:
     state_dict = tensor_files.nested(content, "state_dict", path)
     weights = tensor_files.arrays(state_dict, path, numbers=("scale_factor",))
     weights = tensor_files.unwrapped(weights, (_UNET, _EMA, _FIRST_STAGE, _TEXT))
-    task = make_experiment(config).task
-    if not isinstance(task.first_stage, Latents):
+    diffusion = make_experiment(config).diffusion.model
+    if not isinstance(diffusion.first_stage, Latents):
         raise UserError(
             f"{path}: latent diffusion needs a config whose first stage is 'vq' or 'kl'"
         )
-    _check_betas(weights, task.process, path)
-    prefixes = (_UNET, _EMA, _FIRST_STAGE) + ((_TEXT,) if task.text else ())
+    _check_betas(weights, diffusion.process, path)
+    prefixes = (_UNET, _EMA, _FIRST_STAGE) + ((_TEXT,) if diffusion.text else ())
     tensor_files.account(weights, path, prefixes=prefixes, names=(*_TABLES, "scale_factor"))
     first_stage = tensor_files.below(weights, _FIRST_STAGE, without="loss.")
     try:
         networks = {
             "denoiser": original_unet.params_from_original(
-                _unet_weights(weights, task.denoiser, path), task.denoiser
+                _unet_weights(weights, diffusion.denoiser, path), diffusion.denoiser
             ),
             "first_stage": {
                 "autoencoder": original_autoencoder.params_from_original(
-                    first_stage, task.first_stage.model
+                    first_stage, diffusion.first_stage.model
                 )
             },
         }
-        if task.text:
+        if diffusion.text:
             networks["text_encoder"] = original_text.params_from_original(
-                tensor_files.below(weights, _TEXT, without="to_logits."), task.text.encoder
+                tensor_files.below(weights, _TEXT, without="to_logits."), diffusion.text.encoder
             )
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    scale = task.first_stage.scale
+    scale = diffusion.first_stage.scale
     if "scale_factor" in weights:
         if weights["scale_factor"].size != 1:
             raise UserError(f"{path}: scale_factor holds {weights['scale_factor'].size} numbers")

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.config import presets
-from conprediff_jax.config.sections import default
+from conprediff_jax.config.denoising import default
 
 _IN_FILE = "(in the checkpoint)"  # where the first stage was found
 

@@ -67,15 +67,15 @@ def read(path: str, config: ConfigDict) -> Pretrained:
         raise UserError(f"{path}: no 'model' in it; VQ-Diffusion's checkpoints have one")
     weights = tensor_files.arrays(tensor_files.nested(content, "model", path), path)
     weights = tensor_files.unwrapped(weights, (*_CODEC, _TRANSFORMER))
-    task = make_experiment(config).task
-    if not isinstance(task.first_stage, Tokens):
+    diffusion = make_experiment(config).diffusion.model
+    if not isinstance(diffusion.first_stage, Tokens):
         raise UserError(f"{path}: VQ-Diffusion needs a config whose first stage is 'tokens'")
-    if task.first_stage.used_codes:
+    if diffusion.first_stage.used_codes:
         raise UserError(
             f"{path}: files do not say which codes are used: config.first_stage.used_codes must be "
             "None"
         )
-    prefixes = (_TRANSFORMER,) + ((_TEXT,) if task.text else ())
+    prefixes = (_TRANSFORMER,) + ((_TEXT,) if diffusion.text else ())
     tensor_files.account(
         weights,
         path,
@@ -90,9 +90,9 @@ def read(path: str, config: ConfigDict) -> Pretrained:
     else:
         tensors = tensor_files.below(weights, _TRANSFORMER)
         logging.warning("%s: no moving average, taking the weights themselves", path)
-    _check_tables(tensors, task.process, path)
+    _check_tables(tensors, diffusion.process, path)
     try:
-        networks = _networks(tensors, _codec(weights), task)
+        networks = _networks(tensors, _codec(weights), diffusion)
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
     return Pretrained.assembled(config, networks, step=_step(content), origin=path)
@@ -104,18 +104,20 @@ def _networks(
     """Parameters of every network, out of the tensors of transformer and autoencoder."""
     networks = {
         "denoiser": original_transformer.params_from_original(
-            tensor_files.below(tensors, _TRANSFORMER), task.denoiser.clone(learned_null=False)
+            tensor_files.below(tensors, _TRANSFORMER), diffusion.denoiser.clone(learned_null=False)
         ),
         "first_stage": {
-            "autoencoder": original_autoencoder.params_from_original(codec, task.first_stage.model),
-            "codes": np.arange(task.first_stage.num_codes, dtype=np.int32),
+            "autoencoder": original_autoencoder.params_from_original(
+                codec, diffusion.first_stage.model
+            ),
+            "codes": np.arange(diffusion.first_stage.num_codes, dtype=np.int32),
         },
     }
-    if task.text:
+    if diffusion.text:
         networks["text_encoder"] = original_text.params_from_original(
-            tensor_files.below(tensors, _TEXT, without="text_projection"), task.text.encoder
+            tensor_files.below(tensors, _TEXT, without="text_projection"), diffusion.text.encoder
         )
-        if task.denoiser.learned_null:
+        if diffusion.denoiser.learned_null:
             if _NULL not in tensors:
                 raise ValueError(f"{_NULL} is missing: config.condition.null must be 'empty'")
             networks["denoiser"]["null_text"] = {"embedding": tensors[_NULL]}

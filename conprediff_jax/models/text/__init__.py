@@ -30,11 +30,15 @@ latent diffusion's text-to-image model, Rombach et al. 2022 (arXiv 2112.10752), 
 Raffel et al. 2020 (arXiv 1910.10683), in version 1.1 with Shazeer's gated GELU (arXiv 2002.05202).
 """
 
+from conprediff_jax.common.registry import Registry
 from conprediff_jax.models.text.bert import BERTText
 from conprediff_jax.models.text.clip import CLIPText
 from conprediff_jax.models.text.encoder import TextEncoder
 from conprediff_jax.models.text.t5 import T5Text
 
-TEXT_ENCODERS = {"clip": CLIPText, "t5": T5Text, "bert": BERTText}
+TEXT_ENCODERS: Registry[type] = Registry("text encoder")
+TEXT_ENCODERS.register("clip")(CLIPText)
+TEXT_ENCODERS.register("t5")(T5Text)
+TEXT_ENCODERS.register("bert")(BERTText)
 
 __all__ = ["TEXT_ENCODERS", "BERTText", "CLIPText", "T5Text", "TextEncoder"]

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models.text import layers
 from conprediff_jax.models.text.encoder import Encoded, TokenIds, validate
 
@@ -33,8 +34,8 @@ class BERTText(nn.Module):
     num_heads: int = 8
     head_channels: int = 64
     hidden: int = 5120
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    dtype: DTypeLike = derived(jnp.float32)
+    remat: bool = adjustable(False)
 
     def __post_init__(self):
         validate(self)

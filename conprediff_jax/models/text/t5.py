@@ -8,6 +8,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32
 
+from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models.layers import Tokens
 from conprediff_jax.models.text import layers
 from conprediff_jax.models.text.encoder import Encoded, TokenIds, check_length, validate
@@ -84,8 +85,8 @@ class T5Text(nn.Module):
     num_buckets: int = 32
     max_distance: int = 128
     pad: int = 0
-    dtype: DTypeLike = jnp.float32
-    remat: bool = False
+    dtype: DTypeLike = derived(jnp.float32)
+    remat: bool = adjustable(False)
 
     def __post_init__(self):
         validate(self)

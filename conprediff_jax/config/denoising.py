@@ -1,0 +1,332 @@
+"""Configs of diffusion models: their sections, and the task that they describe.
+
+`default()` and `default_discrete()` hold every key there is, with the defaults of the classes
+behind the sections; a config file starts from one of them and changes what it needs.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from conprediff_jax.common.errors import ConfigError
+from conprediff_jax.config.sections import (
+    TASKS,
+    TaskKind,
+    build,
+    build_kind,
+    check_keys,
+    naming,
+    section,
+    whole,
+)
+from conprediff_jax.context import ContextPrediction
+from conprediff_jax.data import DataSpec
+from conprediff_jax.diffusion import PROCESSES
+from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.models import DENOISERS, FIRST_STAGES, Denoiser, FirstStage
+from conprediff_jax.models.first_stage import Latents, Pixels
+from conprediff_jax.models.text import TEXT_ENCODERS
+from conprediff_jax.models.transformer import TokenTransformer
+from conprediff_jax.models.unet import UNet
+from conprediff_jax.sampling.model import ConditionSpec, DiffusionModel
+from conprediff_jax.sampling.spec import SAMPLINGS, GaussianSampling, TokenSampling
+from conprediff_jax.sampling.text import TextCondition
+from conprediff_jax.tasks.denoising import Denoising
+from conprediff_jax.tasks.spec import TrainSpec
+
+TASK = "denoising"
+
+
+def default() -> ConfigDict:
+    """Every section and key, with defaults: a plain 64x64 pixel model with context prediction."""
+    return _default(
+        first_stage=pixels(),
+        process=section(GaussianProcess, kind="gaussian"),
+        model=section(UNet, kind="unet", channels=128, channel_mult=(1, 2, 2), head_channels=32),
+        sampling=section(GaussianSampling),
+    )
+
+
+def default_discrete(first_stage: ConfigDict) -> ConfigDict:
+    """Every section and key of a discrete model, with VQ-Diffusion's process and optimiser.
+
+    Args:
+        first_stage: What `tokens` returns.
+    """
+    transformer = {"width": 512, "num_layers": 20, "num_heads": 16}
+    config = _default(
+        first_stage=first_stage,
+        process=section(CategoricalProcess, kind="mask_and_replace"),
+        model=section(TokenTransformer, kind="token_transformer", **transformer),
+        sampling=section(TokenSampling),
+    )
+    config.optimizer.update(b1=0.9, b2=0.96, weight_decay=0.045, clip_norm=0.5)
+    return config
+
+
+def _default(**sections: ConfigDict) -> ConfigDict:
+    return whole(
+        TASK,
+        **sections,
+        text=ConfigDict({"kind": "none"}),
+        condition=section(ConditionSpec),
+        context=section(ContextPrediction),
+    )
+
+
+def pixels(patch: int = 1) -> ConfigDict:
+    """A `first_stage` section: no codec but a rearrangement of pixels."""
+    return section(Pixels, kind="pixels", patch=patch)
+
+
+def latents(kind: str, weights: str, scale: float | None = None, **architecture: Any) -> ConfigDict:
+    """A `first_stage` section: the latents of a trained autoencoder.
+
+    Args:
+        kind: 'vq' or 'kl'.
+        weights: Where its parameters are, see `models.first_stage.Autoencoded`.
+        scale: What latents are multiplied by; None to measure it.
+        **architecture: Of the autoencoder; the defaults are those of VQ-f4.
+    """
+    return _autoencoded(
+        kind, weights, architecture, scale=placeholder(float) if scale is None else scale
+    )
+
+
+def tokens(weights: str, used_codes: int | None = None, **architecture: Any) -> ConfigDict:
+    """A `first_stage` section: the codes of a trained VQ autoencoder.
+
+    Args:
+        weights: Where its parameters are, see `models.first_stage.Autoencoded`.
+        used_codes: How many codes are kept, see `models.first_stage.Tokens`; None for all.
+        **architecture: Of the autoencoder; the defaults are those of VQ-f4.
+    """
+    kept = placeholder(int) if used_codes is None else used_codes
+    return _autoencoded("tokens", weights, architecture, used_codes=kept)
+
+
+def _autoencoded(
+    kind: str, weights: str, architecture: dict[str, Any], **values: Any
+) -> ConfigDict:
+    autoencoder = section(FIRST_STAGES[kind].autoencoder, **architecture)
+    return ConfigDict({"kind": kind, "weights": weights, **values, "autoencoder": autoencoder})
+
+
+def text(
+    kind: str,
+    *,
+    weights: str = "",
+    tokenizer: str = "",
+    prompts: tuple[str, ...] = ("",),
+    **architecture: Any,
+) -> ConfigDict:
+    """A `text` section: captions as a condition.
+
+    Args:
+        kind: Kind of the encoder: 'clip', 't5' or 'bert'.
+        weights: Folder of the encoder's weights, see `sampling.text.TextCondition`.
+        tokenizer: File or folder of the tokenizer, see there.
+        prompts: Captions of the sample grids, see there.
+        **architecture: Of the encoder; the defaults are those of its published model.
+    """
+    return ConfigDict(
+        {
+            "kind": kind,
+            "weights": weights,
+            "tokenizer": tokenizer,
+            "vocabulary": "",
+            "prompts": prompts,
+            "encoder": section(TEXT_ENCODERS[kind], **architecture),
+        }
+    )
+
+
+def classes(config: ConfigDict) -> dict[str, type]:
+    """The class behind every section of a denoiser's config; see `TaskKind`."""
+    with naming("config.first_stage"):
+        first_stage = FIRST_STAGES[config.first_stage.get("kind")]
+    with naming("config.process"):
+        process = PROCESSES[config.process.get("kind")]
+        sampling = SAMPLINGS[config.process.kind]
+    with naming("config.model"):
+        model = DENOISERS[config.model.get("kind")]
+    found = {
+        "first_stage": first_stage.first_stage,
+        "process": process,
+        "model": model,
+        "sampling": sampling,
+        "condition": ConditionSpec,
+        "context": ContextPrediction,
+    }
+    if first_stage.autoencoder:
+        found["first_stage.autoencoder"] = first_stage.autoencoder
+    if encoder := _text_encoder_class(config):
+        found |= {"text": TextCondition, "text.encoder": encoder}
+    return found
+
+
+def _text_encoder_class(config: ConfigDict) -> type | None:
+    """The class behind `config.text.encoder`; None where no captions are read."""
+    kind = config.text.get("kind")
+    if kind == "none":
+        return None
+    if kind not in TEXT_ENCODERS:
+        raise ConfigError(f"config.text.kind is {kind!r}: choose one of {('none', *TEXT_ENCODERS)}")
+    if "encoder" not in config.text:
+        raise ConfigError(
+            f"config.text.kind is {kind!r}, and there is no key 'encoder': the config file has to "
+            f"say config.text = conprediff_jax.config.text({kind!r}, ...)"
+        )
+    return TEXT_ENCODERS[kind]
+
+
+def make_text(config: ConfigDict) -> TextCondition | None:
+    """The object of `config.text`; None where its kind is 'none'.
+
+    Raises:
+        ConfigError: A key does not fit.
+    """
+    cls = _text_encoder_class(config)
+    if cls is None:
+        return None
+    encoder = build(cls, config, "text.encoder", dtype=config.dtype)
+    return build(TextCondition, config, "text", others=("kind", "encoder"), encoder=encoder)
+
+
+def make_model(config: ConfigDict, data: DataSpec) -> DiffusionModel:
+    """The diffusion model that a config describes.
+
+    Raises:
+        ConfigError: One line that names the key at fault.
+    """
+    first_stage = _make_first_stage(config)
+    with naming("config.first_stage"):
+        point_shape = first_stage.point_shape(data.image_size)
+    condition = build(ConditionSpec, config, "condition")
+    text = make_text(config)
+    _check_condition(config, condition, text)
+    derived = {
+        "out_channels": point_shape[-1],
+        "grid": point_shape[:2],
+        "num_codes": first_stage.num_codes if first_stage.discrete else None,
+        "text_dim": text.encoder.width if text else None,
+        "learned_null": condition.learned_null,
+        "dtype": config.dtype,
+    }
+    process = build_kind(PROCESSES, config, "process", **derived)
+    denoiser = build_kind(DENOISERS, config, "model", num_steps=process.num_steps, **derived)
+    for name, part in {"process": process, "model": denoiser}.items():
+        if part.discrete != first_stage.discrete:
+            points = "tokens" if first_stage.discrete else "vectors"
+            raise ConfigError(
+                f"config.{name}.kind is {config[name].kind!r}, which is not for {points}: those "
+                f"are the points of config.first_stage.kind {config.first_stage.kind!r}"
+            )
+    _check_size(config, first_stage, denoiser, point_shape)
+    with naming("config.process"):
+        sampling = SAMPLINGS[config.process.kind]
+    model = DiffusionModel(
+        first_stage=first_stage,
+        process=process,
+        denoiser=denoiser,
+        point_shape=point_shape,
+        condition=condition,
+        text=text,
+        sampling=build(sampling, config, "sampling"),
+    )
+    with naming("config.sampling"):
+        model.check_sampling(model.sampling)
+    return model
+
+
+def _make_first_stage(config: ConfigDict) -> FirstStage:
+    """The frozen codec of a diffusion model."""
+    with naming("config.first_stage"):
+        first_stage, autoencoder = FIRST_STAGES[config.first_stage.get("kind")]
+    if autoencoder is None:
+        return build(first_stage, config, "first_stage", others=("kind",))
+    # float32 whatever the denoiser has: latents are made once and seen many times.
+    model = build(autoencoder, config, "first_stage.autoencoder", dtype="float32")
+    return build(first_stage, config, "first_stage", others=("kind", "autoencoder"), model=model)
+
+
+def _check_condition(
+    config: ConfigDict, condition: ConditionSpec, text: TextCondition | None
+) -> None:
+    """Checks labels, captions and what stands for neither against each other."""
+    labelled = config.model.get("num_classes")
+    if condition.dropout and not (text or labelled):
+        raise ConfigError(
+            f"config.condition.dropout is {condition.dropout}: there is no condition to drop, "
+            "config.model.num_classes is None and config.text.kind 'none'"
+        )
+    if text and labelled:
+        raise ConfigError(
+            f"config.text.kind is {config.text.kind!r}: config.model.num_classes must be None, a "
+            "model has one condition"
+        )
+    if condition.null == "empty" and not text:
+        raise ConfigError("config.condition.null is 'empty': only captions can be empty")
+
+
+def _check_size(
+    config: ConfigDict, first_stage: FirstStage, denoiser: Denoiser, point_shape: tuple[int, ...]
+) -> None:
+    """Checks the size of images against what first stage and denoiser divide it by."""
+    factor = denoiser.downsampling
+    if factor is not None and point_shape[0] % factor:
+        scale = first_stage.downsampling
+        raise ConfigError(
+            f"config.data.image_size is {config.data.image_size}: it must be a multiple of "
+            f"{scale * factor}, {scale} (first stage) x {factor} (denoiser)"
+        )
+
+
+def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Denoising:
+    """A diffusion model in training, with context prediction unless its weight is 0."""
+    model = make_model(config, data)
+    context = build(
+        ContextPrediction,
+        config,
+        "context",
+        num_steps=model.process.num_steps,
+        alpha_bar=model.process.alpha_bar,
+        dtype=config.dtype,
+    )
+    if data.latents and not isinstance(model.first_stage, Latents):
+        raise ConfigError(
+            f"config.data.latents is {data.latents!r}: only a denoiser with a trained first stage "
+            "(config.first_stage.kind 'vq' or 'kl') reads latents"
+        )
+    if data.encoded_text and not (model.text and model.text.has_fixed_weights):
+        raise ConfigError(
+            "config.data.encoded_text is True: only a frozen text encoder (config.text.weights) "
+            "can encode captions ahead of time"
+        )
+    return Denoising(
+        seed=config.seed,
+        model=model,
+        context=context if context.weight else None,
+        microbatches=train.microbatches,
+        latents=data.latents,
+        encoded_text=bool(data.latents) and data.encoded_text,
+    )
+
+
+def completed(config: ConfigDict) -> ConfigDict:
+    """The config with the kinds that checkpoints of version 0.1 do not name."""
+    check_keys(config, list(default()), "config")
+    config = ConfigDict({**default(), **config})
+    discrete = config.first_stage.get("kind") == "tokens"
+    for name, kind in {
+        "process": "mask_and_replace" if discrete else "gaussian",
+        "model": "token_transformer" if discrete else "unet",
+    }.items():
+        if "kind" not in config[name]:
+            config[name] = ConfigDict({"kind": kind, **config[name]})
+    return config
+
+
+TASKS.register(TASK)(TaskKind(completed, classes, make_task))

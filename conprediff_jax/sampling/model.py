@@ -1,0 +1,399 @@
+"""A diffusion model: what is trained, and what is sampled, inpainted, measured, saved and exported.
+
+    images --first stage--> points x_0 --process--> x_t --denoiser, given a condition--> prediction
+
+`DiffusionModel` is a description without parameters. Its functions take two trees of them:
+
+    params  what is trained: the denoiser's parameters, and under `text_encoder` those of a text
+            encoder that is trained along
+    frozen  what is not trained: the first stage's parameters, and under `text_encoder` those of a
+            text encoder with fixed weights
+
+The context decoder is no part of it: nothing here has a parameter of context prediction.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Integer, Key, Shaped
+
+from conprediff_jax.common import random
+from conprediff_jax.common.errors import FieldError, UserError
+from conprediff_jax.common.fields import as_kind, conform
+from conprediff_jax.common.keys import fixed
+from conprediff_jax.data import Tokenizer
+from conprediff_jax.diffusion.guidance import NO_GUIDANCE, Guidance
+from conprediff_jax.diffusion.process import Process
+from conprediff_jax.models.denoiser import Denoised, Denoiser
+from conprediff_jax.models.first_stage import FirstStage
+from conprediff_jax.sampling.spec import SamplingSpec
+from conprediff_jax.sampling.text import TextCondition
+
+NULLS = ("learned", "empty")
+
+Points = Shaped[Array, "batch *point"]
+Prediction = Shaped[Array, "batch *prediction"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConditionSpec:
+    """The `condition` section.
+
+    Attributes:
+        dropout: Share of examples that are trained without their condition, which classifier-free
+            guidance asks for; the published models have 0.1. With 0 the model has no guidance.
+        null: What stands for no condition: 'learned', or the 'empty' caption, as in latent
+            diffusion. Labels have a learned one only.
+    """
+
+    dropout: float = fixed(0.0)
+    null: str = fixed("learned")
+
+    def __post_init__(self):
+        if not 0 <= self.dropout < 1:
+            raise FieldError("dropout", f"is {self.dropout}: it must lie in [0, 1)")
+        if self.null not in NULLS:
+            raise FieldError("null", f"is {self.null!r}: choose one of {NULLS}")
+
+    @property
+    def learned_null(self) -> bool:
+        """Whether the denoiser has parameters for no condition."""
+        return self.dropout > 0 and self.null == "learned"
+
+
+class Condition(NamedTuple):
+    """What a batch is conditioned on; a field is None where the model does not read it.
+
+    Attributes:
+        label: Classes, int32.
+        text: Encoded captions, float32.
+        empty: The encoded empty caption, float32, where that stands for no condition.
+    """
+
+    label: Int[Array, "batch"] | None = None
+    text: Float[Array, "batch length width"] | None = None
+    empty: Float[Array, "1 length width"] | None = None
+
+
+UNCONDITIONAL = Condition()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DiffusionModel:
+    """A denoiser on the points of a first stage, with its process and its condition.
+
+    Attributes:
+        first_stage: Maps images to points and back.
+        process: What is done to the points, and asked of the denoiser.
+        denoiser: The network.
+        point_shape: Shape of the points of an image of the training data: (rows, columns,
+            channels), or (rows, columns) of tokens.
+        condition: What is done to labels and captions in training.
+        text: How captions are read; None for a model without.
+        sampling: How images are drawn where nothing else is asked for.
+    """
+
+    first_stage: FirstStage
+    process: Process
+    denoiser: Denoiser
+    point_shape: tuple[int, ...]
+    condition: ConditionSpec
+    text: TextCondition | None
+    sampling: SamplingSpec
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that the denoiser knows; None for a model without."""
+        return self.denoiser.num_classes
+
+    @property
+    def image_size(self) -> int:
+        """Pixels along a side of the images that the model is trained on."""
+        return self.point_shape[0] * self.first_stage.downsampling
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """From captions to token ids; None for a model that reads none."""
+        return self.text.tokenize if self.text and self.text.vocabulary else None
+
+    def describe(self) -> str:
+        """The points, for the log."""
+        return f"points {' x '.join(map(str, self.point_shape))}"
+
+    def check_image_size(self, height: int, width: int, name: str) -> None:
+        """Checks that the model takes images of a size in pixels.
+
+        Args:
+            height: Of the image.
+            width: Of the image.
+            name: What a message calls the image.
+
+        Raises:
+            UserError: The model does not; the message says which sizes it takes.
+        """
+        factor, downsampling = self.first_stage.downsampling, self.denoiser.downsampling
+        if downsampling is None:
+            rows, columns = (factor * side for side in self.point_shape[:2])
+            if (height, width) != (rows, columns):
+                raise UserError(
+                    f"{name}: {width} x {height} pixels; this model takes {columns} x {rows} alone"
+                )
+            return
+        unit = factor * downsampling
+        if height % unit or width % unit or not height or not width:
+            raise UserError(
+                f"{name}: {width} x {height} pixels; this model takes multiples of {unit} a side"
+            )
+
+    def check_condition(
+        self, label: Any = None, prompts: Sequence[Any] = (), *, name: str = "prompts"
+    ) -> None:
+        """Checks what the model is asked to draw.
+
+        Args:
+            label: A class; None where none is asked for.
+            prompts: Captions.
+            name: What the caller calls the prompts, for messages.
+
+        Raises:
+            FieldError: The model does not know the class, or reads no captions.
+            UserError: The model cannot read one of them.
+        """
+        classes = self.num_classes
+        if label is not None and not classes:
+            raise FieldError("label", f"is {label!r}: the model knows no classes")
+        if label is not None:
+            as_kind("label", label, range(classes))
+        for prompt in prompts:
+            as_kind(name, prompt, str)
+            if self.text is None:
+                raise FieldError(name, f"is {prompt!r}: the model reads no captions")
+            self.tokenizer.check(prompt)
+
+    def check_captions(self, captions: Sequence[str], path: str) -> None:
+        """Checks captions that a text file holds, one a line; see `check_condition`.
+
+        Raises:
+            UserError: The model cannot read one of them; the message names file and line.
+        """
+        for number, caption in enumerate(captions, 1):
+            try:
+                self.check_condition(prompts=[caption], name="the caption")
+            except UserError as error:
+                raise UserError(f"{path}, line {number}: {error}") from error
+
+    def check_sampling(self, spec: SamplingSpec) -> None:
+        """Raises ValueError where the model cannot be sampled so; the message names the field."""
+        spec.make(self.process)
+        if spec.guidance != 1 and not self.condition.dropout:
+            raise FieldError(
+                "guidance",
+                f"is {spec.guidance}: it must be 1 for a model that never trained without its "
+                "condition (config.condition.dropout 0)",
+            )
+
+    def sampling_with(self, **settings: Any) -> SamplingSpec:
+        """The model's `sampling` section with other settings in their place.
+
+        Args:
+            **settings: Fields of the section; None leaves a field as it is.
+
+        Raises:
+            FieldError: A setting does not fit the model.
+            UserError: Several do not fit each other.
+        """
+        return self.checked_sampling(self.sampling, **settings)
+
+    def checked_sampling(self, base: SamplingSpec, **settings: Any) -> SamplingSpec:
+        """As `sampling_with`, of another section than the model's own."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        names = [field.name for field in dataclasses.fields(base)]
+        for name in given:
+            if name not in names:
+                raise FieldError(
+                    name, f"does not fit this model: its sampling has {', '.join(names)}"
+                )
+        try:
+            spec = base.with_settings(**conform(type(base), given))
+            self.check_sampling(spec)
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        return spec
+
+    def init(self, seed: int | Integer[Array, ""]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Initial `params`, float32, and `frozen`, whose values are zeros until they are loaded."""
+        key = random.stream(seed, "init/denoiser")
+        x, t, condition = self.example()
+        params = dict(
+            self.denoiser.init(key, x, t, label=condition.label, text=condition.text)["params"]
+        )
+        frozen = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), self.first_stage.abstract())
+        if self.text:
+            encoder = self.text.init(random.stream(seed, "init/text"))
+            if self.text.has_fixed_weights:
+                frozen["text_encoder"] = jax.tree.map(jnp.zeros_like, encoder)
+            else:
+                params["text_encoder"] = encoder
+        return params, frozen
+
+    def example(self) -> tuple[Points, Int[Array, "1"], Condition]:
+        """A batch of one: noisy points, their time, and a condition of the right shapes."""
+        x = self.process.prior(jax.random.key(0)[None], self.point_shape)
+        label = text = None
+        if self.num_classes:
+            label = jnp.zeros(1, jnp.int32)
+        if self.text:
+            text = jnp.zeros((1, self.text.encoder.length, self.text.encoder.width))
+        return x, jnp.zeros(1, jnp.int32), Condition(label=label, text=text)
+
+    def encode_text(
+        self, params: Any, frozen: dict[str, Any], tokens: Int[Array, "batch length"]
+    ) -> Float[Array, "batch length width"]:
+        """Captions, as token ids, to what the denoiser reads, float32."""
+        holder = frozen if self.text.has_fixed_weights else params
+        return self.text.encode(holder["text_encoder"], tokens)
+
+    def encode_condition(
+        self,
+        params: Any,
+        frozen: dict[str, Any],
+        *,
+        label: Int[Array, "batch"] | None = None,
+        tokens: Int[Array, "batch length"] | None = None,
+    ) -> Condition:
+        """The condition of a batch, encoded once for all steps of sampling.
+
+        Args:
+            params: See the module.
+            frozen: See the module.
+            label: Classes, for a model that has them.
+            tokens: Token ids of captions, for a model that reads them.
+
+        Raises:
+            ValueError: The model reads captions, and there are none.
+        """
+        if self.text is None:
+            return Condition(label=label)
+        if tokens is None:
+            raise ValueError("the model reads captions: give token ids, of empty ones if need be")
+        return Condition(
+            text=self.encode_text(params, frozen, tokens),
+            empty=self.encode_text(params, frozen, self.text.empty),
+        )
+
+    def denoise(
+        self,
+        params: Any,
+        x_t: Points,
+        t: Int[Array, "batch"],
+        condition: Condition,
+        *,
+        unconditional: Bool[Array, "batch"] | None = None,
+        rng: Key[Array, ""] | None = None,
+    ) -> Denoised:
+        """The denoiser's output and features.
+
+        Args:
+            params: See the module.
+            x_t: Noisy points.
+            t: Their times, int32.
+            condition: What they are conditioned on.
+            unconditional: Where the learned null stands in for the condition; None for nowhere.
+            rng: Of dropout, in training; None for inference.
+        """
+        params = {name: value for name, value in params.items() if name != "text_encoder"}
+        return self.denoiser.apply(
+            {"params": params},
+            x_t,
+            t,
+            label=condition.label,
+            text=condition.text,
+            unconditional=unconditional,
+            train=rng is not None,
+            rngs={} if rng is None else {"dropout": rng},
+        )
+
+    def predict(
+        self,
+        params: Any,
+        x_t: Points,
+        t: Int[Array, "batch"],
+        condition: Condition = UNCONDITIONAL,
+        guidance: Guidance = NO_GUIDANCE,
+    ) -> Prediction:
+        """The denoiser's output, guided: both of its answers are computed as one batch.
+
+        Args:
+            params: See the module.
+            x_t: Noisy points.
+            t: Their times, int32.
+            condition: What they are conditioned on.
+            guidance: Classifier-free guidance.
+        """
+
+        def conditional():
+            return self.denoise(params, x_t, t, condition).output.astype(jnp.float32)
+
+        if guidance.scale == 1:
+            return conditional()
+        inside = guidance.at(t, self.process.num_steps)
+
+        def guided():
+            with_condition, without = self._both_outputs(params, x_t, t, condition)
+            output = self.process.guide(with_condition, without, guidance)
+            if inside is None:
+                return output
+            everywhere = inside.reshape(-1, *(1,) * (output.ndim - 1))
+            return jnp.where(everywhere, output, with_condition)
+
+        return guided() if inside is None else jax.lax.cond(inside.any(), guided, conditional)
+
+    def _both_outputs(
+        self, params: Any, x_t: Points, t: Int[Array, "batch"], condition: Condition
+    ) -> tuple[Prediction, Prediction]:
+        """Outputs with the condition and without it."""
+        label, text, empty = condition
+        x_t, t, label = jax.tree.map(lambda x: jnp.concatenate([x, x]), (x_t, t, label))
+        unconditional = None
+        if self.condition.learned_null:
+            unconditional = jnp.arange(len(t)) >= len(t) // 2
+            empty = text
+        if text is not None:
+            text = jnp.concatenate([text, jnp.broadcast_to(empty, text.shape)])
+        twice = Condition(label=label, text=text)
+        output = self.denoise(params, x_t, t, twice, unconditional=unconditional).output
+        return tuple(jnp.split(output, 2))
+
+    def predictor(
+        self,
+        params: Any,
+        frozen: dict[str, Any],
+        *,
+        label: Int[Array, "batch"] | None = None,
+        tokens: Int[Array, "batch length"] | None = None,
+        guidance: Guidance = NO_GUIDANCE,
+    ) -> Callable[[Points, Int[Array, "batch"]], Prediction]:
+        """`(x_t, t) -> prediction`, as samplers call it; see `encode_condition` and `predict`."""
+        condition = self.encode_condition(params, frozen, label=label, tokens=tokens)
+        return lambda x_t, t: self.predict(params, x_t, t, condition, guidance)
+
+
+class TrainedModel(NamedTuple):
+    """A diffusion model with its parameters.
+
+    Attributes:
+        model: What it is.
+        params: Moving average of what was trained; the context decoder's parameters are not there.
+        frozen: What was not trained.
+        step: Training steps behind the parameters.
+    """
+
+    model: DiffusionModel
+    params: Any
+    frozen: Any
+    step: int
