@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import importlib
 import importlib.util
 import os
 import textwrap
@@ -15,6 +16,7 @@ from absl import logging
 from conprediff_jax.common.errors import DataError, first_line
 
 OPENMOJI = "openmoji"
+_OPENMOJI_BUILDER = "conprediff_jax.data.openmoji.openmoji_dataset_builder"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,8 +158,7 @@ def make_builder(name: str, data_dir: str | None = None) -> Any:
     import tensorflow_datasets as tfds
 
     if name.split("/")[0] == OPENMOJI:
-        # Importing the module registers the builder.
-        pass
+        importlib.import_module(_OPENMOJI_BUILDER)  # which registers the builder
     root = data_dir or default_data_dir()
     try:
         with _quiet():
