@@ -30,7 +30,7 @@ import string
 import subprocess
 import sys
 
-AGAIN, USER_ERROR = 75, 2
+RESTART_CODE, USER_ERROR = 75, 2
 
 # The order matters: JobSet tells the rules apart by their number in the job's message.
 POD_RULES = (
@@ -40,7 +40,7 @@ POD_RULES = (
     },
     {
         "action": "FailJob",
-        "onExitCodes": {"containerName": "train", "operator": "In", "values": [AGAIN]},
+        "onExitCodes": {"containerName": "train", "operator": "In", "values": [RESTART_CODE]},
     },
     {
         "action": "FailJob",

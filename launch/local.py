@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 
-AGAIN, USER_ERROR = 75, 2
+RESTART_CODE, USER_ERROR = 75, 2
 
 
 def main() -> int:
@@ -49,7 +49,7 @@ def main() -> int:
     failures = 0
     while True:
         code = launcher.run()
-        if code != AGAIN:
+        if code != RESTART_CODE:
             failures += 1
         done = code in (0, USER_ERROR) or failures > options.restarts
         if launcher.stopped or done:
@@ -90,7 +90,7 @@ class Launcher:
                 process.terminate()
 
     def run(self) -> int:
-        """One start of all; the exit code of the first that failed, or `AGAIN`, or 0."""
+        """One start of all; the exit code of the first that failed, or `RESTART_CODE`, or 0."""
         self._processes = [
             subprocess.Popen(
                 self.options.command,
@@ -127,7 +127,7 @@ class Launcher:
         while True:
             codes = [process.poll() for process in self._processes]
             ended = [code for code in codes if code is not None]
-            failed = [code for code in ended if code not in (0, AGAIN)]
+            failed = [code for code in ended if code not in (0, RESTART_CODE)]
             if failed:
                 return failed[0] if failed[0] > 0 else 128 - failed[0]
             if len(ended) == len(codes):

@@ -14,7 +14,7 @@ from study import compare, figure, grid, report
 from study.grid import BASELINE, Setting
 
 from conprediff_jax.common.errors import ConfigError, UserError
-from conprediff_jax.parallel.processes import AGAIN, Preempted
+from conprediff_jax.parallel.processes import RESTART_CODE, Preempted
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -93,7 +93,7 @@ def test_a_grid_goes_on_and_a_failure_does_not_keep_the_others(tmp_path, monkeyp
 def test_a_command_that_stops_stops_the_grid_and_one_that_fails_says_why(tmp_path):
     log = tmp_path / "log"
     with pytest.raises(Preempted):
-        grid.execute([sys.executable, "-c", f"exit({AGAIN})"], log)
+        grid.execute([sys.executable, "-c", f"exit({RESTART_CODE})"], log)
     with pytest.raises(grid.RunError, match="exit code 3: this is why"):
         grid.execute([sys.executable, "-c", "print('and'); print('this is why'); exit(3)"], log)
     assert log.read_text() == "and\nthis is why\n"

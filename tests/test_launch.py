@@ -99,7 +99,7 @@ def test_local_passes_sigterm_on_and_does_not_start_again():
         ready += "ready" in process.stdout.readline()
     process.send_signal(signal.SIGTERM)
     assert "started" not in process.stdout.read()
-    assert process.wait() == processes.AGAIN
+    assert process.wait() == processes.RESTART_CODE
 
 
 # --- Cloud TPU VMs --------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def test_tpu_vm_workers_stop_when_they_are_told(worker):
     worker.wait_for("waits")
     assert worker.do("stop")[0] == 0
     training.communicate(timeout=60)
-    assert training.returncode == processes.AGAIN and worker.starts() == 1
+    assert training.returncode == processes.RESTART_CODE and worker.starts() == 1
     assert worker.do("stop") == (0, "it does not train\n")
 
 
@@ -459,7 +459,7 @@ def test_gke_submits_a_jobset(flags, replicas, hosts, resource, tmp_path):
     codes = [
         rule.get("onExitCodes", {}).get("values") for rule in spec["podFailurePolicy"]["rules"]
     ]
-    assert codes == [None, [processes.AGAIN], [app.USER_ERROR_CODE]]
+    assert codes == [None, [processes.RESTART_CODE], [app.USER_ERROR_CODE]]
     again, never = manifest["spec"]["failurePolicy"]["rules"]
     assert again["onJobFailureMessagePatterns"] == ["matching FailJob rule at index [01]$"]
     assert again["action"] == "RestartJobSetAndIgnoreMaxRestarts"

@@ -143,7 +143,7 @@ def test_processes_train_as_one_does_whatever_happens_to_them(images, tmp_path, 
     assert int(run.until("resuming at step").split("at step")[1].split()[0]) >= 4
     os.kill(victim, signal.SIGTERM)  # to one of them alone
     stopped = int(run.until("asked to stop").split(" step ")[1].split()[0])
-    run.until(f"exit code {processes.AGAIN}, starting again")
+    run.until(f"exit code {processes.RESTART_CODE}, starting again")
     run.launcher.terminate()
     assert run.launcher.wait() != 0
     assert steps_of(workdir)[-1] == stopped < STEPS
@@ -226,7 +226,7 @@ def test_a_run_of_one_process_is_preempted_too(images, tmp_path):
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
     rest = process.stderr.read()
-    assert process.wait() == processes.AGAIN and "Traceback" not in rest
+    assert process.wait() == processes.RESTART_CODE and "Traceback" not in rest
     (step,) = steps_of(tmp_path)
     assert f"asked to stop: step {step} is saved" in rest
 

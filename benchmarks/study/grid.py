@@ -29,7 +29,7 @@ from conprediff_jax.common.files import write_text
 from conprediff_jax.common.progress import Progress
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.config.experiment import make_experiment
-from conprediff_jax.parallel.processes import AGAIN, Preempted
+from conprediff_jax.parallel.processes import RESTART_CODE, Preempted
 
 BASELINE = "baseline"
 MEASURED = "measured"
@@ -267,7 +267,7 @@ def execute(command: Sequence[str], log: pathlib.Path) -> None:
             process.terminate()
             process.wait()
             raise
-    if code == AGAIN:
+    if code == RESTART_CODE:
         raise Preempted("a run was asked to stop and has saved its step: start again to go on")
     if code:
         raise RunError(f"exit code {code}: {line.strip()} (see {log})")

@@ -67,7 +67,7 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
             # The first to end must not take the others' exit codes from them: Slurm signals those.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             logging.info("%s", stop)
-            sys.exit(processes.AGAIN)
+            sys.exit(processes.RESTART_CODE)
         except Exception:
             if not jax.distributed.is_initialized():
                 raise

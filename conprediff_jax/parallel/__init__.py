@@ -1,4 +1,4 @@
-"""Meshes and sharding rules; several processes, and their common end."""
+"""Meshes, sharding rules, and runs of several processes that start and stop together."""
 
 from conprediff_jax.parallel.activations import divided_batch
 from conprediff_jax.parallel.mesh import BATCH_AXES, MeshSpec, make_mesh

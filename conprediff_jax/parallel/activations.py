@@ -1,9 +1,10 @@
-"""Activations stay divided by examples, and parameters come to them.
+"""Keeps activations divided by examples, so that parameters are gathered instead.
 
-Where `fsdp` divides both the batch and the parameters, the compiler has a choice at every layer: to
-gather the parameters, or to keep them where they are and move activations about. ZeRO-3 is the
-first, which costs the same whatever the batch and the resolution; left alone, the compiler takes
-the second for many layers of a transformer, and has devices do one another's work besides.
+Where `fsdp` divides both the batch and the parameters, the compiler has a choice at every layer: it
+can gather the parameters, or leave them in place and move the activations. ZeRO-3 gathers the
+parameters, which costs the same for every batch size and resolution. Without the constraints of
+this module, the compiler moves the activations of many transformer layers, and devices repeat each
+other's work.
 """
 
 import contextlib
@@ -19,14 +20,15 @@ from conprediff_jax.parallel.mesh import BATCH_AXES
 
 @contextlib.contextmanager
 def divided_batch(mesh: Mesh, *sizes: int) -> Iterator[None]:
-    """Within it, what Flax modules return keeps its examples divided over the batch axes.
+    """A context in which the outputs of Flax modules stay divided over the batch axes.
 
-    To be entered while a program is traced. Other dimensions stay the compiler's to divide. Where
-    nothing divides parameters the compiler needs no help, and the program is left as it is.
+    Enter it while a program is traced. The compiler divides all other dimensions as it likes. Where
+    no axis divides parameters, the compiler needs no help, and the program is left as it is.
 
     Args:
-        mesh: of the program.
-        *sizes: examples of its (micro)batches: what has so many rows is taken to be one.
+        mesh: The mesh of the program.
+        *sizes: Numbers of examples in its batches and microbatches. An array whose first dimension
+            has one of these sizes is taken for a batch.
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     sizes = {size for size in sizes if size % parts == 0}

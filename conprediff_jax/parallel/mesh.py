@@ -1,8 +1,9 @@
 """The device mesh: `data` (replicas), `fsdp` (replicas that share state), `tensor` (shards).
 
-Devices of one TPU slice, or of one GPU host, talk to each other over a fast network (ICI, NVLink),
-and to those of others over the data centre's (DCN). On more than one slice the mesh is a hybrid: an
-axis is the product of a part over the slow network, outside, and a part over the fast one, inside.
+The devices of one TPU slice, or of one GPU host, are connected by a fast network (ICI, NVLink).
+Slices and hosts are connected by the network of the data centre (DCN). On more than one slice the
+mesh is a hybrid: an axis is the product of an outer part, which crosses the slow network, and an
+inner part, which stays on the fast one.
 """
 
 import dataclasses
@@ -14,21 +15,24 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh
 
 AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")  # a batch is divided over both
+BATCH_AXES = ("data", "fsdp")  # both of them divide a batch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MeshSpec:
-    """Sizes of the mesh axes; `data` = -1 takes whatever devices the others leave.
+    """Sizes of the mesh axes.
 
     Attributes:
-        data: replicas with their own part of the batch.
-        fsdp: as `data`, but parameters and optimiser state are divided over them (ZeRO-3).
-        tensor: devices that divide attention heads and feed-forward layers.
-        dcn_data: the part of `data` that crosses the slow network; -1: as many slices as go into
-            it.
-        dcn_fsdp: the part of `fsdp` that does; -1: the slices that `data` leaves. With both at -1
-            hosts count as slices only where their devices say so; a number above 1 makes them.
+        data: Number of replicas that each read their own part of the batch; -1 for all devices
+            that the other axes leave.
+        fsdp: Number of replicas that, besides, divide parameters and optimiser state among
+            themselves (ZeRO-3).
+        tensor: Number of devices that divide attention heads and feed-forward layers.
+        dcn_data: The factor of `data` that crosses the slow network; -1 for as many slices as
+            divide it.
+        dcn_fsdp: The factor of `fsdp` that crosses the slow network; -1 for the slices that `data`
+            leaves. If `dcn_data` or `dcn_fsdp` is above 1 and all devices are in one slice, every
+            host counts as a slice.
     """
 
     data: int = -1
@@ -47,10 +51,10 @@ class MeshSpec:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
 
     def shape(self, devices: int) -> tuple[int, int, int]:
-        """Sizes of (data, fsdp, tensor) on so many devices.
+        """Sizes of (data, fsdp, tensor) on a number of devices.
 
         Raises:
-            ValueError: the axes do not multiply to the number of devices.
+            ValueError: The product of the axes is not the number of devices.
         """
         shared = self.fsdp * self.tensor
         data = devices // shared if self.data == -1 else self.data
@@ -62,10 +66,10 @@ class MeshSpec:
         return data, self.fsdp, self.tensor
 
     def dcn_shape(self, devices: int, slices: int) -> tuple[int, int, int]:
-        """The parts of (data, fsdp, tensor) that cross the network between so many slices.
+        """The factors of (data, fsdp, tensor) that cross the network between the slices.
 
         Raises:
-            ValueError: the slices do not go into `data` and `fsdp` as asked for.
+            ValueError: `data` and `fsdp` cannot be divided over the slices as specified.
         """
         data, fsdp, _ = self.shape(devices)
         dcn_data, dcn_fsdp = self.dcn_data, self.dcn_fsdp
@@ -83,16 +87,20 @@ class MeshSpec:
 
 
 def make_mesh(spec: MeshSpec, devices: list | None = None) -> Mesh:
-    """A mesh over the given devices (default: all of every process), neighbours kept adjacent.
+    """Makes a mesh in which devices that are neighbours in the network stay neighbours.
+
+    Args:
+        spec: Sizes of the axes.
+        devices: The devices; by default all devices of all processes.
 
     Raises:
-        ValueError: the spec does not fit the devices.
+        ValueError: The spec does not fit the devices.
     """
     return Mesh(arrange(spec, jax.devices() if devices is None else devices), AXES)
 
 
 def arrange(spec: MeshSpec, devices: list) -> np.ndarray:
-    """The devices as an array of (data, fsdp, tensor), slices side by side; see `make_mesh`."""
+    """Devices as an array by (data, fsdp, tensor), slice by slice; see `make_mesh`."""
     shape = spec.shape(len(devices))
     slices = len({getattr(device, "slice_index", 0) for device in devices})
     by_host = slices == 1 and max(spec.dcn_data, spec.dcn_fsdp) > 1

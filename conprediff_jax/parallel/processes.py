@@ -1,12 +1,13 @@
 """Several processes: how they find each other, and how all of them stop at the same step.
 
 A scheduler that wants its machines back sends SIGTERM and, a little later, SIGKILL. In between, a
-run finishes a checkpoint and ends with `AGAIN`, which says that the same command goes on from it.
-Which of the processes are told, and when, differs. So each puts one number a step into a sum over
-all, which is queued on the devices behind the step and read two steps later: nobody waits for it,
-and all read the same. (JAX's own `multihost_utils.reached_preemption_sync_point` keeps one counter,
-which orbax, saving in the background, sets back to older steps; a notice that falls in between, or
-before a resumed run's first step, is lost there.)
+run writes a checkpoint and exits with `RESTART_CODE`: the same command then continues from it.
+Schedulers differ in which processes they signal, and when. So every process contributes one number
+a step to a sum over all processes. The sum is queued on the devices behind the step and read two
+steps later, so that no process waits for it and all of them read the same value. (JAX's own
+`multihost_utils.reached_preemption_sync_point` keeps one counter, which orbax sets back to older
+steps while it saves in the background. A signal that arrives then, or before the first step of a
+resumed run, is lost.)
 """
 
 import collections
@@ -25,30 +26,34 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from conprediff_jax.common.errors import UserError
 
-AGAIN = os.EX_TEMPFAIL  # 75
+RESTART_CODE = os.EX_TEMPFAIL  # 75, the exit code of a run to be started again
 
 COORDINATOR = "JAX_COORDINATOR_ADDRESS"
 COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
-LAG = 2  # steps that are queued while their votes are counted
+LAG = 2  # steps from the queueing of a vote to its reading
 
 
 class Preempted(Exception):
-    """The run was asked to stop and has saved what it needs to go on."""
+    """The run was asked to stop, and has saved what it needs to continue."""
 
 
 def join(*, automatic: bool = False, timeout: int = 300) -> None:
-    """Makes this process one of several, where it is; to be called before JAX is used.
+    """Connects this process with the others of its run. Call it before JAX is used.
+
+    The environment says which processes there are: `JAX_COORDINATOR_ADDRESS` (host:port of the
+    first process), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`. Without these variables, this process
+    is the only one, unless `automatic` is set.
 
     Args:
-        automatic: Ask the cluster (Cloud TPU, Slurm, Open MPI) who the others are. Otherwise the
-            environment says: `JAX_COORDINATOR_ADDRESS` (host:port of the first process),
-            `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; without them this is the only one.
-        timeout: Seconds to wait for the others.
+        automatic: Whether to ask the cluster (Cloud TPU, Slurm, Open MPI) for the other processes
+            if the environment does not name them.
+        timeout: Seconds to wait for the other processes.
 
     Raises:
-        UserError: The environment says half of it, or names no coordinator.
-        RuntimeError: The others do not come in time; where JAX does not abort the process at once.
+        UserError: Some of the variables are missing, or the coordinator cannot be found.
+        RuntimeError: The other processes did not appear in time. (JAX may abort the process
+            instead.)
     """
     given = [name for name in (COORDINATOR, COUNT, INDEX) if os.environ.get(name)]
     if not given and not automatic:
@@ -63,23 +68,23 @@ def join(*, automatic: bool = False, timeout: int = 300) -> None:
             "num_processes": _number(COUNT),
             "process_id": _number(INDEX),
         }
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # where CPUs are the devices
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")  # matters on CPUs only
     try:
         jax.distributed.initialize(**options, initialization_timeout=timeout)
     except (ValueError, RuntimeError) as error:
-        if "DEADLINE_EXCEEDED" in str(error):  # another start may find them
+        if "DEADLINE_EXCEEDED" in str(error):  # no user error: a restart may find them
             raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
-        where = f"{COORDINATOR}={os.environ[COORDINATOR]}" if given else "--distributed"
-        raise UserError(f"{where}: the processes do not find each other: {first}") from error
-    exit_when_asked()  # JAX listens now; who wants to know will
+        where = f" by {COORDINATOR}={os.environ[COORDINATOR]}" if given else ""
+        raise UserError(f"the processes do not find each other{where}: {first}") from error
+    exit_when_asked()  # JAX has installed its own handler of SIGTERM
 
 
 def refuse_several() -> None:
-    """For commands of one process: stops those that were started as several.
+    """Checks that a command for one process was not started as several.
 
     Raises:
-        UserError: the environment says that there are others.
+        UserError: The environment says that there are several processes.
     """
     for name in (COUNT, "SLURM_STEP_NUM_TASKS"):
         if os.environ.get(name, "1") != "1":
@@ -90,12 +95,12 @@ def refuse_several() -> None:
 
 
 def exit_when_asked() -> None:
-    """For work that can stop anywhere: SIGTERM ends the process at once, with `AGAIN`."""
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(AGAIN))
+    """Lets SIGTERM end the process at once with `RESTART_CODE`, for work that can stop anywhere."""
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(RESTART_CODE))
 
 
 class Preemption:
-    """Whether a run is to stop. Use as a context manager around its steps."""
+    """Whether a run has been asked to stop. Use it as a context manager around the steps."""
 
     def __init__(self):
         self._asked = False
@@ -103,7 +108,7 @@ class Preemption:
         self._votes: collections.deque[jax.Array] = collections.deque()
 
     def __enter__(self) -> "Preemption":
-        # Only the main thread may listen; a run in another one is left to its caller.
+        # Only the main thread may handle signals; a run in another thread is left to its caller.
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGTERM, self._ask)
         return self
@@ -113,12 +118,12 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._previous)
 
     def reached(self) -> bool:
-        """Whether to stop now; to be called once a step, by all processes, which agree."""
+        """Whether to stop now. Every process must call it once a step; all get the same answer."""
         if jax.process_count() == 1:
             return self._asked
         sharding, total = _vote()
-        mine = np.array([self._asked], np.int32)
-        self._votes.append(total(jax.make_array_from_process_local_data(sharding, mine)))
+        vote = np.array([self._asked], np.int32)
+        self._votes.append(total(jax.make_array_from_process_local_data(sharding, vote)))
         return len(self._votes) > LAG and int(self._votes.popleft()) > 0
 
     def _ask(self, number: int, frame: types.FrameType | None) -> None:
@@ -127,7 +132,7 @@ class Preemption:
 
 @functools.cache
 def _vote() -> tuple[NamedSharding, Callable[[jax.Array], jax.Array]]:
-    """Where the processes put their numbers, one device for each, and their sum."""
+    """The sharding of the votes, one device for every process, and the sum over them."""
     first = {device.process_index: device for device in reversed(jax.devices())}
     mesh = Mesh([first[process] for process in sorted(first)], "process")
     return (

@@ -1,15 +1,15 @@
-"""Where every array lives: a short list of rules that must cover every parameter.
+"""How arrays are divided over the mesh: a short list of rules that must cover every parameter.
 
-A rule is a regular expression on the parameter's path, `denoiser/down_0_block_1/conv_in/kernel`,
-and what the `tensor` axis divides: the outputs of a layer (last dimension), its inputs (the one
-before), or nothing. The first match counts. The `fsdp` axis then divides the largest dimension that
-is left and divisible. Optimiser moments and moving averages end in the path of their parameter and
-follow it; scalars are replicated.
+A rule is a regular expression for the parameter's path, as `denoiser/down_0_block_1/conv_in/kernel`
+is one, and says what the `tensor` axis divides: the outputs of a layer (the last dimension), its
+inputs (the dimension before), or nothing. The first rule that matches counts. The `fsdp` axis then
+divides the largest divisible dimension that is left. The paths of optimiser moments and moving
+averages end in the path of their parameter, so they are divided as it is. Scalars are replicated.
 
-So a column-parallel layer makes the heads or hidden units of its device, and a row-parallel one
-merges them again with one sum over the `tensor` axis, of which everything else is a replica
+So a column-parallel layer computes the heads or hidden units of its device, and a row-parallel
+layer merges them with one sum over the `tensor` axis; everything else is replicated along that axis
 (Shoeybi et al. 2019, "Megatron-LM", arXiv 1909.08053, section 3). Heads are divided where the axis
-divides their number; elsewhere the layer's values are gathered before they are attended to.
+divides their number; otherwise the outputs of the projections are gathered before attention.
 """
 
 import re
@@ -24,8 +24,8 @@ from conprediff_jax.parallel.mesh import BATCH_AXES
 
 OUTPUTS, INPUTS, NOTHING = -1, -2, None
 
-# Projections that make heads or hidden units are divided by outputs, those that merge them by
-# inputs.
+# Projections that make heads or hidden units are divided by their outputs; projections that merge
+# them are divided by their inputs.
 RULES: tuple[tuple[str, int | None], ...] = (
     (r"attention/(query|key|value)/(kernel|bias)$", OUTPUTS),
     (r"attention/out/kernel$", INPUTS),
@@ -35,17 +35,17 @@ RULES: tuple[tuple[str, int | None], ...] = (
     (r"(quantizer/codebook|averages/(usage|sums)|frozen/codes|history/(squares|counts))$", NOTHING),
 )
 
-# Smaller arrays cost more to gather than to keep.
+# Gathering a smaller array costs more than keeping a copy on every device.
 MIN_FSDP_SIZE = 2**12
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """First dimension divided over the batch axes, everything else whole."""
+    """The sharding of a batch: the batch axes divide the first dimension and nothing else."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """The sharding that puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -53,11 +53,11 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """Shardings of a pytree of parameters, or of state whose paths end in those of parameters.
 
     Args:
-        tree: pytree of arrays or shape structs.
-        mesh: with the axes of `mesh.AXES`.
+        tree: A pytree of arrays or shape structs.
+        mesh: A mesh with the axes `mesh.AXES`.
 
     Raises:
-        ConfigError: no rule covers a parameter.
+        ConfigError: No rule covers a parameter.
     """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, partition(path_name(path), leaf.shape, mesh)), tree
@@ -65,7 +65,7 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The partition of one array, by the rules."""
+    """How the rules divide one array."""
     if not shape:
         return PartitionSpec()
     axes: list[str | None] = [None] * len(shape)
@@ -94,18 +94,18 @@ def path_name(path: tuple) -> str:
 
 
 def batch_share(mesh: Mesh) -> tuple[int, int]:
-    """Which part of every batch this process holds, and of how many: (index, count).
+    """Which part of every batch this process reads, and how many parts there are: (index, count).
 
     Raises:
-        ValueError: the parts of the processes overlap, or differ in size.
+        ValueError: The parts of the processes overlap, or differ in size.
     """
     return share_of(jax.process_index(), mesh.devices)
 
 
 def share_of(process: int, devices: np.ndarray) -> tuple[int, int]:
-    """As `batch_share`, for a process and the mesh's devices by (data, fsdp, tensor).
+    """As `batch_share`, for any process and an array of devices by (data, fsdp, tensor).
 
-    Processes between which only the `tensor` axis runs hold the same examples, and so one part.
+    Processes that differ only in their place along the `tensor` axis read the same part.
     """
     rows = devices.reshape(-1, devices.shape[-1])
     held: dict[int, set[int]] = {}
@@ -122,11 +122,13 @@ def share_of(process: int, devices: np.ndarray) -> tuple[int, int]:
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Joins the parts of a batch that the processes have read to global arrays; does not wait.
+    """Joins the parts of a batch that the processes have read into global arrays.
+
+    The call returns before the arrays are on the devices.
 
     Args:
-        batch: this process's part by `batch_share`.
-        mesh: where it goes.
+        batch: The part of this process, as `batch_share` says.
+        mesh: The mesh that the arrays are divided over.
     """
     sharding = batch_sharding(mesh)
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
