@@ -1,0 +1,420 @@
+"""The diffusion transformer, DiT, on patches of points: latents, pixels or whatever has a grid.
+
+Every patch of p x p points becomes a token, to which its place is added. Then come blocks of
+
+    x + g1 * attention(m(x, s1, b1)),   [x + cross_attention(x, text)],   x + g2 * MLP(m(x, s2, b2))
+    m(x, s, b) = LN(x) (1 + s) + b                                                           (1)
+    [b1, s1, g1, b2, s2, g2] = W silu(c),     c = embedding(t) + embedding(label)            (2)
+    embedding(t) = W_out silu(W_in [cos(t w_0), ..., sin(t w_0), ...])                       (3)
+
+and m(x, s, b) again, with a projection of every token to the p x p points of its patch. All W of
+(2), that projection and the output of cross-attention start at zero ("adaLN-zero"): at first every
+block is the identity, the prediction is 0, and a text has no effect. Norms have no parameters.
+Places are fixed, a quarter of the channels each:
+
+    [sin(column f), cos(column f), sin(row f), cos(row f)],   f_k = 10000^(-k / (width / 4)) (4)
+
+the column first, as in the published models. The blocks are one `nn.scan`, so that a program is as
+long as one block; their parameters are stacked, the block being the first axis:
+
+    input   time_embedding_{in,out}   label_embedding   text_embedding_{in,out}   null_text
+    blocks/{modulation, {self,cross}_attention/{query,key,value,out}, feed_forward/{in,out}}
+    output_modulation   output
+
+SiT is the same network under flow matching. The sizes are those of `SIZES`. As published, for four
+channels of latents and as many of a learned variance, 1000 classes and a null, they have so many
+parameters:
+
+    patch          S              B              L             XL
+      2       32,865,056    130,315,808    457,840,672    674,834,720
+      4       32,920,448    130,426,496    457,988,224    675,000,704
+      8       33,142,016    130,869,248    458,578,432    675,664,640
+
+The published count of XL/2, 675,129,632, is with the table of 256 places, which is fixed; without
+the variance there are 4 patch^2 (width + 1) fewer.
+
+Sources: Peebles and Xie 2022 (arXiv 2212.09748) and the code published with it; Ma et al. 2024
+(SiT, arXiv 2401.08740); the place of cross-attention is that of Chen et al. 2023 (PixArt-alpha,
+arXiv 2310.00426).
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
+from jaxtyping import Array, Bool, Float, Int, Real
+
+from conprediff_jax.common import linear
+from conprediff_jax.common.keys import adjustable, derived
+from conprediff_jax.models import layers
+from conprediff_jax.models.denoiser import DENOISERS, Denoised
+
+Tokens = Float[Array, "batch tokens features"]
+Embedding = Float[Array, "batch features"]
+Text = Float[Array, "batch text_length features"]
+
+# The published sizes, to be put into a `model` section.
+SIZES: Mapping[str, Mapping[str, int]] = {
+    "S": {"width": 384, "num_layers": 12, "num_heads": 6},
+    "B": {"width": 768, "num_layers": 12, "num_heads": 12},
+    "L": {"width": 1024, "num_layers": 24, "num_heads": 16},
+    "XL": {"width": 1152, "num_layers": 28, "num_heads": 16},
+}
+
+# What a block keeps for the backward pass where it is recomputed: nothing, or the products of its
+# dense layers, by name, since the policies of JAX itself do not look into `linear.product`. What
+# grows with the square of the tokens, the products of attention, is recomputed under either.
+REMAT_POLICIES: Mapping[str, Callable[..., bool] | None] = {
+    "nothing": None,
+    "products": jax.checkpoint_policies.save_only_these_names("product"),
+}
+_product = functools.partial(checkpoint_name, name="product")
+
+TIME_FREQUENCIES = 128
+_LONGEST_PERIOD = 10_000.0
+_EPSILON = 1e-6
+
+_ZEROS = nn.initializers.zeros
+_NORMAL = nn.initializers.normal(0.02)  # of embeddings of times and labels
+_XAVIER = nn.initializers.xavier_uniform()
+# Query, key and value are drawn as the one matrix of 3 width outputs that they are there: uniform
+# up to sqrt(6 / (width + 3 width)).
+_XAVIER_OF_THREE = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
+
+
+def positions(rows: int, columns: int, width: int) -> Float[Array, "{rows} {columns} {width}"]:
+    """Equation (4) for every token of a grid.
+
+    Args:
+        rows: Of the grid.
+        columns: Of the grid.
+        width: Channels of a token, a multiple of 4.
+    """
+    quarter = width // 4
+    frequencies = _LONGEST_PERIOD ** (-np.arange(quarter) / quarter)
+
+    def waves(places: int) -> Float[Array, "{places} half"]:
+        angles = np.arange(places)[:, None] * frequencies  # in float64, as published
+        return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1), jnp.float32)
+
+    halves = (waves(columns), waves(rows)[:, None])
+    spread = [jnp.broadcast_to(half, (rows, columns, width // 2)) for half in halves]
+    return jnp.concatenate(spread, axis=-1)
+
+
+def time_waves(t: Real[Array, "batch"], *, endpoint: bool = False) -> Float[Array, "batch waves"]:
+    """The waves of equation (3), cosines first, in float32.
+
+    Args:
+        t: Times.
+        endpoint: Whether the frequencies 10000^(-k / n) of the n = 128 waves reach down to 1/10000
+            and not just short of it, the exponent being k / (n - 1).
+    """
+    exponents = jnp.arange(TIME_FREQUENCIES, dtype=jnp.float32) / (TIME_FREQUENCIES - endpoint)
+    frequencies = jnp.exp(-math.log(_LONGEST_PERIOD) * exponents)  # rounds as published models do
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def patches_of(
+    points: Float[Array, "batch height width channels"], patch: int
+) -> Float[Array, "batch tokens patch_channels"]:
+    """Tokens in reading order; channels of a token are (row in patch, column in patch, channel)."""
+    batch, height, width, channels = points.shape
+    rows, columns = height // patch, width // patch
+    grid = points.reshape(batch, rows, patch, columns, patch, channels).swapaxes(2, 3)
+    return grid.reshape(batch, rows * columns, patch * patch * channels)
+
+
+def points_of(
+    tokens: Float[Array, "batch tokens patch_channels"], rows: int, columns: int, patch: int
+) -> Float[Array, "batch height width channels"]:
+    """The inverse of `patches_of`, for a grid of so many rows and columns of tokens."""
+    batch, _, channels = tokens.shape
+    channels //= patch * patch
+    grid = tokens.reshape(batch, rows, columns, patch, patch, channels).swapaxes(2, 3)
+    return grid.reshape(batch, rows * patch, columns * patch, channels)
+
+
+def modulated(x: Tokens, scale: Embedding, shift: Embedding, epsilon: float = _EPSILON) -> Tokens:
+    """Equation (1), computed in float32."""
+    norm = jax.nn.standardize(x.astype(jnp.float32), epsilon=epsilon)
+    return (norm * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention among tokens, drawn as published.
+
+    Attributes:
+        heads: Number of heads.
+        dtype: Of the activations; the softmax is float32.
+    """
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        """Attends from every token to all."""
+        dense = functools.partial(linear.Dense, x.shape[-1], dtype=self.dtype)
+        by_head = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        query, key, value = (
+            _product(dense(kernel_init=_XAVIER_OF_THREE, name=name)(x)).reshape(by_head)
+            for name in ("query", "key", "value")
+        )
+        attended = jax.nn.dot_product_attention(query, key, value)
+        return _product(dense(kernel_init=_XAVIER, name="out")(attended.reshape(x.shape)))
+
+
+class FeedForward(nn.Module):
+    """W_out gelu(W_in x), by GELU's approximation with tanh, four times as wide inside.
+
+    Attributes:
+        dtype: Of the activations.
+    """
+
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens) -> Tokens:
+        """Maps tokens to tokens, each on its own."""
+        dense = functools.partial(linear.Dense, dtype=self.dtype, kernel_init=_XAVIER)
+        hidden = _product(dense(4 * x.shape[-1], name="in")(x))
+        return _product(dense(x.shape[-1], name="out")(nn.gelu(hidden, approximate=True)))
+
+
+class DiTBlock(nn.Module):
+    """One block of the transformer, equations (1) and (2).
+
+    Attributes:
+        num_heads: Heads of both attentions.
+        mlp_norm_epsilon: Of the norm before the feed-forward layer.
+        dtype: Of the activations.
+    """
+
+    num_heads: int
+    mlp_norm_epsilon: float = _EPSILON
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Tokens, c: Embedding, text: Text | None) -> Tokens:
+        """Maps tokens to tokens, given silu(c) and perhaps a text of the model's width."""
+        modulation = _modulation(6, c, self.dtype, "modulation")
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+        attention = SelfAttention(self.num_heads, self.dtype, name="self_attention")
+        x = x + gate[:, None] * attention(modulated(x, scale, shift))
+        if text is not None:
+            cross = functools.partial(layers.Attention, zero_init=True, kernel_init=_XAVIER)
+            attention = cross(self.num_heads, dtype=self.dtype, name="cross_attention")
+            x = x + _product(attention(x, text))
+        h = modulated(x, mlp_scale, mlp_shift, self.mlp_norm_epsilon)
+        return x + mlp_gate[:, None] * FeedForward(self.dtype, name="feed_forward")(h)
+
+
+@DENOISERS.register("dit")
+class DiT(nn.Module):
+    """Predicts what the process asks for from noisy points.
+
+    The features are a representation of every point. A token stands for the p x p points of its
+    patch, and its channels are dealt out to them just as those of the prediction are: a point's are
+    width / p^2 of the channels of its token. So points of one patch have representations of their
+    own, the grid is that of the points, and there is nothing more to learn, keep or convert.
+
+    Attributes:
+        out_channels: Channels of the prediction.
+        patch: p, points along a side of a patch; p^2 divides `width`.
+        width: Channels of a token; a multiple of 4 and of `num_heads`.
+        num_layers: Number of blocks.
+        num_heads: Attention heads.
+        num_classes: Classes of the label embedding; None for a model without labels.
+        learned_null: Whether the model has learned stand-ins for a label or text that is left out,
+            as classifier-free guidance asks for.
+        text_dim: Channels of the text tokens; None for a model without text.
+        tap: Number of blocks behind which the features are read, 1 .. `num_layers`; None for
+            behind the last norm, where the prediction is read.
+        time_scale: The embedding reads `time_scale * t + time_shift`. DiT reads steps 0 .. T-1 as
+            they are; SiT, whose clean points are at time 1, reads 1 - t of our t in [0, 1].
+        time_shift: See `time_scale`.
+        time_endpoint: See `time_waves`: false as published, true in diffusers.
+        mlp_norm_epsilon: Of the norm before the feed-forward layers: 1e-6 as published, 1e-5 in
+            diffusers. All other norms have 1e-6.
+        dtype: Of the activations. Parameters and the output are float32.
+        remat: Recompute every block in the backward pass.
+        remat_policy: What is kept all the same, a key of `REMAT_POLICIES`: 'nothing' but the input
+            of a block, or the 'products' of its dense layers.
+
+    Raises:
+        ValueError: If an option is out of range, at construction.
+    """
+
+    out_channels: int = derived()
+    patch: int = 2
+    width: int = SIZES["B"]["width"]
+    num_layers: int = SIZES["B"]["num_layers"]
+    num_heads: int = SIZES["B"]["num_heads"]
+    num_classes: int | None = None
+    learned_null: bool = derived(False)
+    text_dim: int | None = derived(None)
+    tap: int | None = None
+    time_scale: float = 1.0
+    time_shift: float = 0.0
+    time_endpoint: bool = False
+    mlp_norm_epsilon: float = _EPSILON
+    dtype: DTypeLike = derived(jnp.float32)
+    remat: bool = adjustable(False)
+    remat_policy: str = adjustable("nothing")
+
+    discrete = False
+
+    def __post_init__(self):
+        _validate(self)
+        super().__post_init__()
+
+    @property
+    def downsampling(self) -> int:
+        """The patch; it must divide both sides of a grid. Places are those of the grid given."""
+        return self.patch
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "batch height width in_channels"],
+        t: Real[Array, "batch"],
+        *,
+        label: Int[Array, "batch"] | None = None,
+        text: Float[Array, "batch text_length text_dim"] | None = None,
+        unconditional: Bool[Array, "batch"] | None = None,
+        train: bool = False,
+    ) -> Denoised:
+        """Denoises a batch.
+
+        Args:
+            x: Noisy points; height and width are multiples of `patch`.
+            t: Diffusion times, integer or fractional.
+            label: Classes, if and only if the model has `num_classes`.
+            text: Text tokens, if and only if the model has `text_dim`.
+            unconditional: Examples to be denoised without label and text; needs `learned_null`.
+            train: Of no effect: there is no dropout in this model.
+
+        Returns:
+            The output, `[batch, height, width, out_channels]` in float32, and the features,
+            `[batch, height, width, width of the model / patch^2]` in `dtype`.
+
+        Raises:
+            ValueError: If the shape of `x`, or the presence of `label` or `text`, does not fit.
+        """
+        del train
+        self._check_shape(x)
+        rows, columns = (side // self.patch for side in x.shape[1:3])
+        label, text = layers.condition(self, label, text, unconditional)
+        c = self._embed_condition(t, label)
+        h, tapped = self._blocks(self._embed_points(x), c, self._embed_text(text))
+
+        shift, scale = _modulation(2, c, self.dtype, "output_modulation")
+        features = modulated(h, scale, shift)
+        # In float32, so that predictions keep more than the three digits of bfloat16.
+        project = linear.Dense(self.patch**2 * self.out_channels, kernel_init=_ZEROS, name="output")
+        output = points_of(project(features), rows, columns, self.patch)
+        features = features if self.tap is None else tapped
+        return Denoised(output, points_of(features, rows, columns, self.patch))
+
+    def _embed_points(self, x: Float[Array, "batch height width channels"]) -> Tokens:
+        """Tokens of the patches, with their places."""
+        rows, columns = (side // self.patch for side in x.shape[1:3])
+        dense = linear.Dense(self.width, dtype=self.dtype, kernel_init=_XAVIER, name="input")
+        places = positions(rows, columns, self.width).reshape(rows * columns, self.width)
+        return dense(patches_of(x, self.patch)) + places.astype(self.dtype)
+
+    def _embed_condition(
+        self, t: Real[Array, "batch"], label: Int[Array, "batch"] | None
+    ) -> Embedding:
+        """silu(c), as every block reads it; equation (3)."""
+        dense = functools.partial(linear.Dense, self.width, dtype=self.dtype, kernel_init=_NORMAL)
+        scaled = self.time_scale * t.astype(jnp.float32) + self.time_shift
+        c = time_waves(scaled, endpoint=self.time_endpoint)
+        c = dense(name="time_embedding_out")(nn.silu(dense(name="time_embedding_in")(c)))
+        if label is not None:
+            labels = self.num_classes + self.learned_null
+            embed = functools.partial(linear.Embed, embedding_init=_NORMAL, dtype=self.dtype)
+            c = c + embed(labels, self.width, name="label_embedding")(label)
+        return nn.silu(c)
+
+    def _embed_text(self, text: Float[Array, "batch text_length text_dim"] | None) -> Text | None:
+        """The text tokens at the model's width, as cross-attention reads them."""
+        if text is None:
+            return None
+        dense = functools.partial(linear.Dense, self.width, dtype=self.dtype, kernel_init=_NORMAL)
+        hidden = nn.gelu(dense(name="text_embedding_in")(text), approximate=True)
+        return dense(name="text_embedding_out")(hidden)
+
+    def _blocks(self, x: Tokens, c: Embedding, text: Text | None) -> tuple[Tokens, Any]:
+        """The tokens behind all blocks, and behind those of the tap (an empty tuple without)."""
+
+        def body(block: nn.Module, carry: tuple, number: Array) -> tuple[tuple, None]:
+            x, tapped = carry
+            x = block(x, c, text)
+            if self.tap is not None:
+                tapped = jnp.where(number == self.tap, x, tapped)
+            return (x, tapped), None
+
+        # Of one scan no block's output can be taken out, but it can be carried along.
+        carry = (x, () if self.tap is None else x)
+        scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True})
+        block = self._block_class()(
+            self.num_heads, self.mlp_norm_epsilon, self.dtype, name="blocks"
+        )
+        return scan(block, carry, jnp.arange(1, self.num_layers + 1))[0]
+
+    @nn.nowrap
+    def _block_class(self) -> type[nn.Module]:
+        """The block, recomputed in the backward pass where that is asked for."""
+        if not self.remat:
+            return DiTBlock
+        # A scan keeps the two computations apart by itself.
+        return nn.remat(DiTBlock, policy=REMAT_POLICIES[self.remat_policy], prevent_cse=False)
+
+    def _check_shape(self, x: Array) -> None:
+        """Raises ValueError where the input does not fit the options."""
+        height, width = x.shape[1:3]
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"grid of {height} x {width} points: both must be multiples of patch={self.patch}"
+            )
+
+
+def _modulation(parts: int, c: Embedding, dtype: DTypeLike, name: str) -> list[Embedding]:
+    """Equation (2): so many scales, shifts or gates of a module, all 0 at first."""
+    width = c.shape[-1]
+    dense = linear.Dense(parts * width, dtype=dtype, kernel_init=_ZEROS, name=name)
+    return jnp.split(_product(dense(c)), parts, axis=-1)
+
+
+def _validate(model: DiT) -> None:
+    """Raises ValueError where an option of the model is out of range."""
+    for option in ("out_channels", "patch", "width", "num_layers", "num_heads"):
+        if getattr(model, option) < 1:
+            raise ValueError(f"{option}={getattr(model, option)} must be at least 1")
+    for option in ("num_classes", "text_dim", "tap"):
+        value = getattr(model, option)
+        if value is not None and value < 1:
+            raise ValueError(f"{option}={value} must be None or at least 1")
+    if model.tap is not None and model.tap > model.num_layers:
+        raise ValueError(f"tap={model.tap} must be at most num_layers={model.num_layers}")
+    for divisor, why in (
+        (4, "as places need"),
+        (model.num_heads, "num_heads"),
+        (model.patch**2, f"the points of a patch, as patch={model.patch}"),
+    ):
+        if model.width % divisor:
+            raise ValueError(f"width={model.width} must be a multiple of {divisor}, {why}")
+    if model.remat_policy not in REMAT_POLICIES:
+        raise ValueError(
+            f"remat_policy is {model.remat_policy!r}: choose one of {tuple(REMAT_POLICIES)}"
+        )

@@ -1,0 +1,216 @@
+"""DiT to and from diffusers: names and layouts of parameters, and `config.json`.
+
+Fits `DiTTransformer2DModel`, and the `Transformer2DModel` that older files call it. One table of
+names serves both directions; layouts are those of `tensors.py`. There every block has embeddings of
+times and labels of its own, `norm1.emb`, which in all published files are copies of the same ones;
+here there is one, which is what can be read.
+
+Two conventions are diffusers' own, and the reader sets them, so that a model computes here what it
+does there: frequencies of times are 10000^(-k / 127) (`time_endpoint`), and the norm before the
+feed-forward layers has an epsilon of 1e-5 (`mlp_norm_epsilon`). facebook/DiT-XL-2-256 and -512 are
+weights of the original code under diffusers' names, which were trained with 10000^(-k / 128) and
+1e-6: set `time_endpoint=False` and `mlp_norm_epsilon=1e-6` to have them as they were trained.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from conprediff_jax.models.dit import DiT
+from conprediff_jax.weights import dit as layout
+from conprediff_jax.weights import tensors
+from conprediff_jax.weights.diffusers.options import DiffusersError, Options
+
+CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
+
+_OUTPUT = "proj_out_2"
+_FIRST = "transformer_blocks.0.norm1.emb."
+
+# Our layers -> theirs, within a block.
+_LAYERS = {
+    "input": "pos_embed.proj",
+    "time_embedding_in": f"{_FIRST}timestep_embedder.linear_1",
+    "time_embedding_out": f"{_FIRST}timestep_embedder.linear_2",
+    "label_embedding": f"{_FIRST}class_embedder.embedding_table",
+    "modulation": "norm1.linear",
+    "self_attention/query": "attn1.to_q",
+    "self_attention/key": "attn1.to_k",
+    "self_attention/value": "attn1.to_v",
+    "self_attention/out": "attn1.to_out.0",
+    "feed_forward/in": "ff.net.0.proj",
+    "feed_forward/out": "ff.net.2",
+    "output_modulation": "proj_out_1",
+    "output": _OUTPUT,
+}
+
+
+# Options of which one value alone has a counterpart here.
+_ONLY = {
+    "dropout": 0.0,
+    "attention_bias": True,
+    "activation_fn": "gelu-approximate",
+    "upcast_attention": False,
+    "norm_type": "ada_norm_zero",
+    "norm_elementwise_affine": False,
+}
+
+
+def params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict:
+    """The parameters of `dit` out of a diffusers state dict.
+
+    Args:
+        state_dict: Tensors by diffusers' names.
+        dit: The model the weights are for. With `out_channels` half of those in the file, the
+            channels of a learned variance are dropped.
+
+    Returns:
+        The tree under "params", float32 NumPy arrays.
+
+    Raises:
+        ValueError: If a tensor is missing, left over or of another shape than the model's, or if
+            diffusers has no such model.
+        DiffusersError: The blocks have embeddings that differ.
+    """
+    in_channels = np.shape(state_dict.get("pos_embed.proj.weight", np.empty((0, 1))))[1]
+    state_dict = layout.without_variance(_with_one_embedding(state_dict, dit), dit, _OUTPUT)
+    state_dict = layout.without_positions(state_dict, dit, "pos_embed.pos_embed")
+    return layout.stack(_table(dit, in_channels).read(state_dict), dit)
+
+
+def params_to_diffusers(params: Mapping, dit: DiT) -> dict[str, np.ndarray]:
+    """The diffusers state dict of the parameters of `dit`.
+
+    Args:
+        params: The tree under "params".
+        dit: The model the parameters are of.
+
+    Returns:
+        Contiguous float32 arrays by diffusers' names.
+
+    Raises:
+        ValueError: If a parameter is missing, left over or of another shape than the model's, or
+            if diffusers has no such model.
+    """
+    in_channels = params["input"]["kernel"].shape[0] // dit.patch**2
+    state_dict = _table(dit, in_channels).write(layout.unstack(params, dit))
+    for name in _shared(state_dict):
+        copies = (_of_block(name, i) for i in range(1, dit.num_layers))
+        state_dict |= {copy: state_dict[name].copy() for copy in copies}
+    return state_dict
+
+
+def _with_one_embedding(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict[str, np.ndarray]:
+    """The same tensors, with the first block's embeddings alone."""
+    state_dict = dict(state_dict)
+    for name in _shared(state_dict):
+        for copy in (_of_block(name, i) for i in range(1, dit.num_layers)):
+            if copy not in state_dict:
+                raise ValueError(f"weights do not fit the DiT: {copy} is missing")
+            if not np.array_equal(state_dict.pop(copy), state_dict[name]):
+                raise DiffusersError(f"{copy} is not the same as in block 0; here blocks share one")
+    return state_dict
+
+
+def _shared(state_dict: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the first block's embeddings."""
+    return [name for name in state_dict if name.startswith(_FIRST)]
+
+
+def _of_block(name: str, block: int) -> str:
+    """The name in another block of what is in the first."""
+    return name.replace("transformer_blocks.0.", f"transformer_blocks.{block}.", 1)
+
+
+def _table(dit: DiT, in_channels: int) -> tensors.Table:
+    """Where diffusers keeps the parameters of a model for points of so many channels."""
+    _check_conditions(dit)
+    shapes = layout.shapes(dit, in_channels)
+    names = {path: _their_name(path) for path in shapes}
+    return tensors.Table(model="DiT", shapes=shapes, names=names)
+
+
+def _their_name(path: tensors.Path) -> str:
+    """The name in diffusers of one of our parameters."""
+    block, layer, leaf = layout.split_path(path)
+    prefix = [] if block is None else [f"transformer_blocks.{block}"]
+    return ".".join([*prefix, _LAYERS[layer], leaf])
+
+
+def _check_conditions(dit: DiT) -> None:
+    """Raises DiffusersError unless the model has labels, their null, and no text."""
+    if dit.text_dim is not None or dit.num_classes is None or not dit.learned_null:
+        raise DiffusersError(
+            f"num_classes is {dit.num_classes}, learned_null {dit.learned_null}, text_dim "
+            f"{dit.text_dim}: diffusers' DiT has classes with a learned null, and no text"
+        )
+
+
+def config_to_diffusers(dit: DiT, in_channels: int, sample_size: int) -> dict[str, Any]:
+    """The config of a `DiTTransformer2DModel`.
+
+    Args:
+        dit: The model.
+        in_channels: Channels of the points.
+        sample_size: Points along a side of the square grid.
+
+    Raises:
+        DiffusersError: There is no such `DiTTransformer2DModel`.
+    """
+    _check_conditions(dit)
+    for option, only in (("time_endpoint", True), ("time_scale", 1.0), ("time_shift", 0.0)):
+        if getattr(dit, option) != only:
+            raise DiffusersError(f"{option} is {getattr(dit, option)}: diffusers' DiT has {only}")
+    return {
+        "_class_name": CLASSES[0],
+        "num_attention_heads": dit.num_heads,
+        "attention_head_dim": dit.width // dit.num_heads,
+        "in_channels": in_channels,
+        "out_channels": dit.out_channels,
+        "num_layers": dit.num_layers,
+        "sample_size": sample_size,
+        "patch_size": dit.patch,
+        "num_embeds_ada_norm": dit.num_classes,
+        "norm_eps": dit.mlp_norm_epsilon,
+        **_ONLY,
+    }
+
+
+def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of `DiT` (without dtype) out of the config of a `DiTTransformer2DModel`.
+
+    Args:
+        config: What its `config.json` holds.
+        where: What to call it in errors.
+
+    Returns:
+        The fields; `out_channels` are those of the points, whether or not a learned variance is
+        behind them.
+
+    Raises:
+        DiffusersError: There is no such `DiT`; the message names the option.
+    """
+    options = Options(config, where)
+    heads = options.take("num_attention_heads", 16)
+    channels = options.take("in_channels", 4)
+    fields = {
+        "out_channels": channels,
+        "patch": options.take("patch_size", 2),
+        "width": heads * options.take("attention_head_dim", 72),
+        "num_layers": options.take("num_layers", 28),
+        "num_heads": heads,
+        "num_classes": options.take("num_embeds_ada_norm", 1000),
+        "learned_null": True,
+        "time_endpoint": True,
+        "mlp_norm_epsilon": options.take("norm_eps", 1e-5),
+    }
+    if options.take("out_channels", channels) not in (None, channels, 2 * channels):
+        raise DiffusersError(f"{where}: out_channels must be in_channels={channels} or twice that")
+    # The second row is of `Transformer2DModel`, of which a DiT uses a part only.
+    options.expect(**_ONLY)
+    options.expect(
+        only_cross_attention=False, double_self_attention=False, attention_type="default"
+    )
+    options.ignore("sample_size", "norm_num_groups", "use_linear_projection")
+    options.finish()
+    return fields

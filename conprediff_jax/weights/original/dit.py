@@ -1,0 +1,106 @@
+"""DiT and SiT parameters out of the published files, which name them alike.
+
+    x_embedder.proj                             input, as a convolution
+    pos_embed                                   fixed, not among our parameters
+    t_embedder.mlp.{0,2}                        time_embedding_{in,out}
+    y_embedder.embedding_table                  label_embedding; the last row is the null
+    blocks.{i}.attn.{qkv,proj}                  self_attention; query, key and value stacked
+    blocks.{i}.mlp.{fc1,fc2}                    feed_forward/{in,out}
+    blocks.{i}.adaLN_modulation.1               modulation
+    final_layer.{adaLN_modulation.1,linear}     output_modulation, output
+
+A released file is this mapping; one that a trainer wrote has it under "ema" (the average, which is
+what was published) and "model". Models with a learned variance have twice the channels of the
+points at the end, those of the prediction first; the others are dropped.
+
+Either model has the conventions of time and norms that are the defaults of `DiT`. SiT's time runs
+the other way, from noise at 0 to points at 1, and is read as it is: in our direction, with points
+at 0, its model has the fields of `SIT_TIME`, and predicts the velocity with the opposite sign.
+
+Source of the naming: facebookresearch/DiT and willisma/SiT.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from conprediff_jax.models.dit import SIZES, DiT
+from conprediff_jax.weights import dit as layout
+from conprediff_jax.weights import tensors
+from conprediff_jax.weights.tensors import Path
+
+SIT_TIME: Mapping[str, float] = {"time_scale": -1.0, "time_shift": 1.0}
+
+_OUTPUT = "final_layer.linear"
+
+# Our layers -> theirs, within a block.
+_LAYERS = {
+    "input": "x_embedder.proj",
+    "time_embedding_in": "t_embedder.mlp.0",
+    "time_embedding_out": "t_embedder.mlp.2",
+    "label_embedding": "y_embedder.embedding_table",
+    "modulation": "adaLN_modulation.1",
+    "self_attention/query": "attn.qkv",
+    "self_attention/key": "attn.qkv",
+    "self_attention/value": "attn.qkv",
+    "self_attention/out": "attn.proj",
+    "feed_forward/in": "mlp.fc1",
+    "feed_forward/out": "mlp.fc2",
+    "output_modulation": "final_layer.adaLN_modulation.1",
+    "output": _OUTPUT,
+}
+
+
+def fields_from_original(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Fields of `DiT` (without `out_channels` and dtype) that a published file tells by its shapes.
+
+    Raises:
+        ValueError: It is of none of the published sizes.
+    """
+    blocks = {match[1] for match in map(re.compile(r"blocks\.(\d+)\.").match, state_dict) if match}
+    width, _, patch, _ = np.shape(state_dict.get("x_embedder.proj.weight", np.empty((0,) * 4)))
+    for size in SIZES.values():
+        if (size["width"], size["num_layers"]) == (width, len(blocks)):
+            labels = len(state_dict["y_embedder.embedding_table.weight"])
+            return {**size, "patch": patch, "num_classes": labels - 1, "learned_null": True}
+    sizes = ", ".join(f"{name} {tuple(size.values())[:2]}" for name, size in SIZES.items())
+    raise ValueError(f"width {width} and {len(blocks)} blocks are of no published size: {sizes}")
+
+
+def params_from_original(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict:
+    """The parameters of `dit` out of a state dict of the original code.
+
+    Args:
+        state_dict: Tensors by the original names.
+        dit: The model the weights are for. With `out_channels` half of those in the file, the
+            channels of a learned variance are dropped.
+
+    Returns:
+        The tree under "params", float32 NumPy arrays.
+
+    Raises:
+        ValueError: If a tensor is missing, left over or of another shape than the model's, or the
+            original code has no such model.
+    """
+    in_channels = np.shape(state_dict.get("x_embedder.proj.weight", np.empty((0, 1))))[1]
+    state_dict = layout.without_variance(state_dict, dit, _OUTPUT)
+    state_dict = layout.without_positions(state_dict, dit, "pos_embed")
+    return layout.stack(_table(dit, in_channels).read(state_dict), dit)
+
+
+def _table(dit: DiT, in_channels: int) -> tensors.Table:
+    """Where the original code keeps the parameters of a model for points of so many channels."""
+    if dit.text_dim is not None:
+        raise ValueError("the original code has no DiT with text")
+    shapes = layout.shapes(dit, in_channels)
+    names = {path: _their_name(path) for path in shapes}
+    return tensors.Table(model="DiT", shapes=shapes, names=names)
+
+
+def _their_name(path: Path) -> str:
+    """The original name of one of our parameters."""
+    block, layer, leaf = layout.split_path(path)
+    prefix = [] if block is None else [f"blocks.{block}"]
+    return ".".join([*prefix, _LAYERS[layer], leaf])
