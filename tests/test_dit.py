@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from jax.sharding import PartitionSpec as Spec
 from torch import nn
 
+from conprediff_jax import parallel
 from conprediff_jax.models import dit
 from conprediff_jax.models.dit import DiT, DiTBlock
+from conprediff_jax.parallel import activations, sharding
 from conprediff_jax.weights.diffusers import dit as diffusers_dit
 from conprediff_jax.weights.diffusers.options import DiffusersError
 from conprediff_jax.weights.original import dit as original
@@ -376,6 +379,37 @@ def test_a_text_acts_through_cross_attention_alone_which_starts_at_zero():
     params["blocks"]["cross_attention"]["out"] = initial["blocks"]["cross_attention"]["out"]
     plain, changed, _ = outputs(params)
     np.testing.assert_array_equal(plain, changed)
+
+
+def test_divided_over_devices_it_computes_the_same():
+    """Kernels are divided by rows and by heads, and no parameter by its blocks."""
+    model = DiT(**(TINY | LABELS | {"width": 64, "num_layers": 4}))
+    mesh = parallel.make_mesh(parallel.MeshSpec(data=2, fsdp=2, tensor=2), jax.devices())
+    with_text = {"denoiser": random_params(model.clone(text_dim=8))}
+    blocks = sharding.tree_shardings(with_text, mesh)["denoiser"]["blocks"]
+    assert blocks["cross_attention"]["query"]["kernel"].spec == Spec(None, "fsdp", "tensor")
+    assert blocks["feed_forward"]["out"]["kernel"].spec == Spec(None, "tensor", "fsdp")
+    bias = sharding.partition("denoiser/blocks/self_attention/query/bias", (32, 512), mesh)
+    assert bias == Spec(None, "tensor")
+
+    (x, t), conditions = inputs(model)
+    arguments = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:1]]), (x, t, conditions))
+    params = {"denoiser": random_params(model, 0.05)}
+    shardings = sharding.tree_shardings(params, mesh)
+
+    def gradient(params, x, t, conditions):
+        def loss(params):
+            output = model.apply({"params": params["denoiser"]}, x, t, **conditions).output
+            return jnp.mean(jnp.square(output))
+
+        return jax.grad(loss)(params)
+
+    expected = jax.jit(gradient)(params, *arguments)
+    arguments = jax.device_put(arguments, sharding.batch_sharding(mesh))
+    with activations.divided_batch(mesh, 4):
+        program = jax.jit(gradient, out_shardings=shardings)
+        got = program(jax.device_put(params, shardings), *arguments)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
 
 
 @pytest.mark.parametrize("policy", dit.REMAT_POLICIES)

@@ -117,8 +117,9 @@ def time_waves(t: Real[Array, "batch"], *, endpoint: bool = False) -> Float[Arra
         endpoint: Whether the frequencies 10000^(-k / n) of the n = 128 waves reach down to 1/10000
             and not just short of it, the exponent being k / (n - 1).
     """
-    exponents = jnp.arange(TIME_FREQUENCIES, dtype=jnp.float32) / (TIME_FREQUENCIES - endpoint)
-    frequencies = jnp.exp(-math.log(_LONGEST_PERIOD) * exponents)  # rounds as published models do
+    number = jnp.arange(TIME_FREQUENCIES, dtype=jnp.float32)
+    exponents = -math.log(_LONGEST_PERIOD) * number / (TIME_FREQUENCIES - endpoint)
+    frequencies = jnp.exp(exponents)  # rounds as published models do
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
