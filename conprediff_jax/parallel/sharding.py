@@ -3,8 +3,9 @@
 A rule is a regular expression for the parameter's path, as `denoiser/down_0_block_1/conv_in/kernel`
 is one, and says what the `tensor` axis divides: the outputs of a layer (the last dimension), its
 inputs (the dimension before), or nothing. The first rule that matches counts. The `fsdp` axis then
-divides the largest divisible dimension that is left. The paths of optimiser moments and moving
-averages end in the path of their parameter, so they are divided as it is. Scalars are replicated.
+divides the largest divisible dimension that is left, except the first dimension of stacked blocks,
+over which a scan runs. The paths of optimiser moments and moving averages end in the path of their
+parameter, so they are divided as it is. Scalars are replicated.
 
 So a column-parallel layer computes the heads or hidden units of its device, and a row-parallel
 layer merges them with one sum over the `tensor` axis; everything else is replicated along that axis
@@ -34,6 +35,9 @@ RULES: tuple[tuple[str, int | None], ...] = (
     (r"(kernel|bias|scale|embedding|stride_embedding|positional_\w+)$", NOTHING),
     (r"(quantizer/codebook|averages/(usage|sums)|frozen/codes|history/(squares|counts))$", NOTHING),
 )
+
+# The paths of parameters of blocks that run as one scan: their first dimension counts the blocks.
+STACKED = re.compile(r"/blocks/")
 
 # Gathering a smaller array costs more than keeping a copy on every device.
 MIN_FSDP_SIZE = 2**12
@@ -73,7 +77,8 @@ def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     if divided and -divided <= len(shape) and shape[divided] % mesh.shape["tensor"] == 0:
         axes[divided] = "tensor"
     fsdp = mesh.shape["fsdp"]
-    free = [i for i, axis in enumerate(axes) if axis is None and shape[i] % fsdp == 0]
+    within = range(bool(STACKED.search(path)), len(shape))
+    free = [i for i in within if axes[i] is None and shape[i] % fsdp == 0]
     if free and np.prod(shape) >= MIN_FSDP_SIZE:
         axes[max(free, key=lambda i: shape[i])] = "fsdp"
     return PartitionSpec(*axes)
