@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as Spec
 from torch import nn
 
 from conprediff_jax import parallel
-from conprediff_jax.models import dit
+from conprediff_jax.models import dit, patches
 from conprediff_jax.models.dit import DiT, DiTBlock
 from conprediff_jax.parallel import activations, sharding
 from conprediff_jax.weights.diffusers import dit as diffusers_dit
@@ -270,7 +270,7 @@ def test_published_parameter_counts(size, patch, count):
 
 
 def test_places_and_times():
-    places = dit.positions(2, 3, 8)
+    places = patches.positions(2, 3, 8)
     np.testing.assert_allclose(places.reshape(6, 8), table(3, 8)[:6], atol=1e-7)
     frequency = np.array([1, 0.01])
     expected = [*np.sin(frequency), *np.cos(frequency), 0, 0, 1, 1]  # the column comes first
@@ -357,7 +357,7 @@ def test_features_are_of_points_as_the_prediction_is():
     params["output"] = {"kernel": np.eye(16, dtype="f4"), "bias": np.zeros(16, "f4")}
     output, features = apply(model, params, x, t)
     np.testing.assert_array_equal(output, features)
-    np.testing.assert_array_equal(dit.points_of(dit.patches_of(x, 2), 2, 3, 2), x)
+    np.testing.assert_array_equal(patches.points_of(patches.patches_of(x, 2), 2, 3, 2), x)
 
 
 def test_a_text_acts_through_cross_attention_alone_which_starts_at_zero():

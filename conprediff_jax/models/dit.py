@@ -9,13 +9,11 @@ Every patch of p x p points becomes a token, to which its place is added. Then c
 
 and m(x, s, b) again, with a projection of every token to the p x p points of its patch. All W of
 (2), that projection and the output of cross-attention start at zero ("adaLN-zero"): at first every
-block is the identity, the prediction is 0, and a text has no effect. Norms have no parameters.
-Places are fixed, a quarter of the channels each:
+block is the identity, the prediction is 0, and a text has no effect. Norms have no parameters, and
+places are fixed: see `patches`.
 
-    [sin(column f), cos(column f), sin(row f), cos(row f)],   f_k = 10000^(-k / (width / 4)) (4)
-
-the column first, as in the published models. The blocks are one `nn.scan`, so that a program is as
-long as one block; their parameters are stacked, the block being the first axis:
+The blocks are one `nn.scan`, so that a program is as long as one block; their parameters are
+stacked, the block being the first axis:
 
     input   time_embedding_{in,out}   label_embedding   text_embedding_{in,out}   null_text
     blocks/{modulation, {self,cross}_attention/{query,key,value,out}, feed_forward/{in,out}}
@@ -46,14 +44,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from conprediff_jax.common import linear
 from conprediff_jax.common.keys import adjustable, derived
-from conprediff_jax.models import layers
+from conprediff_jax.models import layers, patches
 from conprediff_jax.models.denoiser import DENOISERS, Denoised
 
 Tokens = Float[Array, "batch tokens features"]
@@ -89,26 +86,6 @@ _XAVIER = nn.initializers.xavier_uniform()
 _XAVIER_OF_THREE = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 
 
-def positions(rows: int, columns: int, width: int) -> Float[Array, "{rows} {columns} {width}"]:
-    """Equation (4) for every token of a grid.
-
-    Args:
-        rows: Of the grid.
-        columns: Of the grid.
-        width: Channels of a token, a multiple of 4.
-    """
-    quarter = width // 4
-    frequencies = _LONGEST_PERIOD ** (-np.arange(quarter) / quarter)
-
-    def waves(places: int) -> Float[Array, "{places} half"]:
-        angles = np.arange(places)[:, None] * frequencies  # in float64, as published
-        return jnp.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=-1), jnp.float32)
-
-    halves = (waves(columns), waves(rows)[:, None])
-    spread = [jnp.broadcast_to(half, (rows, columns, width // 2)) for half in halves]
-    return jnp.concatenate(spread, axis=-1)
-
-
 def time_waves(t: Real[Array, "batch"], *, endpoint: bool = False) -> Float[Array, "batch waves"]:
     """The waves of equation (3), cosines first, in float32.
 
@@ -122,26 +99,6 @@ def time_waves(t: Real[Array, "batch"], *, endpoint: bool = False) -> Float[Arra
     frequencies = jnp.exp(exponents)  # rounds as published models do
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
-
-
-def patches_of(
-    points: Float[Array, "batch height width channels"], patch: int
-) -> Float[Array, "batch tokens patch_channels"]:
-    """Tokens in reading order; channels of a token are (row in patch, column in patch, channel)."""
-    batch, height, width, channels = points.shape
-    rows, columns = height // patch, width // patch
-    grid = points.reshape(batch, rows, patch, columns, patch, channels).swapaxes(2, 3)
-    return grid.reshape(batch, rows * columns, patch * patch * channels)
-
-
-def points_of(
-    tokens: Float[Array, "batch tokens patch_channels"], rows: int, columns: int, patch: int
-) -> Float[Array, "batch height width channels"]:
-    """The inverse of `patches_of`, for a grid of so many rows and columns of tokens."""
-    batch, _, channels = tokens.shape
-    channels //= patch * patch
-    grid = tokens.reshape(batch, rows, columns, patch, patch, channels).swapaxes(2, 3)
-    return grid.reshape(batch, rows * patch, columns * patch, channels)
 
 
 def modulated(x: Tokens, scale: Embedding, shift: Embedding, epsilon: float = _EPSILON) -> Tokens:
@@ -322,16 +279,16 @@ class DiT(nn.Module):
         features = modulated(h, scale, shift)
         # In float32, so that predictions keep more than the three digits of bfloat16.
         project = linear.Dense(self.patch**2 * self.out_channels, kernel_init=_ZEROS, name="output")
-        output = points_of(project(features), rows, columns, self.patch)
+        output = patches.points_of(project(features), rows, columns, self.patch)
         features = features if self.tap is None else tapped
-        return Denoised(output, points_of(features, rows, columns, self.patch))
+        return Denoised(output, patches.points_of(features, rows, columns, self.patch))
 
     def _embed_points(self, x: Float[Array, "batch height width channels"]) -> Tokens:
         """Tokens of the patches, with their places."""
         rows, columns = (side // self.patch for side in x.shape[1:3])
         dense = linear.Dense(self.width, dtype=self.dtype, kernel_init=_XAVIER, name="input")
-        places = positions(rows, columns, self.width).reshape(rows * columns, self.width)
-        return dense(patches_of(x, self.patch)) + places.astype(self.dtype)
+        places = patches.positions(rows, columns, self.width).reshape(rows * columns, self.width)
+        return dense(patches.patches_of(x, self.patch)) + places.astype(self.dtype)
 
     def _embed_condition(
         self, t: Real[Array, "batch"], label: Int[Array, "batch"] | None

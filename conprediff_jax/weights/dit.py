@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from conprediff_jax.models.dit import DiT, positions
+from conprediff_jax.models.dit import DiT
+from conprediff_jax.models.patches import positions
 from conprediff_jax.weights import tensors
 from conprediff_jax.weights.tensors import Path
 
