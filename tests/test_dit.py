@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from flax import traverse_util
 from jax.sharding import PartitionSpec as Spec
 from torch import nn
 
@@ -15,6 +16,7 @@ from conprediff_jax import parallel
 from conprediff_jax.models import dit, patches
 from conprediff_jax.models.dit import DiT, DiTBlock
 from conprediff_jax.parallel import activations, sharding
+from conprediff_jax.tasks.optimizer import decayed
 from conprediff_jax.weights.diffusers import dit as diffusers_dit
 from conprediff_jax.weights.diffusers.options import DiffusersError
 from conprediff_jax.weights.original import dit as original
@@ -413,6 +415,13 @@ def test_divided_over_devices_it_computes_the_same():
         program = jax.jit(gradient, out_shardings=shardings)
         got = program(jax.device_put(params, shardings), *arguments)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+
+
+def test_weight_decay_spares_the_biases_of_stacked_blocks():
+    params = random_params(DiT(**TINY, **LABELS, text_dim=6))
+    assert params["blocks"]["feed_forward"]["in"]["bias"].ndim == 2
+    for path, applies in traverse_util.flatten_dict(decayed(params)).items():
+        assert applies == (path[-1] != "bias"), path
 
 
 @pytest.mark.parametrize("policy", dit.REMAT_POLICIES)

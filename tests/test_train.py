@@ -28,6 +28,7 @@ from conprediff_jax.runs import checkpoint, restore
 from conprediff_jax.runs.checkpoint import CheckpointError, Checkpoints
 from conprediff_jax.sampling.generate import generate_batches, make_generate
 from conprediff_jax.tasks import step as step_lib
+from conprediff_jax.tasks.optimizer import decayed
 from conprediff_jax.tasks.state import abstract_state
 from conprediff_jax.train.loop import train
 from conprediff_jax.train.report import DivergedError
@@ -450,5 +451,6 @@ def test_shipped_configs_build_models_of_the_published_size(name):
     check_devices(experiment, 1, 1)
     params, _ = jax.eval_shape(experiment.task.init)
     parallel.tree_shardings(params, mesh_of(8, fsdp=2, tensor=2))
+    assert decayed(params) == jax.tree.map(lambda leaf: leaf.ndim > 1, params)
     size = sum(leaf.size for leaf in jax.tree.leaves(params[experiment.task.averaged]))
     assert size == SIZES.get(name, size)

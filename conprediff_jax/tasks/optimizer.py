@@ -6,6 +6,7 @@ import math
 import jax
 import numpy as np
 import optax
+from jaxtyping import PyTree
 
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.fields import require
@@ -75,6 +76,17 @@ class OptimizerSpec:
                 b2=self.b2,
                 eps=self.epsilon,
                 weight_decay=self.weight_decay,
-                mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params),
+                mask=decayed,
             ),
         )
+
+
+def decayed(params: PyTree) -> PyTree:
+    """Says of every parameter whether weight decay applies to it.
+
+    Biases and scales are excluded by their names, because those of stacked blocks have two
+    dimensions, as a kernel has.
+    """
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: leaf.ndim > 1 and path[-1].key not in ("bias", "scale"), params
+    )

@@ -204,7 +204,7 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
         "time_endpoint": True,
         "mlp_norm_epsilon": options.take("norm_eps", 1e-5),
     }
-    if options.take("out_channels", channels) not in (None, channels, 2 * channels):
+    if options.take("out_channels", channels, int) not in (None, channels, 2 * channels):
         raise DiffusersError(f"{where}: out_channels must be in_channels={channels} or twice that")
     # The second row is of `Transformer2DModel`, of which a DiT uses a part only.
     options.expect(**_ONLY)
