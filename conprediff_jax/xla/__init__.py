@@ -1,1 +1,1 @@
-"""Compiled programs read: operations, FLOPs, bytes, collectives, memory, chips."""
+"""Reads compiled programs: operations, FLOPs, bytes, collectives and memory; lists chips."""

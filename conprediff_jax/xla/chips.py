@@ -1,13 +1,13 @@
-"""What an accelerator can do at best, by the name that JAX gives it.
+"""What accelerators can do at best, by the names that JAX gives them.
 
-TPU figures are those of Google's Cloud TPU documentation (cloud.google.com/tpu/docs/v4, /v5e,
+The TPU figures are from Google's Cloud TPU documentation (cloud.google.com/tpu/docs/v4, /v5e,
 /v5p-training, /v6e): peak bf16 FLOP/s, HBM and its bandwidth, and the bandwidth of the inter-chip
-interconnect (ICI), which the pages give for both directions and which is one way here. The page of
-v4 does not state the last: six links of 50 GB/s agree with its 24 TB/s across the middle of a
-16 x 16 x 16 pod.
+interconnect (ICI). The pages add up both directions of the ICI; the figures here are for one
+direction. The page of v4 does not state its bandwidth: six links of 50 GB/s agree with the 24 TB/s
+that it gives across the middle of a 16 x 16 x 16 pod.
 
-GPU figures are dense bf16 FLOP/s a GPU of NVIDIA's data sheets, half of what these give with
-sparsity; they serve the log of a run only.
+The GPU figures are the dense bf16 FLOP/s of one GPU in NVIDIA's data sheets, which is half of what
+the sheets state with sparsity. Only the log of a run uses them.
 """
 
 import dataclasses
@@ -20,12 +20,12 @@ class Chip:
     """One TPU chip.
 
     Attributes:
-        flops: peak bf16 FLOP/s.
-        hbm_bytes: memory.
-        hbm_bandwidth: bytes/s between it and the cores.
-        ici_bandwidth: bytes/s that a chip can send to its neighbours, over all its links at once.
-        dimensions: of the torus.
-        cores: TensorCores a chip; Cloud's names of v4 and v5p slices count them, not chips.
+        flops: Peak bf16 FLOP/s.
+        hbm_bytes: Bytes of HBM.
+        hbm_bandwidth: Bytes/s between HBM and the cores.
+        ici_bandwidth: Bytes/s that a chip can send to its neighbours over all its links at once.
+        dimensions: Dimensions of the torus that a slice forms.
+        cores: TensorCores of a chip. Cloud's names of v4 and v5p slices count cores, not chips.
     """
 
     flops: float
@@ -71,7 +71,7 @@ CHIPS: dict[str, Chip] = {
     ),
 }
 
-# `jax.Device.device_kind` of a chip, or of what begins so.
+# Values of `jax.Device.device_kind`, and the keys of `CHIPS` that they stand for.
 _TPU_KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -81,8 +81,8 @@ _TPU_KINDS = {
     "TPU v6 lite": "v6e",
     "TPU v6e": "v6e",
 }
-# The first words of `jax.Device.device_kind`; the rest says memory and socket. Slower cards of the
-# same chip have entries of their own.
+# FLOP/s by the first words of `jax.Device.device_kind`; its other words name memory and socket.
+# Slower cards with the same chip have entries of their own.
 _GPU_FLOPS = {
     "NVIDIA L4": 121e12,
     "NVIDIA L40": 181e12,
@@ -100,14 +100,15 @@ _GPU_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak bf16 FLOP/s of a device; None where it is not known, as for CPUs.
+    """Peak bf16 FLOP/s of a device; None for a device that is not in the lists, such as a CPU.
 
     Args:
-        device_kind: `jax.Device.device_kind`.
+        device_kind: The device's `jax.Device.device_kind`.
     """
     if device_kind in _TPU_KINDS:
         return CHIPS[_TPU_KINDS[device_kind]].flops
-    # Whole words, as an L40 is no L4, and the longest name, as an H100 NVL is not any H100.
+    # Names match by whole words, since an L40 is no L4. The longest match counts: an H100 NVL is
+    # slower than an H100.
     words = device_kind.replace("-", " ") + " "
     matching = [name for name in _GPU_FLOPS if words.startswith(name + " ")]
     return _GPU_FLOPS[max(matching, key=len)] if matching else None

@@ -1,14 +1,14 @@
-"""What the devices of a mesh send each other: the collectives of a compiled program.
+"""The collectives of a compiled program: what the devices of a mesh send each other.
 
-For a group of n devices and an operand of S bytes on each, a ring moves over every link of a device
+For a group of n devices with an operand of S bytes on each, a ring sends from every device
 
     all-reduce          2 (n - 1) / n S                                                    (1)
     reduce-scatter        (n - 1) / n S                                                    (2)
-    all-gather            (n - 1) S       (S is the part that a device has)                (3)
+    all-gather            (n - 1) S       (S is the part that a device holds)              (3)
     all-to-all            (n - 1) / n S                                                    (4)
     collective-permute    S                                                                (5)
 
-(1) stays below 2 S however many devices take part: S is what does not depend on their number.
+The traffic of (1) stays below 2 S for any number of devices; the payload S does not depend on n.
 """
 
 import collections
@@ -44,14 +44,14 @@ class Collective:
     """One collective operation.
 
     Attributes:
-        name: of the instruction.
-        kind: 'all-reduce', 'all-gather', ...
-        axes: mesh axes along which the devices of a group differ.
-        group: devices in a group.
-        times: how often it runs.
-        payload: S, bytes of the operands on one device, over all runs.
-        traffic: bytes that a device sends, (1) to (5), over all runs.
-        op_name: where the program asked for it.
+        name: Name of the instruction.
+        kind: The operation: 'all-reduce', 'all-gather', ...
+        axes: The mesh axes along which the devices of a group differ.
+        group: Number of devices in a group.
+        times: How often it runs.
+        payload: S, the bytes of the operands on one device, summed over all runs.
+        traffic: Bytes that a device sends by (1) to (5), summed over all runs.
+        op_name: JAX's name of the operation that it comes from.
     """
 
     name: str
@@ -65,11 +65,11 @@ class Collective:
 
 
 def collectives(module: Module, mesh_shape: dict[str, int]) -> list[Collective]:
-    """Every collective of a program that involves more than one device.
+    """All collectives of a program that involve more than one device.
 
     Args:
-        module: compiled for the mesh.
-        mesh_shape: names and sizes of the mesh's axes, `Mesh.shape`.
+        module: A program that was compiled for the mesh.
+        mesh_shape: Names and sizes of the mesh's axes, as in `Mesh.shape`.
     """
     found, seen = [], set()
     for visit in module.visits():
@@ -77,7 +77,7 @@ def collectives(module: Module, mesh_shape: dict[str, int]) -> list[Collective]:
         kind = instruction.opcode.removesuffix("-start")
         if kind not in _TRAFFIC:
             continue
-        # A TPU spreads one collective over a chain of fusions, each of which shows it again.
+        # On TPUs, one collective may be spread over a chain of fusions, and each of them lists it.
         channel = (kind, instruction.attribute(r"channel_id=(\d+)"))
         if channel[1] and channel in seen:
             continue
@@ -103,7 +103,15 @@ def collectives(module: Module, mesh_shape: dict[str, int]) -> list[Collective]:
 
 
 def by_axis(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
-    """Payload, traffic and number of operations, summed over the axes that they go along."""
+    """Payload, traffic and number of operations for each combination of mesh axes.
+
+    Args:
+        found: The collectives.
+
+    Returns:
+        For each combination, such as `data` or `data+fsdp`, a dict with the keys `payload`,
+        `traffic` and `operations`.
+    """
     totals: dict[str, dict[str, float]] = collections.defaultdict(
         lambda: {"payload": 0.0, "traffic": 0.0, "operations": 0.0}
     )
@@ -116,17 +124,17 @@ def by_axis(found: Iterable[Collective]) -> dict[str, dict[str, float]]:
 
 
 def replica_groups(attributes: str, devices: int) -> list[tuple[int, ...]]:
-    """The groups of devices that a collective connects, in any of the ways XLA writes them.
+    """The groups of devices that a collective connects, from any notation of XLA.
 
     Args:
-        attributes: of the instruction.
-        devices: of the program.
+        attributes: The attributes of the instruction.
+        devices: Number of devices of the program.
 
     Returns:
-        Groups of places in the mesh, row by row; for a permutation, the pairs (source, target).
+        Groups of indices into the flat mesh; for a permutation, the pairs (source, target).
 
     Raises:
-        ValueError: the attributes name groups in another way.
+        ValueError: The groups are written in an unknown notation.
     """
     if "source_target_pairs=" in attributes:
         pairs = attributes.split("source_target_pairs=")[1].split("}}")[0] + "}"
@@ -146,7 +154,7 @@ def replica_groups(attributes: str, devices: int) -> list[tuple[int, ...]]:
 def _mesh_groups(
     axes: str, reshape: str | None, order: str | None, grouped: str
 ) -> list[tuple[int, ...]]:
-    """Groups written as axes of the compiler's own mesh, or as parts `axis:(before)size`."""
+    """Groups that are written as axes of the compiler's mesh, or as parts `axis:(before)size`."""
     sizes = {name: int(size) for name, size in re.findall(r"'?(\w+)'?=(\d+)", axes)}
     total = math.prod(sizes.values())
     devices = (_iota(reshape, order) if reshape else np.arange(total)).reshape(
@@ -156,7 +164,7 @@ def _mesh_groups(
     parts = re.findall(r"'?(\w+)'?(?::\((\d+)\)(\d+))?", grouped)
     for name, before, size in parts:
         axis = list(sizes).index(name)
-        # Every axis is seen as (before, part, rest): the whole axis is (1, size, 1).
+        # A part divides its axis into (before, part, rest); a whole axis is (1, size, 1).
         whole = sizes[name]
         moved.append((axis, int(before or 1), int(size or whole)))
     shape, grouped_axes = [], []
@@ -174,7 +182,7 @@ def _mesh_groups(
 
 
 def _iota(reshape: str, order: str | None) -> np.ndarray:
-    """XLA's `[reshape]T(order)`: 0, 1, 2, ... in a shape, its axes exchanged, flat again."""
+    """XLA's `[reshape]T(order)`: 0, 1, 2, ... reshaped, transposed, and flattened again."""
     shape = _sizes(reshape)
     array = np.arange(math.prod(shape)).reshape(shape)
     return array.transpose(_sizes(order)).reshape(-1) if order else array.reshape(-1)
@@ -189,7 +197,7 @@ def _rows(array: np.ndarray) -> list[tuple[int, ...]]:
 
 
 def _axes(groups: list[tuple[int, ...]], mesh_shape: dict[str, int]) -> tuple[tuple[str, ...], int]:
-    """The mesh axes along which a group's devices differ, and the size of a group."""
+    """The mesh axes along which the devices of a group differ, and the size of a group."""
     if not groups:
         return (), 1
     varying = set()
@@ -201,6 +209,6 @@ def _axes(groups: list[tuple[int, ...]], mesh_shape: dict[str, int]) -> tuple[tu
 
 
 def _payload(instruction: Instruction, computation: Computation) -> int:
-    """S: bytes of the operands, without padding."""
+    """S, the bytes of the operands without padding."""
     shapes = (computation[name].shapes for name in instruction.operands)
     return sum(shape.payload for operand in shapes for shape in operand)

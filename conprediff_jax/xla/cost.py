@@ -1,14 +1,16 @@
-"""FLOPs and memory traffic of a compiled program, loops counted as often as they run.
+"""FLOPs and memory traffic of a compiled program, with every round of its loops counted.
 
-XLA's `cost_analysis()` counts the body of a loop once, however often it runs, and what stays on the
-core as if it went to memory. Here the same rules are applied to the text of the program, but
+XLA's `cost_analysis()` counts the body of a loop once, however often it runs, and counts values in
+on-core memory as if they were in HBM. This module applies the same rules to the text of the
+program, but computes
 
     FLOPs = sum over instructions of rounds * FLOPs(instruction),                          (1)
     bytes = sum over instructions outside fusions of rounds * (bytes read + bytes written) (2)
 
-with arrays padded as the device stores them and those in on-core memory left out. A multiplication
-and an addition are two FLOPs. Products and convolutions are exact; everything else is one FLOP an
-element, transcendental functions included, which for networks is a detail.
+Arrays count with the padding that the device stores, and arrays in on-core memory are left out. A
+multiplication and an addition are two FLOPs. The FLOPs of products and convolutions are exact.
+Everything else counts one FLOP an element, transcendental functions too; in networks its share is
+small.
 """
 
 import dataclasses
@@ -20,18 +22,18 @@ import numpy as np
 
 from conprediff_jax.xla.hlo import Computation, Instruction, Module, Shape
 
-# What neither computes nor moves anything itself.
+# Operations that neither compute nor move anything themselves.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 _FREE |= {"opt-barrier", "partition-id", "replica-id", "domain"}
 _FREE |= {"while", "call", "conditional", "async-start"}
-# What moves or makes data without computing anything.
+# Operations that move or make data without computing anything.
 _MOVES = _FREE | {"copy", "reshape", "transpose", "broadcast", "bitcast-convert", "concatenate"}
 _MOVES |= {"slice", "pad", "reverse", "iota", "gather", "dynamic-slice", "dynamic-update-slice"}
 _MOVES |= {"fusion", "custom-call", "rng-bit-generator", "infeed", "outfeed", "send", "recv"}
 _SLICES = ("slice", "dynamic-slice", "gather")
-# Names for a place in memory, and for buffers side by side in it.
+# Custom calls that move nothing: one reserves memory, the other names adjacent buffers as one.
 _NO_CALL = re.compile(r'custom_call_target="(AllocateBuffer|ConcatBitcast)"')
-# Products and convolutions that GPUs leave to cuBLAS and cuDNN.
+# Products and convolutions that run in cuBLAS and cuDNN on GPUs.
 _LIBRARY = re.compile(r'custom_call_target="__(cublas|cudnn)\$([^"]+)"')
 _VIEWS = ("bitcast", "copy", "reshape", "transpose")
 _IN_PLACE = ("dynamic-update-slice", "scatter")
@@ -39,11 +41,11 @@ _IN_PLACE = ("dynamic-update-slice", "scatter")
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """What one device does.
+    """The work of one device.
 
     Attributes:
-        flops: see (1).
-        bytes: see (2).
+        flops: FLOPs by equation (1).
+        bytes: Memory traffic in bytes by equation (2).
     """
 
     flops: float = 0.0
@@ -62,17 +64,17 @@ def program_cost(module: Module) -> Cost:
 
 
 def parts(module: Module, scopes: Sequence[str]) -> dict[str, Cost]:
-    """Equations (1) and (2) for the parts of a program, by its instructions' `jax.named_scope`.
+    """Equations (1) and (2) for parts of a program, by the `jax.named_scope` of instructions.
 
-    An estimate: a fusion moves its bytes for the scope of its result, and what the compiler made
-    itself, such as prefetches of parameters, has no scope.
+    This is an estimate: all bytes of a fusion count for the scope of its result, and instructions
+    that the compiler has added, such as prefetches of parameters, have no scope.
 
     Args:
-        module: the program.
-        scopes: names; what is in several of them counts for the first.
+        module: The program.
+        scopes: Names of scopes. An instruction in several of them counts for the first.
 
     Returns:
-        Costs by scope; under '' what is in none.
+        Costs by scope; '' is the cost of instructions in none of the scopes.
     """
     costs = dict.fromkeys([*scopes, ""], Cost())
     for visit in module.visits():
@@ -86,7 +88,7 @@ def parts(module: Module, scopes: Sequence[str]) -> dict[str, Cost]:
 
 
 def instruction_flops(instruction: Instruction, computation: Computation) -> float:
-    """FLOPs of one run of an instruction, those of computations that it runs left out."""
+    """FLOPs of one run of an instruction, without those of the computations that it calls."""
     opcode = instruction.opcode
     if opcode == "custom-call":
         return _library_flops(instruction, computation)
@@ -104,7 +106,7 @@ def instruction_flops(instruction: Instruction, computation: Computation) -> flo
         arrays = instruction.operands[: len(instruction.shapes)]
         return float(sum(_elements(computation[name].shapes) for name in arrays))
     if opcode == "reduce-window":
-        # With a window as large as the array it is a TPU's way to reduce and spread the result.
+        # TPUs use windows as large as the array to reduce it and broadcast the result.
         return float(computation[instruction.operands[0]].shapes[0].elements + out.elements)
     return float(_elements(instruction.shapes))
 
@@ -114,7 +116,7 @@ def _elements(shapes: Iterable[Shape]) -> int:
 
 
 def _library_flops(instruction: Instruction, computation: Computation) -> float:
-    """Of a call of cuBLAS or cuDNN, with what it does besides left out; 0 for other calls."""
+    """FLOPs of the product or convolution in a call of cuBLAS or cuDNN; 0 for other calls."""
     library = _LIBRARY.search(instruction.attributes)
     if library is None:
         return 0.0
@@ -123,8 +125,8 @@ def _library_flops(instruction: Instruction, computation: Computation) -> float:
         return _product_flops(instruction, computation, contracted.replace('"', ""))
     if not library[2].startswith("conv"):
         return 0.0
-    # Labels and window are the forward convolution's; which of its three arrays is the result
-    # differs, and each pair of elements that meets in it meets in its gradients.
+    # Labels and window are those of the forward convolution, also in a call for a gradient, whose
+    # result is another one of the three arrays. The same pairs of elements are multiplied.
     left, right = (computation[name].shapes[0] for name in instruction.operands[:2])
     result = instruction.shapes[0]
     if library[2] == "convBackwardInput":
@@ -135,7 +137,7 @@ def _library_flops(instruction: Instruction, computation: Computation) -> float:
 
 
 def _product_flops(instruction: Instruction, computation: Computation, contracted: str) -> float:
-    """Two for every element of the result and of the left operand's contracted dimensions."""
+    """Two FLOPs for every pair of a result's element and an element of the contracted axes."""
     left = computation[instruction.operands[0]].shapes[0].dims
     depth = math.prod(left[int(d)] for d in contracted.split(",") if d)
     return 2.0 * instruction.shapes[0].elements * depth
@@ -144,7 +146,7 @@ def _product_flops(instruction: Instruction, computation: Computation, contracte
 def _convolution_flops(
     instruction: Instruction, images: Shape, kernel: Shape, result: Shape
 ) -> float:
-    """Two for every pair of input and kernel elements that meet; padding and dilation do not."""
+    """Two FLOPs for every product of an input and a kernel element; none for padding or gaps."""
     image, taps, output = images.dims, kernel.dims, result.dims
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     window = instruction.attribute(r"window=\{([^}]*)\}") or ""
@@ -161,7 +163,7 @@ def _convolution_flops(
 
 
 def _meetings(size: int, kernel: int, output: int, window: str, axis: int) -> int:
-    """Pairs (output, kernel element) of one dimension that read an element and not padding."""
+    """Pairs (output, kernel element) along one dimension that read an element, not padding."""
 
     def option(name: str, default: str) -> str:
         match = re.search(rf"\b{name}=([\w\-]+)", window)
@@ -170,9 +172,9 @@ def _meetings(size: int, kernel: int, output: int, window: str, axis: int) -> in
     stride = int(option("stride", "1"))
     low = int(option("pad", "0_0").split("_")[0])
     dilation, base = int(option("rhs_dilate", "1")), int(option("lhs_dilate", "1"))
-    # Output o and kernel element k read place o * stride + k * dilation - low, which is an element
-    # where it is a multiple of base in [0, (size - 1) * base]. Batched products of matrices become
-    # windows of thousands of elements on TPUs: outputs are counted, not enumerated.
+    # Output o and kernel element k read the place o * stride + k * dilation - low. It is an element
+    # if it is a multiple of base in [0, (size - 1) * base]. TPUs turn batched products of matrices
+    # into windows of thousands of elements, so outputs are counted by formula, not enumerated.
     offset = low - np.arange(kernel) * dilation
     first = np.maximum(-(-offset // stride), 0)
     last = np.minimum((offset + (size - 1) * base) // stride, output - 1)
@@ -184,7 +186,7 @@ def _meetings(size: int, kernel: int, output: int, window: str, axis: int) -> in
 
 
 def _traffic(instruction: Instruction, computation: Computation, module: Module) -> float:
-    """Bytes that one run of an instruction outside fusions moves from and to memory."""
+    """Bytes that one run of an instruction outside fusions reads from memory and writes to it."""
     opcode = instruction.opcode
     if opcode in _FREE or opcode.endswith(("-done", "-update")):
         return 0.0
@@ -207,25 +209,25 @@ def _traffic(instruction: Instruction, computation: Computation, module: Module)
     if opcode == "copy-start":
         return read + _stored(instruction.shapes[:1])
     if opcode.endswith("-start"):
-        # The result of a start holds the operand once more, and flags.
+        # The result is a tuple of the operand, the output and flags.
         return read + _stored(instruction.shapes[1:2])
     return read + _stored(instruction.shapes)
 
 
 def _inputs(instruction: Instruction, computation: Computation) -> list[str]:
-    """Operands, each once."""
+    """Names of the operands, each of them once."""
     return [
         name for name in dict.fromkeys(instruction.operands) if name in computation.instructions
     ]
 
 
 def _stored(shapes: Iterable[Shape]) -> int:
-    """Bytes in the big memory."""
+    """Bytes of the arrays that lie in HBM."""
     return sum(shape.nbytes for shape in shapes if not shape.memory)
 
 
 def _fusion_traffic(instruction: Instruction, computation: Computation, module: Module) -> float:
-    """What a fusion reads and writes: of operands that are only sliced, the slices."""
+    """Bytes that a fusion reads and writes; an operand that is only sliced counts by its slices."""
     inner = module.computations[instruction.called[0]]
     total = 0.0
     for place, name in enumerate(instruction.operands):
@@ -240,14 +242,14 @@ def _fusion_traffic(instruction: Instruction, computation: Computation, module: 
         while result.opcode in _VIEWS:
             result = inner[result.operands[0]]
         if shape.memory or result.opcode == "parameter":
-            continue  # on the core, or handed through
+            continue  # in on-core memory, or an operand that is returned as it is
         in_place = result.opcode == "dynamic-update-slice"
         total += inner[result.operands[1]].shapes[0].nbytes if in_place else shape.nbytes
     return total
 
 
 def _read(parameter: Instruction, inner: Computation, module: Module) -> float | None:
-    """Bytes that are read of a fusion's parameter; None for all."""
+    """Bytes that a fusion reads of a parameter; None for the whole parameter."""
     total = 0.0
     for user in inner.users.get(parameter.name, []):
         first = user.operands[0] == parameter.name
@@ -255,7 +257,7 @@ def _read(parameter: Instruction, inner: Computation, module: Module) -> float |
             total += sum(shape.nbytes for shape in user.shapes)
             continue
         if (user.root and user.opcode == "tuple") or (user.opcode in _IN_PLACE and first):
-            continue  # handed through, or written in place
+            continue  # returned as it is, or written in place
         read = None
         if user.opcode == "bitcast":
             read = _read(user, inner, module)

@@ -1,12 +1,12 @@
-"""Compiled programs, read from their text: `jax.stages.Compiled.as_text()`.
+"""A parser for the text of compiled programs, `jax.stages.Compiled.as_text()`.
 
 XLA prints a module as computations, and a computation as one instruction a line,
 
     %fusion.7 = bf16[8,64]{1,0:T(8,128)(2,1)} fusion(%a, %b), kind=kLoop, calls=%computation.3
 
-with the shape first: element type, dimensions, and in braces the layout, which on a TPU names the
-tiles that arrays are padded to and the memory they are in (S(1) is on the core; none is HBM).
-Only what the accounts need is understood, and nothing is executed.
+The shape comes first: the element type, the dimensions, and the layout in braces. On a TPU, the
+layout names the tiles that the array is padded to, and the memory that holds it (S(1) is on-core
+memory; no mark is HBM). The parser reads what the modules of this folder need, and runs nothing.
 """
 
 import dataclasses
@@ -42,13 +42,13 @@ _DIRECTION = re.compile(r"direction=(\w+)")
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """One array.
+    """The shape of one array.
 
     Attributes:
         dtype: XLA's name of the element type.
-        dims: its dimensions.
-        padded: elements it takes up, padded to the tiles of its layout.
-        memory: which memory it is in; 0 is the big one.
+        dims: The dimensions.
+        padded: Number of elements that are stored, with the padding to the tiles of the layout.
+        memory: Number of the memory that holds the array; 0 is HBM.
     """
 
     dtype: str
@@ -63,12 +63,12 @@ class Shape:
 
     @property
     def nbytes(self) -> int:
-        """Bytes it takes up, with padding."""
+        """Bytes of the array as it is stored, with padding."""
         return math.ceil(self.padded * _element_bytes(self.dtype))
 
     @property
     def payload(self) -> int:
-        """Bytes of its elements alone."""
+        """Bytes of the elements, without padding."""
         return math.ceil(self.elements * _element_bytes(self.dtype))
 
 
@@ -77,12 +77,13 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-        name: unique in its computation.
-        opcode: what it does.
-        shapes: its result; several for a tuple.
-        operands: names of other instructions, or what a constant or parameter has in its brackets.
-        attributes: the rest of the line.
-        root: whether it is the computation's result.
+        name: Name, unique in the computation.
+        opcode: Name of the operation.
+        shapes: Shape of the result; several shapes for a tuple.
+        operands: Names of the instructions that it reads. For a constant its value, and for a
+            parameter its number.
+        attributes: The rest of the line.
+        root: Whether it is the result of the computation.
     """
 
     name: str
@@ -94,14 +95,14 @@ class Instruction:
 
     @property
     def called(self) -> tuple[str, ...]:
-        """Computations that it runs, a loop's condition left out."""
+        """Names of the computations that it runs, without the condition of a loop."""
         names = []
         for single, several in _CALLED.findall(self.attributes):
             names += [single] if single else _NAME.findall(several)
         return tuple(names)
 
     def attribute(self, pattern: str) -> str | None:
-        """The first group of a pattern in the attributes."""
+        """The first group of a pattern in the attributes; None where nothing matches."""
         match = re.search(pattern, self.attributes)
         return match[1] if match else None
 
@@ -115,18 +116,18 @@ class Computation:
 
     @property
     def root(self) -> Instruction:
-        """The result."""
+        """The instruction whose value is the result."""
         return next(i for i in self.instructions.values() if i.root)
 
     @functools.cached_property
     def parameters(self) -> dict[int, Instruction]:
-        """By number."""
+        """The parameters by their numbers."""
         found = (i for i in self.instructions.values() if i.opcode == "parameter")
         return {int(i.operands[0]): i for i in found}
 
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
-        """Who reads an instruction."""
+        """The instructions that read an instruction, by its name."""
         users: dict[str, list[Instruction]] = {}
         for instruction in self.instructions.values():
             for operand in instruction.operands:
@@ -139,13 +140,13 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True)
 class Visit:
-    """An instruction in the course of a program.
+    """An instruction as the program runs it.
 
     Attributes:
-        instruction: which.
-        computation: where it stands.
-        times: how often it runs.
-        fused: whether it is part of a fusion, whose inner results never reach memory.
+        instruction: The instruction.
+        computation: The computation that contains it.
+        times: How often it runs.
+        fused: Whether it is part of a fusion, whose intermediate values never reach memory.
     """
 
     instruction: Instruction
@@ -158,12 +159,13 @@ class Module:
     """A compiled program.
 
     Args:
-        text: of a module that the compiler is done with.
+        text: The text of the compiled module.
 
     Attributes:
-        computations: by name.
-        entry: the one that is the program.
-        unknown_loops: loops whose number of rounds the text does not say; their bodies count once.
+        computations: All computations by name.
+        entry: The computation that is the program.
+        unknown_loops: Names of loops whose number of rounds the text does not say. Their bodies
+            count once.
     """
 
     def __init__(self, text: str):
@@ -183,7 +185,7 @@ class Module:
                     self.entry = computation
 
     def visits(self) -> Iterator[Visit]:
-        """Every instruction that runs, loop bodies with the number of their rounds."""
+        """All instructions that run; those in the body of a loop with its number of rounds."""
         yield from self._visits(self.entry, 1, False)
 
     def _visits(self, computation: Computation, times: int, fused: bool) -> Iterator[Visit]:
@@ -195,12 +197,17 @@ class Module:
             elif instruction.opcode == "fusion":
                 inside = True
             elif instruction.opcode not in ("call", "conditional", "async-start"):
-                continue  # what a reduction applies to its elements is the reduction's own
+                continue  # the function of a reduction counts as part of the reduction
             for name in instruction.called:
                 yield from self._visits(self.computations[name], rounds, inside)
 
     def rounds(self, loop: Instruction, computation: Computation) -> int:
-        """How often a loop runs its body; 1 where the text does not say."""
+        """How often a loop runs its body; 1 where the text does not say it.
+
+        Args:
+            loop: The `while` instruction.
+            computation: The computation that contains it.
+        """
         if known := _TRIP_COUNT.search(loop.attributes):
             return int(known[1])
         condition = self.computations[_CONDITION.search(loop.attributes)[1]]
@@ -211,14 +218,14 @@ class Module:
         return limit
 
     def _limit(self, condition: Computation, around: Computation, loop: Instruction) -> int | None:
-        """N where the condition is `counter < N`; JAX counts the rounds of a scan from 0 by 1."""
+        """N if the condition is `counter < N`: JAX counts the rounds of a scan as 0, 1, 2, ..."""
         root = condition.root
         direction = _DIRECTION.search(root.attributes)
         if root.opcode != "compare" or not direction or direction[1] != "LT":
             return None
         limit = condition.instructions.get(root.operands[1])
         if limit is not None and limit.opcode == "get-tuple-element":
-            # The limit is carried along: it is what the loop began with.
+            # The loop carries the limit along unchanged: it is the value that the loop began with.
             index = int(limit.attribute(r"index=(\d+)"))
             limit = around.instructions.get(around[loop.operands[0]].operands[index])
         while limit is not None and limit.opcode in ("copy", "bitcast"):
@@ -235,7 +242,7 @@ def _element_bytes(dtype: str) -> float:
 
 
 def _parse(line: str) -> Instruction | None:
-    """An instruction from its line."""
+    """Reads an instruction from its line; None for a line without one."""
     line = _COMMENT.sub("", line)
     begin = _LINE.match(line)
     if not begin:
@@ -256,7 +263,7 @@ def _parse(line: str) -> Instruction | None:
 
 
 def _closing(text: str, start: int) -> int:
-    """The place behind the bracket that closes the one at `start`."""
+    """The place after the bracket that closes the bracket at `start`."""
     depth = 0
     for match in re.compile(r"[()]").finditer(text, start):
         depth += 1 if match[0] == "(" else -1
@@ -267,7 +274,7 @@ def _closing(text: str, start: int) -> int:
 
 @functools.cache
 def _shapes(text: str) -> tuple[Shape, ...]:
-    """All arrays of a (tuple) type."""
+    """The shapes of all arrays of a type, which may be a tuple."""
     return tuple(_shape(*match.groups()) for match in _SHAPE.finditer(text))
 
 

@@ -1,10 +1,10 @@
-"""Which intermediate values of a program live at once, from the order in which it runs.
+"""Which intermediate values of a program are in memory at once, by its schedule.
 
-The text of a compiled module is its schedule. A value lives from the instruction that makes it to
-the last one that reads it, or reads a view of it; the results of a program take the places of its
-donated arguments, and a loop needs what its body needs beside what is carried. Only the big memory
-counts. The compiler places values in one block of which some is lost to gaps, so that what it
-reports is a little more than the sum here.
+The text of a compiled module lists instructions in the order in which they run. A value lives from
+the instruction that makes it to the last instruction that reads it or a view of it. The results of
+a program take the places of its donated arguments. A loop needs the memory of its body in addition
+to the values that it carries. Only HBM counts. The compiler places all values in one block and
+loses some of it to gaps, so that it reports a little more than the sum here.
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ _INSIDE = ("while", "call", "conditional")
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """The fullest moment.
+    """The moment at which most bytes are in use.
 
     Attributes:
-        total: bytes of the values that live.
-        activations: of those, values of the forward pass of what is differentiated.
+        total: Bytes of all values that live at that moment.
+        activations: Bytes of those among them that belong to the forward pass of a gradient.
     """
 
     total: int = 0
@@ -38,15 +38,16 @@ class Peak:
 
 
 def is_activation(op_name: str) -> bool:
-    """Whether a value is of the forward pass: JAX calls it jvp, and the backward its transpose."""
+    """Whether a value is of the forward pass: JAX names it `jvp`, the backward pass `transpose`."""
     return bool(_FORWARD.search(op_name)) and not _BACKWARD.search(op_name)
 
 
 def peak(module: Module, computation: Computation | None = None) -> Peak:
-    """The fullest moment of a program, or of one of its computations."""
+    """The moment at which a program, or one of its computations, uses most memory."""
     computation = computation or module.entry
     instructions = list(computation.instructions.values())
-    places: dict[str, list[str | None]] = {}  # of every leaf, who made its buffer; None: a guest
+    # For every leaf of a result, the buffer that holds it; None for a buffer of the caller.
+    places: dict[str, list[str | None]] = {}
     sizes: dict[str, Peak] = {}
     last: dict[str, int] = {}
     for order, instruction in enumerate(instructions):
@@ -62,7 +63,7 @@ def peak(module: Module, computation: Computation | None = None) -> Peak:
                 if place:
                     last[place] = order
     for place in places[computation.root.name]:
-        sizes.pop(place, None)  # results live in the places of arguments, or of what is carried
+        sizes.pop(place, None)  # results lie in buffers of arguments, or of values that are carried
     ending: dict[int, list[str]] = {}
     for place, order in last.items():
         ending.setdefault(order, []).append(place)
@@ -85,7 +86,7 @@ def peak(module: Module, computation: Computation | None = None) -> Peak:
 
 
 def _places(instruction: Instruction, places: dict[str, list[str | None]]) -> list[str | None]:
-    """Whose buffers the leaves of a result are in."""
+    """The buffers that hold the leaves of a result."""
     opcode, operands = instruction.opcode, instruction.operands
     own: list[str | None] = [f"{instruction.name}#{i}" for i in range(len(instruction.shapes))]
     if opcode in ("parameter", "constant"):
@@ -112,5 +113,5 @@ def _places(instruction: Instruction, places: dict[str, list[str | None]]) -> li
 
 
 def _aliasing(instruction: Instruction) -> str:
-    """Which results are written in place of operands."""
+    """The attribute that says which results overwrite operands."""
     return instruction.attribute(r"output_to_operand_aliasing=\{(.*?\})\}(?:,|$)") or ""
