@@ -1,18 +1,18 @@
-"""Judges fillings: of one model or several, side by side, under every kind of mask.
+"""Evaluates the fillings of one model, or of several side by side, under every kind of mask.
 
     python -m conprediff_jax.evaluate_inpainting --workdir=runs/openmoji,runs/no_context
         --masks=thin,thick,every_second_line,super_resolve,expand,half --num=100 --samples=2
         [--lpips_trunk=vgg16-397923af.pth --lpips_heads=vgg.pth]
 
-Images are a folder or a data set; by default the test split of what the first model was trained on.
-All models see the same images and masks, and start from the same noise. Of the filled region: PSNR,
-SSIM and how much the fillings of an image differ (spread); of whole images: LPIPS to the original,
-where its weights are given, and FD-random-VGG16 of all fillings from all originals. Definitions
-are in docs/inpainting.md.
+`--images` names a folder or a data set; the default is the test split of the data that the first
+model was trained on. All models see the same images and masks, and start from the same noise. The
+command computes PSNR, SSIM and spread (how much the fillings of an image differ) on the filled
+region. On whole images it computes LPIPS to the original, where its weights are given, and
+FD-random-VGG16 between all fillings and all originals. docs/inpainting.md defines these metrics.
 
-Written to --out, by default `inpainting` in the first workdir: inpainting.json, table.txt, which is
-also printed, and MODEL_MASK.png with the first images. A run that was broken off goes on at the
-model and mask where it stopped.
+The command writes inpainting.json, table.txt, which it also prints, and MODEL_MASK.png with the
+first images. The default of `--out` is the folder `inpainting` in the first workdir. If you start
+an interrupted command again, it continues at the model and mask where it stopped.
 """
 
 import pathlib
@@ -26,7 +26,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from conprediff_jax import parallel
-from conprediff_jax.cli import app
+from conprediff_jax.cli import app, lpips_flags
 from conprediff_jax.cli import inpainting_flags as shared
 from conprediff_jax.common import images
 from conprediff_jax.common.errors import UserError
@@ -36,39 +36,52 @@ from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.metrics import features
 from conprediff_jax.metrics.fillings import FillingJudge, Results, check, table
-from conprediff_jax.metrics.networks import lpips
 from conprediff_jax.runs.restore import load, load_model, read_pictures
 from conprediff_jax.sampling import inpainting
 from conprediff_jax.weights import cached
 
 _PROTOCOL = ["thin", "thick", "every_second_line", "super_resolve", "expand", "half"]
 
-_WORKDIR = flags.DEFINE_list("workdir", None, "Workdirs of training runs.", required=True)
-_NUM = flags.DEFINE_integer("num", 100, "Images, the first.", lower_bound=2)
-_MASKS = flags.DEFINE_list("masks", _PROTOCOL, f"Of {', '.join(MASKS)}; or files or folders.")
-_SAMPLES = flags.DEFINE_integer("samples", 2, "Fillings of every image.", lower_bound=1)
-_BOOTSTRAP = flags.DEFINE_integer("bootstrap", 100, "Replicates; 0: no intervals.", lower_bound=0)
-_LPIPS_TRUNK = flags.DEFINE_string("lpips_trunk", None, "torchvision's weights of the trunk.")
-_LPIPS_HEADS = flags.DEFINE_string("lpips_heads", None, "The lpips package's weights of the heads.")
-_LPIPS_NETWORK = flags.DEFINE_enum("lpips_network", "vgg16", list(lpips.TRUNKS), "Which trunk.")
-_OUT = flags.DEFINE_string(
-    "out", None, "Folder that results are written to; <first workdir>/inpainting when absent."
+_WORKDIR = flags.DEFINE_list(
+    "workdir",
+    None,
+    "Evaluate the models in these workdirs of training runs, or `inference` folders.",
+    required=True,
 )
-_CACHE = flags.DEFINE_string("cache", "~/.cache/conprediff_jax/metrics", "Converted weights.")
-flags.adopt_module_key_flags(shared)  # so that --help has them
+_NUM = flags.DEFINE_integer("num", 100, "Fill the first NUM images.", lower_bound=2)
+_MASKS = flags.DEFINE_list(
+    "masks",
+    _PROTOCOL,
+    f"Fill holes of these kinds: {', '.join(MASKS)}; or name mask files, or folders with a mask "
+    "for every image.",
+)
+_SAMPLES = flags.DEFINE_integer(
+    "samples", 2, "Make this many fillings of every image.", lower_bound=1
+)
+_BOOTSTRAP = flags.DEFINE_integer(
+    "bootstrap",
+    100,
+    "Compute confidence intervals from this many bootstrap replicates; 0 computes none.",
+    lower_bound=0,
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Write results to this folder; the default is <first workdir>/inpainting."
+)
+flags.adopt_module_key_flags(shared)  # so that --help shows them
+flags.adopt_module_key_flags(lpips_flags)
 
-_ROWS = 8  # of a picture
+_ROWS = 8  # images shown in a picture
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags, fills, judges, and writes JSON, table and pictures."""
+    """Reads the flags, fills the holes, evaluates, and writes JSON, table and pictures."""
     del argv
     if jax.process_count() > 1:
         raise UserError("evaluation runs in one process, on all of its devices")
     mesh = parallel.make_mesh(parallel.MeshSpec())
     names, holes, size = _names(_WORKDIR.value), {}, 0
     for workdir in names.values():
-        load_model(workdir, shared.STEP.value)  # before hours are spent
+        load_model(workdir, shared.STEP.value)  # fails now, and not after hours of work
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value[0]) / "inpainting")
     check_folder(out, "--out")
     judge, results = _judge(mesh), Results(out / "inpainting.json")
@@ -81,8 +94,8 @@ def main(argv: list[str]) -> None:
             holes, size = _read(workdir, trained.step), model.image_size
         if model.image_size != size:
             raise UserError(
-                f"--workdir={workdir}: a model of images of {model.image_size}, and the "
-                f"first one's have {size}: all must have one size"
+                f"--workdir={workdir}: its model has images of {model.image_size} pixels a side, "
+                f"and the first model has {size}: all must have one size"
             )
         fill = inpainting.make_fill(model, spec, mesh)
         for masks, cut in holes.items():
@@ -111,17 +124,17 @@ def main(argv: list[str]) -> None:
 
 
 def _names(workdirs: Sequence[str]) -> dict[str, str]:
-    """Workdirs by what the table calls them: their last part, where that tells them apart."""
+    """Workdirs by their names in the table: the last part of the path, where that is unique."""
     short = [absolute(workdir).name for workdir in workdirs]
     if len(set(short)) < len(short):
         short = [workdir.strip("/").replace("/", "-") for workdir in workdirs]
     if len(set(short)) < len(short):
-        raise UserError(f"--workdir={','.join(workdirs)}: one of them is named twice")
+        raise UserError(f"--workdir={','.join(workdirs)}: a workdir is named twice")
     return dict(zip(short, workdirs, strict=True))
 
 
 def _read(workdir: str, step: int) -> dict[str, list[Hole]]:
-    """The same images under every mask, by its name; that of a path is its last part."""
+    """The same images under every mask, by the mask's name; a path is named by its last part."""
     pictures = read_pictures(
         shared.IMAGES.value, workdir, step, split=shared.SPLIT.value, num=_NUM.value
     )
@@ -129,7 +142,7 @@ def _read(workdir: str, step: int) -> dict[str, list[Hole]]:
     for masks in _MASKS.value:
         name = pathlib.Path(masks).name
         if name in holes:
-            raise UserError(f"--masks={','.join(_MASKS.value)}: two are called {name}")
+            raise UserError(f"--masks={','.join(_MASKS.value)}: two masks are called {name}")
         holes[name] = holes_lib.cut(
             pictures, masks, polarity=shared.POLARITY.value, seed=shared.SEED.value
         )
@@ -140,22 +153,8 @@ def _read(workdir: str, step: int) -> dict[str, list[Hole]]:
 
 
 def _judge(mesh: Mesh) -> FillingJudge:
-    """The metrics."""
-    if (_LPIPS_TRUNK.value is None) != (_LPIPS_HEADS.value is None):
-        raise UserError("LPIPS needs both --lpips_trunk and --lpips_heads")
-    distances = {}
-    if _LPIPS_TRUNK.value:
-        model = lpips.LPIPS(network=_LPIPS_NETWORK.value)
-        cache = pathlib.Path(_CACHE.value).expanduser()
-        check_folder(cache, "--cache")
-        params = lpips.load(model, _LPIPS_TRUNK.value, _LPIPS_HEADS.value, cache=cache)
-        params = jax.device_put(params)
-
-        @jax.jit
-        def distance(x, y):
-            return model.apply({"params": params}, x / 127.5 - 1, y / 127.5 - 1)
-
-        distances[f"LPIPS ({_LPIPS_NETWORK.value})"] = lambda x, y: np.asarray(distance(x, y))
+    """What computes the metrics of fillings."""
+    distances = lpips_flags.load()
     runner = features.Runner(features.random_extractor(), mesh, shared.BATCH.value)
     return FillingJudge(runner, distances, replicates=_BOOTSTRAP.value, seed=shared.SEED.value)
 
@@ -163,7 +162,7 @@ def _judge(mesh: Mesh) -> FillingJudge:
 def _about(
     workdir: str, step: int, sampling: str, masks: str, holes: Sequence[Hole]
 ) -> dict[str, Any]:
-    """What decides about a figure: everything must be as it was for it to be used again."""
+    """All that a figure depends on: a stored figure is used again only where all of it agrees."""
     data = (shared.IMAGES.value, shared.SPLIT.value, _NUM.value, shared.POLARITY.value)
     return {
         "workdir": str(absolute(workdir)),
@@ -178,7 +177,9 @@ def _about(
         "label": shared.LABEL.value,
         "prompt": shared.PROMPT.value,
         "seed": shared.SEED.value,
-        "lpips": [_LPIPS_NETWORK.value, _LPIPS_TRUNK.value, _LPIPS_HEADS.value],
+        "lpips": [
+            flag.value for flag in (lpips_flags.NETWORK, lpips_flags.TRUNK, lpips_flags.HEADS)
+        ],
         "bootstrap": _BOOTSTRAP.value,
         "jax": jax.__version__,
     }

@@ -110,7 +110,7 @@ def test_samples_are_held_against_a_statistics_file_only_with_its_network(tmp_pa
         "--allow_few", f"--cache={tmp_path}", f"--out={tmp_path / 'out'}",
     )  # fmt: skip
     assert result.returncode == 2
-    assert "which need --inception" in result.stderr
+    assert "give images, or --inception" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -162,7 +162,7 @@ def test_samples_and_reference_are_paired_by_name_whatever_the_endings(names, tm
             picture = Image.new("RGB", (8, 8), (index, 0, 0))
             picture.save(tmp_path / side / f"{name}.{ending}")
     samples = image_sets.read_samples(tmp_path / "samples")
-    reference = image_sets.read_reference(str(tmp_path / "reference"), size=(8, 8), whole=True)
+    reference = image_sets.read_reference(str(tmp_path / "reference"), size=(8, 8), strict=True)
     image_sets.check_partners(samples.names, reference.names, reference.name)
     places = joined(samples)[:, 0, 0, 0]
     np.testing.assert_array_equal(places, joined(reference)[:, 0, 0, 0])
@@ -195,7 +195,8 @@ def test_a_reference_image_that_cannot_be_decoded_is_named_where_it_has_a_partne
     folder = write_folder(tmp_path / "reference", pictures(12))
     (folder / "007.png").write_bytes(b"no image")
     (left_out, whole) = (
-        image_sets.read_reference(str(folder), size=(8, 8), whole=whole) for whole in (False, True)
+        image_sets.read_reference(str(folder), size=(8, 8), strict=strict)
+        for strict in (False, True)
     )
     assert len(joined(left_out)) == 11
     with pytest.raises(UserError, match=r"reference: 007\.png cannot be decoded"):
@@ -377,7 +378,7 @@ def test_features_that_are_no_numbers_are_refused(tmp_path, mesh):
 def test_statistics_are_held_against_their_network_before_anything_is_computed(tmp_path):
     np.savez(tmp_path / "stats.npz", mu=np.zeros(5), sigma=np.eye(5))
     found = image_sets.read_reference(str(tmp_path / "stats.npz"), size=(8, 8))
-    with pytest.raises(UserError, match="statistics of Inception features, which need --inception"):
+    with pytest.raises(UserError, match="statistics of Inception features, and mean colour has"):
         features.check_statistics(found, mean_extractor())
     inception = dataclasses.replace(mean_extractor(), labels={"spatial": "sFID"})
     with pytest.raises(UserError, match="statistics of 5 pool features, but mean colour has 3"):

@@ -269,10 +269,10 @@ def test_labels_are_given_their_own_or_in_turn(mesh):
 def test_masks_too_fine_for_a_first_stage_are_reported(caplog):
     model = stub(Averages(), GaussianProcess())
     fine = Hole("fine", pictures(1)[0], fixed_mask("super_resolve"))
-    inpainting.warn_of_bare(model, [fine])
+    inpainting.warn_without_known_points(model, [fine])
     assert "1 of 1 images, fine first, have no patch of 4 x 4 pixels" in caplog.text
     caplog.clear()
-    inpainting.warn_of_bare(model, [Hole("half", fine.image, fixed_mask("half"))])
+    inpainting.warn_without_known_points(model, [Hole("half", fine.image, fixed_mask("half"))])
     assert not caplog.text
 
 

@@ -30,7 +30,7 @@ from conprediff_jax.metrics.neighborhoods import NeighborhoodJudge, block_means
 from conprediff_jax.metrics.suite import Suite
 from conprediff_jax.runs.restore import load
 from conprediff_jax.sampling.model import TrainedModel
-from conprediff_jax.sampling.shards import drawing, generate_to
+from conprediff_jax.sampling.shards import generate_to, make_draw
 from study.grid import Run
 
 HELD_OUT = "held_out.npy"  # losses of every image and time
@@ -116,7 +116,7 @@ class Judge:
 
     def _samples(self, trained: TrainedModel, run: Run) -> image_sets.ImageSet:
         spec = trained.model.sampling_with(num=self._sizes.num)
-        draw = drawing(trained, spec, self._mesh, seed=0)
+        draw = make_draw(trained, spec, self._mesh, seed=0)
         files = generate_to(
             run.measured_folder / "samples",
             draw,

@@ -200,8 +200,8 @@ def _known(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
         return dict(images.gaussians)
     if images.batches is None:
         raise UserError(
-            f"{images.name}: holds statistics of Inception features, which need --inception; "
-            f"{extractor.name} needs images"
+            f"{images.name}: holds statistics of Inception features, and {extractor.name} has "
+            "other features; give images"
         )
     return {}
 

@@ -1,15 +1,15 @@
-"""Sets of images to be judged, or to be held against.
+"""Sets of images: the samples that are evaluated, and the reference that they are compared with.
 
-Samples are read as they are: a folder of image files in the natural order of their names, upright
-by their EXIF orientation, or an npz whose `arr_0` is uint8 [images, height, width, 3] (ADM's sample
-batches). A reference is one of these, a data set by its TFDS name, or a statistics file: `mu` and
-`sigma` of Inception's last features (pytorch-fid), beside which ADM's reference batches hold `mu_s`
-and `sigma_s` of its spatial ones, and the images. Data sets and reference folders go through the
-data pipeline, which crops and resizes images that do not have the samples' size and leaves the
-others alone.
+Samples are read as they are. They are a folder of image files in the natural order of their names,
+turned upright by their EXIF orientation, or an npz whose `arr_0` is uint8 [images, height, width,
+3] (ADM's sample batches). A reference is one of these, a data set by its TFDS name, or a statistics
+file. A statistics file holds `mu` and `sigma` of Inception's last features (pytorch-fid); ADM's
+reference batches also hold `mu_s` and `sigma_s` of its spatial features, and the images. Data sets
+and reference folders go through the data pipeline, which crops and resizes images that do not have
+the size of the samples, and leaves the others alone.
 
-Where images are compared one by one, those of two folders are partners that have one name, whatever
-its ending; arrays and data sets have no names, and their images are taken in turn.
+Where two folders are compared image by image, images of the same name are partners, whatever the
+endings of the names. Arrays and data sets have no names, and their images are compared in order.
 """
 
 import collections
@@ -40,14 +40,14 @@ class ImageSet:
     """A set of images.
 
     Attributes:
-        name: what messages and reports call it.
-        fingerprint: of the content.
-        count: images there are, undecodable ones included; 0 where a statistics file does not say.
-        size: height and width; None for statistics alone.
-        batches: opens the images anew, in batches of a size, uint8 [<= size, height, width, 3];
-            None for statistics alone.
-        gaussians: moments that came with the set, by name of the features.
-        names: the file of each image, relative to the folder; None where images have no names.
+        name: The name of the set in messages and reports.
+        fingerprint: Fingerprint of the content.
+        count: Number of images, undecodable ones included; 0 where a statistics file does not say.
+        size: Height and width in pixels; None for statistics alone.
+        batches: Function from a batch size to an iterator over all images, uint8 [<= size, height,
+            width, 3]; None for statistics alone.
+        gaussians: Moments that came with the set, by name of the features.
+        names: The file of each image, relative to the folder; None where images have no names.
     """
 
     name: str
@@ -59,7 +59,7 @@ class ImageSet:
     names: Sequence[str] | None = None
 
     def pick(self, indices: Sequence[int]) -> np.ndarray:
-        """Some images, in the order of their indices as given."""
+        """The images of these indices, in this order."""
         wanted, found, first = set(indices), {}, 0
         for batch in self.batches(256):
             for index in wanted.intersection(range(first, first + len(batch))):
@@ -74,8 +74,8 @@ def read_samples(path: str | os.PathLike) -> ImageSet:
     """A folder or an npz of images, as they are.
 
     Raises:
-        UserError: nothing there, an unreadable image, mixed sizes, images that are not RGB, an npz
-            of another layout.
+        UserError: There is nothing at the path, an image is unreadable or not RGB, images differ
+            in size, or the npz has another layout.
     """
     path = pathlib.Path(path).expanduser()
     if path.is_dir():
@@ -94,20 +94,20 @@ def read_reference(
     size: tuple[int, int],
     split: str = "train",
     data_dir: str | None = None,
-    whole: bool = False,
+    strict: bool = False,
 ) -> ImageSet:
     """A data set, a folder, an npz of images, or statistics.
 
     Args:
         name: TFDS name, or path.
-        size: height and width of the samples.
-        split: of a data set.
-        data_dir: where TFDS data sets live.
-        whole: whether an image of the data that cannot be decoded is an error, raised by `batches`,
-            since each image has its partner. Else it is left out.
+        size: Height and width of the samples, in pixels.
+        split: Split of a data set.
+        data_dir: Folder of the TFDS data sets.
+        strict: Whether `batches` raises a UserError for an image that cannot be decoded, as
+            comparisons image by image need it; otherwise such an image is left out.
 
     Raises:
-        UserError: see `read_samples`; or the data set is missing.
+        UserError: As for `read_samples`, or the data set is missing.
     """
     if name.endswith(".npz"):
         path = pathlib.Path(name).expanduser()
@@ -117,15 +117,15 @@ def read_reference(
     if size[0] != size[1]:
         return read_samples(name)  # the pipeline makes squares
     spec = data.DataSpec(name=name, split=split, data_dir=data_dir, image_size=size[0], label=None)
-    return from_data(spec, whole=whole)
+    return from_data(spec, strict=strict)
 
 
-def from_data(spec: data.DataSpec, *, whole: bool = False) -> ImageSet:
+def from_data(spec: data.DataSpec, *, strict: bool = False) -> ImageSet:
     """A data set as its pipeline delivers it for evaluation: centre crops, no flips.
 
     Args:
-        spec: which.
-        whole: see `read_reference`.
+        spec: The data set.
+        strict: See `read_reference`.
     """
     source = data.open_data(spec)
     names = source.files if isinstance(source, FolderSource) else None
@@ -134,9 +134,12 @@ def from_data(spec: data.DataSpec, *, whole: bool = False) -> ImageSet:
         batches = data.evaluation_iterator(spec, batch_size=size)
         for first, batch in zip(itertools.count(step=size), batches, strict=False):
             bad = np.flatnonzero(~batch["mask"][: len(source) - first])
-            if whole and len(bad):
+            if strict and len(bad):
                 name = names[first + bad[0]] if names else f"image {first + bad[0]}"
-                raise UserError(f"{spec.name}: {name} cannot be decoded, and its partner is alone")
+                raise UserError(
+                    f"{spec.name}: {name} cannot be decoded, so there is nothing to compare its "
+                    "sample with"
+                )
             yield batch["image"][batch["mask"]]
 
     content = (source[index]["image"] for index in range(len(source)))
@@ -151,7 +154,7 @@ def from_data(spec: data.DataSpec, *, whole: bool = False) -> ImageSet:
 
 
 def from_arrays(name: str, paths: Sequence[pathlib.Path]) -> ImageSet:
-    """Several npz files, such as those of a long generation, as one set."""
+    """Several npz files of images, such as those that `generate_to` writes, as one set."""
     parts = [_npz(path) for path in paths]
 
     def batches(size: int) -> Iterator[np.ndarray]:
@@ -177,18 +180,18 @@ def from_arrays(name: str, paths: Sequence[pathlib.Path]) -> ImageSet:
 def check_partners(
     samples: Sequence[str] | None, reference: Sequence[str] | None, title: str
 ) -> None:
-    """Checks that images of one place are of one name, their endings aside.
+    """Checks that the i-th images of both sides have the same name, their endings aside.
 
-    Both sides are in natural order, in which endings count last, so that equal sets of names are
-    equal place by place.
+    Both sides are in natural order, in which endings count last. So where both sides have the same
+    names, these stand at the same places.
 
     Args:
-        samples: their names; None where they have none, and images are taken in turn.
-        reference: likewise.
-        title: what messages call the reference.
+        samples: Names of the samples; None where they have none, and are compared in order.
+        reference: Names of the reference images; None likewise.
+        title: The name of the reference in messages.
 
     Raises:
-        UserError: the sets differ, or two images have one name.
+        UserError: The names differ, or two images have the same name.
     """
     if samples is None or reference is None or list(samples) == list(reference):
         return
@@ -228,7 +231,7 @@ def _folder(root: pathlib.Path) -> ImageSet:
 
 
 def _one_size(files: Sequence[pathlib.Path]) -> tuple[int, int]:
-    """Height and width of all images; each is decoded once, before hours are spent on some."""
+    """Height and width of all images; decodes each once, so that bad ones are found early."""
     with ThreadPoolExecutor(_THREADS) as pool:
         sizes = list(pool.map(lambda file: _decode(file).shape[:2], files))
     height, width = sizes[0]
@@ -242,7 +245,7 @@ def _one_size(files: Sequence[pathlib.Path]) -> tuple[int, int]:
 
 
 def _decode(file: pathlib.Path) -> np.ndarray:
-    """An image as it is, upright, uint8 [height, width, 3]."""
+    """The image at its own size, turned upright, uint8 [height, width, 3]."""
     try:
         image = read_image(file.read_bytes())
     except (OSError, BadImage) as error:
@@ -254,9 +257,9 @@ def _decode(file: pathlib.Path) -> np.ndarray:
 
 
 def _npz(path: pathlib.Path) -> ImageSet:
-    """Images, statistics or both; images are read in pieces, not all at once."""
+    """The images, the statistics or both; images are read batch by batch."""
     found = npz.read(path)
-    count, *size = found.shape[:3] if found.shape else (_counted(found.gaussians),)
+    count, *size = found.shape[:3] if found.shape else (_moment_count(found.gaussians),)
     return ImageSet(
         name=str(path),
         fingerprint=cached.file_fingerprint(path),
@@ -267,6 +270,6 @@ def _npz(path: pathlib.Path) -> ImageSet:
     )
 
 
-def _counted(gaussians: Mapping[str, Gaussian]) -> int:
-    """How many images moments are of; 0 where that is not said."""
+def _moment_count(gaussians: Mapping[str, Gaussian]) -> int:
+    """Number of images behind the moments; 0 where the file does not say."""
     return gaussians["pool"].count if "pool" in gaussians else 0

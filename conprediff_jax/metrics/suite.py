@@ -99,7 +99,7 @@ class Suite:
             if self._any("frechet", "spatial") and 0 < count < ENOUGH:
                 raise UserError(
                     f"{count} {side}: a Frechet distance of fewer than {ENOUGH} is badly biased; "
-                    "give more, or --allow_few to compute it all the same"
+                    "give more"
                 )
 
     def check_possible(self, samples: int, reference: int) -> None:

@@ -73,7 +73,7 @@ def sampling_for(model: DiffusionModel, **settings: Any) -> SamplingSpec:
     return model.checked_sampling(repaint, **settings)
 
 
-def warn_of_bare(model: DiffusionModel, holes: Sequence[Hole]) -> None:
+def warn_without_known_points(model: DiffusionModel, holes: Sequence[Hole]) -> None:
     """Says so where a mask is too fine for a first stage, and not a single point is known."""
     if isinstance(model.first_stage, Pixels):
         return
@@ -223,7 +223,7 @@ def fill_holes(
     for index, hole in enumerate(holes):
         model.check_image_size(*hole.mask.shape, hole.name)
         by_size[hole.mask.shape] += [(index, number) for number in range(samples)]
-    warn_of_bare(model, holes)
+    warn_without_known_points(model, holes)
     found = [np.empty((samples, *hole.image.shape), np.uint8) for hole in holes]
     progress = Progress(len(holes) * samples)
     size = min(batch_size, len(holes) * samples)

@@ -28,7 +28,7 @@ SHARD = 1024
 Draw = Callable[[np.ndarray], np.ndarray]
 
 
-def drawing(
+def make_draw(
     trained: TrainedModel,
     spec: SamplingSpec,
     mesh: Mesh,
