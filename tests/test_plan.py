@@ -231,9 +231,9 @@ def test_slices_by_name(name, slice_, chips):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("h100:8", "TPU slices only"),
+        ("h100:8", "must name a TPU slice"),
         ("v5e", "such as v5e:4x4"),
-        ("v5e-7", "there are v5e-4, v5e-8"),
+        ("v5e-7", "choose v5e-4, v5e-8"),
         ("v4-5", "v4-8, v4-16"),
         ("v5e:4x4x4", "2 dimensions"),
         ("v4:4x4", "3 dimensions"),

@@ -1,5 +1,5 @@
-"""Plans: what a program will need and do on a machine that is not there.
+"""Plans: what a config will need on a TPU slice that you do not have.
 
-`plans` compiles an experiment for a `topology` and makes an `account` of every program: memory,
-FLOPs, traffic to memory and between chips, and the step time that the `chips` allow at best.
+`plans` compiles an experiment for a slice (`topology`) and makes an `account` of each program: its
+memory, FLOPs, traffic to memory and between chips, and a lower bound of its run time.
 """

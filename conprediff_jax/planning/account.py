@@ -1,11 +1,12 @@
-"""The account of a compiled program, and the time that it takes at best.
+"""The account of a compiled program, and a lower bound of its run time.
 
     compute       FLOPs / peak FLOP/s                                                      (1)
     memory        HBM bytes / HBM bandwidth                                                (2)
     interconnect  bytes sent to other chips / ICI bandwidth                                (3)
 
-A roofline step takes the longest of the three, as if the other two were hidden behind it and every
-unit worked at its peak. No real step is that fast: it is a bound, good for comparing plans.
+The bound is the longest of these three times (the roofline model): it assumes that every unit works
+at its peak, and that the other two times are hidden behind the longest. No real step is that fast,
+but the bound serves to compare plans.
 """
 
 import dataclasses
@@ -23,25 +24,27 @@ from conprediff_jax.xla.cost import Cost, parts
 from conprediff_jax.xla.hlo import Module
 
 _NOTHING = Cost()
-# Named in the train step; what context prediction asks of the first stage is its own.
+# Scopes of the train step. The first match counts, so that calls of the first stage for context
+# prediction are part of context prediction.
 SCOPES = ("context_prediction", "first_stage", "denoiser", "optimizer")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Account:
-    """What a program needs and does on every chip.
+    """The needs and the work of a program on every chip.
 
     Attributes:
-        fits: whether it goes into the chip's memory.
-        memory: where that goes; without what the compiler could not place, if it does not fit.
-        needed: bytes in all; what the compiler asked for, if it does not fit.
-        cost: FLOPs and HBM bytes, loops counted as often as they run.
-        parts: the same by part of the train step, see `cost.parts`; '' is the rest.
-        xla: FLOPs and 'bytes accessed' of XLA's own `cost_analysis`: bodies of loops counted once,
-            on-core memory counted like HBM.
-        collectives: all of them.
-        unknown_loops: loops of unknown length, counted once.
-        compile_seconds: what compiling took.
+        fits: Whether the program fits into the chip's memory.
+        memory: What the memory is used for. If the program does not fit, only its arguments count.
+        needed: Bytes in all. If the program does not fit, the bytes that the compiler asked for; 0
+            if it did not say.
+        cost: FLOPs and HBM bytes, with every round of a loop counted.
+        parts: The cost by scope of the train step, see `cost.parts`; '' is the rest.
+        xla: FLOPs and 'bytes accessed' of XLA's own `cost_analysis`, which counts bodies of loops
+            once and on-core memory as HBM.
+        collectives: All collectives.
+        unknown_loops: Number of loops of unknown length, whose bodies count once.
+        compile_seconds: Seconds that compiling took.
     """
 
     fits: bool
@@ -56,7 +59,11 @@ class Account:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Account":
-        """Of what `dataclasses.asdict` gave, from JSON or not; what is no field is left out."""
+        """Makes an account from the dict of `dataclasses.asdict`, also after a trip through JSON.
+
+        Args:
+            values: The dict. Keys that are no fields are ignored.
+        """
         given = {field.name: values[field.name] for field in dataclasses.fields(cls)}
         given["memory"] = Memory(**given["memory"])
         given["cost"], given["xla"] = Cost(**given["cost"]), Cost(**given["xla"])
@@ -68,28 +75,28 @@ class Account:
 
     @property
     def traffic(self) -> dict[str, dict[str, float]]:
-        """Collective bytes by mesh axis, see `collectives.by_axis`."""
+        """Payload, traffic and number of collectives by mesh axis, see `collectives.by_axis`."""
         return collectives_lib.by_axis(self.collectives)
 
     @property
     def sent(self) -> float:
-        """Bytes that a chip sends."""
+        """Bytes that a chip sends to other chips."""
         return sum((collective.traffic for collective in self.collectives), 0.0)
 
     @property
     def payload(self) -> float:
-        """Bytes of the operands of all collectives."""
+        """Bytes of the operands of all collectives on a chip."""
         return sum((collective.payload for collective in self.collectives), 0.0)
 
     @property
     def operations(self) -> int:
-        """Collectives that run."""
+        """Number of collectives that run, with every round of a loop counted."""
         return sum(collective.times for collective in self.collectives)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Roofline:
-    """Seconds by (1) to (3)."""
+    """Seconds by equations (1) to (3)."""
 
     compute: float
     memory: float
@@ -97,18 +104,18 @@ class Roofline:
 
     @property
     def step(self) -> float:
-        """The bound."""
+        """The lower bound of the run time, in seconds."""
         return max(self.compute, self.memory, self.interconnect)
 
     @property
     def bound_by(self) -> str:
-        """The longest of the three."""
+        """The name of the longest time: `compute`, `memory` or `interconnect`."""
         times = dataclasses.asdict(self)
         return max(times, key=times.get)
 
 
 def roofline(account: Account, chip: Chip) -> Roofline:
-    """Equations (1) to (3)."""
+    """Computes equations (1) to (3)."""
     return Roofline(
         compute=account.cost.flops / chip.flops,
         memory=account.cost.bytes / chip.hbm_bandwidth,
@@ -122,12 +129,12 @@ def compile_account(
     """Compiles a program and makes its account.
 
     Args:
-        lowered: the program.
-        given: memory of its arguments.
-        mesh_shape: of the mesh it is for.
+        lowered: The program.
+        given: The memory of its arguments.
+        mesh_shape: Names and sizes of the axes of its mesh.
 
     Raises:
-        JaxRuntimeError: the compiler fails for another reason than too little memory.
+        JaxRuntimeError: The compiler fails for another reason than too little memory.
     """
     began = time.monotonic()
     try:

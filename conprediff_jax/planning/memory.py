@@ -1,11 +1,12 @@
-"""Where a device's memory goes.
+"""What the memory of a device is used for.
 
-What goes into a program is known before it is compiled: the shard of every array, counted here by
-what it is. What a program needs besides is the compiler's to say: a block in which it places its
-intermediate values. In the fullest moment of the program (see `liveness`) these are
+The arguments of a program are known before it is compiled: here, the shard of every array is
+counted under what the array is for. The rest is known once the program is compiled: the compiler
+places all intermediate values in one block. At the moment that needs most of it (see
+`xla.liveness`), the block holds
 
-    activations   values of the forward pass, kept for the backward pass,
-    temporaries   everything else of the block: gradients, what is being computed, gaps.
+    activations   values of the forward pass that are kept for the backward pass,
+    temporaries   everything else: gradients, values of the current operation, and gaps.
 """
 
 import dataclasses
@@ -25,17 +26,17 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on the fullest device.
+    """Bytes on one device.
 
     Attributes:
-        parameters: of all networks.
-        average: moving average.
-        optimizer: moments.
-        own_state: of the task, such as a frozen first stage.
-        batch: one batch.
-        activations: see the module docstring.
-        temporaries: likewise.
-        code: the program itself.
+        parameters: The parameters of all networks that are trained.
+        average: Their moving average.
+        optimizer: The moments of the optimiser.
+        own_state: The state of the task, such as a frozen first stage.
+        batch: One batch.
+        activations: See the module docstring.
+        temporaries: See the module docstring.
+        code: The program itself.
     """
 
     parameters: int = 0
@@ -49,12 +50,12 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all fields."""
         return sum(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
 def shard_bytes(tree: Any) -> int:
-    """Bytes of a pytree of shape structs on one device."""
+    """Bytes that a pytree of shape structs takes on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -62,7 +63,7 @@ def shard_bytes(tree: Any) -> int:
 
 
 def arguments(state: TrainState, batch: dict[str, Any]) -> Memory:
-    """What a train step is given."""
+    """The memory of the arguments of a train step."""
     return Memory(
         parameters=shard_bytes(state.params),
         average=shard_bytes(state.ema),
@@ -73,16 +74,16 @@ def arguments(state: TrainState, batch: dict[str, Any]) -> Memory:
 
 
 def program(compiled: jax.stages.Compiled, module: Module, given: Memory) -> Memory:
-    """What a compiled program needs in all.
+    """The memory that a compiled program needs.
 
     Args:
-        compiled: the program.
-        module: its text, read.
-        given: what it is given.
+        compiled: The program.
+        module: The program as read from its text.
+        given: The memory of its arguments.
     """
     stats = compiled.memory_analysis()
     activations = min(liveness.peak(module).activations, stats.temp_size_in_bytes)
-    # Padding of arguments, and results that take no argument's place.
+    # The padding of arguments, and results that take the place of no argument.
     padding = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
     return dataclasses.replace(
         given,
@@ -93,6 +94,6 @@ def program(compiled: jax.stages.Compiled, module: Module, given: Memory) -> Mem
 
 
 def needed(error: Exception) -> int | None:
-    """Bytes that a program which does not fit would have needed, from the compiler's complaint."""
+    """Bytes that a program which does not fit would need, from the message of the compiler."""
     match = _NEEDED.search(str(error))
     return int(float(match[1]) * _UNITS[match[2]]) if match else None

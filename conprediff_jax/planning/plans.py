@@ -1,4 +1,4 @@
-"""The plan of an experiment on a slice: its programs' accounts, and what the context loss adds."""
+"""The plan of an experiment on a slice: accounts of its programs, and the cost of context loss."""
 
 import dataclasses
 from typing import Any
@@ -22,18 +22,18 @@ CHIPS_PER_HOST = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a config does on a slice.
+    """What a config needs on a slice.
 
     Attributes:
-        topology: the slice.
-        mesh: sizes of the mesh's axes.
-        batch_size: examples a step, over all chips.
-        microbatches: parts it is computed in.
-        remat: whether activations are computed twice rather than kept.
-        train: the train step.
-        plain: the train step without context prediction; None where it is not asked for.
-        sampler: the sampler; likewise.
-        sampled: images it draws at a time.
+        topology: The slice.
+        mesh: Sizes of the mesh's axes.
+        batch_size: Examples of a step, over all chips.
+        microbatches: Number of parts in which a batch is computed.
+        remat: Whether activations are computed again in the backward pass rather than kept.
+        train: The account of the train step.
+        plain: The account of the train step without context prediction; None if it was not made.
+        sampler: The account of the sampler; None if it was not made.
+        sampled: Number of images that the sampler draws at a time.
     """
 
     topology: Topology
@@ -48,17 +48,21 @@ class Plan:
 
     @property
     def roofline(self) -> Roofline:
-        """Of the train step."""
+        """The roofline of the train step."""
         return roofline(self.train, self.topology.chip)
 
     @property
     def images_per_second(self) -> float:
-        """Trained on, at best; 0 where the plan does not fit."""
+        """Images a second that training can read at best; 0 where the train step does not fit."""
         return self.batch_size / self.roofline.step if self.train.fits else 0.0
 
     @property
     def context_share(self) -> dict[str, float] | None:
-        """What context prediction adds, as a share of the whole step; `collectives` is a number."""
+        """The share of the train step that is due to context prediction, by figure.
+
+        `collectives` is a number and no share. None where the step without context prediction was
+        not compiled, or one of the two does not fit.
+        """
         if self.plain is None or not (self.train.fits and self.plain.fits):
             return None
         train, plain = self.train, self.plain
@@ -77,7 +81,7 @@ class Plan:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: everything, the derived figures included."""
+        """All fields and the figures that are derived from them, in types that JSON has."""
         programs_ = {}
         for name in ("train", "plain", "sampler"):
             account = getattr(self, name)
@@ -102,7 +106,11 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Plan":
-        """Of what `as_dict` gave, from JSON or not; derived figures are derived anew."""
+        """Makes a plan from the dict of `as_dict`, also after a trip through JSON.
+
+        Args:
+            values: The dict. Derived figures in it are ignored and derived again.
+        """
         given = {
             field.name: values[field.name]
             for field in dataclasses.fields(cls)
@@ -118,17 +126,17 @@ class Plan:
 def make_plan(
     config: ConfigDict, topology: Topology, *, context_share: bool = True, sampler: bool = True
 ) -> Plan:
-    """Compiles a config's programs for a slice.
+    """Compiles the programs of a config for a slice.
 
     Args:
-        config: of a training run.
-        topology: where it would train.
-        context_share: whether to compile the step without context prediction too.
-        sampler: whether to compile the sampler too.
+        config: The config of a training run.
+        topology: The slice.
+        context_share: Whether to compile the train step without context prediction too.
+        sampler: Whether to compile the sampler too.
 
     Raises:
-        ConfigError: the config does not fit itself, or the slice.
-        UserError: there is no libtpu, or no such slice.
+        ConfigError: The config contradicts itself, or does not fit the slice.
+        UserError: libtpu is not installed, or knows no such slice.
     """
     config = with_any_vocabulary(config)
     experiment = make_experiment(config)
@@ -141,27 +149,28 @@ def make_plan(
     given = memory_lib.arguments(
         programs.train_state(experiment, mesh), programs.abstract_batch(experiment, mesh)
     )
-    logging.info("compiling the train step for %s: minutes, for a large model", topology)
+    logging.info("compiling the train step for %s (a large model takes minutes)", topology)
     train = compile_account(programs.lower_train_step(experiment, mesh), given, shape)
-    plain = drawn = None
+    plain = drawing = None
     task = experiment.task
     if context_share and train.fits and isinstance(task, Denoising) and task.context:
         without = config.copy_and_resolve_references()
         without.context.weight = 0.0
-        bare = make_experiment(without)
-        logging.info("compiling it without context prediction")
+        plain_experiment = make_experiment(without)
+        logging.info("compiling the train step without context prediction")
         given = memory_lib.arguments(
-            programs.train_state(bare, mesh), programs.abstract_batch(bare, mesh)
+            programs.train_state(plain_experiment, mesh),
+            programs.abstract_batch(plain_experiment, mesh),
         )
-        plain = compile_account(programs.lower_train_step(bare, mesh), given, shape)
+        plain = compile_account(programs.lower_train_step(plain_experiment, mesh), given, shape)
     sampled = topology.chips * 4
     if sampler:
-        logging.info("compiling the sampler, %d images", sampled)
+        logging.info("compiling the sampler for %d images at a time", sampled)
         average, frozen = programs.sampler_state(experiment, mesh)
         given = Memory(
             average=memory_lib.shard_bytes(average), own_state=memory_lib.shard_bytes(frozen)
         )
-        drawn = compile_account(programs.lower_sampler(experiment, mesh, sampled), given, shape)
+        drawing = compile_account(programs.lower_sampler(experiment, mesh, sampled), given, shape)
     return Plan(
         topology=topology,
         mesh=shape,
@@ -170,6 +179,6 @@ def make_plan(
         remat=bool(config.get("model", {}).get("remat", False)),
         train=train,
         plain=plain,
-        sampler=drawn,
+        sampler=drawing,
         sampled=sampled if sampler else 0,
     )

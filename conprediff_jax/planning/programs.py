@@ -1,4 +1,4 @@
-"""The programs of an experiment, compiled for devices that need not be there."""
+"""The programs of an experiment, lowered for devices that need not exist."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ from conprediff_jax.tasks.step import make_train_step
 
 
 def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """A batch as the train step reads it, without data."""
+    """Shapes and shardings of a batch as the train step reads it."""
     task, size = experiment.task, experiment.data.image_size
     batch, sharding = experiment.train.batch_size, parallel.batch_sharding(mesh)
     parts: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -40,7 +40,7 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
 
 
 def train_state(experiment: Experiment, mesh: Mesh) -> TrainState:
-    """The state's shapes and shardings."""
+    """Shapes and shardings of the train state."""
     optimizer = experiment.optimizer.make(experiment.train.steps)
     return abstract_state(experiment.task, optimizer, mesh)
 
@@ -54,10 +54,10 @@ def lower_train_step(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
 
 
 def sampler_state(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
-    """Moving average and frozen networks, whole on every device as `sample.py` has them.
+    """Shapes of the moving average and the frozen parameters, which sampling replicates.
 
     Raises:
-        UserError: the experiment trains a first stage, which is not sampled.
+        UserError: The experiment trains a first stage, which has no sampler.
     """
     networks = jax.eval_shape(_model_of(experiment).init, 0)
     return jax.tree.map(lambda leaf: _replicated(leaf.shape, leaf.dtype, mesh), networks)
@@ -65,22 +65,24 @@ def sampler_state(experiment: Experiment, mesh: Mesh) -> tuple[Any, Any]:
 
 def _model_of(experiment: Experiment) -> DiffusionModel:
     if not isinstance(experiment.task, Denoising):
-        raise UserError("config.task trains a first stage, which is not sampled: plan it without")
+        raise UserError(
+            "config.task trains a first stage, which has no sampler: plan it with sampler=False"
+        )
     return experiment.task.model
 
 
 def lower_sampler(experiment: Experiment, mesh: Mesh, batch_size: int) -> jax.stages.Lowered:
-    """The sampler of the config, drawing so many images at a time; see `sampler_state`."""
+    """The sampler of the config for batches of `batch_size` images; see `sampler_state`."""
     model = _model_of(experiment)
     params, frozen = sampler_state(experiment, mesh)
-    each = _replicated((batch_size,), jnp.int32, mesh)
-    labels = each if model.num_classes else None
+    indices = _replicated((batch_size,), jnp.int32, mesh)
+    labels = indices if model.num_classes else None
     texts = None
     if model.text:
         texts = _replicated((batch_size, model.text.encoder.length), jnp.int32, mesh)
     seed = _replicated((), jnp.uint32, mesh)
     generate = make_generate(model, model.sampling, mesh)
-    return generate.lower(params, frozen, seed, each, labels, texts)
+    return generate.lower(params, frozen, seed, indices, labels, texts)
 
 
 def _replicated(shape: tuple[int, ...], dtype: Any, mesh: Mesh) -> jax.ShapeDtypeStruct:

@@ -1,7 +1,7 @@
-"""Searching batch, remat and mesh for the plan that trains on most images a second, at best.
+"""Searches batch size, remat and mesh for the plan that reads most images a second at best.
 
-A batch that does not fit will not fit any larger, so larger ones are not compiled; nor are several
-parts of a batch tried, which save memory that remat or fsdp save better.
+Where a batch does not fit, no larger one is compiled. Microbatches are not tried, since remat and
+fsdp save memory at a lower cost.
 """
 
 import itertools
@@ -27,38 +27,37 @@ def sweep(
     tensor: Sequence[int],
     done: Callable[[Plan], None] = lambda plan: None,
 ) -> list[Plan]:
-    """Plans for every combination that may fit.
+    """Plans every combination that may fit.
 
     Args:
-        config: what to train; its batch, remat and mesh are replaced.
-        topology: where.
-        per_chip: examples a chip.
-        remat: whether to compute activations twice.
-        fsdp: sizes of that axis.
-        tensor: sizes of that axis; meshes that do not divide the chips are left out.
-        done: told every plan as soon as it is there.
+        config: The config of a training run, whose batch size, remat and mesh are replaced.
+        topology: The slice.
+        per_chip: Numbers of examples a chip.
+        remat: Values of `model.remat`.
+        fsdp: Sizes of the axis `fsdp`.
+        tensor: Sizes of the axis `tensor`. Meshes that do not divide the chips are left out.
+        done: A function that is called with every plan as soon as it is made.
 
     Raises:
-        UserError: there is nothing to try.
+        UserError: There is nothing to try.
     """
     meshes = [pair for pair in itertools.product(fsdp, tensor) if not topology.chips % prod(pair)]
     settings = list(itertools.product(meshes, remat))
     if not settings or not per_chip:
         raise UserError(
-            f"--sweep: no fsdp of {list(fsdp)} x tensor of {list(tensor)} divides {topology.chips} "
-            "chips"
+            f"no fsdp of {list(fsdp)} x tensor of {list(tensor)} divides {topology.chips} chips"
         )
     plans: list[Plan] = []
-    for (divided, split), recompute in settings:
+    for (fsdp_size, tensor_size), recompute in settings:
         for examples in sorted(per_chip):
             candidate = config.copy_and_resolve_references()
             candidate.train.batch_size = examples * topology.chips
             candidate.train.microbatches = 1
             candidate.model.remat = recompute
-            candidate.mesh.update(data=-1, fsdp=divided, tensor=split)
+            candidate.mesh.update(data=-1, fsdp=fsdp_size, tensor=tensor_size)
             logging.info(
                 "sweep: fsdp %d, tensor %d, remat %s, %d examples a chip",
-                divided, split, "on" if recompute else "off", examples,
+                fsdp_size, tensor_size, "on" if recompute else "off", examples,
             )  # fmt: skip
             plan = make_plan(candidate, topology, context_share=False, sampler=False)
             plans.append(plan)
@@ -69,14 +68,14 @@ def sweep(
 
 
 def best(plans: Iterable[Plan]) -> Plan | None:
-    """The plan of most images a second among those that fit; the one of least memory if equal."""
+    """The fitting plan with most images a second; of equal plans, the one with least memory."""
     fitting = [plan for plan in plans if plan.train.fits]
     key = lambda plan: (plan.images_per_second, -plan.train.needed)  # noqa: E731
     return max(fitting, key=key, default=None)
 
 
 def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
-    """Images a second over examples a chip, and the memory they need; one line a setting."""
+    """Plots images a second and memory over the examples a chip, with a line for each setting."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -20,7 +20,7 @@ _MEMORY = (
 
 
 def describe(plan: Plan) -> str:
-    """A plan in full."""
+    """Describes a plan in full."""
     topology = plan.topology
     axes = ", ".join(f"{name} {size}" for name, size in plan.mesh.items())
     lines = [
@@ -49,7 +49,7 @@ def describe(plan: Plan) -> str:
 
 
 def _account(name: str, account: Account, chip: Chip) -> list[str]:
-    """Memory and work of one program."""
+    """Lines on the memory and the work of one program."""
     room = chip.hbm_bytes
     verdict = "fits" if account.fits else "DOES NOT FIT"
     needed = f"{account.needed / _GB:.2f}" if account.needed else "more than there are"
@@ -98,7 +98,7 @@ def _percent(part: float, whole: float) -> str:
 
 
 def _context(plan: Plan) -> list[str]:
-    """What context prediction adds."""
+    """Lines on what context prediction adds."""
     share = plan.context_share
     if share is None:
         return ["context prediction: the step without it does not fit, so there is no share"]
@@ -129,7 +129,7 @@ HEADER = (
 
 
 def row(plan: Plan) -> list[str]:
-    """A plan in one row, under `HEADER`."""
+    """A plan as one row of the table with `HEADER`."""
     train, share = plan.train, plan.context_share
     needed = f"{train.needed / _GB:.1f}" if train.needed else "-"
     first = [
@@ -157,7 +157,7 @@ def row(plan: Plan) -> list[str]:
 
 
 def markdown(rows: Sequence[Sequence[str]], header: Sequence[str] = HEADER) -> str:
-    """A table that also reads well as plain text."""
+    """A Markdown table whose columns are aligned in plain text too."""
     columns = list(zip(header, *rows, strict=True))
     widths = [max(map(len, column)) for column in columns]
     lines = [header, ["-" * width for width in widths], *rows]

@@ -1,4 +1,4 @@
-"""TPU slices by name, and device descriptions of slices that are not there."""
+"""TPU slices by name, and descriptions of their devices, for which programs can be compiled."""
 
 import contextlib
 import dataclasses
@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import jax
 
-from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.xla.chips import CHIPS, Chip
 
-# Shapes of the slices that Cloud names by a number, by chips; of v4 and v5p it counts TensorCores.
+# Shapes of the slices that Cloud names by a number, here by chips; for v4 and v5p, Cloud's number
+# is that of TensorCores.
 _SQUARES = {4: (2, 2), 8: (2, 4), 16: (4, 4), 32: (4, 8), 64: (8, 8), 128: (8, 16), 256: (16, 16)}
 _CUBES = {
     4: (2, 2, 1),
@@ -27,7 +28,7 @@ _CUBES = {
 }
 EXAMPLES = "v5e:4x4, v5p:2x4x4, or Cloud's v5e-16, v4-128 (64 chips), v5p-64 (32 chips)"
 
-# Without these libtpu asks the network who it is, and lets no second process load it.
+# Without these variables, libtpu queries Cloud's metadata server, and only one process can load it.
 _ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
 
@@ -36,8 +37,8 @@ class Topology:
     """A slice of a TPU pod.
 
     Attributes:
-        generation: a key of `chips.CHIPS`.
-        shape: chips along every dimension of its torus.
+        generation: A key of `chips.CHIPS`.
+        shape: Number of chips along every dimension of the torus.
     """
 
     generation: str
@@ -45,30 +46,31 @@ class Topology:
 
     @classmethod
     def parse(cls, name: str) -> "Topology":
-        """From `v5e:4x4`, or from Cloud's `v5e-16`.
+        """Reads a slice from `v5e:4x4`, or from Cloud's name for it, `v5e-16`.
 
         Raises:
-            UserError: there is no such slice.
+            FieldError: There is no such slice.
         """
         match = re.fullmatch(r"(\w+)[:-](\d+(?:x\d+)*)", name.strip())
         generation = match[1] if match else ""
         if generation not in CHIPS:
-            raise UserError(
-                f"--topology={name}: plans are made for TPU slices only, of {', '.join(CHIPS)}: "
-                f"such as {EXAMPLES}"
+            raise FieldError(
+                "topology",
+                f"is {name!r}: it must name a TPU slice of {', '.join(CHIPS)}, such as {EXAMPLES}",
             )
         chip, shape = CHIPS[generation], tuple(map(int, match[2].split("x")))
         if "-" in name:
             slices = _SQUARES if chip.dimensions == 2 else _CUBES
             if len(shape) != 1 or shape[0] % chip.cores or shape[0] // chip.cores not in slices:
                 sizes = ", ".join(f"{generation}-{size * chip.cores}" for size in slices)
-                raise UserError(f"--topology={name}: there is no such slice, there are {sizes}")
+                raise FieldError("topology", f"is {name!r}: there is no such slice; choose {sizes}")
             shape = slices[shape[0] // chip.cores]
         if len(shape) != chip.dimensions or min(shape) < 1:
             example = "4x4" if chip.dimensions == 2 else "4x4x4"
-            raise UserError(
-                f"--topology={name}: a slice of {generation} has {chip.dimensions} dimensions, as "
-                f"in {generation}:{example}"
+            raise FieldError(
+                "topology",
+                f"is {name!r}: a slice of {generation} has {chip.dimensions} dimensions, as in "
+                f"{generation}:{example}",
             )
         return cls(generation=generation, shape=shape)
 
@@ -77,7 +79,7 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
-        """What one chip can do."""
+        """The specification of its chips."""
         return CHIPS[self.generation]
 
     @property
@@ -86,16 +88,17 @@ class Topology:
         return math.prod(self.shape)
 
     def devices(self) -> list[jax.Device]:
-        """Descriptions of the devices, one a chip, which programs can be compiled for.
+        """Descriptions of the devices, one for each chip, for which programs can be compiled.
 
         Raises:
-            UserError: libtpu is not installed, or knows no such slice.
+            UserError: libtpu is not installed.
+            FieldError: libtpu knows no such slice.
         """
         from jax.experimental import topologies
 
         for key, value in _ENVIRONMENT.items():
             os.environ.setdefault(key, value)
-        # The two cores of a v4 chip work as one device, as Cloud has it; libtpu has to be told.
+        # On Cloud, the two cores of a v4 chip work as one device; libtpu needs an option for that.
         options = {"chip_config_name": "megacore"} if self.generation == "v4" else {}
         try:
             with _quiet():
@@ -105,18 +108,20 @@ class Topology:
         except (RuntimeError, ImportError) as error:
             if "libtpu" in str(error).lower() and "INVALID" not in str(error):
                 raise UserError(
-                    f"--topology={self}: compiling for TPUs needs libtpu, which runs anywhere: "
+                    "compiling for TPUs needs the library libtpu, but no TPU: "
                     'pip install -e ".[plan]"'
                 ) from error
             reason = str(error).splitlines()[0]
-            raise UserError(f"--topology={self}: libtpu does not know it: {reason}") from error
+            raise FieldError(
+                "topology", f"is {str(self)!r}, which libtpu does not know: {reason}"
+            ) from error
         assert len(described.devices) == self.chips, "not one device a chip"
         return described.devices
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps what libtpu's C++ has to say about missing TPU hosts off the terminal."""
+    """Hides the messages of libtpu's C++ code about missing TPU hosts."""
     sys.stderr.flush()
     stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
