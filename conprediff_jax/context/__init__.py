@@ -1,8 +1,8 @@
 """Context prediction: every point also predicts the distribution of its neighbourhood.
 
-This folder knows grids, points and arrays and nothing of the package around it but its layers,
-`linear`: lift it into another trainer with `from conprediff_jax import context`. The entry is
-`context.ContextPrediction`.
+This folder works on grids, points and arrays. Of the rest of the package it imports only
+`common/linear.py`, so you can use it in another trainer: `from conprediff_jax import context`.
+Start reading at `context.ContextPrediction`.
 
 Source: *Improving Diffusion-Based Image Synthesis with Context Prediction*, NeurIPS 2023,
 arXiv 2401.02015.

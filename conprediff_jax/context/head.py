@@ -1,14 +1,15 @@
 """Context decoders: from a point's representation to its neighbourhood.
 
-The distribution decoder (arXiv 2401.02015, section 3; NWR-GAE, arXiv 2202.09025) reads a diagonal
-Gaussian off the representation h_i and pushes Q of its samples through a network:
+The distribution decoder (arXiv 2401.02015, section 3; NWR-GAE, arXiv 2202.09025) maps the
+representation h_i to a diagonal Gaussian and passes Q samples of it through a network:
 
     xi_ij = mu(h_i) + sigma(h_i) * eps_ij,    eps_ij ~ N(0, I),    j = 1..Q               (1)
     y_ij  = FNN_out(xi_ij)                                                                (2)
 
-One decoder serves all strides by a learned stride embedding, so its cost does not depend on the
-stride; the diffusion time enters by an adaptive scale and shift. The direct decoder `h -> K_s x C`
-predicts the ordered neighbours instead and grows with the square of the stride: the baseline.
+One decoder serves all strides. It reads a learned embedding of the stride, so its cost does not
+depend on the stride; the diffusion time enters through an adaptive scale and shift. The direct
+decoder `h -> K_s x C` is the baseline: it predicts the ordered neighbours themselves, so on images
+it grows with the square of the stride.
 """
 
 import flax.linen as nn
@@ -17,18 +18,18 @@ from jaxtyping import Array, DTypeLike, Float
 
 from conprediff_jax.common import linear
 
-# Keeps exp(log sigma) and its slope finite whatever the trunk sends.
+# This range keeps exp(log sigma) and its slope finite for every output of the trunk.
 _LOG_SIGMA_RANGE = (-7.0, 2.0)
 
 
 class DistributionDecoder(nn.Module):
-    """Draws Q predicted neighbours a point and stride, equations (1) and (2).
+    """Draws Q predicted neighbours for every point and stride, equations (1) and (2).
 
     Attributes:
-      channels: C, channels of a target point.
-      strides: number of strides.
-      hidden: width of the hidden layers.
-      dtype: dtype of the activations; parameters and the result are float32.
+        channels: C, the number of channels of a target point.
+        strides: The number of strides.
+        hidden: The width of the hidden layers.
+        dtype: The dtype of the activations. Parameters and the result are float32.
     """
 
     channels: int
@@ -43,12 +44,12 @@ class DistributionDecoder(nn.Module):
         time: Float[Array, "batch"],
         noise: Float[Array, "batch points strides samples latent"],
     ) -> Float[Array, "batch points strides samples channels"]:
-        """Predicted neighbours.
+        """Returns the predicted neighbours.
 
         Args:
-          h: representations of the points.
-          time: diffusion time as a share of the whole, in [0, 1).
-          noise: eps of equation (1), standard normal.
+            h: The representations of the points.
+            time: The diffusion time t / T, in [0, 1).
+            noise: eps of equation (1), standard normal.
         """
         latent = noise.shape[-1]
         hidden = _Trunk(self.strides, self.hidden, self.dtype, name="trunk")(h, time)
@@ -63,13 +64,13 @@ class DistributionDecoder(nn.Module):
 
 
 class DirectDecoder(nn.Module):
-    """Predicts every neighbour in its place; one output layer a stride. Attributes as above.
+    """Predicts every neighbour at its place in the window, with one output layer per stride.
 
     Attributes:
-      channels: C, channels of a target point.
-      neighbors: K_s of each stride.
-      hidden: width of the hidden layer.
-      dtype: dtype of the activations; parameters and the result are float32.
+        channels: C, the number of channels of a target point.
+        neighbors: K_s, the number of neighbours, for each stride.
+        hidden: The width of the hidden layer.
+        dtype: The dtype of the activations. Parameters and the result are float32.
     """
 
     channels: int
@@ -81,7 +82,7 @@ class DirectDecoder(nn.Module):
     def __call__(
         self, h: Float[Array, "batch points features"], time: Float[Array, "batch"]
     ) -> list[Float[Array, "batch points neighbors channels"]]:
-        """Predicted neighbours of each stride, in the order of `neighborhood.ordered_neighbors`."""
+        """Returns the neighbours for each stride, in the order of `ordered_neighbors`."""
         hidden = _Trunk(len(self.neighbors), self.hidden, self.dtype, name="trunk")(h, time)
         predicted = []
         for index, count in enumerate(self.neighbors):
@@ -92,7 +93,7 @@ class DirectDecoder(nn.Module):
 
 
 class _Trunk(nn.Module):
-    """Normalises h, joins it with the stride and the diffusion time, one hidden layer."""
+    """One hidden layer on the normalised h, modulated by the stride and the diffusion time."""
 
     strides: int
     hidden: int
@@ -117,6 +118,6 @@ class _Trunk(nn.Module):
 def _time_features(
     time: Float[Array, "batch"], frequencies: int = 16
 ) -> Float[Array, "batch {2*frequencies}"]:
-    """Sines and cosines of the time share, from one slow wave to 1000 radians."""
+    """Cosines and sines of `time` in [0, 1), with frequencies from 1 to 1000 radians."""
     angles = time[:, None] * jnp.geomspace(1.0, 1000.0, frequencies)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)

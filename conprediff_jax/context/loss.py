@@ -1,11 +1,13 @@
-"""The context loss: method and objective.
+"""The context loss: its settings, its decoder and its value.
 
     L_context = lambda_t * mean_i sum_s w_s D(y_i^s, t_i^s)                                (1)
 
-with points i, strides s, predicted neighbours y from the decoder, Q clean neighbours t drawn from
-x_0, and D the transport distance (distribution decoder) or the mean squared error over the true
-neighbours (direct decoder). Source: arXiv 2401.02015, section 3; the paper states a time-dependent
-lambda_t in [0, 1] and leaves its schedule open.
+Here i is a point, s a stride, y the neighbours that the decoder predicts, and t the Q clean
+neighbours drawn from x_0. D is the transport distance for the distribution decoder, and the mean
+squared error over all true neighbours for the direct decoder.
+
+Source: arXiv 2401.02015, section 3. The paper has a time-dependent lambda_t in [0, 1] and does not
+give its schedule.
 """
 
 import dataclasses
@@ -29,56 +31,64 @@ _SHAPES = ("features", "channels", "dimensions")
 
 
 class ContextLoss(NamedTuple):
-    """Per-example float32 results of `ContextPrediction.loss`.
+    """The results of `ContextPrediction.loss` for every example, float32.
 
-    `weighted` is (1); `distance` is the unweighted D, a mean over points, one column a stride.
+    Attributes:
+        weighted: Equation (1).
+        distance: The unweighted D, its mean over the points, with one column per stride.
     """
 
     weighted: Float[Array, "batch"]
     distance: Float[Array, "batch strides"]
 
 
-# What builders of configs read; see `common.keys`, which this folder does without.
+# Roles of fields, for the code that builds a config. They are those of `common.keys`, written out
+# because this folder does not import that module.
 def _fixed(default: Any) -> Any:
-    """A field on which the decoder's parameters depend."""
+    """A field that the decoder's parameters depend on."""
     return dataclasses.field(default=default, metadata={"role": "fixed"})
 
 
 def _switch(default: Any) -> Any:
-    """A field whose being 0 or not decides whether there is a decoder."""
+    """A field that decides whether there is a decoder: there is none where the value is 0."""
     return dataclasses.field(default=default, metadata={"role": "switch"})
 
 
 def _derived(default: Any = dataclasses.MISSING) -> Any:
-    """A field that is no setting of its own: the diffusion process decides it."""
+    """A field that the caller fills in from other settings; it is not a key of a config."""
     return dataclasses.field(default=default, metadata={"role": "derived"})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContextPrediction:
-    """Everything that defines context prediction, and the loss that it adds.
+    """The settings of context prediction, its decoder, and the loss that it adds.
 
     Attributes:
-      strides: Chebyshev radii of the neighbourhoods.
-      stride_weights: w_s; by default all 1 / number of strides.
-      samples: Q, points that stand for one distribution.
-      points_per_example: points the loss is evaluated at, drawn anew each step; 0 for all.
-        In expectation the loss is the same.
-      decoder: 'distribution' or 'direct' (the ablation's baseline; takes no transport).
-      transport: a key of `transport.TRANSPORTS`.
-      epsilon: entropic regularisation, relative to the mean cost ('sinkhorn...' only).
-      iterations: Sinkhorn iterations ('sinkhorn...' only).
-      weight: lambda.
-      warmup_steps: training steps over which the weight rises linearly from 0.
-      time_weighting: lambda_t is 'constant' lambda, 'signal' lambda * alpha_bar_t, or 'snr'
-        lambda * min(1, SNR_t).
-      source: what the decoder reads, the denoiser's 'features' or its 'prediction' of x_0. The
-        caller passes the one or the other as h.
-      hidden: width of the decoder.
-      latent: dimensions of the Gaussian.
-      dtype: dtype of the decoder's activations.
-      num_steps: T of the diffusion process.
-      alpha_bar: maps times t to the kept signal alpha_bar_t in [0, 1].
+        strides: The Chebyshev radii of the neighbourhoods.
+        stride_weights: w_s. None means 1 / (number of strides) for every stride.
+        samples: Q, the number of points that represent one distribution.
+        points_per_example: The number of points at which the loss is computed, drawn anew at every
+            step; 0 means all points. The expected loss is the same.
+        decoder: 'distribution', or 'direct' for the baseline, which uses no transport distance.
+        transport: A key of `transport.TRANSPORTS`.
+        epsilon: The entropic regularisation relative to the mean cost. Only 'sinkhorn' and
+            'sinkhorn_divergence' use it.
+        iterations: The number of Sinkhorn iterations. Only 'sinkhorn' and 'sinkhorn_divergence'
+            use it.
+        weight: lambda. At 0 there is no context prediction.
+        warmup_steps: The number of training steps over which the weight rises linearly from 0.
+        time_weighting: How lambda_t depends on t: 'constant' is lambda, 'signal' is
+            lambda * alpha_bar_t, and 'snr' is lambda * min(1, SNR_t).
+        source: What the decoder reads: the denoiser's 'features' or its 'prediction' of x_0. The
+            caller passes one or the other as h.
+        hidden: The width of the decoder.
+        latent: The number of dimensions of the Gaussian.
+        dtype: The dtype of the decoder's activations.
+        num_steps: T of the diffusion process.
+        alpha_bar: A function from times t to the kept signal alpha_bar_t in [0, 1].
+
+    Raises:
+        ValueError: A field is out of range; the message names the field.
     """
 
     strides: tuple[int, ...] = _fixed((1, 2, 3))
@@ -130,7 +140,7 @@ class ContextPrediction:
 
     @property
     def distance(self) -> Callable[..., Float[Array, "..."]]:
-        """The transport distance D, from `[..., Q, C]` predicted and clean to `[...]`."""
+        """The transport distance D: a function of two arrays `[..., Q, C]` that returns `[...]`."""
         distance = transport.TRANSPORTS[self.transport]
         if self.transport.startswith("sinkhorn"):
             settings = {"epsilon": self.epsilon, "iterations": self.iterations}
@@ -141,13 +151,14 @@ class ContextPrediction:
     def init(
         self, rng: Key[Array, ""], *, features: int, channels: int, dimensions: int = 2
     ) -> Any:
-        """Parameters of the decoder, float32.
+        """Returns initial parameters of the decoder, float32.
 
         Args:
-          rng: key of the initial values.
-          features: channels of h.
-          channels: channels of x_0.
-          dimensions: axes of the grid; only the direct decoder's shapes depend on it.
+            rng: The key that draws the initial values.
+            features: The number of channels of h.
+            channels: The number of channels of x_0.
+            dimensions: The number of axes of the grid. Only the parameters of the direct decoder
+                depend on it.
         """
         h, time = jnp.zeros((1, 1, features)), jnp.zeros(1)
         if self.decoder == "direct":
@@ -164,20 +175,23 @@ class ContextPrediction:
         t: Int[Array, "batch"],
         rngs: Key[Array, "batch"],
     ) -> ContextLoss:
-        """The whole context loss (1), from representations and clean points alone.
+        """Computes the context loss (1) from representations and clean points.
 
         Args:
-          params: decoder parameters from `init`.
-          h: representation of every point; gradients flow into it.
-          x_0: clean points on the same grid of d = 1, 2, 3, ... axes; no gradient flows into it.
-          t: diffusion times in [0, num_steps).
-          rngs: one key per example: draws do not depend on how a batch is split.
+            params: The parameters of the decoder, from `init`.
+            h: The representation of every point. Gradients flow into it.
+            x_0: The clean points on the same grid, which has any number of axes. No gradient flows
+                into them.
+            t: Diffusion times in [0, num_steps).
+            rngs: One key for every example, so that the draws do not depend on how a batch is
+                split.
 
         Returns:
-          Per-example losses; the mean of `weighted` over the batch is the term to train on.
+            The losses of every example. The mean of `weighted` over the batch is the term to add to
+            the training loss.
 
         Raises:
-          ValueError: the grid is a single point.
+            ValueError: The grid has a single point.
         """
         grid = x_0.shape[1:-1]
         num_points = int(np.prod(grid))
@@ -198,7 +212,7 @@ class ContextPrediction:
         return ContextLoss(self.time_weight(t) * (distance @ jnp.asarray(weights)), distance)
 
     def time_weight(self, t: Int[Array, "batch"]) -> Float[Array, "batch"]:
-        """lambda_t, see `time_weighting`."""
+        """Returns lambda_t; see `time_weighting`."""
         alpha_bar = self.alpha_bar(t)
         if self.time_weighting == "signal":
             return self.weight * alpha_bar
@@ -208,7 +222,7 @@ class ContextPrediction:
         return self.weight * jnp.ones_like(alpha_bar)
 
     def warmup(self, step: Int[Array, ""]) -> Float[Array, ""]:
-        """Factor in [0, 1] on the whole term at a training step."""
+        """Returns the factor in [0, 1] by which the loss is multiplied at a training step."""
         return jnp.minimum(1.0, step / self.warmup_steps) if self.warmup_steps else jnp.ones(())
 
     def _distribution(self, channels: int) -> nn.Module:
@@ -219,7 +233,7 @@ class ContextPrediction:
         return DirectDecoder(channels, neighbors, self.hidden, self.dtype)
 
     def _transport_distance(self, params, h, x_0, time, points, grid, keys):
-        """Mean transport distance of each stride, `[batch, strides]`."""
+        """Returns the mean transport distance for each stride, `[batch, strides]`."""
         shape = (points.shape[1], len(self.strides), self.samples, self.latent)
         noise = jax.vmap(lambda rng: jax.random.normal(rng, shape, self.dtype))(keys[:, 0])
         decoder = self._distribution(x_0.shape[-1])
@@ -230,7 +244,7 @@ class ContextPrediction:
         return self.distance(predicted, neighborhood.gather_points(x_0, neighbors)).mean(1)
 
     def _direct_distance(self, params, h, x_0, time, points, grid):
-        """Mean squared error over the true neighbours of each stride, `[batch, strides]`."""
+        """Returns the mean squared error over true neighbours, `[batch, strides]`."""
         decoder = self._direct(x_0.shape[-1], len(grid))
         columns = []
         for stride, predicted in zip(

@@ -1,15 +1,18 @@
-"""Multi-stride neighbourhoods on grids of any dimension.
+"""Neighbourhoods of several strides on grids of any dimension.
 
 The neighbourhood `N_i^s` of point i at stride s is the window of Chebyshev radius s around i,
-without i itself, cut at the border of the grid: `(2s+1)^d - 1` neighbours inside, fewer at the
-border. A border point's window is still a box, so a neighbour is addressed by its rank in that box
-and no table of neighbours is ever stored: the constants are two numbers an axis position.
+without i itself and cut off at the border of the grid. It has `(2s+1)^d - 1` neighbours in the
+interior and fewer near the border. A window that is cut off is still a box, so a neighbour is
+addressed by its rank in that box, and no table of neighbours is stored: only the first index and
+the width of the window for every position of every axis.
 
-Draws are stratified: Q samples of K neighbours take one from each of Q equal slices of [0, K).
-Every neighbour is expected equally often, as with independent draws, but Q = K takes each exactly
-once and the sample mean varies less. Q > K is legal: neighbours then repeat as evenly as they can.
+Draws are stratified: Q draws from K neighbours take one from each of Q equal slices of [0, K).
+Every neighbour has the same expected count, as with independent draws, but the sample mean varies
+less. With Q = K every neighbour is drawn exactly once; with Q > K neighbours repeat as evenly as
+possible.
 
-Source: arXiv 2401.02015, section 3 (N_i^s); uniform draws from it: NWR-GAE, arXiv 2202.09025.
+Source: arXiv 2401.02015, section 3, defines N_i^s; the uniform draws from it are those of NWR-GAE
+(arXiv 2202.09025).
 """
 
 import functools
@@ -22,17 +25,17 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 
 
 def neighbor_counts(grid: tuple[int, ...], stride: int) -> np.ndarray:
-    """Number of neighbours of every point inside the grid.
+    """Counts the neighbours of every point of a grid.
 
     Args:
-      grid: sizes of the d axes.
-      stride: Chebyshev radius of the window, at least 1.
+        grid: The sizes of the d axes.
+        stride: The Chebyshev radius of the window, at least 1.
 
     Returns:
-      int array of shape `grid`; `(2 stride + 1)^d - 1` away from the border.
+        An int array of shape `grid`, with `(2 stride + 1)^d - 1` away from the border.
 
     Raises:
-      ValueError: the stride is below 1, or a grid of one point has no neighbours.
+        ValueError: The stride is below 1, or the grid has a single point.
     """
     if stride < 1:
         raise ValueError(f"stride {stride} is below 1: it is the radius of the neighbourhood")
@@ -45,9 +48,9 @@ def neighbor_counts(grid: tuple[int, ...], stride: int) -> np.ndarray:
 def draw_points(
     rngs: Key[Array, "batch"], num_points: int, count: int
 ) -> Int[Array, "batch {count}"]:
-    """Draws `count` of `num_points` flat point indices per example, stratified, in rising order.
+    """Draws `count` of `num_points` flat indices for every example, stratified, in rising order.
 
-    A mean over the drawn points is an unbiased estimate of the mean over all of them.
+    The mean over the points that are drawn is an unbiased estimate of the mean over all points.
     """
     return jax.vmap(lambda rng: _stratified(rng, (), num_points, count))(rngs)
 
@@ -60,18 +63,18 @@ def draw_neighbors(
     strides: tuple[int, ...],
     samples: int,
 ) -> Int[Array, "batch points strides {samples}"]:
-    """Draws neighbours of the given points, all inside the grid.
+    """Draws neighbours of the given points, all of them inside the grid.
 
     Args:
-      rngs: one key per example.
-      points: flat (row-major) indices into the grid.
-      grid: sizes of the d axes.
-      strides: Chebyshev radii.
-      samples: Q, the number of neighbours that stand for the distribution; may exceed the number of
-        neighbours.
+        rngs: One key for every example.
+        points: Flat (row-major) indices into the grid.
+        grid: The sizes of the d axes.
+        strides: The Chebyshev radii.
+        samples: Q, the number of draws for every point and stride. It may exceed the number of
+            neighbours.
 
     Returns:
-      Flat indices into the grid; an expected share of 1 / |N_i^s| for each neighbour.
+        Flat indices into the grid. The expected share of every neighbour is 1 / |N_i^s|.
     """
     position = _unravel(points, grid)
     drawn = []
@@ -84,7 +87,7 @@ def draw_neighbors(
         count = jnp.asarray(neighbor_counts(grid, stride).reshape(-1))[points][..., None]
         rank = jax.vmap(lambda rng, c: _stratified(rng, c.shape[:-1], c, samples))(keys, count)
         centre = _ravel(offset, width)
-        rank = rank + (rank >= centre)  # step over the point itself
+        rank = rank + (rank >= centre)  # skip the point itself
         inside = _unravel(rank, width)
         drawn.append(_ravel([s + i for s, i in zip(start, inside, strict=True)], grid))
     return jnp.stack(drawn, axis=2)
@@ -93,9 +96,16 @@ def draw_neighbors(
 def ordered_neighbors(
     points: Int[Array, "batch points"], *, grid: tuple[int, ...], stride: int
 ) -> tuple[Int[Array, "batch points neighbors"], Bool[Array, "batch points neighbors"]]:
-    """All `(2 stride + 1)^d - 1` neighbours in row-major order, and which of them are in the grid.
+    """Lists all `(2 stride + 1)^d - 1` neighbours in row-major order.
 
-    Indices of neighbours outside the grid are moved to its border; the mask is False there.
+    Args:
+        points: Flat (row-major) indices into the grid.
+        grid: The sizes of the d axes.
+        stride: The Chebyshev radius.
+
+    Returns:
+        Flat indices of the neighbours, and a mask that is False for neighbours outside the grid.
+        Their indices are those of the nearest points of the grid.
     """
     span = range(-stride, stride + 1)
     offsets = np.array([o for o in itertools.product(span, repeat=len(grid)) if any(o)], np.int32)
@@ -108,19 +118,19 @@ def ordered_neighbors(
 def gather_points(
     values: Shaped[Array, "batch grid_points channels"], indices: Int[Array, "batch *points"]
 ) -> Shaped[Array, "batch *points channels"]:
-    """Values at flat indices, example by example."""
+    """Returns the values at flat indices, separately for every example."""
     return jax.vmap(lambda v, i: v.at[i].get(mode="promise_in_bounds"))(values, indices)
 
 
 def _window(size: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """First index and width of the window around every position of one axis."""
+    """Returns the first index and the width of the window around every position of an axis."""
     position = np.arange(size, dtype=np.int32)
     first = np.maximum(position - stride, 0)
     return first, np.minimum(position + stride, size - 1) - first + 1
 
 
 def _unravel(flat: Int[Array, "*shape"], sizes) -> list[Int[Array, "*shape"]]:
-    """Row-major coordinates of flat indices; unlike `jnp.unravel_index`, sizes may be arrays."""
+    """Row-major coordinates of flat indices. Unlike in `jnp.unravel_index`, sizes may be arrays."""
     coordinates = []
     for size in reversed(sizes):
         flat, coordinate = flat // size, flat % size
@@ -129,7 +139,7 @@ def _unravel(flat: Int[Array, "*shape"], sizes) -> list[Int[Array, "*shape"]]:
 
 
 def _ravel(coordinates: list, sizes) -> Int[Array, "*shape"]:
-    """Inverse of `_unravel`."""
+    """The inverse of `_unravel`."""
     flat = coordinates[0]
     for coordinate, size in zip(coordinates[1:], sizes[1:], strict=True):
         flat = flat * size + coordinate
@@ -142,7 +152,7 @@ def _stratified(
     population: int | Int[Array, "*shape 1"],
     count: int,
 ) -> Int[Array, "*shape {count}"]:
-    """`count` indices below `population`, one from each of `count` equal slices of it."""
+    """Draws `count` indices in [0, population), one from each of `count` equal slices."""
     u: Float[Array, "*shape count"] = jax.random.uniform(rng, (*shape, count))
     position = (jnp.arange(count) + u) * (population / count)
     # The product may round up to the population itself.

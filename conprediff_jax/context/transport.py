@@ -1,17 +1,19 @@
-"""Squared 2-Wasserstein distance between very many tiny sets of points.
+"""Squared 2-Wasserstein distances between many small sets of points.
 
 Every function takes `(predicted [..., Q, C], target [..., Q, C])` and returns `[...]`: the cost of
 the best coupling P of the two uniform measures (arXiv 2401.02015, section 3),
 
     W_2^2 = min_P  sum_jk P_jk c(y_j, t_k),      c(y, t) = |y - t|^2 / C.              (1)
 
-Dividing by the number of channels C lets one weight serve 3-channel latents and 512-channel tokens.
-`sinkhorn` (entropic, ott-jax) and `exact` (Hungarian, optax) differ in how they find P. Both hold
-P constant in the gradient, which Danskin's theorem allows at the optimum, and both charge the plain
-cost (1): the entropy term of the regularised objective would outweigh it for Q >= 16.
+Because the cost is divided by the number of channels C, one loss weight suits both latents of 3
+channels and tokens of 512. `sinkhorn` (entropic, ott-jax) and `exact` (Hungarian, optax) differ in
+how they find P. Both hold P constant in the gradient, as Danskin's theorem allows at the optimum.
+Both return the plain cost (1), without the entropy term of the regularised objective, which would
+outweigh the cost for Q >= 16.
 
-Layout decides the cost on TPU: the Q x Q matrices must not be the two minor axes, which are padded
-to 8 x 128. They are built as `[Q, Q, problems]` and the solver is mapped over the last axis.
+The layout of the arrays decides the cost on a TPU, which pads the two minor axes to 8 x 128. So the
+small axes of Q x Q matrices come first: costs are `[Q, Q, problems]`, and the solver is mapped over
+the last axis.
 """
 
 import functools
@@ -30,33 +32,36 @@ Costs = Float[Array, "samples samples problems"]
 Distances = Float[Array, "*problems"]
 Transport = Callable[[Points, Points], Distances]
 
-# From here on a matrix product beats summing elementwise over the channels.
+# With at least this many channels, a matrix product is faster than an elementwise sum over them.
 _MATMUL_CHANNELS = 16
 
 
 def sinkhorn(
     predicted: Points, target: Points, *, epsilon: float = 0.05, iterations: int = 20
 ) -> Distances:
-    """Entropic transport by ott-jax Sinkhorn in log space (Cuturi 2013), for a fixed cost of time.
+    """Entropic transport by ott-jax's Sinkhorn in log space (Cuturi 2013), in fixed time.
 
     Args:
-      predicted: `[..., Q, C]`, any floating dtype; computed in float32.
-      target: `[..., Q, C]`, likewise; the distance is symmetric in the two.
-      epsilon: regularisation, relative to a problem's mean cost. At 0.05 with 20 iterations the
-        value is within about 3 % of exact matching; smaller is sharper and needs more iterations.
-      iterations: number of Sinkhorn iterations; fixed, so that XLA sees a scan without a
-        convergence test, which under `vmap` is several times faster than a threshold.
+        predicted: `[..., Q, C]`, of any floating dtype. The computation is in float32.
+        target: `[..., Q, C]`, likewise. The distance is symmetric in the two.
+        epsilon: The regularisation, relative to the mean cost of a problem. At 0.05 with 20
+            iterations the value is within about 3 % of that of exact matching. A smaller epsilon
+            comes closer and needs more iterations.
+        iterations: The number of Sinkhorn iterations. It is fixed, so that XLA compiles a scan
+            without a test of convergence, which under `vmap` is several times faster than a
+            threshold.
 
     Returns:
-      float32 `<P, c>` per problem, see (1).
+        `<P, c>` of every problem, see (1), float32.
     """
     return _coupled(predicted, target, _sinkhorn_plan(epsilon, iterations))
 
 
 def exact(predicted: Points, target: Points) -> Distances:
-    """Exact matching by the Hungarian algorithm (optax), O(Q^3) a problem.
+    """Exact matching by the Hungarian algorithm (optax), O(Q^3) for every problem.
 
-    This is what the paper takes from NWR-GAE. Shapes and dtypes as in `sinkhorn`.
+    This is the matching that the paper takes from NWR-GAE. Shapes and dtypes are those of
+    `sinkhorn`.
     """
     return _coupled(predicted, target, _matching_plan)
 
@@ -64,11 +69,12 @@ def exact(predicted: Points, target: Points) -> Distances:
 def sinkhorn_divergence(
     predicted: Points, target: Points, *, epsilon: float = 0.05, iterations: int = 20
 ) -> Distances:
-    """Debiased Sinkhorn: `W(y, t) - W(y, y) / 2 - W(t, t) / 2` (Feydy et al. 2019), three solves.
+    """Debiased Sinkhorn: `W(y, t) - W(y, y) / 2 - W(t, t) / 2` (Feydy et al. 2019).
 
-    It removes the pull of the entropic plan towards the mean of the target, and vanishes for equal
-    sets at any epsilon. With the plans held constant its gradient is that of the divergence of
-    the regularised objectives; its value leaves their entropies out. Arguments as in `sinkhorn`.
+    An entropic plan pulls predictions towards the mean of the target; the two terms that are
+    subtracted remove this bias, so that the divergence of equal sets is 0 at any epsilon. It solves
+    three problems. With the plans held constant, its gradient is that of the divergence of the
+    regularised objectives; its value leaves out their entropies. Arguments are those of `sinkhorn`.
     """
     plan = _sinkhorn_plan(epsilon, iterations)
     cross = _coupled(predicted, target, plan)
@@ -77,15 +83,16 @@ def sinkhorn_divergence(
 
 
 def gaussian(predicted: Points, target: Points) -> Distances:
-    """Closed form between diagonal Gaussians fitted to both sets: no iterations, no matching.
+    """The closed form for diagonal Gaussians that are fitted to both sets.
 
-    `(|m_y - m_t|^2 + |s_y - s_t|^2) / C` with mean m and standard deviation s per channel; a lower
-    bound of (1) up to the shape of the sets. Shapes and dtypes as in `sinkhorn`.
+    It is `(|m_y - m_t|^2 + |s_y - s_t|^2) / C`, with m and s the mean and the standard deviation of
+    every channel. This is a lower bound of (1), and needs neither iterations nor a matching. Shapes
+    and dtypes are those of `sinkhorn`.
     """
     predicted, target = predicted.astype(jnp.float32), target.astype(jnp.float32)
 
     def moments(points: Points):
-        # The floor keeps the square root's slope finite where all points coincide.
+        # The added constant keeps the slope of the square root finite where all points coincide.
         return points.mean(-2), jnp.sqrt(points.var(-2) + 1e-8)
 
     (mean_y, std_y), (mean_t, std_t) = moments(predicted), moments(target)
@@ -101,7 +108,7 @@ TRANSPORTS: dict[str, Callable[..., Distances]] = {
 
 
 def _coupled(predicted: Points, target: Points, plan: Callable[[Costs], Costs]) -> Distances:
-    """`<P, c>` with the plan P of the detached cost."""
+    """Returns `<P, c>`; no gradient flows through the plan P."""
     *problems, samples, channels = predicted.shape
     cost = _squared_distances(
         predicted.astype(jnp.float32).reshape(-1, samples, channels),
@@ -114,7 +121,7 @@ def _coupled(predicted: Points, target: Points, plan: Callable[[Costs], Costs]) 
 def _squared_distances(
     y: Float[Array, "problems samples channels"], t: Float[Array, "problems samples channels"]
 ) -> Costs:
-    """Squared Euclidean distance of every pair, divided by the number of channels."""
+    """The squared Euclidean distance of every pair, divided by the number of channels."""
     channels = y.shape[-1]
     if channels < _MATMUL_CHANNELS:
         y, t = jnp.moveaxis(y, 0, -1), jnp.moveaxis(t, 0, -1)
@@ -133,7 +140,7 @@ def _sinkhorn_plan(epsilon: float, iterations: int) -> Callable[[Costs], Costs]:
     )
 
     def plan(cost: Float[Array, "samples samples"]) -> Float[Array, "samples samples"]:
-        # The floor keeps a problem whose points all coincide from dividing by zero.
+        # The maximum avoids a division by zero where all points of a problem coincide.
         scaled = cost / jnp.maximum(cost.mean(), 1e-12)
         problem = linear_problem.LinearProblem(geometry.Geometry(scaled, epsilon=epsilon))
         return solver(problem).matrix
