@@ -1,7 +1,7 @@
-"""From a trained denoiser to images: one jitted program a batch size.
+"""Draws images from a diffusion model, by one jitted program for each batch size.
 
-An image is a function of the parameters, the seed and its index, whatever batch or number of
-devices it is sampled with. The context decoder is no argument of anything here.
+An image is a function of the parameters, the seed and its index. It does not depend on the batch
+size or the number of devices. No function here takes parameters of the context decoder.
 """
 
 import functools
@@ -25,7 +25,13 @@ Generate = Callable[..., UInt8[Array, "..."]]
 def sampling_keys(
     seed: ArrayLike, indices: ArrayLike, purpose: str = "sample"
 ) -> tuple[Key[Array, "batch"], Key[Array, "batch"]]:
-    """One key per image for what sampling starts from, and one for its steps."""
+    """Two keys per image: one for the noise that sampling starts from, and one for its steps.
+
+    Args:
+        seed: Seed of all images.
+        indices: Indices of the images, [batch].
+        purpose: What the images are drawn for; other purposes give other keys.
+    """
     prior, steps = (random.stream(seed, f"{purpose}/{name}") for name in ("prior", "steps"))
     return random.example_keys(prior, indices), random.example_keys(steps, indices)
 
@@ -33,9 +39,9 @@ def sampling_keys(
 def make_generate(model: DiffusionModel, spec: SamplingSpec, mesh: Mesh) -> Generate:
     """A jitted `(params, frozen, seed, indices, labels, texts) -> uint8 images [batch, h, w, 3]`.
 
-    `labels` is None for a model without classes, and `texts`, token ids of captions, for one that
-    reads none. Images are divided over the mesh's batch axes
-    where their number allows it.
+    `labels` is None for a model without classes. `texts` holds token ids of captions, and is None
+    for a model that reads no captions. Images are divided over the batch axes of the mesh where
+    these divide their number.
     """
     sampler = spec.make(model.process)
 
@@ -46,7 +52,8 @@ def make_generate(model: DiffusionModel, spec: SamplingSpec, mesh: Mesh) -> Gene
         if len(indices) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
             x_T = jax.lax.with_sharding_constraint(x_T, parallel.batch_sharding(mesh))
 
-        with parallel.divided_batch(mesh, len(indices), 2 * len(indices)):  # guided: both answers
+        # With guidance, a batch holds the predictions with and without the condition.
+        with parallel.divided_batch(mesh, len(indices), 2 * len(indices)):
             denoise = model.predictor(
                 params, frozen, label=labels, tokens=texts, guidance=spec.make_guidance()
             )
@@ -68,13 +75,25 @@ def generate_batches(
     label: int | None = None,
     texts: Int32[np.ndarray, "texts length"] | None = None,
 ) -> Iterator[np.ndarray]:
-    """Images `first` to `first + num - 1` in batches of one size; what is too much is dropped.
+    """Draws images `first` to `first + num - 1`, and yields them in batches of uint8 images.
 
-    A model with classes gets `label` for every image, or takes all classes in turn when it is None.
-    A model that reads captions takes those of `texts`, token ids, in turn: image i the i-th.
+    All batches are drawn at the same size; what the last one draws beyond `num` is dropped.
+
+    Args:
+        generate: A function from `make_generate`.
+        params: See `DiffusionModel`.
+        frozen: See `DiffusionModel`.
+        seed: Seed of the images, in [0, 2^32).
+        num: Number of images.
+        batch_size: Images at a time.
+        first: Index of the first image.
+        num_classes: Number of classes of the model; None for a model without classes.
+        label: Class of every image; None for image i to get class i modulo `num_classes`.
+        texts: Token ids of captions, of which image i gets the i-th, over and over; None for a
+            model that reads no captions.
 
     Raises:
-        FieldError: the seed, or the index of an image, is out of range.
+        FieldError: The seed, or the index of an image, is out of range.
     """
     seed = random.as_seed(seed)
     as_kind("first", first, range(2**31 - num))
@@ -83,23 +102,23 @@ def generate_batches(
         labels = None
         if num_classes:
             labels = indices % num_classes if label is None else np.full_like(indices, label)
-        told = None if texts is None else texts[indices % len(texts)]
-        drawn = generate(params, frozen, seed, indices, labels, told)
+        captions = None if texts is None else texts[indices % len(texts)]
+        drawn = generate(params, frozen, seed, indices, labels, captions)
         yield np.asarray(drawn)[: first + num - start]
 
 
 def make_preview(
     model: DiffusionModel, mesh: Mesh, *, seed: int, num: int | None = None
 ) -> Callable[[Any, Any], UInt8[np.ndarray, "num height width 3"]]:
-    """A function from `params` and `frozen` to the first images of a seed, by the model's sampling.
+    """A function from `params` and `frozen` to images 0 to `num - 1`, as the config draws them.
 
-    Captions are those of the `text` section, in turn, and classes are taken in turn.
+    The captions are the prompts of the `text` section, over and over; so are the classes.
 
     Args:
         model: The model.
         mesh: The devices.
         seed: Seed of the images.
-        num: How many images; as many as the model's `sampling` section says when None.
+        num: Number of images; None for the number in the model's `sampling` section.
     """
     generate = make_generate(model, model.sampling, mesh)
     num = num or model.sampling.num

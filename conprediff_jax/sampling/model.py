@@ -1,15 +1,15 @@
-"""A diffusion model: what is trained, and what is sampled, inpainted, measured, saved and exported.
+"""A diffusion model, which is trained, sampled, inpainted, measured, saved and exported.
 
     images --first stage--> points x_0 --process--> x_t --denoiser, given a condition--> prediction
 
-`DiffusionModel` is a description without parameters. Its functions take two trees of them:
+`DiffusionModel` is a description without parameters. Its functions take two trees of parameters:
 
-    params  what is trained: the denoiser's parameters, and under `text_encoder` those of a text
-            encoder that is trained along
-    frozen  what is not trained: the first stage's parameters, and under `text_encoder` those of a
-            text encoder with fixed weights
+    params  the parameters that are trained: those of the denoiser and, under `text_encoder`, those
+            of a text encoder that is trained together with it
+    frozen  the parameters that are not trained: those of the first stage and, under
+            `text_encoder`, those of a text encoder with fixed weights
 
-The context decoder is no part of it: nothing here has a parameter of context prediction.
+The context decoder is not part of the model: neither tree holds parameters of it.
 """
 
 import dataclasses
@@ -43,10 +43,13 @@ class ConditionSpec:
     """The `condition` section.
 
     Attributes:
-        dropout: Share of examples that are trained without their condition, which classifier-free
-            guidance asks for; the published models have 0.1. With 0 the model has no guidance.
-        null: What stands for no condition: 'learned', or the 'empty' caption, as in latent
-            diffusion. Labels have a learned one only.
+        dropout: Share of training examples whose condition is dropped, in [0, 1). Classifier-free
+            guidance needs it to be above 0; the published models use 0.1.
+        null: What stands for no condition: 'learned' for a learned embedding, or 'empty' for the
+            empty caption, as in latent diffusion. Labels allow only 'learned'.
+
+    Raises:
+        FieldError: A field is out of its range or choices.
     """
 
     dropout: float = fixed(0.0)
@@ -60,17 +63,18 @@ class ConditionSpec:
 
     @property
     def learned_null(self) -> bool:
-        """Whether the denoiser has parameters for no condition."""
+        """Whether the denoiser has a learned embedding for no condition."""
         return self.dropout > 0 and self.null == "learned"
 
 
 class Condition(NamedTuple):
-    """What a batch is conditioned on; a field is None where the model does not read it.
+    """The condition of a batch; a field is None where the model does not read it.
 
     Attributes:
         label: Classes, int32.
         text: Encoded captions, float32.
-        empty: The encoded empty caption, float32, where that stands for no condition.
+        empty: The encoded empty caption, float32, which stands for no condition where `null` is
+            'empty'.
     """
 
     label: Int[Array, "batch"] | None = None
@@ -87,13 +91,13 @@ class DiffusionModel:
 
     Attributes:
         first_stage: Maps images to points and back.
-        process: What is done to the points, and asked of the denoiser.
+        process: The forward process, which corrupts points and defines what the denoiser predicts.
         denoiser: The network.
         point_shape: Shape of the points of an image of the training data: (rows, columns,
             channels), or (rows, columns) of tokens.
-        condition: What is done to labels and captions in training.
-        text: How captions are read; None for a model without.
-        sampling: How images are drawn where nothing else is asked for.
+        condition: How the condition is dropped in training.
+        text: How captions are read; None for a model without captions.
+        sampling: The default settings of sampling.
     """
 
     first_stage: FirstStage
@@ -106,7 +110,7 @@ class DiffusionModel:
 
     @property
     def num_classes(self) -> int | None:
-        """Classes that the denoiser knows; None for a model without."""
+        """Number of classes that the denoiser knows; None for a model without classes."""
         return self.denoiser.num_classes
 
     @property
@@ -116,23 +120,23 @@ class DiffusionModel:
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """From captions to token ids; None for a model that reads none."""
+        """The tokenizer, from captions to token ids; None for a model that reads no captions."""
         return self.text.tokenize if self.text and self.text.vocabulary else None
 
     def describe(self) -> str:
-        """The points, for the log."""
+        """The shape of the points, in words for the log."""
         return f"points {' x '.join(map(str, self.point_shape))}"
 
     def check_image_size(self, height: int, width: int, name: str) -> None:
-        """Checks that the model takes images of a size in pixels.
+        """Checks that the model takes images of a size.
 
         Args:
-            height: Of the image.
-            width: Of the image.
-            name: What a message calls the image.
+            height: Height in pixels.
+            width: Width in pixels.
+            name: The name of the image in messages.
 
         Raises:
-            UserError: The model does not; the message says which sizes it takes.
+            UserError: The model does not take this size; the message says which sizes it takes.
         """
         factor, downsampling = self.first_stage.downsampling, self.denoiser.downsampling
         if downsampling is None:
@@ -151,16 +155,16 @@ class DiffusionModel:
     def check_condition(
         self, label: Any = None, prompts: Sequence[Any] = (), *, name: str = "prompts"
     ) -> None:
-        """Checks what the model is asked to draw.
+        """Checks that the model can be conditioned on a class and on captions.
 
         Args:
-            label: A class; None where none is asked for.
+            label: A class; None for no class.
             prompts: Captions.
-            name: What the caller calls the prompts, for messages.
+            name: The name of the field of captions in messages.
 
         Raises:
             FieldError: The model does not know the class, or reads no captions.
-            UserError: The model cannot read one of them.
+            UserError: The model cannot read one of the captions.
         """
         classes = self.num_classes
         if label is not None and not classes:
@@ -174,7 +178,11 @@ class DiffusionModel:
             self.tokenizer.check(prompt)
 
     def check_captions(self, captions: Sequence[str], path: str) -> None:
-        """Checks captions that a text file holds, one a line; see `check_condition`.
+        """Checks the captions of a text file, which holds one a line; see `check_condition`.
+
+        Args:
+            captions: The captions.
+            path: Name of the file, for messages.
 
         Raises:
             UserError: The model cannot read one of them; the message names file and line.
@@ -186,29 +194,36 @@ class DiffusionModel:
                 raise UserError(f"{path}, line {number}: {error}") from error
 
     def check_sampling(self, spec: SamplingSpec) -> None:
-        """Raises ValueError where the model cannot be sampled so; the message names the field."""
+        """Checks that settings of sampling fit the model.
+
+        Args:
+            spec: The settings.
+
+        Raises:
+            ValueError: A setting does not fit; the message names the field.
+        """
         spec.make(self.process)
         if spec.guidance != 1 and not self.condition.dropout:
             raise FieldError(
                 "guidance",
-                f"is {spec.guidance}: it must be 1 for a model that never trained without its "
-                "condition (config.condition.dropout 0)",
+                f"is {spec.guidance}: guidance other than 1 needs a model trained with condition "
+                "dropout (config.condition.dropout > 0)",
             )
 
     def sampling_with(self, **settings: Any) -> SamplingSpec:
-        """The model's `sampling` section with other settings in their place.
+        """The model's `sampling` section with some settings replaced.
 
         Args:
-            **settings: Fields of the section; None leaves a field as it is.
+            **settings: New values by field of the section; None leaves a field as it is.
 
         Raises:
             FieldError: A setting does not fit the model.
-            UserError: Several do not fit each other.
+            UserError: Settings do not fit each other.
         """
         return self.checked_sampling(self.sampling, **settings)
 
     def checked_sampling(self, base: SamplingSpec, **settings: Any) -> SamplingSpec:
-        """As `sampling_with`, of another section than the model's own."""
+        """As `sampling_with`, with `base` in the place of the model's own section."""
         given = {name: value for name, value in settings.items() if value is not None}
         names = [field.name for field in dataclasses.fields(base)]
         for name in given:
@@ -226,7 +241,7 @@ class DiffusionModel:
         return spec
 
     def init(self, seed: int | Integer[Array, ""]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Initial `params`, float32, and `frozen`, whose values are zeros until they are loaded."""
+        """Initial `params`, float32, and `frozen`, which holds zeros until weights are loaded."""
         key = random.stream(seed, "init/denoiser")
         x, t, condition = self.example()
         params = dict(
@@ -242,7 +257,7 @@ class DiffusionModel:
         return params, frozen
 
     def example(self) -> tuple[Points, Int[Array, "1"], Condition]:
-        """A batch of one: noisy points, their time, and a condition of the right shapes."""
+        """A batch of one example: noisy points, their time, and a condition of the right shapes."""
         x = self.process.prior(jax.random.key(0)[None], self.point_shape)
         label = text = None
         if self.num_classes:
@@ -254,9 +269,9 @@ class DiffusionModel:
     def encode_text(
         self, params: Any, frozen: dict[str, Any], tokens: Int[Array, "batch length"]
     ) -> Float[Array, "batch length width"]:
-        """Captions, as token ids, to what the denoiser reads, float32."""
-        holder = frozen if self.text.has_fixed_weights else params
-        return self.text.encode(holder["text_encoder"], tokens)
+        """Encodes captions, given as token ids, for the denoiser; float32."""
+        tree = frozen if self.text.has_fixed_weights else params
+        return self.text.encode(tree["text_encoder"], tokens)
 
     def encode_condition(
         self,
@@ -271,16 +286,16 @@ class DiffusionModel:
         Args:
             params: See the module.
             frozen: See the module.
-            label: Classes, for a model that has them.
-            tokens: Token ids of captions, for a model that reads them.
+            label: Classes, for a model with classes.
+            tokens: Token ids of captions, for a model that reads captions.
 
         Raises:
-            ValueError: The model reads captions, and there are none.
+            ValueError: The model reads captions, and `tokens` is None.
         """
         if self.text is None:
             return Condition(label=label)
         if tokens is None:
-            raise ValueError("the model reads captions: give token ids, of empty ones if need be")
+            raise ValueError("the model reads captions: give token ids, if only of empty captions")
         return Condition(
             text=self.encode_text(params, frozen, tokens),
             empty=self.encode_text(params, frozen, self.text.empty),
@@ -302,9 +317,10 @@ class DiffusionModel:
             params: See the module.
             x_t: Noisy points.
             t: Their times, int32.
-            condition: What they are conditioned on.
-            unconditional: Where the learned null stands in for the condition; None for nowhere.
-            rng: Of dropout, in training; None for inference.
+            condition: Their condition.
+            unconditional: True for examples whose condition the learned null replaces; None for no
+                example.
+            rng: Key of dropout in training; None for inference.
         """
         params = {name: value for name, value in params.items() if name != "text_encoder"}
         return self.denoiser.apply(
@@ -326,13 +342,15 @@ class DiffusionModel:
         condition: Condition = UNCONDITIONAL,
         guidance: Guidance = NO_GUIDANCE,
     ) -> Prediction:
-        """The denoiser's output, guided: both of its answers are computed as one batch.
+        """The denoiser's output under guidance, float32.
+
+        Outputs with and without the condition are computed as one batch of twice the size.
 
         Args:
             params: See the module.
             x_t: Noisy points.
             t: Their times, int32.
-            condition: What they are conditioned on.
+            condition: Their condition.
             guidance: Classifier-free guidance.
         """
 
@@ -348,8 +366,8 @@ class DiffusionModel:
             output = self.process.guide(with_condition, without, guidance)
             if inside is None:
                 return output
-            everywhere = inside.reshape(-1, *(1,) * (output.ndim - 1))
-            return jnp.where(everywhere, output, with_condition)
+            inside_points = inside.reshape(-1, *(1,) * (output.ndim - 1))
+            return jnp.where(inside_points, output, with_condition)
 
         return guided() if inside is None else jax.lax.cond(inside.any(), guided, conditional)
 
@@ -378,7 +396,10 @@ class DiffusionModel:
         tokens: Int[Array, "batch length"] | None = None,
         guidance: Guidance = NO_GUIDANCE,
     ) -> Callable[[Points, Int[Array, "batch"]], Prediction]:
-        """`(x_t, t) -> prediction`, as samplers call it; see `encode_condition` and `predict`."""
+        """The function `(x_t, t) -> prediction` that samplers call, for one condition.
+
+        `encode_condition` and `predict` explain the arguments.
+        """
         condition = self.encode_condition(params, frozen, label=label, tokens=tokens)
         return lambda x_t, t: self.predict(params, x_t, t, condition, guidance)
 
@@ -387,10 +408,10 @@ class TrainedModel(NamedTuple):
     """A diffusion model with its parameters.
 
     Attributes:
-        model: What it is.
-        params: Moving average of what was trained; the context decoder's parameters are not there.
-        frozen: What was not trained.
-        step: Training steps behind the parameters.
+        model: The description of the model.
+        params: Moving average of the trained parameters, without those of the context decoder.
+        frozen: Parameters that were not trained.
+        step: Number of training steps that made the parameters.
     """
 
     model: DiffusionModel

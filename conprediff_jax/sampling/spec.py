@@ -18,13 +18,17 @@ SAMPLINGS: Registry[type] = Registry("process")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingSpec:
-    """What the `sampling` sections of all models share.
+    """The settings that the `sampling` sections of all models share.
 
     Attributes:
-        steps: steps, each one call of the denoiser or more.
-        guidance: scale of classifier-free guidance; 1 for none.
-        guidance_interval: shares of the times in which there is guidance, see `Guidance`.
-        num: images of a grid.
+        steps: Number of steps; each calls the denoiser once or more.
+        guidance: Scale of classifier-free guidance; 1 for no guidance.
+        guidance_interval: Interval of times with guidance, as shares of all times in [0, 1]; see
+            `Guidance`.
+        num: Number of images in a sample grid.
+
+    Raises:
+        FieldError: A field is out of range.
     """
 
     steps: int = 50
@@ -39,7 +43,7 @@ class SamplingSpec:
         self.make_guidance()  # raises ValueError
 
     def with_settings(self, **settings: Any) -> "SamplingSpec":
-        """These settings with others, of the right types, in their place."""
+        """These settings with some fields replaced by values of the right types."""
         return dataclasses.replace(self, **settings)
 
     def make_guidance(self) -> Guidance:
@@ -49,11 +53,12 @@ class SamplingSpec:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ContinuousSampling(SamplingSpec):
-    """What the samplings of continuous models share.
+    """The settings that samplers of continuous models share.
 
     Attributes:
-        clip: limit of the estimated clean points, [-clip, clip]; 0 for none.
-        guidance_rescale: share of the deviation taken back after guidance, see `Guidance`.
+        clip: Estimates of the clean points are clipped to [-clip, clip]; 0 for no clipping.
+        guidance_rescale: How far guidance is rescaled to the deviation without guidance, in [0, 1];
+            see `Guidance`.
     """
 
     clip: float = 1.0
@@ -68,24 +73,29 @@ class ContinuousSampling(SamplingSpec):
         return dataclasses.replace(super().make_guidance(), rescale=self.guidance_rescale)
 
 
-# Fields that no other sampler has, and their defaults.
-_OF_DDIM = {"eta": 0.0, "final": "one", "step_end": "next", "clipped_epsilon": True}
+# Fields that only DDIM has, and their defaults.
+_DDIM_DEFAULTS = {"eta": 0.0, "final": "one", "step_end": "next", "clipped_epsilon": True}
 
 
 @SAMPLINGS.register("gaussian")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class GaussianSampling(ContinuousSampling):
-    """The `sampling` section of continuous models: grids of a run, and `sample.py` by default.
+    """The `sampling` section of continuous models.
 
     Attributes:
-        sampler: a key of `diffusion.samplers.SAMPLERS`.
-        spacing: which times are visited: 'leading', 'trailing' or 'linspace'.
-        steps_offset: added to the times of 'leading'; 1 for the original latent diffusion.
-        final: alpha_bar at the end of DDIM: 'one', or 'first' for the original latent diffusion.
-        eta: noise of DDIM, 0 for none to 1.
-        step_end: where DDIM's steps end: 'next', the time visited next, or 'stride', as diffusers'.
-        clipped_epsilon: whether DDIM's estimate of epsilon follows a clipped one of the points.
-        time_limit: times visited lie below it; 0 for no limit.
+        sampler: A key of `diffusion.samplers.SAMPLERS`.
+        spacing: The spacing of the times that are visited: 'leading', 'trailing' or 'linspace'.
+        steps_offset: Number that is added to times of 'leading' spacing; the original latent
+            diffusion has 1.
+        final: alpha_bar at the end of DDIM: 'one', or 'first' as in the original latent diffusion.
+        eta: Share of DDPM's noise that DDIM adds, in [0, 1].
+        step_end: The time at which a step of DDIM ends: 'next' for the time that is visited next,
+            or 'stride' for a constant stride, as in diffusers.
+        clipped_epsilon: Whether DDIM derives epsilon from the clipped estimate of the clean points.
+        time_limit: Only times below this one are visited; 0 for no limit.
+
+    Raises:
+        FieldError: A field is out of its range or choices, or belongs to DDIM alone.
     """
 
     sampler: str = "ddim"
@@ -104,13 +114,13 @@ class GaussianSampling(ContinuousSampling):
         if self.final not in FINALS:
             raise FieldError("final", f"is {self.final!r}: choose one of {FINALS}")
         if self.eta and self.sampler != "ddim":
-            raise FieldError("eta", _of_ddim(self.eta, self.sampler))
+            raise FieldError("eta", _ddim_only(self.eta, self.sampler))
 
     def make(self, process: GaussianProcess) -> Sampler:
         """The sampler for a process.
 
         Raises:
-            ValueError: steps, spacing, eta or clip are out of range.
+            ValueError: `steps`, `spacing`, `eta` or `clip` is out of range.
         """
         ddim = {
             "eta": self.eta,
@@ -130,31 +140,31 @@ class GaussianSampling(ContinuousSampling):
         )
 
     def with_settings(self, **settings: Any) -> "GaussianSampling":
-        """As in the base; what DDIM alone has is left behind where another sampler is asked for."""
+        """As in the base class; another sampler than DDIM drops the fields that only DDIM has."""
         sampler = settings.get("sampler", self.sampler)
         if sampler != "ddim":
-            for name, default in _OF_DDIM.items():
+            for name, default in _DDIM_DEFAULTS.items():
                 if settings.setdefault(name, default) != default:
-                    raise FieldError(name, _of_ddim(settings[name], sampler))
+                    raise FieldError(name, _ddim_only(settings[name], sampler))
         return super().with_settings(**settings)
 
 
-def _of_ddim(value: Any, sampler: str) -> str:
+def _ddim_only(value: Any, sampler: str) -> str:
     return f"is {value!r}: only the sampler 'ddim' has it, and the sampler is {sampler!r}"
 
 
 @SAMPLINGS.register("mask_and_replace")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenSampling(SamplingSpec):
-    """The `sampling` section of discrete models; see `CategoricalSampler` for what they do.
+    """The `sampling` section of discrete models; `CategoricalSampler` explains the settings.
 
     Attributes:
-        truncation: share of the mass of a token's distribution that is kept, in (0, 1].
-        reveal: 'posterior', 'random' (high-quality inference) or 'purity'.
-        tokens_per_call: at most so many tokens are revealed by one call; 0 for no limit.
-        purity_weight: how much purer tokens are drawn more sharply; only for 'purity'.
-        purity_temperature: 1 chooses tokens in proportion to purity, 0 the purest; only for
-            'purity'.
+        truncation: Share of the mass of a token's distribution that is kept, in (0, 1].
+        reveal: How tokens are revealed: 'posterior', 'random' (high-quality inference) or 'purity'.
+        tokens_per_call: Largest number of tokens that one call reveals; 0 for no limit.
+        purity_weight: How much more sharply purer tokens are drawn; only for 'purity'.
+        purity_temperature: 1 chooses tokens in proportion to their purity, 0 chooses the purest;
+            only for 'purity'.
     """
 
     steps: int = 100
@@ -168,7 +178,7 @@ class TokenSampling(SamplingSpec):
         """The sampler for a process.
 
         Raises:
-            ValueError: a field is outside its choices or range.
+            ValueError: A field is out of its range or choices.
         """
         return CategoricalSampler(
             process=process,
@@ -183,11 +193,11 @@ class TokenSampling(SamplingSpec):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RePaintSampling(ContinuousSampling):
-    """How holes are filled by RePaint.
+    """Settings for filling holes by RePaint.
 
     Attributes:
-        jump_length: see `RePaint`.
-        resamplings: see `RePaint`.
+        jump_length: Number of steps that RePaint takes back; see `RePaint`.
+        resamplings: Number of times that each stretch is gone through; see `RePaint`.
     """
 
     steps: int = 250
@@ -198,7 +208,7 @@ class RePaintSampling(ContinuousSampling):
         """The sampler for a process.
 
         Raises:
-            ValueError: a field is out of range.
+            ValueError: A field is out of range.
         """
         return RePaint(
             process=process,

@@ -1,4 +1,4 @@
-"""Captions as a condition of a diffusion model."""
+"""Captions as the condition of a diffusion model."""
 
 import dataclasses
 import functools
@@ -21,16 +21,16 @@ class TextCondition:
     """The `text` section of a model that reads captions.
 
     Attributes:
-        encoder: the text encoder.
-        weights: folder of a `transformers` checkpoint whose weights it has, frozen; empty for an
-            encoder that is trained along with the denoiser.
-        tokenizer: file or folder, see `Tokenizer.from_file`; empty for a vocabulary of at most
-            `encoder.vocab_size` that is learnt from the captions.
-        vocabulary: text of the tokenizer's JSON; filled in when a run begins.
-        prompts: of the sample grids, in turn.
+        encoder: The text encoder.
+        weights: Folder of a `transformers` checkpoint, whose weights the encoder keeps; empty for
+            an encoder that is trained together with the denoiser.
+        tokenizer: File or folder of a tokenizer, see `Tokenizer.from_file`; empty for a vocabulary
+            of at most `encoder.vocab_size` tokens that is learned from the captions.
+        vocabulary: JSON text of the tokenizer; filled in when a run begins.
+        prompts: Captions of the images in sample grids, over and over.
 
     Raises:
-        ValueError: vocabulary and encoder do not fit each other.
+        ValueError: There are no prompts, or the vocabulary and the encoder do not fit each other.
     """
 
     encoder: nn.Module = derived()
@@ -51,16 +51,16 @@ class TextCondition:
 
     @property
     def has_fixed_weights(self) -> bool:
-        """Whether the encoder keeps its weights."""
+        """Whether the encoder's weights are fixed, and not trained."""
         return bool(self.weights)
 
     @functools.cached_property
     def tokenize(self) -> Tokenizer:
-        """From captions to token ids."""
+        """The tokenizer, from captions to token ids."""
         return Tokenizer.from_json(self.vocabulary)
 
     def captions_for(self, num: int, captions: Sequence[str] = ()) -> list[str]:
-        """So many captions: the given ones, or else `prompts`, over and over."""
+        """A number of captions: `captions`, or else `prompts`, over and over."""
         return list(itertools.islice(itertools.cycle(captions or self.prompts), num))
 
     @property
@@ -73,5 +73,5 @@ class TextCondition:
         return self.encoder.init(rng, jnp.zeros((1, self.encoder.length), jnp.int32))["params"]
 
     def encode(self, params: Any, tokens: TokenIds) -> Float[Array, "batch length width"]:
-        """What cross-attention reads, float32."""
+        """Encoded captions, which cross-attention reads; float32."""
         return self.encoder.apply({"params": params}, tokens)
