@@ -1,16 +1,16 @@
-"""From a trained denoiser, images and masks to fillings: one jitted program a size of batch.
+"""Fills holes in images with a diffusion model, by one jitted program for each batch size.
 
     image, hole painted over -> encode -> sample around the known points -> decode -> blend -> image
 
-What lies in the hole never enters the program: before an image is encoded, unknown pixels take the
-colour of the nearest known one, so that the encoder sees no edge of ours either.
+The pixels in the hole never enter the program. Before an image is encoded, they take the colour of
+the nearest known pixel, so that the encoder sees no artificial edge.
 
-Known pixels come out as they went in. Where the first stage loses detail, they do not quite meet
-the decoded hole; the difference at its rim, as a local mean, is added to the hole's pixels and
-fades inwards over about a patch of the first stage.
+Known pixels are not changed. Where the first stage loses detail, they do not quite meet the decoded
+hole. So the local mean of the difference at the rim of the hole is added to the pixels in the hole,
+and fades inwards over about one patch of the first stage.
 
-Filling j of image i is a function of the parameters, the seed, i and j, whatever batch or number of
-devices it is made with.
+Filling j of image i is a function of the parameters, the seed, i and j. It does not depend on the
+batch size or the number of devices.
 """
 
 import collections
@@ -50,17 +50,17 @@ Fill = Callable[..., Images]
 
 
 def sampling_for(model: DiffusionModel, **settings: Any) -> SamplingSpec:
-    """What fills holes: RePaint, or a sampler of the model with the known part replaced.
+    """The settings for filling holes, by RePaint or by a sampler that replaces the known part.
 
-    A continuous model whose `sampler` is not asked for fills by RePaint, with 250 steps or all that
-    there are; everything else fills by the model's own sampling.
+    Continuous models fill by RePaint unless `settings` name a sampler; RePaint takes 250 steps, or
+    all steps of a shorter process. All others use the model's own `sampling` section.
 
     Args:
         model: The model.
-        **settings: Fields of the section; None for those that are not given.
+        **settings: New values by field of the settings; None leaves a field as it is.
 
     Raises:
-        UserError: A setting does not fit; the message names it.
+        UserError: A setting does not fit the model; the message names it.
     """
     own = model.sampling
     if not isinstance(own, GaussianSampling) or settings.get("sampler") is not None:
@@ -74,34 +74,34 @@ def sampling_for(model: DiffusionModel, **settings: Any) -> SamplingSpec:
 
 
 def warn_without_known_points(model: DiffusionModel, holes: Sequence[Hole]) -> None:
-    """Says so where a mask is too fine for a first stage, and not a single point is known."""
+    """Logs a warning where a mask is so fine that no point of the first stage is known."""
     if isinstance(model.first_stage, Pixels):
         return
     p = model.first_stage.downsampling
-    bare = [
+    unknown = [
         hole.name
         for hole in holes
         if not rearrange(hole.mask, "(r p) (c q) -> (r c) (p q)", p=p, q=p).all(axis=1).any()
     ]
-    if bare:
+    if unknown:
         logging.warning(
             "%d of %d images, %s first, have no patch of %d x %d pixels that is wholly known: the "
-            "model knows nothing of them and fills as it likes",
-            len(bare), len(holes), bare[0], p, p,
+            "model sees nothing of them, so their fillings do not fit",
+            len(unknown), len(holes), unknown[0], p, p,
         )  # fmt: skip
 
 
 def known_points(first_stage: FirstStage, frozen: Any, images: Images, masks: Masks) -> Known:
-    """What is known of the points of a first stage.
+    """The known points of images, with a mask that says which points are known.
 
-    The mask of `Pixels` is rearranged as the pixels are, so it stays exact. A latent or a token is
-    known where all pixels of its patch are.
+    The mask of `Pixels` is rearranged like the pixels, so it stays exact. A latent or a token is
+    known where all pixels of its patch are known.
 
     Args:
-        first_stage: between images and points.
-        frozen: its parameters.
-        images: with the hole painted over.
-        masks: true where pixels are known.
+        first_stage: The first stage.
+        frozen: Its parameters.
+        images: Images whose holes are painted over; see `painted_over`.
+        masks: True where pixels are known.
     """
     x_0 = first_stage.encode(frozen, images)
     if isinstance(first_stage, Pixels):
@@ -115,18 +115,18 @@ def known_points(first_stage: FirstStage, frozen: Any, images: Images, masks: Ma
 
 
 def blend(images: Images, decoded: Images, masks: Masks, width: int) -> Images:
-    """Known pixels as they are; the decoded ones elsewhere, brought to meet them at the rim.
+    """Known pixels as they are, and elsewhere decoded pixels, shifted to meet them at the rim.
 
     With G the mean under a Gaussian window of deviation `width`, m the mask and d the difference
-    of image and decoded image, what is added is G(m d) / max(G(m), 1/2). At a straight rim G(m) is
-    one half and this is the local mean of d; it fades to nothing inwards. Where the first stage is
-    exact, d is zero and nothing is added.
+    of image and decoded image, G(m d) / max(G(m), 1/2) is added to the decoded pixels. At a
+    straight rim G(m) is one half, and the sum is the local mean of d; it fades to nothing inwards.
+    Where the first stage is exact, d is zero and nothing is added.
 
     Args:
-        images: what is known of them counts.
-        decoded: of the same shape.
-        masks: true where pixels are known.
-        width: in pixels.
+        images: Images, of which only the known pixels are used.
+        decoded: Decoded images of the same shape.
+        masks: True where pixels are known.
+        width: Deviation of the window in pixels.
     """
     known = masks[..., None].astype(jnp.float32)
 
@@ -141,7 +141,7 @@ def blend(images: Images, decoded: Images, masks: Masks, width: int) -> Images:
 
 
 def _window(side: int, width: int) -> Float[np.ndarray, "side side"]:
-    """Gaussian weights of the pixels along a side for each of them, of sum 1, float32."""
+    """For each pixel along a side, Gaussian weights of all pixels, with sum 1; float32."""
     place = np.arange(side)
     weights = np.exp(-0.5 * ((place - place[:, None]) / width) ** 2)
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -150,10 +150,10 @@ def _window(side: int, width: int) -> Float[np.ndarray, "side side"]:
 def make_fill(model: DiffusionModel, spec: SamplingSpec, mesh: Mesh) -> Fill:
     """A jitted `(params, frozen, seed, indices, numbers, images, masks, label, tokens) -> images`.
 
-    `indices` say which images, `numbers` which of their fillings. `images` have their holes painted
-    over, see `painted_over`. `label` and `tokens` are those of
-    `DiffusionModel.encode_condition`. Images, uint8, are divided over the mesh's batch axes where
-    their number allows it.
+    `indices` are the numbers of the images, and `numbers` those of their fillings. The holes of
+    `images`, uint8, are painted over; see `painted_over`. `label` and `tokens` are the arguments of
+    `DiffusionModel.encode_condition`. Images are divided over the batch axes of the mesh where
+    these divide their number.
     """
     sampler = spec.make(model.process)
 
@@ -165,7 +165,8 @@ def make_fill(model: DiffusionModel, spec: SamplingSpec, mesh: Mesh) -> Fill:
             sharding = parallel.batch_sharding(mesh)
             images, masks = jax.lax.with_sharding_constraint((images, masks), (sharding, sharding))
 
-        with parallel.divided_batch(mesh, len(indices), 2 * len(indices)):  # guided: both answers
+        # With guidance, a batch holds the predictions with and without the condition.
+        with parallel.divided_batch(mesh, len(indices), 2 * len(indices)):
             known = known_points(model.first_stage, frozen, images, masks)
             x_T = model.process.prior(prior, known.x_0.shape[1:])
             denoise = model.predictor(
@@ -179,7 +180,7 @@ def make_fill(model: DiffusionModel, spec: SamplingSpec, mesh: Mesh) -> Fill:
 
 
 def painted_over(hole: Hole) -> UInt8[np.ndarray, "height width 3"]:
-    """The image with unknown pixels in the colour of the nearest known one, or grey."""
+    """The image with unknown pixels in the colour of the nearest known pixel, or all grey."""
     if not hole.mask.any():
         return np.full_like(hole.image, 128)
     nearest = ndimage.distance_transform_edt(
@@ -199,26 +200,26 @@ def fill_holes(
     label: int | None = None,
     prompt: str = "",
 ) -> list[UInt8[np.ndarray, "samples height width 3"]]:
-    """Fillings of every hole, of whatever sizes; says how far it is.
+    """Fillings of every hole; the images may differ in size. Logs the progress.
 
-    A model with classes gets `label`, or else the image's own class, or else all classes in turn; a
+    A model with classes gets `label`, or else the image's own class, or else all classes in turn. A
     model that reads captions gets `prompt`.
 
     Args:
-        fill: see `make_fill`.
-        trained: the model.
-        holes: what to fill.
-        seed: of the fillings.
-        samples: fillings of each hole.
-        batch_size: fillings at a time.
-        label: class of every image.
-        prompt: caption of every image.
+        fill: A function from `make_fill`.
+        trained: The model with its parameters.
+        holes: The images with their masks.
+        seed: Seed of the fillings, in [0, 2^32).
+        samples: Number of fillings of each hole.
+        batch_size: Fillings at a time.
+        label: Class of every image; None for the image's own.
+        prompt: Caption of every image.
 
     Raises:
-        UserError: the model does not take the size of an image, or its label.
+        UserError: The model does not take the size of an image, or does not know its class.
     """
     model, seed = trained.model, random.as_seed(seed)
-    _labels(model.num_classes, holes, np.zeros(len(holes), int), label)  # before hours are spent
+    _labels(model.num_classes, holes, np.zeros(len(holes), int), label)  # checks early
     by_size = collections.defaultdict(list)
     for index, hole in enumerate(holes):
         model.check_image_size(*hole.mask.shape, hole.name)
@@ -255,7 +256,7 @@ def _run(
     holes: Sequence[Hole],
     condition: dict[str, np.ndarray | None],
 ) -> np.ndarray:
-    """One batch."""
+    """The fillings of one batch."""
     images = np.stack([painted_over(hole) for hole in holes])
     masks = np.stack([hole.mask for hole in holes])
     return np.asarray(fill(trained.params, trained.frozen, *draws, images, masks, **condition))

@@ -1,9 +1,10 @@
-"""Long generations that can be broken off and taken up again.
+"""Draws many images into a folder; an interrupted call can be continued.
 
-    <folder>/about.json       what the images are of
-    <folder>/000000.npz       images 0 to SHARD - 1, `arr_0`; and so on
+    <folder>/about.json       the model, the settings and the seed that the images come from
+    <folder>/000000.npz       images 0 to SHARD - 1 as `arr_0`; and so on
 
-Image i depends on the seed and i alone, so what is there already is as it would have been.
+Image i depends only on the seed and i, so a continued folder holds the same images as one that was
+written without interruption.
 """
 
 import json
@@ -36,15 +37,17 @@ def make_draw(
     seed: int,
     prompts: Sequence[str] | None = None,
 ) -> Draw:
-    """From indices int [batch] to a trained model's images, uint8 [batch, height, width, 3].
+    """A function from indices, int [batch], to images, uint8 [batch, height, width, 3].
+
+    A model with classes takes all classes in turn.
 
     Args:
-        trained: the model.
-        spec: how it is sampled.
-        mesh: devices.
-        seed: of the images.
-        prompts: captions, taken in turn by a model that reads them; its config's when None. A model
-            with classes takes all of them in turn.
+        trained: The model with its parameters.
+        spec: The settings of sampling.
+        mesh: The devices.
+        seed: Seed of the images, in [0, 2^32).
+        prompts: Captions, which a model that reads captions takes in turn; None for the prompts of
+            its config.
     """
     model, seed = trained.model, random.as_seed(seed)
     generate = make_generate(model, spec, mesh)
@@ -67,21 +70,23 @@ def generate_to(
     about: dict,
     shard: int = SHARD,
 ) -> list[pathlib.Path]:
-    """Draws images 0 to num - 1 into a folder, going on where an earlier call stopped.
+    """Draws images 0 to `num - 1` into a folder, and continues where an earlier call stopped.
 
     Args:
-        folder: where to.
-        draw: from indices int [batch_size] to images uint8 [batch_size, height, width, 3].
-        num: how many.
-        batch_size: images at a time.
-        about: what the images are of, as plain data; a folder that holds others is refused.
-        shard: images of a file.
+        folder: The folder; it is made where it does not exist.
+        draw: Function from indices, int [batch_size], to images, uint8 [batch_size, height, width,
+            3].
+        num: Number of images.
+        batch_size: Images at a time.
+        about: The origin of the images as plain data; a folder whose images have another origin is
+            refused.
+        shard: Images per file.
 
     Returns:
         The files, in order.
 
     Raises:
-        UserError: the folder holds images of something else, or cannot be written to.
+        UserError: The folder holds images of another origin, or cannot be written to.
     """
     _claim(folder, about | {"num": num, "shard": shard})
     files = [folder / f"{start:06}.npz" for start in range(0, num, shard)]
@@ -104,21 +109,21 @@ def generate_to(
 
 
 def _claim(folder: pathlib.Path, about: dict) -> None:
-    """Notes what the images of a folder are of, or checks that they are of just that."""
+    """Writes the origin of the images into the folder, or compares it with the one found there."""
     note, text = folder / "about.json", json.dumps(about)
     if write_new(note, lambda file: file.write(text.encode())):
         return
     try:
-        there = flatten(dict(**json.loads(note.read_text())))
+        found = flatten(dict(**json.loads(note.read_text())))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{note}: does not say what the images beside it are of: name another folder, or "
-            "remove this one"
+            f"{note}: is not readable, so the images beside it have an unknown origin: name "
+            "another folder, or remove this one"
         ) from error
-    asked = flatten(json.loads(text))
-    for key in asked | there:
-        if asked.get(key) != there.get(key):
+    wanted = flatten(json.loads(text))
+    for key in wanted | found:
+        if wanted.get(key) != found.get(key):
             raise UserError(
-                f"{folder}: holds images of {key} {there.get(key)}, not {asked.get(key)}: name "
+                f"{folder}: holds images of {key} {found.get(key)}, not {wanted.get(key)}: name "
                 "another folder, or remove this one"
             )
