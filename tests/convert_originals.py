@@ -1,7 +1,8 @@
 """Published networks written down in torch, under the names that their checkpoints have.
 
 The UNet of ADM and latent diffusion (guided-diffusion, latent-diffusion), the transformer of
-VQ-Diffusion without its diffusion process, and the text encoders of both.
+VQ-Diffusion without its diffusion process, and the text encoders of both. `to_original` writes our
+parameters as the state dicts of these networks.
 """
 
 import copy
@@ -9,6 +10,30 @@ import math
 
 import torch
 from torch import nn
+
+from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
+from conprediff_jax.models.transformer import TokenTransformer
+from conprediff_jax.models.unet import UNet
+from conprediff_jax.weights.original import autoencoder as original_autoencoder
+from conprediff_jax.weights.original import text as original_text
+from conprediff_jax.weights.original import transformer as original_transformer
+from conprediff_jax.weights.original import unet as original_unet
+
+
+def to_original(params, model, *, new_attention_order=False):
+    """The state dict that the original code would save of the parameters of a model."""
+    match model:
+        case UNet():
+            channels = params["input_conv"]["kernel"].shape[2]
+            table = original_unet.table(model, channels, new_attention_order)
+        case VQModel() | AutoencoderKL():
+            channels = params["encoder"]["input_conv"]["kernel"].shape[2]
+            table = original_autoencoder.table(model, channels)
+        case TokenTransformer():
+            table = original_transformer.table(model)
+        case _:
+            table = original_text.table(model)
+    return table.write(params)
 
 
 class Residual(nn.Module):

@@ -306,7 +306,10 @@ def test_the_command_goes_out_and_back(tmp_path):
     [
         (["export", "--workdir={folder}", "--to=diffusers", "--out={out}"], "3 classes"),
         (["export", "--to=diffusers", "--out={out}"], "export needs --workdir"),
-        (["import", "model.ckpt", "--from=ldm", "--out={out}"], "give --model, one of celebahq"),
+        (
+            ["import", "model.ckpt", "--from=ldm", "--out={out}"],
+            "a model, one of celebahq",
+        ),
         (["import", "model.ckpt", "--from=ldm", "--model=ffhq", "--out={out}"], "no such file"),
         (["import", "--from=ldm", "--out={out}"], "import PATH"),
     ],

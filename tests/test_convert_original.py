@@ -74,7 +74,7 @@ def unet_inputs(channels, classes=None):
 def test_original_unets_make_the_same_output(options, new_order):
     unet = UNet(out_channels=3, **options)
     params = random_params(model_shapes.of_unet(unet, 3))
-    state_dict = original_unet.params_to_original(params, unet, new_attention_order=new_order)
+    state_dict = originals.to_original(params, unet, new_attention_order=new_order)
     x, t, label = unet_inputs(3, unet.num_classes)
     with torch.no_grad():
         module = loaded(originals.OriginalUNet(unet, 3, new_order), state_dict)
@@ -98,7 +98,7 @@ def test_original_unets_make_the_same_output(options, new_order):
 def test_original_text_unets_are_what_diffusers_reads():
     unet = UNet(out_channels=4, **(LDM | {"head_channels": None, "num_heads": 4, "text_dim": 24}))
     params = random_params(model_shapes.of_unet(unet, 4))
-    state_dict = original_unet.params_to_original(params, unet)
+    state_dict = originals.to_original(params, unet)
     whole = {f"model.diffusion_model.{k}": torch.from_numpy(v) for k, v in state_dict.items()}
     converted = convert_ldm_unet_checkpoint(whole, {"layers_per_block": 2})
     converted = {name: tensor.numpy() for name, tensor in converted.items()}
@@ -111,7 +111,7 @@ def test_original_autoencoders_are_what_diffusers_reads(family):
     options = {"latent_channels": 4, "channels": 32, "channel_mult": (1, 2), "blocks_per_level": 2}
     model = family(**options, **({"num_codes": 7} if family is VQModel else {}))
     params = random_params(model_shapes.of_autoencoder(model, 3))
-    state_dict = original_autoencoder.params_to_original(params, model)
+    state_dict = originals.to_original(params, model)
     theirs = {f"first_stage_model.{k}": torch.from_numpy(v) for k, v in state_dict.items()}
     blocks = ["DownEncoderBlock2D"] * 2
     converted = convert_ldm_vae_checkpoint(
@@ -134,7 +134,7 @@ def test_attention_at_a_level_of_an_original_autoencoder():
         num_codes=7,
     )
     params = random_params(model_shapes.of_autoencoder(model, 3))
-    state_dict = original_autoencoder.params_to_original(params, model)
+    state_dict = originals.to_original(params, model)
     attentions = {name.rsplit(".", 2)[0] for name in state_dict if ".q." in name}
     assert attentions == {
         *("encoder.down.1.attn.0", "encoder.mid.attn_1", "decoder.mid.attn_1"),
@@ -161,7 +161,7 @@ def test_original_transformers_make_the_same_output(options):
         num_codes=11, grid=(4, 4), width=16, num_layers=2, num_heads=2, num_steps=10, **options
     )
     params = random_params(model_shapes.of_transformer(model))
-    state_dict = original_transformer.params_to_original(params, model)
+    state_dict = originals.to_original(params, model)
     rng = np.random.default_rng(0)
     x, t = rng.integers(0, 12, (2, 4, 4)), np.array([0, 7])
     label = np.array([2, 0]) if model.num_classes else None
@@ -188,13 +188,11 @@ def as_torch(tensors):
 
 def ldm_checkpoint(model, **changes):
     """What CompVis' trainer writes: weights, their average, first stage, tables and its state."""
-    task, frozen = model.diffusion, model.frozen
-    unet = original_unet.params_to_original(model.networks["denoiser"], task.denoiser)
+    diffusion, frozen = model.diffusion, model.frozen
+    unet = originals.to_original(model.networks["denoiser"], diffusion.denoiser)
     averaged = {f"model_ema.{f'diffusion_model{k}'.replace('.', '')}": v for k, v in unet.items()}
     stale = {f"model.diffusion_model.{k}": v + 1 for k, v in unet.items()}
-    first_stage = original_autoencoder.params_to_original(
-        frozen["autoencoder"], task.first_stage.model
-    )
+    first_stage = originals.to_original(frozen["autoencoder"], diffusion.first_stage.model)
     first_stage = {f"first_stage_model.{k}": v for k, v in first_stage.items()}
     betas = schedules.betas("scaled_linear", 20, 0.01, 0.2)
     tensors = {
@@ -243,7 +241,7 @@ def test_a_checkpoint_of_adm(tmp_path):
     with config.model.ignore_type():
         config.model.update(num_classes=5)
     model, path = tiny.pretrained(config.lock()), tmp_path / "model.pt"
-    weights = original_unet.params_to_original(model.params, model.diffusion.denoiser)
+    weights = originals.to_original(model.params, model.diffusion.denoiser)
     learned = {
         name: np.concatenate([weights[name], np.ones_like(weights[name])])
         for name in ("out.2.weight", "out.2.bias")
@@ -259,17 +257,13 @@ def test_a_checkpoint_of_adm(tmp_path):
 
 def vq_diffusion_checkpoint(model, params, others=(), statistics=()):
     """What VQ-Diffusion's trainer writes: weights of transformer and codec, and the average."""
-    task = model.diffusion
-    transformer = original_transformer.params_to_original(
-        params, task.denoiser.clone(learned_null=False)
-    )
-    codec = original_autoencoder.params_to_original(
-        model.frozen["autoencoder"], task.first_stage.model
-    )
+    diffusion = model.diffusion
+    transformer = originals.to_original(params, diffusion.denoiser.clone(learned_null=False))
+    codec = originals.to_original(model.frozen["autoencoder"], diffusion.first_stage.model)
     codec |= {f"quantize.{k}": v for k, v in dict(statistics).items()}
     encoding = ("encoder.", "quant_conv.", "quantize.")
     decoding = ("decoder.", "post_quant_conv.", "quantize.")
-    log_kept = np.log(np.append(task.process.alpha_bars, 1)).astype("f4")
+    log_kept = np.log(np.append(diffusion.process.alpha_bars, 1)).astype("f4")
     averaged = {f"transformer.{k}": v for k, v in transformer.items()} | {
         "log_cumprod_at": log_kept
     }
@@ -356,7 +350,7 @@ def test_names_with_something_in_front_of_all_of_them(wrapper, tmp_path):
     tiny.assert_equal(read.params, model.params)
 
     pixels = tiny.pretrained(tiny.pixels())
-    weights = original_unet.params_to_original(pixels.params, pixels.task.denoiser)
+    weights = originals.to_original(pixels.params, pixels.diffusion.denoiser)
     torch.save(as_torch({wrapper + name: tensor for name, tensor in weights.items()}), path)
     tiny.assert_equal(formats.read(str(path), "adm", config=pixels.config).params, pixels.params)
 
@@ -452,8 +446,8 @@ def test_without_torch_the_message_says_what_to_do(tmp_path, monkeypatch):
 )
 def test_published_configs_build(family, name):
     config = published.config(family, name)
-    task = tiny.make_experiment(config).task
-    task.check_sampling(task.sampling)
+    model = tiny.make_experiment(config).task.model
+    model.check_sampling(model.sampling)
     assert config.dtype == "float32"
 
 
@@ -467,8 +461,8 @@ def test_published_configs_build(family, name):
     ],
 )
 def test_published_sizes_of_adm(name, count):
-    task = tiny.make_experiment(published.config("adm", name)).task
-    shapes = model_shapes.of_unet(task.denoiser, 3)
+    unet = tiny.make_experiment(published.config("adm", name)).task.model.denoiser
+    shapes = model_shapes.of_unet(unet, 3)
     assert sum(math.prod(shape) for shape in shapes.values()) == count
 
 

@@ -227,7 +227,10 @@ def test_parts_of_a_pipeline_must_fit(vocabularies, tmp_path):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (lambda: tiny.reading(tiny.pixels(), "bert", head_channels=8), "draws pixels by captions"),
+        (
+            lambda: tiny.reading(tiny.pixels(), "bert", head_channels=8),
+            "draws pixels from captions",
+        ),
         (lambda: tiny.reading(tiny.eighth(), "t5", head_channels=8), "captions by T5Text"),
         (lambda: tiny.reading(tiny.eighth(), "bert", head_channels=8), "of 12 tokens: .* 77"),
         (
@@ -262,7 +265,7 @@ def test_original_text_encoders_make_the_same_output(kind):
     params = tiny.random_like(
         jax.eval_shape(encoder.init, jax.random.key(0), tokens)["params"], seed=0
     )
-    state_dict = original_text.params_to_original(params, encoder)
+    state_dict = originals.to_original(params, encoder)
     tiny.assert_equal(original_text.params_from_original(state_dict, encoder), params)
     with torch.no_grad():
         expected = loaded(original(encoder), state_dict)(torch.from_numpy(np.array(tokens))).numpy()
@@ -271,9 +274,7 @@ def test_original_text_encoders_make_the_same_output(kind):
 
 def test_an_original_checkpoint_of_latent_diffusion(vocabularies, tmp_path):
     model, path = made("LDM", vocabularies), tmp_path / "model.ckpt"
-    text = original_text.params_to_original(
-        model.params["text_encoder"], model.diffusion.text.encoder
-    )
+    text = originals.to_original(model.params["text_encoder"], model.diffusion.text.encoder)
     text["to_logits.weight"] = np.zeros((30, 16))
     content = ldm_checkpoint(model)
     prefixed = {f"cond_stage_model.transformer.{k}": v for k, v in text.items()}
@@ -281,7 +282,7 @@ def test_an_original_checkpoint_of_latent_diffusion(vocabularies, tmp_path):
     torch.save(content, path)
     config = model.config.copy_and_resolve_references().unlock()
     config.text.vocabulary = ""
-    with pytest.raises(UserError, match="holds no tokenizer: give --tokenizer"):
+    with pytest.raises(UserError, match="holds no tokenizer: give a tokenizer"):
         formats.read(str(path), "ldm", config=config)
     read = formats.read(str(path), "ldm", config=config, tokenizer=str(vocabularies["bert"]))
     tiny.assert_equal(read.params, model.params)
@@ -300,9 +301,7 @@ def test_an_original_checkpoint_of_vq_diffusion(null, vocabularies, tmp_path):
     with config.first_stage.ignore_type():
         config.first_stage.used_codes = None
     model, path = tiny.pretrained(config.lock()), tmp_path / "model.pth"
-    text = original_text.params_to_original(
-        model.frozen["text_encoder"], model.diffusion.text.encoder
-    )
+    text = originals.to_original(model.frozen["text_encoder"], model.diffusion.text.encoder)
     params = dict(model.params)
     empty = params.pop("null_text", {"embedding": np.zeros((12, 16))})["embedding"]
     content = vq_diffusion_checkpoint(

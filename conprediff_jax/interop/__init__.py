@@ -1,1 +1,5 @@
-"""Other people's checkpoint formats, one file a family: pure maps between trees of arrays."""
+"""Readers and writers of whole models: a config together with the weights of its networks.
+
+`diffusers` reads and writes diffusers' pipelines, and `original` reads the files of other projects.
+`formats` knows all formats by name.
+"""

@@ -1,10 +1,10 @@
-"""The formats by name: what `convert` writes, and what it reads."""
+"""The formats by name: those that `convert` writes, and those that it reads."""
 
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.config.vocabulary import make_text
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.interop import model_card, pretrained, safetensors_folder, stablehlo
@@ -15,20 +15,20 @@ from conprediff_jax.interop.pretrained import Pretrained
 WRITTEN = ("inference", "safetensors", "diffusers", "stablehlo")
 READ = ("diffusers", "safetensors", *published.MODELS)
 
-_DESCRIBED = {"diffusers": diffusers_pipeline.read, "safetensors": safetensors_folder.read}
+_SELF_DESCRIBED = {"diffusers": diffusers_pipeline.read, "safetensors": safetensors_folder.read}
 
 
 def write(model: Pretrained, to: str, out: str, *, metrics: str | None = None) -> None:
-    """Writes a model with its card; either all of the folder appears, or none.
+    """Writes a model with its card. Either the whole folder appears, or nothing.
 
     Args:
-        model: what to write.
-        to: a format of `WRITTEN`.
-        out: the folder, which must not exist.
-        metrics: `metrics.json` of an evaluation, for the card.
+        model: The model.
+        to: The format, one of `WRITTEN`.
+        out: The folder, which must be new or empty.
+        metrics: The `metrics.json` of an evaluation, whose figures the card quotes.
 
     Raises:
-        UserError: the format cannot hold the model, or there is something at `out`.
+        UserError: The format cannot hold the model, or there is something at `out`.
     """
     kind = diffusers_pipeline.pipeline_of(model) if to == "diffusers" else to
     with pretrained.new_folder(out) as folder:
@@ -54,29 +54,31 @@ def read(
     new_attention_order: bool | None = None,
     tokenizer: str | None = None,
 ) -> Pretrained:
-    """Reads a published checkpoint, or what `write` wrote.
+    """Reads a published checkpoint, or a folder that `write` wrote.
+
+    Files of other projects do not describe their networks. They need either a name or a config.
 
     Args:
-        path: File or folder.
-        family: Of `READ`.
-        name: For files that do not say what they hold, a published model of the family; or else
-        config: a config that describes it.
-        new_attention_order: Of a model of ADM that is described by a config.
-        tokenizer: File or folder of the tokenizer, for files of models that read captions.
+        path: The file or folder.
+        family: The format, one of `READ`.
+        name: The name of a published model of the family.
+        config: A config that describes the model.
+        new_attention_order: ADM's option of that name; None takes the option of the named model.
+        tokenizer: The file or folder of a tokenizer, where the model reads captions.
 
     Raises:
-        UserError: The file does not fit, or nothing (or too much) says what it holds.
+        UserError: The file does not fit the model, or the arguments do not fit the format.
     """
-    if family in _DESCRIBED:
+    if family in _SELF_DESCRIBED:
         if (name, config, tokenizer) != (None, None, None):
             raise UserError(
-                f"--from={family} says itself what it holds: no --model, --config or --tokenizer"
+                f"{path}: {family} describes its models; give no model, config or tokenizer"
             )
-        return _DESCRIBED[family](path)
+        return _SELF_DESCRIBED[family](path)
     if (name is None) == (config is None):
         raise UserError(
-            f"--from={family} does not say what it holds: give --model, one of "
-            f"{', '.join(published.MODELS[family])}, or a --config"
+            f"{path}: files of {family} do not describe their networks; give either a model, one "
+            f"of {', '.join(published.MODELS[family])}, or a config"
         )
     if config is None:
         config = published.config(family, name)
@@ -92,17 +94,20 @@ def read(
 
 
 def _with_tokenizer(config: ConfigDict, family: str, path: str | None) -> ConfigDict:
-    """The config with the vocabulary of its captions, which original files do not hold."""
+    """The config with the tokenizer's vocabulary, which files of other projects do not hold."""
     text = make_text(config)
     if text is None or text.vocabulary:
         if path:
-            raise UserError(f"--tokenizer={path}: the model reads no captions, or knows its own")
+            raise FieldError(
+                "tokenizer",
+                f"is {path}: the model reads no captions, or has a tokenizer already",
+            )
         return config
     path = path or text.tokenizer
     if not path:
         raise UserError(
-            f"--from={family}: the model reads captions, and its file holds no tokenizer: give "
-            "--tokenizer, a folder with tokenizer.json, vocab.txt, or vocab.json and merges.txt"
+            "the model reads captions, and its file holds no tokenizer: give a tokenizer, a folder "
+            "with tokenizer.json, vocab.txt, or vocab.json and merges.txt"
         )
     pad = vq_diffusion.PAD if family == "vq-diffusion" else None
     tokenizer = Tokenizer.from_file(path, length=text.encoder.length, pad=pad)

@@ -1,4 +1,4 @@
-"""The `README.md` of an exported model: what it is, how to run it, what it was made of."""
+"""The model card, `README.md`: what an exported model is, how to use it, how it was trained."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.errors import FieldError
 from conprediff_jax.interop.pretrained import Pretrained
 
 _USE = {
@@ -27,8 +27,8 @@ images = model.sample(16, seed=0)  # uint8
 ```
 """,
     "safetensors": """\
-Parameters by path, in the layouts of Flax: kernels `[height, width, in, out]` and `[in, out]`. The
-metadata of each file hold the config. To sample from them,
+The files hold parameters by path, in the layouts of Flax: kernels are `[height, width, in, out]`
+and `[in, out]`. The metadata of each file hold the config. To sample from the model:
 
 ```
 python -m conprediff_jax.convert import {folder} --from=safetensors --out=model
@@ -81,7 +81,7 @@ images = pipeline(
 ).images
 ```
 
-There is no safety checker. With a guidance between 0 and 1 diffusers does not guide.
+There is no safety checker. diffusers does not guide if the guidance is between 0 and 1.
 """,
     "VQDiffusionPipeline": """\
 ```python
@@ -96,12 +96,12 @@ images = pipeline(
 ).images
 ```
 
-{prompt_note}`num_inference_steps` must be {times}: diffusers' scheduler does not skip times, and
+{prompt_note}`num_inference_steps` must be {times}: diffusers' scheduler does not skip times, so
 fewer steps would begin in the middle.
 """,
     "stablehlo": """\
-Needs `jax` alone, on CPU, CUDA or TPU; the number of images is free, image i depends on the seed
-and i. {told_note}Sampler and steps are fixed in the program.
+The program needs `jax` alone, on CPU, CUDA or TPU. It draws any number of images, and image i
+depends on the seed and i alone. {condition_note}The sampler and its steps are fixed in the program.
 
 ```python
 import jax
@@ -113,19 +113,19 @@ with open(f"{{folder}}/sampler.stablehlo", "rb") as file:
     sampler = export.deserialize(bytearray(file.read()))
 weights = dict(np.load(f"{{folder}}/weights.npz"))
 indices = np.arange({count}, dtype=np.int32)
-{tokens}images = jax.jit(sampler.call)(weights, np.int32(0), indices{told})
+{tokens}images = jax.jit(sampler.call)(weights, np.int32(0), indices{condition})
 np.savez("images.npz", images)  # uint8 [{count}, {size}, {size}, 3]
 ```
 """,
 }
 
 _NO_TEXT = """\
-The prompt is ignored: the model knows no text, and the text encoder in this folder only takes its
-place. """
+The prompt is ignored, since the model reads no text. The text encoder in this folder is there only
+because the pipeline does not open without one. """
 
-_TOLD_TOKENS = """\
-The last argument are token ids of captions, `[images, {length}]`, which the library `tokenizers`
-makes. """
+_TOKENS_NOTE = """\
+The last argument holds the token ids of captions, `[images, {length}]`, from the library
+`tokenizers`. """
 
 _TOKENS = """\
 tokenizer = tokenizers.Tokenizer.from_file(f"{{folder}}/tokenizer.json")
@@ -140,14 +140,14 @@ def write(
     """Writes the card into a folder.
 
     Args:
-        model: What it is of.
-        folder: Where to.
-        kind: How it is used: a format, or the name of diffusers' pipeline.
-        name: The folder's name once it is in its place.
-        metrics: `metrics.json` of an evaluation.
+        model: The model.
+        folder: The folder.
+        kind: The format, or the name of diffusers' pipeline; the card shows how to use it.
+        name: The final name of the folder.
+        metrics: The `metrics.json` of an evaluation, whose figures the card quotes.
 
     Raises:
-        UserError: the file of the metrics is not one.
+        UserError: `metrics` is not such a file.
     """
     sections = [
         f"# {pathlib.Path(name).name}",
@@ -168,19 +168,19 @@ def write(
 
 def _summary(model: Pretrained) -> str:
     text = (
-        "A diffusion model by conprediff_jax: the moving average of the denoiser, with its first "
+        "A diffusion model for conprediff_jax: the moving average of the denoiser, with its first "
         "stage and schedule. "
     )
     if model.config.context.weight and model.step:
         text += (
-            "It was trained with context prediction (ConPreDiff, arXiv 2401.02015); the context "
-            "decoder served training only and is not part of it."
+            "It was trained with context prediction (ConPreDiff, arXiv 2401.02015). The context "
+            "decoder is not part of it, since only training uses the decoder."
         )
     return text.rstrip()
 
 
 def _values(model: Pretrained) -> dict[str, Any]:
-    """What the snippets need to know."""
+    """The values in the snippets of `_USE`."""
     diffusion, sampling = model.diffusion, model.diffusion.sampling
     classes, count = diffusion.num_classes, 8
     values = {
@@ -195,16 +195,16 @@ def _values(model: Pretrained) -> dict[str, Any]:
         "prompt": json.dumps(
             diffusion.text.prompts[0] if diffusion.text else "", ensure_ascii=False
         ),
-        **dict.fromkeys(("prompt_note", "told", "told_note", "tokens", "tokenizers"), ""),
+        **dict.fromkeys(("prompt_note", "condition", "condition_note", "tokens", "tokenizers"), ""),
     }
     if not diffusion.text:
         values["prompt_note"] = _NO_TEXT
     if classes:
-        values["told"] = f", np.arange({count}, dtype=np.int32) % {classes}"
-        values["told_note"] = f"The last argument are classes, 0 to {classes - 1}. "
+        values["condition"] = f", np.arange({count}, dtype=np.int32) % {classes}"
+        values["condition_note"] = f"The last argument holds classes, 0 to {classes - 1}. "
     if diffusion.text:
-        values["told"] = ", tokens"
-        values["told_note"] = _TOLD_TOKENS.format(length=diffusion.text.encoder.length)
+        values["condition"] = ", tokens"
+        values["condition_note"] = _TOKENS_NOTE.format(length=diffusion.text.encoder.length)
         values["tokenizers"] = "import tokenizers\n"
         values["tokens"] = _TOKENS.format(**values)
     return values
@@ -228,8 +228,8 @@ def _model_rows(model: Pretrained) -> dict[str, Any]:
     if diffusion.text:
         kind = type(diffusion.text.encoder).__name__
         rows["captions"] = (
-            f"{kind}, {sizes['text_encoder']:,} parameters, of {diffusion.text.encoder.length} "
-            f"tokens of {diffusion.text.tokenize.vocab_size}"
+            f"{kind}, {sizes['text_encoder']:,} parameters, {diffusion.text.encoder.length} tokens "
+            f"from a vocabulary of {diffusion.text.tokenize.vocab_size}"
         )
     if "scale" in model.frozen:
         rows["scale of latents"] = float(model.frozen["scale"])
@@ -257,7 +257,7 @@ def _training_rows(model: Pretrained) -> dict[str, Any]:
 
 
 def _metrics(path: str | None) -> str:
-    """The figures of an evaluation, with what they are of."""
+    """The figures of an evaluation, and what the evaluation says about them."""
     if path is None:
         return "No evaluation was given."
     try:
@@ -265,7 +265,9 @@ def _metrics(path: str | None) -> str:
         figures = content.pop("metrics")
         rows = {name: _figure(figure) for name, figure in figures.items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"--metrics={path}: not a metrics.json of evaluate: {error!r}") from error
+        raise FieldError(
+            "metrics", f"is {path}, which is no metrics.json of an evaluation: {error!r}"
+        ) from error
     about = "\n".join(f"* {key}: {value}" for key, value in content.items())
     return f"{_table(rows)}\n\n{about}"
 

@@ -1,12 +1,12 @@
-"""A model for use: config, weights, first stage. What every format is read into and written from.
+"""A model on the host: a config with its weights. All formats are read into it and written from it.
 
-The folder of a `Pretrained` is one that training could have written, less what sampling does not
-open: it holds no context decoder, no optimiser and no data state. `sample`, `evaluate` and the
-Python API open either.
+The folder of a `Pretrained` looks like the workdir of a run, without what sampling does not open:
+it holds no context decoder, no optimiser and no place in the data. `sample`, `evaluate` and the
+Python API open such a folder as they open a workdir.
 
     <folder>/README.md                       model card
-    <folder>/config.json                     the whole config, to be read
-    <folder>/tokenizer.json                  where the model reads captions
+    <folder>/config.json                     the whole config, for people to read
+    <folder>/tokenizer.json                  the tokenizer of a model that reads captions
     <folder>/checkpoints/<step>/{ema, extra, config}
 """
 
@@ -26,7 +26,7 @@ import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from conprediff_jax import parallel
-from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.runs import restore
 from conprediff_jax.runs.checkpoint import FOLDER
@@ -36,16 +36,16 @@ from conprediff_jax.weights import tensors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pretrained:
-    """A denoiser with all that it takes to sample from it.
+    """A denoiser with everything that sampling needs.
 
     Attributes:
-        config: the whole config, of a denoising task.
-        params: the denoiser's parameters, float32 NumPy arrays; with those of a text encoder that
-            was trained along.
-        frozen: the first stage's, as its `abstract` describes; with those of a text encoder that
-            was not trained. Empty for pixels alone.
-        step: training steps behind them; 0 where that is not known.
-        origin: where they come from, for the model card.
+        config: The whole config of a denoising task.
+        params: The denoiser's parameters as float32 NumPy arrays. They include those of a text
+            encoder that was trained with it.
+        frozen: The parameters that were not trained: those of the first stage, as its `abstract`
+            describes them, and of a text encoder that kept its weights. It may be empty.
+        step: The number of training steps; 0 where it is not known.
+        origin: The place that the weights come from, for messages and the model card.
     """
 
     config: ConfigDict
@@ -58,10 +58,17 @@ class Pretrained:
     def assembled(
         cls, config: ConfigDict, networks: Mapping[str, Any], *, step: int, origin: str
     ) -> "Pretrained":
-        """The other way round of `networks`, all weights checked.
+        """Puts networks together, as `networks` takes them apart, and checks all weights.
+
+        Args:
+            config: The whole config of a denoising task.
+            networks: The parameters of each network by its name; see `networks`.
+            step: The number of training steps.
+            origin: The place that the weights come from.
 
         Raises:
-            UserError: weights are missing, left over or of other shapes than the config asks.
+            UserError: Weights are missing, left over, or do not have the shapes that the config
+                asks for.
         """
         parts = {"denoiser": {}, "first_stage": {}} | networks
         if "text_encoder" in parts:
@@ -74,7 +81,7 @@ class Pretrained:
 
     @property
     def networks(self) -> dict[str, Any]:
-        """Parameters by what they are of: `denoiser`, `first_stage`, `text_encoder`, if any."""
+        """The parameters of each network: `denoiser`, `first_stage` and `text_encoder`, if any."""
         parts = {"denoiser": dict(self.params), "first_stage": dict(self.frozen)}
         for part in list(parts.values()):
             if "text_encoder" in part:
@@ -83,17 +90,17 @@ class Pretrained:
 
     @functools.cached_property
     def diffusion(self) -> DiffusionModel:
-        """What the config describes."""
+        """The diffusion model that the config describes."""
         return make_experiment(self.config).task.model
 
     def resampled(self, **settings: Any) -> "Pretrained":
-        """The model with other settings of sampling in its config.
+        """The model with other sampling settings in its config.
 
         Args:
-            **settings: fields of the `sampling` section; None for those that stay.
+            **settings: Fields of the `sampling` section. Those that are None do not change.
 
         Raises:
-            UserError: one does not fit the model.
+            UserError: A setting does not fit the model.
         """
         spec = self.diffusion.sampling_with(**settings)
         config = ConfigDict(self.config.to_dict())
@@ -102,7 +109,7 @@ class Pretrained:
         return dataclasses.replace(self, config=config.lock())
 
     def check(self) -> None:
-        """Raises UserError unless all weights are there, and of the shapes that the config asks."""
+        """Raises UserError unless all weights are there, in the shapes that the config asks for."""
         params, frozen = jax.eval_shape(self.diffusion.init, 0)
         for what, ours, theirs in (
             ("denoiser", params, self.params),
@@ -119,14 +126,14 @@ class Pretrained:
 
 
 def open_folder(path: str, step: int | None = None) -> Pretrained:
-    """Reads a workdir, or the folder of a model for use, onto the host.
+    """Reads a workdir, or a folder that `write_folder` wrote, onto the host.
 
     Args:
-        path: the folder.
-        step: which checkpoint; the newest readable one when None.
+        path: The folder.
+        step: The step of the checkpoint; None for the newest readable one.
 
     Raises:
-        UserError: there is none, or it is of a first stage.
+        UserError: There is no such checkpoint, or it holds a first stage and no denoiser.
     """
     step, config, params, extra = restore.restore(
         path, parallel.make_mesh(parallel.MeshSpec()), step
@@ -138,7 +145,7 @@ def open_folder(path: str, step: int | None = None) -> Pretrained:
 
 
 def write_folder(model: Pretrained, folder: pathlib.Path) -> None:
-    """Writes the checkpoint of a model for use into an existing folder."""
+    """Writes the checkpoint of a model into an existing folder."""
     extra = {"frozen": model.frozen, "history": model.diffusion.process.init_history()}
     config = json.loads(model.config.to_json())
     handlers = {
@@ -152,7 +159,7 @@ def write_folder(model: Pretrained, folder: pathlib.Path) -> None:
             model.step,
             args=ocp.args.Composite(
                 ema=ocp.args.StandardSave(model.params),
-                # As training writes it: see train.checkpoint.
+                # Training writes the same layout: see runs/checkpoint.py.
                 extra=ocp.args.StandardSave({"extra": extra, "version": np.array(1, np.int32)}),
                 config=ocp.args.JsonSave(config),
             ),
@@ -160,7 +167,7 @@ def write_folder(model: Pretrained, folder: pathlib.Path) -> None:
 
 
 def write_config(model: Pretrained, folder: pathlib.Path, *, tokenizer: bool) -> None:
-    """Writes `config.json`; and `tokenizer.json` where asked, of a model that reads captions."""
+    """Writes `config.json` and, if asked to, the tokenizer of a model that reads captions."""
     text = json.dumps(json.loads(model.config.to_json()), indent=2)
     (folder / "config.json").write_text(text + "\n")
     if tokenizer and model.diffusion.text:
@@ -169,14 +176,14 @@ def write_config(model: Pretrained, folder: pathlib.Path, *, tokenizer: bool) ->
 
 @contextlib.contextmanager
 def new_folder(path: str) -> Iterator[pathlib.Path]:
-    """A folder that appears under its name once all of it is written, or not at all.
+    """A folder that appears under its name once everything in it is written, or not at all.
 
     Raises:
-        UserError: there is something of that name already.
+        UserError: There is a file, or a folder that is not empty, of that name already.
     """
     out = pathlib.Path(path).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out={out}: exists already; name a folder that does not")
+        raise FieldError("out", f"is {out}, which exists already; name a folder that does not")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
     partial.mkdir()

@@ -1,12 +1,12 @@
-"""A model as safetensors: one file a network, our own names and layouts.
+"""A model as safetensors: one file for each network, with our own names and layouts.
 
     <folder>/denoiser.safetensors       'input_conv/kernel', ...: paths joined by '/'
     <folder>/first_stage.safetensors    'autoencoder/encoder/...', and 'scale' or 'codes'
     <folder>/text_encoder.safetensors   'token_embedding/embedding', ...; with tokenizer.json
     <folder>/config.json                the whole config
 
-The metadata of each file hold the format, its version, the step and the config, so that a file that
-is found alone still says what it is.
+The metadata of each file hold the format, its version, the step and the config, so that a single
+file still says what it is.
 """
 
 import json
@@ -41,11 +41,11 @@ def write(model: Pretrained, folder: pathlib.Path) -> None:
 
 
 def read(path: str) -> Pretrained:
-    """A model out of such a folder.
+    """Reads a model from such a folder.
 
     Raises:
-        UserError: a file is missing or of another format, or a tensor is missing, left over or of
-            another shape than the config's.
+        UserError: A file is missing or has another format, or a tensor is missing, left over, or
+            has another shape than the config asks for.
     """
     folder = pathlib.Path(path).expanduser()
     denoiser = _file(folder, "denoiser")
@@ -54,8 +54,8 @@ def read(path: str) -> Pretrained:
         metadata = file.metadata() or {}
     if metadata.get("format") != FORMAT or metadata.get("version") != VERSION:
         raise UserError(
-            f"{denoiser}: of format {metadata.get('format')!r}, version "
-            f"{metadata.get('version')!r}; version {VERSION} of {FORMAT!r} is read"
+            f"{denoiser}: the format is {metadata.get('format')!r}, version "
+            f"{metadata.get('version')!r}; it must be {FORMAT!r}, version {VERSION}"
         )
     for name in NETWORKS[1:]:
         if _file(folder, name).exists():

@@ -1,14 +1,14 @@
 """The whole sampler as one StableHLO program, which runs without the code of the model.
 
-    <folder>/sampler.stablehlo    by `jax.export`; for CPU, CUDA and TPU
+    <folder>/sampler.stablehlo    the program by `jax.export`, for CPU, CUDA and TPU
     <folder>/weights.npz          its first argument
-    <folder>/tokenizer.json       what makes token ids of captions, by the library `tokenizers`
-    <folder>/config.json          what was exported
+    <folder>/tokenizer.json       turns captions into token ids, with the library `tokenizers`
+    <folder>/config.json          the config of the model
 
-The program takes weights, a seed, the indices of images and, where the model has classes, a label
-for each, or where it reads captions, their token ids; it returns uint8 images. The number of images
-is symbolic: one program serves any. Image i is a function of the weights, the seed and i, and is
-the one that `sample` draws.
+The program takes the weights, a seed and the indices of the images, and returns uint8 images. It
+also takes a label for each image if the model has classes, or token ids if it reads captions. The
+number of images is symbolic: one program draws any number. Image i depends on the weights, the seed
+and i alone, and it is the image that `sample` draws.
 """
 
 import pathlib
@@ -34,13 +34,13 @@ def write(model: Pretrained, folder: pathlib.Path, spec: SamplingSpec) -> None:
     """Writes program and weights into an existing folder.
 
     Args:
-        model: What to sample from.
-        folder: Where to.
-        spec: How; it is fixed in the program.
+        model: The model.
+        folder: The folder.
+        spec: The sampler and its settings, which are fixed in the program.
     """
     tree = {"denoiser": model.params} | ({"frozen": model.frozen} if model.frozen else {})
     weights = {k: np.asarray(v) for k, v in traverse_util.flatten_dict(tree, sep="/").items()}
-    exported = program(model.model, spec, weights)
+    exported = program(model.diffusion, spec, weights)
     (folder / PROGRAM).write_bytes(exported.serialize())
     np.savez(folder / WEIGHTS, **weights)
 
@@ -51,19 +51,19 @@ def program(
     """The exported sampler `(weights, seed, indices[, labels or token ids]) -> uint8 images`.
 
     Args:
-        model: What to sample from.
-        spec: How to sample.
-        weights: Arrays, or their shapes, by the paths of all networks.
+        model: The model.
+        spec: The sampler and its settings.
+        weights: The parameters of all networks by path, as arrays or shapes.
     """
     sampler = spec.make(model.process)
 
-    # What an image is conditioned on, if anything: shapes by name.
+    # The condition of one image, if any: shapes by name.
     condition: dict[str, tuple[int, ...]] = {"label": ()} if model.num_classes else {}
     if model.text:
         condition = {"tokens": (model.text.encoder.length,)}
 
     def draw(weights: dict[str, jax.Array], seed: jax.Array, index: jax.Array, *given: jax.Array):
-        """One image. A single one, mapped, so that no layer meets a symbolic size."""
+        """Draws one image. Many are mapped over it, so that no layer meets a symbolic size."""
         tree = traverse_util.unflatten_dict(weights, sep="/")
         params, frozen, index = tree["denoiser"], tree.get("frozen", {}), index[None]
         prior, steps = sampling_keys(seed, index)

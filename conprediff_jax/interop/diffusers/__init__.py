@@ -1,1 +1,1 @@
-"""Whole pipelines of diffusers, read and written."""
+"""Readers and writers of diffusers' pipelines."""

@@ -1,6 +1,6 @@
-"""The files in the folders of diffusers' pipelines: JSON, and weights beside their config.
+"""The files in the folders of diffusers' pipelines: JSON files, and weights beside their config.
 
-Weights that are pickled (`.bin`) need torch, nothing else does.
+Only pickled weights (`.bin`) need torch.
 """
 
 import json
@@ -14,7 +14,8 @@ from conprediff_jax.common.errors import UserError
 from conprediff_jax.weights import tensor_files
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-VERSION = "0.31.0"  # of diffusers: the oldest whose classes have all the options that are written
+# The oldest version of diffusers whose classes have all the options that are written.
+VERSION = "0.31.0"
 
 
 def write_part(
@@ -29,16 +30,16 @@ def write_part(
 
 
 def write_json(path: pathlib.Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file, and makes its folder."""
+    """Writes a JSON file, and makes its folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The content of a JSON file.
+    """Reads a JSON file.
 
     Raises:
-        UserError: There is none, or it holds no object.
+        UserError: The file is missing or unreadable, or it holds no object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -50,13 +51,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def read_weights(folder: pathlib.Path) -> tuple[dict[str, np.ndarray], pathlib.Path]:
-    """All tensors of the network in a folder, and their file, or the index of their files.
+    """All tensors of the network in a folder, with their file or the index of their files.
 
     Raises:
-        UserError: There are none.
+        UserError: There are no weights, or a file is damaged.
     """
     stem = WEIGHTS.removesuffix(".safetensors")
     file = tensor_files.find(folder, stem, stem)
     if file is None:
-        raise UserError(f"{folder}: no weights; put {WEIGHTS} there")
+        raise UserError(f"{folder}: there are no weights; put {WEIGHTS} there")
     return tensor_files.unwrapped(tensor_files.read_whole(file)), file

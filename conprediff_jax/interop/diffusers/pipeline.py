@@ -4,13 +4,14 @@
     pixels, patch 1                          DDIMPipeline, DDPMPipeline
     latents of a VQ or KL model              LDMPipeline
     latents, captions by BERT or CLIP        LDMTextToImagePipeline, StableDiffusionPipeline
-    tokens, no captions or those by CLIP     VQDiffusionPipeline
+    tokens, with or without CLIP captions    VQDiffusionPipeline
 
-Each is opened by its `from_pretrained`. `LDMPipeline` takes a KL model in the place of its VQ
-model: it only divides by `scaling_factor` and decodes. No pipeline passes classes on, gathers
-pixels in patches, or holds more than one guidance, and no folder is written then.
+The `from_pretrained` of a pipeline opens its folder. `LDMPipeline` also takes a KL model in the
+place of its VQ model, since it only divides by `scaling_factor` and decodes. No pipeline passes
+classes on, works on patches of pixels, or changes its guidance between steps; such models are
+refused.
 
-Nothing here needs diffusers or torch, but for weights that are pickled (`.bin`).
+Nothing here needs diffusers. Only pickled weights (`.bin`) need torch.
 """
 
 import dataclasses
@@ -22,8 +23,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from conprediff_jax import config as config_lib
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.config import sections as config_lib
 from conprediff_jax.interop.diffusers import text as diffusers_text
 from conprediff_jax.interop.diffusers.files import (
     VERSION,
@@ -32,7 +33,7 @@ from conprediff_jax.interop.diffusers.files import (
     write_json,
     write_part,
 )
-from conprediff_jax.interop.diffusers.text import DISCRETE, LATENT, STABLE
+from conprediff_jax.interop.diffusers.text import DISCRETE, LATENT, OTHER_FORMATS, STABLE
 from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.models.first_stage import Pixels, Tokens
@@ -44,7 +45,7 @@ from conprediff_jax.weights.diffusers import transformer as diffusers_transforme
 from conprediff_jax.weights.diffusers import unet as diffusers_unet
 from conprediff_jax.weights.diffusers.options import DiffusersError
 
-# Those of Gaussian diffusion, and where each keeps its first stage.
+# The pipelines of Gaussian diffusion, with the part that holds the first stage of each.
 _CONTINUOUS = {
     "DDIMPipeline": None,
     "DDPMPipeline": None,
@@ -56,13 +57,13 @@ _CONTINUOUS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Pipeline:
-    """What a class of pipelines consists of, and what it does unless told otherwise.
+    """The parts of a class of pipelines, and its defaults.
 
     Attributes:
-        parts: The classes that each part may have; none for those that its reader checks.
-        steps: The number of steps it makes; of tokens it must be that of the times, see there.
-        guidance: The scale of its guidance; 1 for none.
-        left_aside: What makes no difference to the images, or only hides some.
+        parts: The classes that each part may have; empty where the reader of the part checks them.
+        steps: The default number of steps. The pipeline of tokens always visits every time.
+        guidance: The default scale of guidance; 1 for none.
+        left_aside: Parts that are not read: they do not change the images, or only hide some.
     """
 
     parts: Mapping[str, tuple[str, ...]]
@@ -72,7 +73,7 @@ class _Pipeline:
 
 
 def _parts(unet: str, **others: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
-    """The parts of a pipeline of Gaussian diffusion."""
+    """The parts of a pipeline of Gaussian diffusion, with the class of its UNet."""
     return {"unet": (unet,), "scheduler": diffusers_schedulers.CONTINUOUS, **others}
 
 
@@ -95,8 +96,8 @@ PIPELINES = {
         ),
         guidance=7.5,
         left_aside=(
-            *("safety_checker", "requires_safety_checker"),  # puts black in the place of images
-            *("feature_extractor", "image_encoder"),  # of the checker, and of adapters
+            *("safety_checker", "requires_safety_checker"),  # replaces images by black ones
+            *("feature_extractor", "image_encoder"),  # for the checker, and for adapters
         ),
     ),
     DISCRETE: _Pipeline(
@@ -115,10 +116,10 @@ PIPELINES = {
 
 
 def pipeline_of(model: Pretrained) -> str:
-    """The name of the pipeline that holds a model.
+    """The name of the pipeline that can hold a model.
 
     Raises:
-        DiffusersError: none does; the message says why.
+        DiffusersError: No pipeline can; the message says why.
     """
     diffusion = model.diffusion
     if diffusion.text:
@@ -126,7 +127,7 @@ def pipeline_of(model: Pretrained) -> str:
     if diffusion.num_classes:
         raise DiffusersError(
             f"{model.origin} has {diffusion.num_classes} classes: none of diffusers' pipelines of "
-            "this kind passes classes on; export --to=inference, safetensors or stablehlo"
+            f"this kind passes classes on; {OTHER_FORMATS}"
         )
     match diffusion.first_stage:
         case Pixels(patch=1):
@@ -134,7 +135,7 @@ def pipeline_of(model: Pretrained) -> str:
         case Pixels(patch=patch):
             raise DiffusersError(
                 f"{model.origin} diffuses patches of {patch} x {patch} pixels: none of diffusers' "
-                "pipelines does; export --to=inference, safetensors or stablehlo"
+                f"pipelines does; {OTHER_FORMATS}"
             )
         case Tokens():
             return DISCRETE
@@ -146,7 +147,7 @@ def write(model: Pretrained, folder: pathlib.Path) -> None:
     """Writes a pipeline into an existing folder.
 
     Raises:
-        DiffusersError: no pipeline holds the model, or one of its parts; the message says why.
+        DiffusersError: No pipeline can hold the model, or one of its parts; the message says why.
     """
     name, diffusion = pipeline_of(model), model.diffusion
     denoiser, params = (
@@ -201,7 +202,7 @@ def _latent_autoencoder(model: Pretrained) -> tuple[dict[str, Any], dict[str, np
 
 
 def _token_autoencoder(model: Pretrained) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Config and weights of the first stage of tokens, with the codes that they count."""
+    """Config and weights of the first stage of tokens, with the codes in use alone."""
     first_stage, frozen = model.diffusion.first_stage, model.frozen
     autoencoder = first_stage.model.clone(num_codes=first_stage.num_codes)
     codebook = frozen["autoencoder"]["quantizer"]["codebook"][frozen["codes"]]
@@ -214,12 +215,12 @@ def _token_autoencoder(model: Pretrained) -> tuple[dict[str, Any], dict[str, np.
 
 @dataclasses.dataclass(frozen=True)
 class _Folder:
-    """A pipeline's folder and what its `model_index.json` says of it.
+    """A pipeline's folder, and what its `model_index.json` says.
 
     Attributes:
-        path: Of the folder.
-        index: What the file holds.
-        pipeline: The pipeline's class.
+        path: The folder.
+        index: The content of `model_index.json`.
+        pipeline: The name of the pipeline's class.
     """
 
     path: pathlib.Path
@@ -231,7 +232,7 @@ class _Folder:
         """Reads and checks `model_index.json`.
 
         Raises:
-            DiffusersError: It is of another pipeline, or has other parts than its pipeline.
+            DiffusersError: The pipeline or one of its parts is not known here.
         """
         index = read_json(path / "model_index.json")
         name = index.get("_class_name")
@@ -252,24 +253,24 @@ class _Folder:
         return cls(path, index, name)
 
     def config(self, part: str, file: str = "config.json") -> dict[str, Any]:
-        """The config of a part, of the class that the index names: it is the one that is made."""
+        """The config of a part, with the class that the index names, since diffusers makes that."""
         return read_json(self.path / part / file) | {"_class_name": self.index[part][1]}
 
     def scheduler(self) -> tuple[dict[str, Any], str]:
-        """The config of the scheduler, and what to call it in errors."""
+        """The config of the scheduler, and its name in errors."""
         return self.config("scheduler", "scheduler_config.json"), str(self.path / "scheduler")
 
 
 def read(path: str) -> Pretrained:
-    """A model out of a pipeline's folder.
+    """Reads a model from a pipeline's folder.
 
     Args:
-        path: Folder with `model_index.json`, a folder for each part, and weights as safetensors or
-            pickled (for which torch is needed).
+        path: The folder, with `model_index.json` and a folder for each part. Pickled weights need
+            torch.
 
     Raises:
-        UserError: A part is missing, is of a kind that is not known here, or has weights that do
-            not fit its config.
+        UserError: A part is missing, or has no counterpart here, or its weights do not fit its
+            config.
     """
     folder = _Folder.opened(pathlib.Path(path).expanduser())
     return _read_discrete(folder) if folder.pipeline == DISCRETE else _read_continuous(folder)
@@ -310,12 +311,12 @@ def _read_continuous(folder: _Folder) -> Pretrained:
 
 
 def _side(unet: Mapping[str, Any], pipeline: str, where: pathlib.Path) -> int:
-    """Rows of what a UNet denoises, and columns.
+    """The side of the square points that a UNet denoises.
 
-    StableDiffusionPipeline makes 64 of what files before diffusers 0.9 say, if that is less.
+    StableDiffusionPipeline takes at least 64 for files that diffusers wrote before 0.9.
 
     Raises:
-        DiffusersError: They differ, or are not given.
+        DiffusersError: The points are not square, or the config does not say their size.
     """
     given = unet.get("sample_size")
     sides = set(given) if isinstance(given, list) and len(given) == 2 else {given}
@@ -334,7 +335,7 @@ def _side(unet: Mapping[str, Any], pipeline: str, where: pathlib.Path) -> int:
 def _add_text(
     folder: pathlib.Path, name: str, text_dim: int, config: ConfigDict, networks: dict[str, Any]
 ) -> None:
-    """Adds what reads captions to a config and the networks."""
+    """Adds the text encoder and its sections to the networks and the config."""
     sections, text = diffusers_text.read(folder, name, text_dim)
     config.text = sections["text"]
     config.condition.update(sections["condition"])
@@ -365,7 +366,7 @@ def _read_discrete(folder: _Folder) -> Pretrained:
     config.data.image_size = fields["grid"][0] * family(**architecture).downsampling
     _update(config, "process", process)
     _update(config, "model", fields)
-    # diffusers' pipeline visits every time and truncates nothing unless told to.
+    # By default, diffusers' pipeline visits every time and truncates nothing.
     config.sampling.update(steps=fields["num_steps"], truncation=1.0)
     codes = np.arange(fields["num_codes"], dtype=np.int32)
     networks = {
@@ -381,7 +382,7 @@ def _read_discrete(folder: _Folder) -> Pretrained:
 def _read_autoencoder(
     folder: _Folder, part: str
 ) -> tuple[type[VQModel | AutoencoderKL], dict[str, Any], float, Any]:
-    """Class, fields, scale and parameters of a first stage."""
+    """The class, fields, scale of latents, and parameters of a first stage."""
     where = folder.path / part
     family, fields, scale = diffusers_autoencoder.fields_from_diffusers(
         folder.config(part), str(where)
@@ -394,10 +395,10 @@ def _read_autoencoder(
 
 
 def _made(network: type, fields: Mapping[str, Any], where: pathlib.Path) -> Any:
-    """A network of these fields.
+    """Makes a network with these fields.
 
     Raises:
-        DiffusersError: There is none; the message names our field, and says why.
+        DiffusersError: There is no such network here; the message names the field and says why.
     """
     try:
         return network(**fields)
@@ -406,7 +407,7 @@ def _made(network: type, fields: Mapping[str, Any], where: pathlib.Path) -> Any:
 
 
 def _read_params(folder: pathlib.Path, read_params: Any, network: Any) -> Any:
-    """Parameters of a network out of the weights in its folder."""
+    """Reads the parameters of a network from the weights in its folder."""
     weights, file = read_weights(folder)
     try:
         return read_params(weights, network)
@@ -415,6 +416,6 @@ def _read_params(folder: pathlib.Path, read_params: Any, network: Any) -> Any:
 
 
 def _update(config: ConfigDict, section: str, fields: Mapping[str, Any]) -> None:
-    """Sets keys of a section, of whatever type their defaults are; others are derived there."""
+    """Sets keys of a section to values of any type; the builder derives the other fields."""
     with config[section].ignore_type():
         config[section].update({key: v for key, v in fields.items() if key in config[section]})

@@ -1,15 +1,16 @@
-"""The text part of diffusers' pipelines: text encoder, tokenizer, and what stands for no text.
+"""The text part of diffusers' pipelines: text encoder, tokenizer, and the condition for no text.
 
     pipeline                   text encoder           no text              encoded captions
-    LDMTextToImagePipeline     bert: LDMBertModel     the empty caption    as they are, 77 tokens
-    StableDiffusionPipeline    CLIPTextModel          the empty caption    as they are
+    LDMTextToImagePipeline     bert: LDMBertModel     the empty caption    unchanged, 77 tokens
+    StableDiffusionPipeline    CLIPTextModel          the empty caption    unchanged
     VQDiffusionPipeline        CLIPTextModel          learned, or empty    divided by their length
 
-Tokenizers are written as `tokenizer.json`, and as the files of CLIP's or BERT's where they are of
-that kind; a vocabulary learnt here is opened by transformers' PreTrainedTokenizerFast.
+Every tokenizer is written as `tokenizer.json`. Tokenizers of CLIP's or BERT's kind are also written
+as the files that CLIP and BERT have. transformers opens a vocabulary that was learned here as a
+PreTrainedTokenizerFast.
 
-A token model without text gets a text encoder of one layer and two words, whose output nothing
-reads: its pipeline does not open without one.
+VQDiffusionPipeline does not open without a text encoder. A token model without text gets a text
+encoder of one layer and two words, whose output nothing reads.
 """
 
 import dataclasses
@@ -21,8 +22,8 @@ import flax.linen as nn
 import numpy as np
 from flax import traverse_util
 
+from conprediff_jax import config as config_lib
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.config import sections as config_lib
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.interop.diffusers.files import read_json, read_weights, write_json, write_part
 from conprediff_jax.interop.pretrained import Pretrained
@@ -37,21 +38,21 @@ DISCRETE = "VQDiffusionPipeline"
 
 _GUIDANCE = "learned_classifier_free_sampling_embeddings"
 _GUIDANCE_CLASS = "LearnedClassifierFreeSamplingEmbeddings"
-# Where the class is, in full: 'vq_diffusion', as in older files, is no longer found.
+# The full name of the module. diffusers no longer finds 'vq_diffusion', the name in older files.
 _GUIDANCE_MODULE = "diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion"
 
-_LENGTH = 77  # of every caption in LATENT, whatever the tokenizer says
-_OTHERS = "export --to=inference, safetensors or stablehlo"
+_LENGTH = 77  # LATENT pads every caption to this length, whatever its tokenizer says
+OTHER_FORMATS = "export it as inference, safetensors or stablehlo"
 
 
 class Text(NamedTuple):
-    """What reads captions.
+    """The text part of a model.
 
     Attributes:
-        encoder: the text encoder.
-        params: its parameters.
-        tokenizer: what it reads.
-        null: what stands for no text, [length, width]; None for the empty caption.
+        encoder: The text encoder.
+        params: The parameters of the encoder.
+        tokenizer: The tokenizer, which makes the encoder's input.
+        null: The learned encoding for no text, [length, width]; None for the empty caption.
     """
 
     encoder: nn.Module
@@ -61,28 +62,30 @@ class Text(NamedTuple):
 
 
 def pipeline_of(model: Pretrained) -> str:
-    """The name of the pipeline that holds a model which reads captions.
+    """The name of the pipeline that can hold a model that reads captions.
 
     Raises:
-        DiffusersError: none does; the message says why, and what does.
+        DiffusersError: No pipeline can; the message says why, and which formats can.
     """
     diffusion = model.diffusion
     encoder, first_stage = diffusion.text.encoder, diffusion.first_stage
     name = DISCRETE if isinstance(first_stage, Tokens) else _continuous_pipeline(model)
 
     def refuse(why: str) -> DiffusersError:
-        return DiffusersError(f"{model.origin} {why}; {_OTHERS}")
+        return DiffusersError(f"{model.origin} {why}; {OTHER_FORMATS}")
 
     if not isinstance(encoder, CLIPText if name != LATENT else BERTText):
         raise refuse(f"reads captions by {type(encoder).__name__}: {name} has another encoder")
     if isinstance(encoder, CLIPText) and encoder.unit != (name == DISCRETE):
-        raise refuse(f"has config.text.encoder.unit {encoder.unit}: in {name} it is the other one")
+        raise refuse(
+            f"has config.text.encoder.unit {encoder.unit}: in {name} it is {not encoder.unit}"
+        )
     sampling = diffusion.sampling
     partly = sampling.guidance_interval != (0.0, 1.0) or getattr(sampling, "guidance_rescale", 0)
     if sampling.guidance != 1 and partly:
         raise refuse(
-            "has guidance by sampling.guidance_interval or guidance_rescale, which a "
-            f"{name} is not told of"
+            "has guidance with sampling.guidance_interval or guidance_rescale, which a "
+            f"{name} does not have"
         )
     if name == LATENT and encoder.length != _LENGTH:
         raise refuse(f"reads captions of {encoder.length} tokens: in {name} they have {_LENGTH}")
@@ -99,21 +102,21 @@ def _continuous_pipeline(model: Pretrained) -> str:
     first_stage, encoder = model.diffusion.first_stage, model.diffusion.text.encoder
     if not isinstance(first_stage, Latents):
         raise DiffusersError(
-            f"{model.origin} draws pixels by captions: diffusers' pipelines of text draw latents; "
-            f"{_OTHERS}"
+            f"{model.origin} draws pixels from captions: diffusers' pipelines of text draw "
+            f"latents; {OTHER_FORMATS}"
         )
     if not isinstance(encoder, CLIPText):
         return LATENT
     if not isinstance(first_stage.model, AutoencoderKL):
         raise DiffusersError(
             f"{model.origin} has latents of a VQ model and captions by CLIP: {STABLE} decodes by a "
-            f"KL model; {_OTHERS}"
+            f"KL model; {OTHER_FORMATS}"
         )
     return STABLE
 
 
 def of_model(model: Pretrained) -> Text:
-    """The text part of a model; of a token model without text, the one in its place."""
+    """The text part of a model, or a stand-in if the model has no text."""
     text, networks = model.diffusion.text, model.networks
     if text is None:
         return _stand_in()
@@ -122,6 +125,7 @@ def of_model(model: Pretrained) -> Text:
 
 
 def _stand_in() -> Text:
+    """A text part of one layer and two words, for pipelines that do not open without one."""
     encoder = CLIPText(vocab_size=2, length=3, width=8, num_layers=1, num_heads=1, hidden=8)
     shapes = model_shapes.of_text_encoder(encoder)
     params = traverse_util.unflatten_dict(
@@ -132,7 +136,7 @@ def _stand_in() -> Text:
 
 
 def write(text: Text, pipeline: str, folder: pathlib.Path) -> dict[str, list[str]]:
-    """Writes the parts into a pipeline's folder and returns their entries of its index."""
+    """Writes the parts into a pipeline's folder and returns their entries in `model_index.json`."""
     encoder, tokenizer = text.encoder, text.tokenizer
     config = transformers_text.encoder_to_config(encoder)
     config |= {"pad_token_id": tokenizer.pad, "eos_token_id": tokenizer.end}
@@ -181,14 +185,17 @@ def _write_tokenizer(tokenizer: Tokenizer, folder: pathlib.Path) -> str:
 
 
 def read(folder: pathlib.Path, pipeline: str, text_dim: int) -> tuple[dict[str, Any], Text]:
-    """The `text` and `condition` sections of a pipeline's model, and its parts.
+    """Reads the text part of a pipeline, and makes the `text` and `condition` sections for it.
 
-    CLIP keeps its weights in training, latent diffusion's encoder is trained along.
+    In the config, CLIP keeps its weights in training, and latent diffusion's encoder is trained.
 
     Args:
-        folder: Of the pipeline.
-        pipeline: Its name.
-        text_dim: Channels that the denoiser reads.
+        folder: The pipeline's folder.
+        pipeline: The name of the pipeline.
+        text_dim: The number of channels of an encoded caption that the denoiser reads.
+
+    Returns:
+        The two sections by name, and the text part.
 
     Raises:
         UserError: A part is missing, or does not fit the others.
@@ -221,25 +228,25 @@ def read(folder: pathlib.Path, pipeline: str, text_dim: int) -> tuple[dict[str, 
 
 
 def _check_captions(folder: pathlib.Path, part: pathlib.Path, pipeline: str, length: int) -> None:
-    """Raises DiffusersError where the pipeline would encode captions otherwise than we do."""
+    """Raises DiffusersError where the pipeline would encode captions in another way than we do."""
     if read_json(part / "config.json").get("use_attention_mask"):
         raise DiffusersError(f"{part}: use_attention_mask is set; captions are read whole here")
-    told = folder / "tokenizer" / "tokenizer_config.json"
-    tokens = read_json(told).get("model_max_length", length) if told.exists() else length
+    source = folder / "tokenizer" / "tokenizer_config.json"
+    tokens = read_json(source).get("model_max_length", length) if source.exists() else length
     if pipeline == LATENT:
-        told, tokens = pipeline, _LENGTH
+        source, tokens = pipeline, _LENGTH
     if tokens != length:
         raise DiffusersError(
-            f"{part}: reads captions of {length} tokens, {told} fills them up to {tokens}; they "
-            "must be equal"
+            f"{part}: reads captions of {length} tokens, but {source} pads them to {tokens}; the "
+            "two lengths must be equal"
         )
 
 
 def _read_null(folder: pathlib.Path) -> np.ndarray | None:
-    """The learned stand-in for a text, where there is one."""
+    """The learned encoding for no text, where there is one."""
     if not read_json(folder / "config.json").get("learnable"):
         return None
     weights, file = read_weights(folder)
     if weights.keys() != {"embeddings"}:
-        raise UserError(f"{file}: holds {', '.join(weights)}; embeddings alone are known there")
+        raise UserError(f"{file}: holds {', '.join(weights)}; it must hold embeddings alone")
     return weights["embeddings"]

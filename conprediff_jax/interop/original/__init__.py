@@ -1,1 +1,1 @@
-"""Published checkpoints as their authors wrote them, read."""
+"""Readers of published checkpoints, in the files that their authors wrote."""

@@ -1,8 +1,8 @@
-"""Checkpoints of ADM (guided-diffusion): a `.pt` of the UNet's tensors alone, usually averaged.
+"""Checkpoints of ADM (guided-diffusion): `.pt` files that hold the tensors of a UNet and no others.
 
-Models that learn the variance of their steps have twice the channels of an image in their last
-convolution. Its second half predicts the variance and is not read: DDIM has none, and our DDPM a
-fixed one.
+Most of them hold a moving average. In models that learn the variance of their steps, the last
+convolution has twice the channels of an image. The second half predicts the variance and is not
+read, since DDIM has no variance, and the variance of our DDPM is fixed.
 """
 
 import numpy as np
@@ -19,23 +19,23 @@ _OUTPUT = ("out.2.weight", "out.2.bias")
 
 
 def read(path: str, config: ConfigDict, *, new_attention_order: bool = False) -> Pretrained:
-    """A model out of a checkpoint.
+    """Reads a model from a checkpoint.
 
     Args:
         path: The file.
-        config: What the file does not say: architecture, process, image size.
-        new_attention_order: The option of that name that the model was trained with.
+        config: The config of the model: architecture, process and image size.
+        new_attention_order: ADM's option of that name, as in the training of the model.
 
     Raises:
         UserError: A tensor is missing, left over, or does not fit the config.
     """
     content = tensor_files.nested(tensor_files.read(path), "state_dict", path)
     weights = tensor_files.unwrapped(tensor_files.arrays(content, path))
-    diffusion = make_experiment(config).diffusion.model
+    diffusion = make_experiment(config).task.model
     channels = diffusion.denoiser.out_channels
     if all(len(weights.get(name, ())) == 2 * channels for name in _OUTPUT):
         logging.info(
-            "%s: learned variances, channels %d and up of out.2, are not read", path, channels
+            "%s: the learned variances, channels %d and up of out.2, are not read", path, channels
         )
         weights |= {name: np.asarray(weights[name])[:channels] for name in _OUTPUT}
     try:

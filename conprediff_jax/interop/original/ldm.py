@@ -1,16 +1,16 @@
 """Checkpoints of latent diffusion (CompVis): `model.ckpt`, unconditional or text-to-image.
 
     state_dict
-        model.diffusion_model.*     the UNet, see `original_unet`
-        model_ema.*                 its moving average; names without their dots
-        first_stage_model.*         the autoencoder, see `original_autoencoder`
-        first_stage_model.loss.*    its discriminator and LPIPS, of training only
-        cond_stage_model.transformer.*            the text encoder, see `original_text`, and
-    cond_stage_model.transformer.to_logits.*  a head that nothing reads
-    scale_factor                where latents are scaled by their standard deviation
-        betas, alphas_cumprod, ...  tables that follow from the schedule; `betas` is compared
+        model.diffusion_model.*         the UNet, see weights/original/unet.py
+        model_ema.*                     its moving average; the names have lost their dots
+        first_stage_model.*             the autoencoder, see weights/original/autoencoder.py
+        first_stage_model.loss.*        its discriminator and LPIPS, for training only
+        cond_stage_model.transformer.*  the text encoder, see weights/original/text.py, with a head
+                                        `to_logits` that nothing reads
+        scale_factor                    the scale of latents, if it was measured
+        betas, alphas_cumprod, ...      tables that follow from the schedule; `betas` is checked
 
-The moving average is taken where there is one; there is none of the text encoder.
+The reader prefers the moving average where there is one. The text encoder has none.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from conprediff_jax.weights.original import unet as original_unet
 _UNET, _EMA, _FIRST_STAGE = "model.diffusion_model.", "model_ema.", "first_stage_model."
 _TEXT = "cond_stage_model.transformer."
 
-# Tables that follow from `betas`, and what belongs to training alone.
+# Tables that follow from `betas`, and tensors that only training uses.
 _TABLES = (
     *("betas", "alphas_cumprod", "alphas_cumprod_prev", "sqrt_alphas_cumprod"),
     *("sqrt_one_minus_alphas_cumprod", "log_one_minus_alphas_cumprod"),
@@ -44,21 +44,21 @@ _TABLES = (
 
 
 def read(path: str, config: ConfigDict) -> Pretrained:
-    """A model out of a checkpoint.
+    """Reads a model from a checkpoint.
 
     Args:
         path: The file.
-        config: What the file does not say: architecture, process, image size.
+        config: The config of the model: architecture, process and image size.
 
     Raises:
-        UserError: A tensor is missing, left over, or does not fit the config; the betas are not
+        UserError: A tensor is missing, left over, or does not fit the config, or the betas are not
             those of the config's schedule.
     """
     content = tensor_files.read(path)
     state_dict = tensor_files.nested(content, "state_dict", path)
     weights = tensor_files.arrays(state_dict, path, numbers=("scale_factor",))
     weights = tensor_files.unwrapped(weights, (_UNET, _EMA, _FIRST_STAGE, _TEXT))
-    diffusion = make_experiment(config).diffusion.model
+    diffusion = make_experiment(config).task.model
     if not isinstance(diffusion.first_stage, Latents):
         raise UserError(
             f"{path}: latent diffusion needs a config whose first stage is 'vq' or 'kl'"
@@ -106,14 +106,14 @@ def _step(content: Mapping) -> int:
 def _unet_weights(
     weights: Mapping[str, np.ndarray], unet: UNet, path: str
 ) -> dict[str, np.ndarray]:
-    """The UNet's tensors by its own names, of the moving average where there is one.
+    """The UNet's tensors by their names in the UNet, from the moving average where there is one.
 
-    Names of the average have lost their dots. Those of the weights tell where they were; in a file
-    of the average alone, those that `unet` has.
+    The names in the average have lost their dots. The names of the weights tell where the dots
+    were; a file that holds the average alone has the names of `unet`.
     """
     plain, averaged = (tensor_files.below(weights, prefix) for prefix in (_UNET, _EMA))
     if not averaged:
-        logging.warning("%s: no moving average, taking the weights themselves", path)
+        logging.warning("%s: there is no moving average, so the weights themselves are read", path)
         return plain
     names = plain or original_unet.tensor_names(unet)
     shadows = {f"diffusion_model{name}".replace(".", ""): name for name in names}

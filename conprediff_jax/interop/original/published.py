@@ -1,51 +1,51 @@
-"""Configs of published models whose files say nothing of their architecture, by family and name.
+"""Configs of published models whose files do not describe their networks, by family and name.
 
-    ldm             CompVis/latent-diffusion; first stages and text encoder are in the same file
-    adm             openai/guided-diffusion; pixels, a learned variance that is not read
-    vq-diffusion    microsoft/VQ-Diffusion; first stage and text encoder are in the same file
+    ldm             CompVis/latent-diffusion; the file holds first stage and text encoder too
+    adm             openai/guided-diffusion; models of pixels, whose learned variance is not read
+    vq-diffusion    microsoft/VQ-Diffusion; the file holds first stage and text encoder too
 
-The tokenizers of models with text are not in their files.
+No file holds the tokenizer of a model that reads captions.
 """
 
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.errors import FieldError
 from conprediff_jax.config import presets
 from conprediff_jax.config.denoising import default
 
-_IN_FILE = "(in the checkpoint)"  # where the first stage was found
+_IN_FILE = "(in the checkpoint)"  # stands for the path of a first stage or text encoder
 
 
 def config(family: str, name: str) -> ConfigDict:
     """The config of a published model.
 
     Args:
-        family: a key of `MODELS`.
-        name: a key of the family.
+        family: A key of `MODELS`.
+        name: The name of a model of the family.
 
     Raises:
-        UserError: there is no model of that name.
+        UserError: There is no model of that name.
     """
     if name not in MODELS[family]:
-        raise UserError(f"--model={name}: choose one of {', '.join(MODELS[family])}")
+        raise FieldError("model", f"is {name!r}: choose one of {', '.join(MODELS[family])}")
     made = MODELS[family][name]().unlock()
-    # A moving average of what is only sampled from costs nothing; float32 is what it was made in.
+    # The published models compute in float32.
     made.dtype = "float32"
     return made.lock()
 
 
 def new_attention_order(family: str, name: str | None) -> bool:
-    """Whether a published model stacks query, key and value; see `original_unet`."""
+    """Whether a published model stacks query, key and value; see `weights/original/unet.py`."""
     return family == "adm" and name == "imagenet_64"
 
 
-def _ldm_4(learning_rate_batch: int, name: str) -> ConfigDict:
+def _ldm_4(batch_size: int, name: str) -> ConfigDict:
     made = presets.ldm_4(weights=_IN_FILE).unlock()
     made.data.name = name
-    made.train.batch_size = learning_rate_batch
-    made.optimizer.learning_rate = 2e-6 * learning_rate_batch
+    made.train.batch_size = batch_size
+    made.optimizer.learning_rate = 2e-6 * batch_size
     return made
 
 
@@ -56,7 +56,7 @@ def _ldm_8() -> ConfigDict:
 
 
 def _adm(image_size: int, mult: tuple[int, ...], **model: object) -> ConfigDict:
-    """ADM at a size: attention at 32, 16 and 8 pixels, scale and shift, residual resampling."""
+    """ADM at an image size, with attention at 32, 16 and 8 pixels."""
     made = default().unlock()
     made.data.update(image_size=image_size, flip=True, label=None)
     made.process.schedule = "linear"
@@ -70,7 +70,7 @@ def _adm(image_size: int, mult: tuple[int, ...], **model: object) -> ConfigDict:
     )
     with made.model.ignore_type():
         made.model.update({"head_channels": 64, **model})
-    # The variance of its steps was learned; DDIM needs none.
+    # ADM learned the variance of its steps, which is not read; DDIM needs none.
     made.sampling.update(sampler="ddim", steps=50, spacing="leading", clip=1.0, num=16)
     return made
 
@@ -106,7 +106,7 @@ def _vq_diffusion_ffhq() -> ConfigDict:
 
 
 def _vq_diffusion_ithq(null: str) -> ConfigDict:
-    """What stands for no text: both files have an embedding for it, which one of them learned."""
+    """ITHQ's config; both published files have an embedding for no text, but one learned it."""
     made = presets.vq_diffusion_ithq(weights=_IN_FILE, text_weights=_IN_FILE).unlock()
     made.condition.null = null
     return made

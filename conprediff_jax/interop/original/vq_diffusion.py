@@ -1,17 +1,18 @@
-"""Checkpoints of VQ-Diffusion: `.pth`.
+"""Checkpoints of VQ-Diffusion, `.pth` files.
 
     model
-        content_codec.enc.*, .dec.*    the autoencoder, see `original_autoencoder`; the codebook is
-                                       in both, as they share it, with ITHQ's statistics of training
-        transformer.transformer.*      the transformer, see `original_transformer`
-        transformer.condition_emb.*    the text encoder, CLIP's, see `original_text`, with a
+        content_codec.enc.*, .dec.*    the autoencoder, see weights/original/autoencoder.py; encoder
+                                       and decoder share the codebook, so both names have it. In
+                                       ITHQ's file it comes with statistics of training
+        transformer.transformer.*      the transformer, see weights/original/transformer.py
+        transformer.condition_emb.*    CLIP's text encoder, see weights/original/text.py, with a
                                        projection that nothing reads
-        transformer.empty_text_embed   what stands for no text, in models without text as well
-        transformer.log_*, Lt_*        tables that follow from the schedule; losses of training
+        transformer.empty_text_embed   the embedding for no text, in models without text as well
+        transformer.log_*, Lt_*        tables that follow from the schedule, and losses of training
     ema                                the moving average of `transformer.*`
 
-The moving average is taken where there is one. Encoded captions are divided by their length, and
-filled up with token 0, "!".
+The reader prefers the moving average where there is one. Captions are padded with token 0, "!", and
+encoded captions are divided by their length.
 """
 
 from collections.abc import Mapping
@@ -25,13 +26,13 @@ from conprediff_jax.common.errors import UserError
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.models.first_stage import Tokens
-from conprediff_jax.tasks.denoising import Denoising
+from conprediff_jax.sampling.model import DiffusionModel
 from conprediff_jax.weights import tensor_files
 from conprediff_jax.weights.original import autoencoder as original_autoencoder
 from conprediff_jax.weights.original import text as original_text
 from conprediff_jax.weights.original import transformer as original_transformer
 
-PAD = "!"  # fills up captions
+PAD = "!"  # the token that captions are padded with
 
 _TRANSFORMER, _TEXT, _NULL = "transformer.", "condition_emb.", "empty_text_embed"
 _TABLES = (
@@ -52,28 +53,28 @@ _STATISTICS = ("quantize.cluster_size", "quantize.embedding_avg")
 
 
 def read(path: str, config: ConfigDict) -> Pretrained:
-    """A model out of a checkpoint.
+    """Reads a model from a checkpoint.
 
     Args:
         path: The file.
-        config: What the file does not say: architecture, process, image size.
+        config: The config of the model: architecture, process and image size.
 
     Raises:
-        UserError: A tensor is missing, left over, or does not fit the config; the tables are not
+        UserError: A tensor is missing, left over, or does not fit the config, or the tables are not
             those of the config's process.
     """
     content = tensor_files.read(path)
     if "model" not in content:
-        raise UserError(f"{path}: no 'model' in it; VQ-Diffusion's checkpoints have one")
+        raise UserError(f"{path}: there is no 'model' in it, as in VQ-Diffusion's checkpoints")
     weights = tensor_files.arrays(tensor_files.nested(content, "model", path), path)
     weights = tensor_files.unwrapped(weights, (*_CODEC, _TRANSFORMER))
-    diffusion = make_experiment(config).diffusion.model
+    diffusion = make_experiment(config).task.model
     if not isinstance(diffusion.first_stage, Tokens):
         raise UserError(f"{path}: VQ-Diffusion needs a config whose first stage is 'tokens'")
     if diffusion.first_stage.used_codes:
         raise UserError(
-            f"{path}: files do not say which codes are used: config.first_stage.used_codes must be "
-            "None"
+            f"{path}: the file does not say which codes are used: config.first_stage.used_codes "
+            "must be None"
         )
     prefixes = (_TRANSFORMER,) + ((_TEXT,) if diffusion.text else ())
     tensor_files.account(
@@ -89,7 +90,7 @@ def read(path: str, config: ConfigDict) -> Pretrained:
         tensor_files.account(tensors, where, prefixes=prefixes, names=_TABLES)
     else:
         tensors = tensor_files.below(weights, _TRANSFORMER)
-        logging.warning("%s: no moving average, taking the weights themselves", path)
+        logging.warning("%s: there is no moving average, so the weights themselves are read", path)
     _check_tables(tensors, diffusion.process, path)
     try:
         networks = _networks(tensors, _codec(weights), diffusion)
@@ -99,9 +100,9 @@ def read(path: str, config: ConfigDict) -> Pretrained:
 
 
 def _networks(
-    tensors: Mapping[str, np.ndarray], codec: Mapping[str, np.ndarray], task: Denoising
+    tensors: Mapping[str, np.ndarray], codec: Mapping[str, np.ndarray], diffusion: DiffusionModel
 ) -> dict[str, Any]:
-    """Parameters of every network, out of the tensors of transformer and autoencoder."""
+    """The parameters of each network, from the tensors of transformer and autoencoder."""
     networks = {
         "denoiser": original_transformer.params_from_original(
             tensor_files.below(tensors, _TRANSFORMER), diffusion.denoiser.clone(learned_null=False)
@@ -130,7 +131,7 @@ def _step(content: Mapping[str, Any]) -> int:
 
 
 def _codec(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The autoencoder's tensors by its own names."""
+    """The autoencoder's tensors by their names in the autoencoder."""
     codec: dict[str, np.ndarray] = {}
     for prefix, part in _CODEC.items():
         codec |= {part + k: v for k, v in tensor_files.below(weights, prefix).items()}
@@ -145,7 +146,7 @@ def _check_tables(tensors: Mapping[str, np.ndarray], process: Any, path: str) ->
     ):
         if name not in tensors:
             continue
-        logs = tensors[name][:-1]  # behind the last time they have the clean end
+        logs = tensors[name][:-1]  # the last entry is no time, but the clean end
         found = np.exp(logs)
         rtol = 1e-3 + np.abs(logs) * tensor_files.precision(logs)
         if (

@@ -70,18 +70,10 @@ def params_from_original(
     """
     theirs = {CODEBOOK if k in _CODEBOOKS else k: v for k, v in state_dict.items()}
     in_channels = np.shape(theirs.get("encoder.conv_in.weight", np.empty((0, 1))))[1]
-    return _table(autoencoder, in_channels).read(theirs)
+    return table(autoencoder, in_channels).read(theirs)
 
 
-def params_to_original(
-    params: Mapping, autoencoder: VQModel | AutoencoderKL
-) -> dict[str, np.ndarray]:
-    """The original state dict of the parameters of `autoencoder`; see `params_from_original`."""
-    input_conv = params.get("encoder", {}).get("input_conv", {}).get("kernel", np.empty((0, 0, 1)))
-    return _table(autoencoder, np.shape(input_conv)[2]).write(params)
-
-
-def _table(autoencoder: VQModel | AutoencoderKL, in_channels: int) -> tensors.Table:
+def table(autoencoder: VQModel | AutoencoderKL, in_channels: int) -> tensors.Table:
     """Where the original code keeps the parameters for images of so many channels."""
     if autoencoder.patch != 1:
         raise ValueError(f"patch={autoencoder.patch}: the original autoencoders have patches of 1")

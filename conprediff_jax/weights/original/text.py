@@ -63,15 +63,10 @@ def params_from_original(state_dict: Mapping[str, np.ndarray], encoder: nn.Modul
         ValueError: If a tensor is missing, left over or of another shape than the encoder's, or
             the encoder is of another kind.
     """
-    return _table(encoder).read(state_dict)
+    return table(encoder).read(state_dict)
 
 
-def params_to_original(params: Mapping, encoder: nn.Module) -> dict[str, np.ndarray]:
-    """The original state dict of the parameters of a text encoder; see `params_from_original`."""
-    return _table(encoder).write(params)
-
-
-def _table(encoder: nn.Module) -> tensors.Table:
+def table(encoder: nn.Module) -> tensors.Table:
     """Where the original code keeps the parameters of an encoder."""
     namings = {BERTText: _bert_name, CLIPText: _clip_name}
     kind = type(encoder)

@@ -52,15 +52,10 @@ def params_from_original(
         ValueError: If a tensor is missing, left over or of another shape than the model's, or the
             original code has no such model.
     """
-    return _table(transformer).read(state_dict)
+    return table(transformer).read(state_dict)
 
 
-def params_to_original(params: Mapping, transformer: TokenTransformer) -> dict[str, np.ndarray]:
-    """The original state dict of the parameters of `transformer`; see `params_from_original`."""
-    return _table(transformer).write(params)
-
-
-def _table(transformer: TokenTransformer) -> tensors.Table:
+def table(transformer: TokenTransformer) -> tensors.Table:
     """Where the original code keeps the parameters of a transformer."""
     if transformer.text_dim is not None and transformer.num_classes is not None:
         raise ValueError("the original code has no transformer with both text and classes")

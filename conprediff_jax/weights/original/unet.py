@@ -94,35 +94,15 @@ def params_from_original(
         ValueError: If a tensor is missing, left over or of another shape than the model's.
     """
     in_channels = np.shape(state_dict.get("input_blocks.0.0.weight", np.empty((0, 1))))[1]
-    return _table(unet, in_channels, new_attention_order).read(state_dict)
-
-
-def params_to_original(
-    params: Mapping, unet: UNet, *, new_attention_order: bool = False
-) -> dict[str, np.ndarray]:
-    """The original state dict of the parameters of `unet`.
-
-    Args:
-        params: The tree under "params".
-        unet: The model the parameters are of.
-        new_attention_order: ADM's option of that name.
-
-    Returns:
-        Contiguous float32 arrays by the original names.
-
-    Raises:
-        ValueError: If a parameter is missing, left over or of another shape than the model's.
-    """
-    input_conv = params.get("input_conv", {}).get("kernel", np.empty((0, 0, 1)))
-    return _table(unet, np.shape(input_conv)[2], new_attention_order).write(params)
+    return table(unet, in_channels, new_attention_order).read(state_dict)
 
 
 def tensor_names(unet: UNet) -> set[str]:
     """The names of all tensors of `unet` in the original code."""
-    return set(_table(unet, unet.out_channels, False).names.values())
+    return set(table(unet, unet.out_channels, False).names.values())
 
 
-def _table(unet: UNet, in_channels: int, new_attention_order: bool) -> tensors.Table:
+def table(unet: UNet, in_channels: int, new_attention_order: bool) -> tensors.Table:
     """Where the original code keeps the parameters of a UNet for images of so many channels."""
     shapes = model_shapes.of_unet(unet, in_channels)
     order = sorted(shapes, key=lambda path: _PARTS.index(path[-2]) if path[-2] in _PARTS else 0)
