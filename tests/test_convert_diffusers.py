@@ -222,11 +222,11 @@ def patched():
         (lambda: tiny.pixels(steps_offset=3, steps=9), "goes on by 2 at every step"),
         (
             lambda: tiny.pixels(time_limit=19, spacing="linspace"),
-            "time_limit is 19: diffusers' DPM-Solver alone",
+            "time_limit is 19: only diffusers' DPM-Solver",
         ),
         (
             lambda: tiny.continuous(tiny.kl().first_stage, clip=1.0),
-            "LDMPipeline cannot be told to let epsilon follow",
+            "LDMPipeline cannot recompute a clipped epsilon",
         ),
     ],
 )
@@ -298,7 +298,7 @@ def test_weights_of_half_precision_and_in_shards(dtype, shards, tmp_path):
             diffusers_pipeline.read(str(out))
         for index in (out / "unet").glob("*index*"):
             index.write_text("{}")
-        with pytest.raises(UserError, match="no index of shards with a weight_map"):
+        with pytest.raises(UserError, match="not an index of shards with a weight_map"):
             diffusers_pipeline.read(str(out))
 
 

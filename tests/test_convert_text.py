@@ -207,7 +207,7 @@ def test_their_models_are_read(name, tmp_path, monkeypatch):
         (folder / "model_index.json").write_text(json.dumps(index))
     steps = 5 if name == "VQ-Diffusion" else 3
     model = diffusers_pipeline.read(str(folder)).resampled(steps=steps, guidance=2.0)
-    assert model.diffusion.text.frozen == (name != "LDM")
+    assert model.diffusion.text.has_fixed_weights == (name != "LDM")
     found, _ = theirs(monkeypatch, folder, model, 2, PROMPTS)
     assert_same_images(tiny.draw(model, 2, captions=PROMPTS), found)
 

@@ -125,11 +125,11 @@ def test_other_parts_and_older_files_are_read(checkpoint, tmp_path):
     for name, shard in shards.items():
         save_file(shard, tmp_path / name)
     index = {tensor: name for name, shard in shards.items() for tensor in shard}
-    (tmp_path / interop.INDEX).write_text(json.dumps({"weight_map": index}))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     found = interop.load(tmp_path, **OPTIONS.get(kind, {})).params
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
-    (tmp_path / interop.INDEX).unlink()
+    (tmp_path / "model.safetensors.index.json").unlink()
     torch_tensors = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
     torch.save(torch_tensors, tmp_path / "pytorch_model.bin")
     found = interop.load(tmp_path, **OPTIONS.get(kind, {})).params
@@ -241,7 +241,7 @@ def test_what_does_not_fit_is_refused(make, message):
 
 
 def test_a_folder_that_does_not_fit_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no text encoder there; expected config\.json"):
+    with pytest.raises(UserError, match=r"there is no text encoder; expected config\.json"):
         interop.load(tmp_path)
     _, config = published("bert")
     config.save_pretrained(tmp_path)

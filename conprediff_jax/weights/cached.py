@@ -1,7 +1,7 @@
-"""Weight files that a user gives: read without running what is in them, converted once.
+"""Weight files that a user gives, read without running code from them, and converted once.
 
-A torch file is opened with `weights_only=True`, so that pickled code is refused, and its tensors
-are kept as safetensors under the hash of the file; from then on torch is not needed.
+A torch file is opened with `weights_only=True`, so that pickled code is refused. Its tensors are
+stored as safetensors under a hash of the file, and torch is not needed again.
 """
 
 import hashlib
@@ -36,11 +36,12 @@ def read(path: str | os.PathLike, cache: str | os.PathLike) -> dict[str, np.ndar
     """The tensors of a safetensors or torch file by name, float32 where they are floats.
 
     Args:
-        path: `.safetensors`, or anything else that `torch.save` wrote of a dict of tensors.
-        cache: folder for the converted file.
+        path: A `.safetensors` file, or a file of any name in which `torch.save` wrote a dict of
+            tensors.
+        cache: The folder for converted files.
 
     Raises:
-        UserError: the file is missing, damaged, or holds anything but tensors of finite numbers;
+        UserError: The file is missing or damaged, or holds anything but tensors of finite numbers;
             or the cache cannot be written.
     """
     path = pathlib.Path(path)

@@ -1,4 +1,4 @@
-"""The shape of every parameter of a model, without making any."""
+"""The shapes of a model's parameters, found without making any array."""
 
 import dataclasses
 from typing import Any
@@ -16,7 +16,7 @@ Shapes = dict[Path, tuple[int, ...]]
 
 
 def of_unet(unet: UNet, in_channels: int) -> Shapes:
-    """Shapes by path, for images of so many channels."""
+    """Shapes by path, for inputs of `in_channels` channels."""
     size = unet.downsampling
     inputs = {
         "x": jnp.zeros((1, size, size, in_channels)),
@@ -28,7 +28,7 @@ def of_unet(unet: UNet, in_channels: int) -> Shapes:
 
 
 def of_autoencoder(autoencoder: VQModel | AutoencoderKL, in_channels: int) -> Shapes:
-    """Shapes by path, for images of so many channels."""
+    """Shapes by path, for images of `in_channels` channels."""
     size = autoencoder.downsampling
     x = jnp.zeros((1, size, size, in_channels))
     return parameter_shapes(jax.eval_shape(autoencoder.init, jax.random.key(0), x)["params"])
@@ -47,7 +47,7 @@ def of_transformer(transformer: TokenTransformer) -> Shapes:
 
 
 def of_text_encoder(encoder: nn.Module) -> Shapes:
-    """Shapes by path, of one of `TEXT_ENCODERS`."""
+    """Shapes by path, for one of `TEXT_ENCODERS`."""
     tokens = jnp.zeros((1, encoder.length), jnp.int32)
     return parameter_shapes(jax.eval_shape(encoder.init, jax.random.key(0), tokens)["params"])
 

@@ -1,8 +1,8 @@
-"""Files of tensors: torch's and safetensors, as NumPy arrays.
+"""Files of tensors, in torch's format or as safetensors, read as NumPy arrays.
 
-A torch file is a pickle, which can run anything when it is opened. It is opened with
-`weights_only=True`: tensors and plain containers, and whatever else it asks for is refused. torch
-is needed for that alone.
+A torch file is a pickle, which can run any code when it is opened. Here it is opened with
+`weights_only=True`: tensors and plain containers are read, and a file that asks for anything else
+is refused. Only torch files need torch.
 """
 
 import json
@@ -19,13 +19,13 @@ from safetensors import numpy as safetensors
 
 from conprediff_jax.common.errors import UserError
 
-# What others put before the names of all tensors: torch's parallel modules, and Lightning's.
+# The prefixes that torch's parallel modules and Lightning put before the names of all tensors.
 _WRAPPERS = ("module.", "model.")
 
-# In the names of files: of smaller numbers, taken where there is no file without.
+# The marks of precision in file names. A file without one is preferred.
 _VARIANTS = ("", ".fp16", ".bf16")
 
-# Latent diffusion's checkpoints name this class beside the weights. It becomes an empty one.
+# Latent diffusion's checkpoints name this class beside the weights. An empty class replaces it.
 _INERT = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
 
 
@@ -34,17 +34,17 @@ class FileError(UserError):
 
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
-    """The content of a file by its ending: safetensors, or anything else for torch.
+    """Reads a file. The ending `.safetensors` names that format; all other files are torch's.
 
     Args:
-        path: of the file.
+        path: The file.
 
     Returns:
-        A dict, nested as in the file, with NumPy arrays for tensors (floats as float32).
+        A dict, nested as in the file, with a NumPy array for each tensor. Floats are float32.
 
     Raises:
-        FileError: the file is missing or damaged, is no dict, holds objects other than tensors and
-            plain values, or torch is needed and not installed.
+        FileError: The file is missing or damaged, holds no dict, or holds objects other than
+            tensors and plain values; or torch is needed and not installed.
     """
     path = pathlib.Path(path).expanduser()
     if not path.is_file():
@@ -60,8 +60,9 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
 def write(
     path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]
 ) -> None:
-    """Writes a safetensors file, to be handed on: the library would keep it to its owner."""
+    """Writes a safetensors file."""
     safetensors.save_file(dict(tensors), path, metadata=dict(metadata))
+    # The library makes files that only their owner can read; these are for others too.
     os.chmod(path, 0o644)
 
 
@@ -69,9 +70,9 @@ def find(folder: pathlib.Path, stem: str, pickled: str) -> pathlib.Path | None:
     """The file of a network's weights in a folder, or the index of its shards; None for neither.
 
     Args:
-        folder: Where to look.
-        stem: Of the names of safetensors files.
-        pickled: Of the names of torch files, which are taken where there is nothing else.
+        folder: The folder.
+        stem: The stem of the names of safetensors files.
+        pickled: The stem of the names of torch files, which are read where there are no others.
     """
     for name, ending in ((stem, "safetensors"), (pickled, "bin")):
         for variant in _VARIANTS:
@@ -82,10 +83,10 @@ def find(folder: pathlib.Path, stem: str, pickled: str) -> pathlib.Path | None:
 
 
 def read_whole(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """All tensors of a file, or of the shards that an index lists.
+    """Reads all tensors of a file, or of the shards that an index lists.
 
     Raises:
-        FileError: A file is missing or damaged, or holds other things; see `read`.
+        FileError: A file is missing or damaged, or holds more than tensors; see `read`.
     """
     if path.suffix != ".json":
         return arrays(read(path), str(path))
@@ -93,15 +94,20 @@ def read_whole(path: pathlib.Path) -> dict[str, np.ndarray]:
         places = json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()
         shards = sorted({path.parent / place for place in places})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise FileError(f"{path}: no index of shards with a weight_map: {error!r}") from error
+        raise FileError(f"{path}: not an index of shards with a weight_map: {error!r}") from error
     return {name: tensor for shard in shards for name, tensor in read_whole(shard).items()}
 
 
 def nested(content: Mapping[str, Any], name: str, where: str) -> Mapping[str, Any]:
-    """What a file holds under a name, or the whole of it where it has no such name.
+    """The dict that a file holds under a name, or the whole content if there is no such name.
+
+    Args:
+        content: The content of the file.
+        name: The name.
+        where: The name of the file in errors.
 
     Raises:
-        FileError: There is something else than a dict.
+        FileError: The file holds something else than a dict under the name.
     """
     found = content.get(name, content)
     if not isinstance(found, Mapping):
@@ -112,15 +118,15 @@ def nested(content: Mapping[str, Any], name: str, where: str) -> Mapping[str, An
 def arrays(
     tree: Mapping[str, Any], where: str, numbers: Collection[str] = ()
 ) -> dict[str, np.ndarray]:
-    """The state dict in a tree: its arrays. Plain values beside them, as `epoch`, are left aside.
+    """The arrays in a dict. Plain values beside them, such as `epoch`, are left aside.
 
     Args:
-        tree: part of what `read` returned.
-        where: what to call it in errors.
-        numbers: names of plain numbers that count as arrays.
+        tree: The content of a file, or a part of it; see `read`.
+        where: The name of the file in errors.
+        numbers: Names of plain numbers that count as arrays.
 
     Raises:
-        FileError: a value is neither an array nor plain, or there are no arrays.
+        FileError: A value is neither an array nor plain, or there are no arrays.
     """
     tensors, plain = {}, []
     for name, value in tree.items():
@@ -135,7 +141,7 @@ def arrays(
     if not tensors:
         raise FileError(f"{where}: there are no tensors in it")
     if plain:
-        logging.info("%s: left aside, no tensors: %s", where, ", ".join(plain)[:200])
+        logging.info("%s: left aside, since they are no tensors: %s", where, ", ".join(plain)[:200])
     return tensors
 
 
@@ -146,11 +152,12 @@ def _kind(value: Any) -> str:
 def unwrapped(
     tensors: Mapping[str, np.ndarray], own: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
-    """The tensors without a prefix that all their names have: `module.`, `model.`, or several.
+    """Removes the prefixes that the names of all tensors share, `module.` and `model.`.
 
     Args:
-        tensors: All of a file.
-        own: How names of the format begin; where one does, nothing is in front of them.
+        tensors: All tensors of a file.
+        own: Beginnings of the names in the format itself. If a name begins with one of them, there
+            is no prefix to remove.
     """
     prefix = next((p for p in _WRAPPERS if all(n.startswith(p) for n in tensors)), None)
     if not tensors or prefix is None or any(name.startswith(own) for name in tensors):
@@ -159,13 +166,17 @@ def unwrapped(
 
 
 def precision(table: np.ndarray) -> float:
-    """By how much numbers may be off, as a share: those of a half precision are, and are all short.
+    """The relative rounding error that the numbers in a table may have.
 
     Args:
-        table: Any numbers; 1e-4 where some need more than half precision.
+        table: Any numbers. If all of them are numbers of a half precision, the table was probably
+            stored in it.
+
+    Returns:
+        2^-7 for numbers of bfloat16, 2^-10 for numbers of float16, and 1e-4 for all others.
     """
     with np.errstate(over="ignore"):
-        # The shorter kind first: float16 holds all of its numbers of this size.
+        # bfloat16 comes first, since float16 can hold all bfloat16 numbers of this size.
         for dtype, share in ((ml_dtypes.bfloat16, 2**-7), (np.float16, 2**-10)):
             if np.array_equal(table, table.astype(dtype).astype(table.dtype)):
                 return share
@@ -175,12 +186,12 @@ def precision(table: np.ndarray) -> float:
 def below(
     tensors: Mapping[str, np.ndarray], prefix: str, *, without: str | tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
-    """The tensors whose names begin with a prefix, by what follows it.
+    """The tensors whose names begin with a prefix, by the rest of their names.
 
     Args:
-        tensors: All of them.
-        prefix: Of the names.
-        without: Beginnings of what follows, of tensors that are left aside.
+        tensors: Tensors by name.
+        prefix: The prefix.
+        without: Tensors are left aside if the rest of their name begins with one of these.
     """
     found = {
         name.removeprefix(prefix): tensor
@@ -200,13 +211,13 @@ def account(
     """Accounts for the tensors of a file that holds more than one network.
 
     Args:
-        tensors: All of them.
-        where: What to call the file in errors.
-        prefixes: Beginnings of the names that belong to something known.
-        names: Whole names that do.
+        tensors: All tensors of the file.
+        where: The name of the file in errors.
+        prefixes: Beginnings of the names that are known.
+        names: Other names that are known.
 
     Raises:
-        FileError: There are others; the message lists them and their shapes.
+        FileError: There are other tensors; the message lists their names and shapes.
     """
     stray = [
         f"{name} {tensor.shape}"
@@ -215,7 +226,7 @@ def account(
     ]
     if stray:
         more = f"; and {len(stray) - 8} more" if len(stray) > 8 else ""
-        raise FileError(f"{where}: left over, of nothing known: {'; '.join(stray[:8])}{more}")
+        raise FileError(f"{where}: nothing reads the tensors {'; '.join(stray[:8])}{more}")
 
 
 def _read_torch(path: pathlib.Path) -> dict[str, Any]:
@@ -223,20 +234,20 @@ def _read_torch(path: pathlib.Path) -> dict[str, Any]:
         import torch
     except ImportError as error:
         raise FileError(
-            f"{path}: a torch file, and torch is not installed: pip install torch, "
+            f"{path}: is a torch file, and torch is not installed: pip install torch, "
             "or give the weights as .safetensors"
         ) from error
     with path.open("rb") as file:
         begins = file.read(16)
-    if not begins.startswith((b"PK", b"\x80")):  # a zip archive; the pickle of old files
+    if not begins.startswith((b"PK", b"\x80")):  # a zip archive, or a pickle in old files
         raise FileError(f"{path}: not a torch file: it begins with {begins!r}")
     inert = [(type(name.rsplit(".")[-1], (), {}), name) for name in _INERT]
     try:
         with torch.serialization.safe_globals(inert):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever unpickling raises
+    except Exception as error:  # unpickling can raise anything
         raise FileError(
-            f"{path}: not a torch file of tensors alone: refused, {_line(error)}"
+            f"{path}: not a torch file of tensors alone, and so refused, {_line(error)}"
         ) from error
     if not isinstance(loaded, dict):
         raise FileError(f"{path}: holds a {type(loaded).__name__}, not a dict of tensors")
@@ -244,7 +255,7 @@ def _read_torch(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _to_numpy(tree: Any) -> Any:
-    """The same with arrays for tensors, all floats as float32."""
+    """The same tree with NumPy arrays for tensors, and float32 for all floats."""
     if isinstance(tree, Mapping):
         return {key: _to_numpy(value) for key, value in tree.items()}
     if isinstance(tree, np.ndarray):
@@ -258,7 +269,7 @@ def _to_numpy(tree: Any) -> Any:
 
 def _line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    # torch explains at length; the line that names the object is the one to read.
+    # torch explains at length; the line that names the object matters.
     telling = [line for line in lines if "GLOBAL" in line or "Unsupported" in line]
     line = (telling or lines or [type(error).__name__])[0]
-    return line.partition(". Please use")[0]  # its advice would let the code run
+    return line.partition(". Please use")[0]  # torch's advice would let the code run

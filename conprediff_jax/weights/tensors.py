@@ -1,6 +1,6 @@
-"""Parameters to and from the state dicts of torch models: layouts, and an account of every tensor.
+"""Maps between our parameters and the state dicts of torch models, with an account of every tensor.
 
-Layouts:
+The layouts of kernels differ:
 
     convolution      theirs [out, in, h, w]      ours [h, w, in, out]
     dense            theirs [out, in]            ours [in, out]
@@ -8,14 +8,14 @@ Layouts:
     1 convolution    theirs [out, in, 1]         ours a dense layer, [in, out]
     anything else    the same
 
-Several of our parameters may share one tensor of theirs: stacked one behind the other, or taking
-turns head by head, as query, key and value of the original UNets do:
+Several of our parameters may share one of their tensors. It stacks them one behind the other, or
+interleaves them by head, as the original UNets do with query, key and value:
 
     stacked      [q of all heads, k of all heads, v of all heads]
     interleaved  [q, k, v of head 0, q, k, v of head 1, ...]
 
-A family of models adds a name for every parameter. It need not know torch: tensors are NumPy
-arrays.
+Each family of models adds a name for every parameter. All tensors are NumPy arrays, so nothing here
+needs torch.
 """
 
 import dataclasses
@@ -35,15 +35,15 @@ def parameter_shapes(params: Mapping) -> dict[Path, tuple[int, ...]]:
 def check_same(
     model: str, expected: Mapping[str, tuple[int, ...]], given: Mapping[str, tuple[int, ...]]
 ) -> None:
-    """Accounts for every tensor of a model.
+    """Checks that the tensors of a model have the names and shapes that they should have.
 
     Args:
-        model: What it is called in errors.
-        expected: Shapes by name.
-        given: Those that there are.
+        model: The name of the model in errors.
+        expected: The shapes that the tensors should have, by name.
+        given: The shapes that the tensors have, by name.
 
     Raises:
-        ValueError: On one line, unless both have the same names and shapes.
+        ValueError: A tensor is missing, left over, or has another shape. The message is one line.
     """
     problems = [f"{name} {expected[name]} is missing" for name in expected.keys() - given]
     problems += [f"{name} {given[name]} is left over" for name in given.keys() - expected]
@@ -60,16 +60,18 @@ def check_same(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Table:
-    """Where in a state dict the parameters of a model are; it serves both directions.
+    """The places of a model's parameters in a state dict, for reading and writing.
 
     Attributes:
-        model: What the model is called in errors.
+        model: The name of the model in errors.
         shapes: The shape of every parameter, by path.
-        names: The name of the tensor that holds it, by path. Parameters that share a tensor, all of
-            one shape, are stacked along its first axis in the order of this mapping.
-        pointwise: Names of the dense layers that are 1x1 convolutions there.
-        sequence: Names of the dense layers that are convolutions over a sequence there, of size 1.
-        heads: For the names of interleaved tensors, the number of heads that take turns.
+        names: The name of the tensor that holds a parameter, by path. Parameters that share a
+            tensor have one shape, and are stacked along its first axis in the order of this
+            mapping.
+        pointwise: The names of our dense layers that are 1x1 convolutions in the state dict.
+        sequence: The names of our dense layers that are convolutions over a sequence, of size 1, in
+            the state dict.
+        heads: The number of heads in each interleaved tensor, by its name.
     """
 
     model: str
@@ -80,10 +82,10 @@ class Table:
     heads: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def read(self, state_dict: Mapping[str, np.ndarray]) -> dict:
-        """The parameters out of a state dict: a tree of float32 NumPy arrays.
+        """Reads the parameters from a state dict, as a tree of float32 NumPy arrays.
 
         Raises:
-            ValueError: If a tensor is missing, left over or of another shape than the model's.
+            ValueError: A tensor is missing, left over, or does not have the model's shape.
         """
         theirs = {name: np.asarray(tensor, np.float32) for name, tensor in state_dict.items()}
         rows = self._rows()
@@ -99,10 +101,10 @@ class Table:
         return traverse_util.unflatten_dict(params)
 
     def write(self, params: Mapping) -> dict[str, np.ndarray]:
-        """The state dict of the parameters: contiguous float32 arrays by name.
+        """Writes the parameters as a state dict of contiguous float32 arrays by name.
 
         Raises:
-            ValueError: If a parameter is missing, left over or of another shape than the model's.
+            ValueError: A parameter is missing, left over, or does not have the model's shape.
         """
         ours = {
             path: np.asarray(leaf, np.float32)
@@ -137,7 +139,7 @@ class Table:
         return np.ascontiguousarray(by_head.reshape(-1, *rest))
 
     def _to_theirs(self, path: Path, leaf: np.ndarray) -> np.ndarray:
-        """Our layout -> theirs."""
+        """Brings a parameter into their layout."""
         if path[-1] != "kernel":
             return leaf
         if leaf.ndim == 4:
@@ -145,7 +147,7 @@ class Table:
         return leaf.T.reshape(*leaf.T.shape, *[1] * self._size_dims(path))
 
     def _to_ours(self, path: Path, tensor: np.ndarray) -> np.ndarray:
-        """Their layout -> ours."""
+        """Brings a tensor into our layout."""
         if path[-1] != "kernel":
             return tensor
         if self._size_dims(path):
@@ -153,7 +155,7 @@ class Table:
         return tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
 
     def _size_dims(self, path: Path) -> int:
-        """Dimensions of size 1 that a dense kernel has there because it is a convolution."""
+        """The number of dimensions of size 1 in their kernel of one of our dense layers."""
         return 2 * (path[-2] in self.pointwise) + (path[-2] in self.sequence)
 
     def _their_shape(self, paths: list[Path]) -> tuple[int, ...]:

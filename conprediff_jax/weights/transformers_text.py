@@ -1,12 +1,12 @@
-"""Text encoder parameters to and from the names and layouts of transformers and diffusers.
+"""Maps between our text encoders and those of the library transformers, and a reader of folders.
 
-Fits `CLIPTextModel` and the text half of `CLIPModel`, `T5EncoderModel` and the encoder of T5 1.1's
-`T5ForConditionalGeneration`, and diffusers' `LDMBertModel`. One table of names an encoder serves
-both directions; layouts are those of `tensors.py`. What there is besides the encoder (image tower,
-decoder, projections, heads) is left aside when reading, and is not written.
+The maps fit `CLIPTextModel` and the text half of `CLIPModel`, `T5EncoderModel` and the encoder of
+T5 1.1's `T5ForConditionalGeneration`, and diffusers' `LDMBertModel`. Each encoder has one table of
+names for both directions; the layouts are those of `tensors.py`. Other parts of a model (image
+tower, decoder, projections, heads) are left aside in reading, and are not written.
 
-`load` reads a folder that their `save_pretrained` wrote: `config.json` and `model.safetensors`, in
-one piece or in shards, of full or half precision, or an older `pytorch_model.bin`.
+`load` reads a folder that `save_pretrained` wrote: `config.json` and `model.safetensors`, in one
+piece or in shards, in full or half precision, or an older `pytorch_model.bin`.
 """
 
 import dataclasses
@@ -24,16 +24,14 @@ from conprediff_jax.common.errors import UserError
 from conprediff_jax.models.text import BERTText, CLIPText, T5Text
 from conprediff_jax.weights import model_shapes, tensor_files, tensors
 
-INDEX = "model.safetensors.index.json"
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Names:
-    """How the layers of a transformer are called there.
+    """Their names of the layers of a transformer.
 
     Attributes:
         layers: Our layers outside the blocks -> theirs.
-        block: Block {}.
+        block: The name of a block, with {} for its number.
         block_layers: Our layers within a block -> theirs.
     """
 
@@ -42,7 +40,7 @@ class Names:
     block_layers: Mapping[str, str]
 
     def __call__(self, path: tensors.Path) -> str:
-        """The name there of one of our parameters."""
+        """Their name of one of our parameters."""
         *modules, leaf = path
         block, layer = re.fullmatch(r"(?:block_(\d+)/)?(.+)", "/".join(modules)).groups()
         if block is None:
@@ -54,15 +52,15 @@ class Names:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Family:
-    """What one kind of encoder is there.
+    """The counterpart of one kind of encoder.
 
     Attributes:
-        names: Of its layers.
-        reads: Pattern of the names that belong to the encoder, once `synonyms` are replaced.
-        synonyms: Patterns of other names in use -> what to put in their place.
+        names: The names of its layers.
+        reads: The pattern of the names that belong to the encoder, once `synonyms` are replaced.
+        synonyms: The patterns of other names in use -> their replacements.
         options: Our options -> keys of their config.
         fixed: Keys of their config -> the only value that fits.
-        written: Further keys of a config.
+        written: Further keys that are written into a config.
     """
 
     names: Names
@@ -83,7 +81,7 @@ class _Family:
         return selected
 
 
-# Of `Block`, as CLIP has it in both of its towers.
+# The layers of `Block`, which both of CLIP's towers have.
 CLIP_BLOCK_LAYERS = {
     "attention_norm": "layer_norm1",
     "attention/query": "self_attn.q_proj",
@@ -196,59 +194,59 @@ _BERT = _Family(
 _FAMILIES = {CLIPText: _CLIP, T5Text: _T5, BERTText: _BERT}
 _MODEL_TYPES = {"clip": CLIPText, "clip_text_model": CLIPText, "t5": T5Text, "ldmbert": BERTText}
 
-# Where a config leaves these out, they are not what fits.
+# Their defaults that do not fit. A config that leaves these keys out is refused.
 _UNFIT_DEFAULTS = {"feed_forward_proj": "relu"}
 
 
 class Loaded(NamedTuple):
-    """A text encoder and its parameters, the tree under "params" in float32 NumPy arrays."""
+    """A text encoder and its parameters, the tree under "params" with float32 NumPy arrays."""
 
     encoder: nn.Module
     params: dict
 
 
 def params_from_transformers(state_dict: Mapping[str, np.ndarray], encoder: nn.Module) -> dict:
-    """The parameters of a text encoder out of a state dict.
+    """Reads the parameters of a text encoder from a state dict.
 
     Args:
-        state_dict: Tensors by their names there; those of other parts of a model are left aside.
+        state_dict: The tensors by their names. Those of other parts of a model are left aside.
         encoder: One of `TEXT_ENCODERS`.
 
     Returns:
-        The tree under "params", float32 NumPy arrays.
+        The tree under "params", with float32 NumPy arrays.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape than the encoder's.
+        ValueError: A tensor is missing, left over, or does not have the encoder's shape.
     """
     return _table(encoder).read(_FAMILIES[type(encoder)].select(state_dict))
 
 
 def params_to_transformers(params: Mapping, encoder: nn.Module) -> dict[str, np.ndarray]:
-    """The state dict of the parameters of a text encoder.
+    """Writes the parameters of a text encoder as a state dict.
 
     Args:
         params: The tree under "params".
         encoder: One of `TEXT_ENCODERS`.
 
     Returns:
-        Contiguous float32 arrays by their names there.
+        Contiguous float32 arrays by their names.
 
     Raises:
-        ValueError: If a parameter is missing, left over or of another shape than the encoder's.
+        ValueError: A parameter is missing, left over, or does not have the encoder's shape.
     """
     return _table(encoder).write(params)
 
 
 def encoder_from_config(config: Mapping[str, Any], **options: Any) -> nn.Module:
-    """The text encoder that a config describes.
+    """Makes the text encoder that a config describes.
 
     Args:
-        config: As in `config.json`; what it leaves out is as in our defaults.
-        **options: Of the encoder, besides those of a config: `length` (of T5), `unit` (of CLIP),
-            `dtype`, `remat`.
+        config: The content of `config.json`. Keys that it leaves out have our defaults.
+        **options: Options that a config does not have: `length` of T5, `unit` of CLIP, `dtype` and
+            `remat`.
 
     Raises:
-        ValueError: It describes another kind of model.
+        ValueError: The config describes another kind of model.
     """
     kind = config.get("model_type")
     if kind not in _MODEL_TYPES:
@@ -264,7 +262,7 @@ def encoder_from_config(config: Mapping[str, Any], **options: Any) -> nn.Module:
 
 
 def encoder_to_config(encoder: nn.Module) -> dict[str, Any]:
-    """The config of a text encoder, as in `config.json`.
+    """The config of a text encoder, the content of `config.json`.
 
     Args:
         encoder: One of `TEXT_ENCODERS`.
@@ -275,11 +273,11 @@ def encoder_to_config(encoder: nn.Module) -> dict[str, Any]:
 
 
 def load(folder: str | os.PathLike, **options: Any) -> Loaded:
-    """Reads a folder, see the module docstring.
+    """Reads a text encoder from a folder that `save_pretrained` wrote.
 
     Args:
-        folder: Of a checkpoint.
-        **options: See `encoder_from_config`.
+        folder: The folder.
+        **options: Options that a config does not have; see `encoder_from_config`.
 
     Raises:
         UserError: A file is missing or damaged, or the model is of another kind.
@@ -288,7 +286,7 @@ def load(folder: str | os.PathLike, **options: Any) -> Loaded:
     weights = tensor_files.find(folder, "model", "pytorch_model")
     if weights is None or not (folder / "config.json").exists():
         raise UserError(
-            f"{folder}: no text encoder there; expected config.json and model.safetensors, as "
+            f"{folder}: there is no text encoder; expected config.json and model.safetensors, as "
             "save_pretrained writes them"
         )
     try:
@@ -302,7 +300,7 @@ def load(folder: str | os.PathLike, **options: Any) -> Loaded:
 
 
 def _table(encoder: nn.Module) -> tensors.Table:
-    """Where the parameters of an encoder are kept there."""
+    """The table of an encoder's parameters in a state dict."""
     shapes = model_shapes.of_text_encoder(encoder)
     names = {path: _FAMILIES[type(encoder)].names(path) for path in shapes}
     return tensors.Table(model=type(encoder).__name__, shapes=shapes, names=names)

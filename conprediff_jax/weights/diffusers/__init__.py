@@ -1,1 +1,1 @@
-"""Maps between diffusers' parameters and ours."""
+"""Maps between diffusers' parameters and configs and ours."""

@@ -1,12 +1,12 @@
-"""Autoencoders to and from diffusers: names and layouts of parameters, and `config.json`.
+"""Maps between diffusers' autoencoders and ours: names and layouts of parameters, and configs.
 
-Fits `VQModel` and `AutoencoderKL`. One table of names serves both directions; layouts are those of
-`tensors.py`.
+They fit `VQModel` and `AutoencoderKL`. One table of names serves both directions. The layouts are
+those of `tensors.py`.
 
 In diffusers' configs, `block_out_channels` are our `channels` times `channel_mult`, `vq_embed_dim`
-is our `embed_dim`, and attention is in the blocks called `AttnDownEncoderBlock2D` and
-`AttnUpDecoderBlock2D`. `scaling_factor` is the `scale` of our latents: pipelines divide by it
-before they decode. It is 1 with the published VQ-f4, where diffusers' default is 0.18215.
+is our `embed_dim`, and the blocks called `AttnDownEncoderBlock2D` and `AttnUpDecoderBlock2D` have
+attention. `scaling_factor` is the `scale` of our latents, by which pipelines divide before they
+decode. The published VQ-f4 has a scale of 1, although diffusers' default is 0.18215.
 """
 
 from collections.abc import Mapping
@@ -23,30 +23,30 @@ from conprediff_jax.weights.diffusers.options import DiffusersError, Options, mu
 
 _BLOCKS = ((r"^(encoder|decoder)/", r"\1."),)
 
-# Our layers -> theirs, within a block, besides those of every network of diffusers.
+# Our layers -> theirs, in a block. `LAYERS` has those that all of diffusers' networks share.
 _LAYERS = diffusers_blocks.LAYERS | {
     "quant_conv": "quant_conv",
     "post_quant_conv": "post_quant_conv",
     "quantizer": "quantize.embedding",
 }
 
-_POINTWISE = ("shortcut", "quant_conv", "post_quant_conv")  # 1x1 convolutions there
+_POINTWISE = ("shortcut", "quant_conv", "post_quant_conv")  # 1x1 convolutions in diffusers
 
 
 def params_from_diffusers(
     state_dict: Mapping[str, np.ndarray], autoencoder: VQModel | AutoencoderKL
 ) -> dict:
-    """The parameters of `autoencoder` out of a diffusers state dict.
+    """Reads the parameters of an autoencoder from diffusers' state dict.
 
     Args:
-        state_dict: Tensors by diffusers' names, current ones or those from before 0.12.
-        autoencoder: The model the weights are for.
+        state_dict: The tensors by diffusers' names, either today's or those before 0.12.
+        autoencoder: The autoencoder.
 
     Returns:
-        The tree under "params", float32 NumPy arrays.
+        The tree under "params", with float32 NumPy arrays.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape than the model's.
+        ValueError: A tensor is missing, left over, or does not have the autoencoder's shape.
     """
     theirs = diffusers_blocks.with_current_names(state_dict)
     in_channels = np.shape(theirs.get("encoder.conv_in.weight", np.empty((0, 1))))[1]
@@ -56,24 +56,24 @@ def params_from_diffusers(
 def params_to_diffusers(
     params: Mapping, autoencoder: VQModel | AutoencoderKL
 ) -> dict[str, np.ndarray]:
-    """The diffusers state dict of the parameters of `autoencoder`.
+    """Writes the parameters of an autoencoder as diffusers' state dict.
 
     Args:
         params: The tree under "params".
-        autoencoder: The model the parameters are of.
+        autoencoder: The autoencoder.
 
     Returns:
         Contiguous float32 arrays by diffusers' names.
 
     Raises:
-        ValueError: If a parameter is missing, left over or of another shape than the model's.
+        ValueError: A parameter is missing, left over, or does not have the autoencoder's shape.
     """
     input_conv = params.get("encoder", {}).get("input_conv", {}).get("kernel", np.empty((0, 0, 1)))
     return _table(autoencoder, np.shape(input_conv)[2]).write(params)
 
 
 def _table(autoencoder: VQModel | AutoencoderKL, in_channels: int) -> tensors.Table:
-    """Where diffusers keeps the parameters of an autoencoder for images of so many channels."""
+    """The table of an autoencoder's parameters in diffusers, for `in_channels` input channels."""
     shapes = model_shapes.of_autoencoder(autoencoder, in_channels)
     levels = len(autoencoder.channel_mult)
     names = {
@@ -87,13 +87,13 @@ def _table(autoencoder: VQModel | AutoencoderKL, in_channels: int) -> tensors.Ta
 def config_to_diffusers(
     model: VQModel | AutoencoderKL, scale: float, image_size: int
 ) -> dict[str, Any]:
-    """The config of a `VQModel` or `AutoencoderKL`.
+    """The config of diffusers' `VQModel` or `AutoencoderKL`.
 
     Args:
         model: The autoencoder.
-        scale: What latents are multiplied by: `scaling_factor`, always written, since its default
-            is not 1.
-        image_size: Of the images.
+        scale: The factor by which latents are multiplied. It is always written, as
+            `scaling_factor`, since diffusers' default is not 1.
+        image_size: The side of the images in pixels.
 
     Raises:
         DiffusersError: diffusers has no such autoencoder.
@@ -131,14 +131,14 @@ def config_to_diffusers(
 def fields_from_diffusers(
     config: Mapping[str, Any], where: str
 ) -> tuple[type[VQModel | AutoencoderKL], dict[str, Any], float]:
-    """Class and fields of an autoencoder, and the scale of its latents.
+    """The class and fields of an autoencoder, and the scale of its latents.
 
-    A `VQModel` that names no `scaling_factor` is from before there was one, and has 1; the default
-    that diffusers would put in its place is the `AutoencoderKL`'s.
+    A `VQModel` without a `scaling_factor` is older than this option, and has a scale of 1. The
+    default that diffusers would take is the one of `AutoencoderKL`.
 
     Args:
-        config: What its `config.json` holds.
-        where: What to call it in errors.
+        config: The content of `config.json`.
+        where: The name of the config in errors.
 
     Raises:
         DiffusersError: There is no such autoencoder here; the message names the option.
@@ -176,7 +176,7 @@ def fields_from_diffusers(
         options.expect(norm_type="group", lookup_from_codebook=False)
         scale = options.take("scaling_factor", 1.0)
         if "scaling_factor" not in config:
-            logging.warning("%s: names no scaling_factor; it is taken to be 1", where)
+            logging.warning("%s: there is no scaling_factor, so it is taken to be 1", where)
     else:
         options.expect(use_quant_conv=True, use_post_quant_conv=True, shift_factor=None)
         options.expect(latents_mean=None, latents_std=None)

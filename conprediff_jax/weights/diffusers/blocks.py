@@ -1,4 +1,4 @@
-"""Names in diffusers of the blocks that its UNets and autoencoders share."""
+"""The names of the blocks that diffusers' UNets and autoencoders share."""
 
 import re
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ LAYERS = {
     "attention/out": "to_out.0",
 }
 
-# Self-attention in files written before diffusers 0.12, as many of the published ones are.
+# The names of self-attention before diffusers 0.12, which many published files still have.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -46,10 +46,10 @@ def their_name(
     """The name in diffusers of one of our parameters.
 
     Args:
-        path: Of the parameter.
-        levels: Number of levels of the model; diffusers counts those of the up path backwards.
-        layers: Our layers -> theirs, within a block.
-        blocks: Patterns of our blocks -> theirs, besides those shared here.
+        path: The path of the parameter.
+        levels: The number of levels of the model. diffusers counts those of the up path backwards.
+        layers: Our layers -> theirs, in a block.
+        blocks: Patterns of our blocks -> theirs, in addition to the shared ones.
     """
     *modules, leaf = path
     module = re.sub(
@@ -62,7 +62,7 @@ def their_name(
 
 
 def with_current_names(state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same tensors, with the attention names from before 0.12 replaced by today's."""
+    """The same tensors with today's names of attention in the place of those before 0.12."""
     old = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
     return {
         old.sub(lambda match: f"{match[1]}.{_OLD_NAMES[match[2]]}.", name): tensor

@@ -1,7 +1,7 @@
-"""What all readers of diffusers' configs share: every option is read, or has its only fit value.
+"""Options of diffusers' configs. Every option is either read, or must have the value that fits.
 
-The options of schedulers are few, and what they do is known to the last of them: each is declared
-as a `Key`, and no other is read. Those of networks are taken one by one, by `Options`.
+Schedulers have few options, and the effect of each is known. Each is declared as a `Key`, and all
+others are refused. The options of networks are read one by one by `Options`.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from conprediff_jax.common.errors import UserError
 
 
 class DiffusersError(UserError):
-    """A model or setting that one side has and the other has not."""
+    """A model or setting without a counterpart, here or in diffusers."""
 
 
 REQUIRED = type("Required", (), {"__repr__": lambda self: "no default"})()
@@ -24,9 +24,9 @@ class Key:
     """One option of a class of diffusers.
 
     Attributes:
-        default: What the class takes where a file leaves the option out; `REQUIRED` if it must not.
-        fits: The values that have a counterpart here; empty for all of the default's type.
-        matters: Whether it makes a difference to what is sampled here.
+        default: The default of the class; `REQUIRED` if a file must not leave the option out.
+        fits: The values that have a counterpart here; empty if all values of the default's type do.
+        matters: Whether the option changes the samples.
     """
 
     default: Any
@@ -34,13 +34,13 @@ class Key:
     matters: bool = True
 
     def problem(self, value: Any) -> str | None:
-        """What is wrong with a value, after "<name> is <value>"; None for nothing."""
+        """The reason why a value is refused, as the end of a sentence; None if it is accepted."""
         if not self.matters:
             return None
         if self.fits:
             listed = ", ".join(repr(fit) for fit in self.fits)
             same = any(type(value) is type(fit) and value == fit for fit in self.fits)
-            return None if same else f"{listed} alone can be read here"
+            return None if same else f"{listed} alone has a counterpart here"
         kind = int if self.default is REQUIRED else type(self.default)
         if kind is float and type(value) is int:
             value = float(value)
@@ -54,17 +54,17 @@ class Key:
 def declared(
     config: Mapping[str, Any], keys: Mapping[str, Key], where: str, others: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The values of all options of a class, of those that a file leaves out the defaults.
+    """The values of all options of a class, with the defaults of those that a file leaves out.
 
     Args:
-        config: What the file holds; keys that begin with an underscore are about the file.
+        config: The content of the file. Keys that begin with an underscore are no options.
         keys: The options of the class.
-        where: What to call the file in errors.
-        others: Options of other classes, which the class drops.
+        where: The name of the file in errors.
+        others: The options of other classes, which the class ignores.
 
     Raises:
         DiffusersError: An option is not known, is missing, or has a value without a counterpart
-            here; the message names it.
+            here; the message names the option.
     """
     given = {name: value for name, value in config.items() if not name.startswith("_")}
     for name in given.keys() - keys.keys() - set(others):
@@ -80,11 +80,11 @@ def declared(
 
 @dataclasses.dataclass
 class Options:
-    """The options of one of diffusers' configs, and an account of those that were read.
+    """The options of one of diffusers' configs, with an account of those that were read.
 
     Attributes:
-        given: The config. Keys that begin with an underscore are about the file.
-        where: What to call it in errors.
+        given: The config. Keys that begin with an underscore are no options.
+        where: The name of the config in errors.
     """
 
     given: Mapping[str, Any]
@@ -94,15 +94,16 @@ class Options:
         self._read = set()
 
     def take(self, name: str, default: Any, kind: type | None = None) -> Any:
-        """The value of an option, lists as tuples; diffusers' default where it is absent.
+        """Reads the value of an option, with tuples for lists.
 
         Args:
-            name: Of the option.
-            default: Of diffusers. The value is of its type, or holds values of it, level by level.
-            kind: That type, of an option that may be None as well.
+            name: The name of the option.
+            default: The default of diffusers. The value must have the type of the default, or be a
+                list of such values, one for each level.
+            kind: The type of an option that may also be None.
 
         Raises:
-            DiffusersError: The value is of another type.
+            DiffusersError: The value has another type.
         """
         value = self._value(name, default)
         if value is None and kind is not None:
@@ -120,10 +121,10 @@ class Options:
         return _tupled(self.given.get(name, default))
 
     def expect(self, **only: Any) -> None:
-        """Options of which there is one fit value; absent ones must have it as their default.
+        """Reads options that must have the given values. These must be their defaults as well.
 
         Raises:
-            DiffusersError: an option has another value; the message names it, and both values.
+            DiffusersError: An option has another value; the message names it and both values.
         """
         for name, value in only.items():
             found = self._value(name, value)
@@ -133,19 +134,19 @@ class Options:
                 )
 
     def activation(self) -> None:
-        """Reads `act_fn`: SiLU, by either of its names."""
+        """Reads `act_fn`, which must be SiLU by either of its names."""
         if self._value("act_fn", "silu") != "swish":
             self.expect(act_fn="silu")
 
     def ignore(self, *names: str) -> None:
-        """Options that do not matter."""
+        """Reads options that do not matter."""
         self._read.update(names)
 
     def finish(self) -> None:
-        """Accounts for the rest.
+        """Checks that every option was read.
 
         Raises:
-            DiffusersError: an option was given that nobody read.
+            DiffusersError: An option was not read.
         """
         for name, value in self.given.items():
             if name not in self._read and not name.startswith("_") and value is not None:
@@ -167,13 +168,15 @@ def _first(value: Any) -> Any:
 
 
 def multiples(channels: Any, where: str) -> tuple[int, tuple[int, ...]]:
-    """The channels of the first level, and those of all levels as multiples of them.
+    """The channels of the first level, and the channels of all levels as multiples of these.
 
     Raises:
-        DiffusersError: they are no multiples.
+        DiffusersError: The channels of a level are no multiple of those of the first.
     """
     if not isinstance(channels, tuple) or not channels or min(_leaves(channels)) < 1:
-        raise DiffusersError(f"{where}: block_out_channels {channels}; one above 0 for every level")
+        raise DiffusersError(
+            f"{where}: block_out_channels {channels}; give a number above 0 for every level"
+        )
     first = channels[0]
     if any(width % first for width in channels):
         raise DiffusersError(

@@ -1,24 +1,25 @@
-"""Schedules and samplers to and from diffusers' `scheduler_config.json`.
+"""Maps between diffusers' `scheduler_config.json` and our processes and samplers.
 
-    PNDMScheduler                   read as 'ddim' at the same times, which is not the same sampler
+    diffusers                       here
+    DDIM, DDPM, DPMSolverMultistep  sampler 'ddim', 'ddpm', 'dpm_solver'
+    PNDMScheduler                   sampler 'ddim' at the same times, although PNDM is another one
     num_train_timesteps, beta_*     the Gaussian process; 'squaredcos_cap_v2' is our 'cosine'
     prediction_type                 prediction: 'epsilon', 'sample' (x0), 'v_prediction' (v)
-    DDIM, DDPM, DPMSolverMultistep  sampler: 'ddim', 'ddpm', 'dpm_solver'
     set_alpha_to_one                final: 'one'; False: 'first', the end of the original DDIM
     timestep_spacing, steps_offset  the same; DDIM's steps keep their stride (step_end)
     clip_sample, clip_sample_range  clip
-    lambda_min_clipped              time_limit: the first time of which lambda is less
-    num_vec_classes                 num_codes + 1, for the mask
+    lambda_min_clipped              time_limit: the first time at which lambda is smaller
+    num_vec_classes                 num_codes + 1, since it counts the mask
     alpha_cum_*, gamma_cum_*        alpha_*, gamma_* of the categorical process
 
-`SCHEDULERS` declares every option of every class: those that are used, those of which one value or
-some can be followed, and those that make no difference, with the reason. Pipelines change some:
+`SCHEDULERS` declares every option of every class: options that are read, options of which only some
+values have a counterpart, and options that do not change the samples. Pipelines change some:
 
-    DDIMPipeline                    makes a DDIMScheduler of any scheduler
+    DDIMPipeline                    makes a DDIMScheduler out of any scheduler
     StableDiffusionPipeline         sets steps_offset to 1 and clip_sample to False
 
-The numbers of steps, eta and guidance are arguments of diffusers' pipelines and not in the files;
-so is `use_clipped_model_output`, which DDIMPipeline alone passes on.
+The number of steps, eta and guidance are arguments of diffusers' pipelines, and no file holds them.
+`use_clipped_model_output` is an argument too, which only DDIMPipeline passes on.
 """
 
 import dataclasses
@@ -50,11 +51,12 @@ _PREDICTIONS = {"epsilon": "epsilon", "x0": "sample", "v": "v_prediction"}
 
 
 def _only(default: Any, *others: Any) -> Key:
-    """Of an option that has these values here."""
+    """An option of which these values have a counterpart here."""
     return Key(default, fits=(default, *others))
 
 
 def _without_effect(default: Any) -> Key:
+    """An option that does not change the samples."""
     return Key(default, matters=False)
 
 
@@ -70,7 +72,7 @@ _TIMES = {
 }
 _LIMITS = {
     "thresholding": _only(False),
-    "dynamic_thresholding_ratio": _without_effect(0.995),  # of thresholding alone
+    "dynamic_thresholding_ratio": _without_effect(0.995),  # for thresholding alone
     "sample_max_value": _without_effect(1.0),  # likewise
     "rescale_betas_zero_snr": _only(False),
 }
@@ -79,7 +81,7 @@ _CLIPPING = {"clip_sample": Key(True), "clip_sample_range": Key(1.0)}
 SCHEDULERS: dict[str, dict[str, Key]] = {
     "DDIMScheduler": _TIMES | _LIMITS | _CLIPPING | {"set_alpha_to_one": Key(True)},
     "DDPMScheduler": _TIMES | _LIMITS | _CLIPPING
-    # The logarithm is taken and undone.
+    # 'fixed_small_log' takes the logarithm and undoes it.
     | {"variance_type": _only("fixed_small", "fixed_small_log")},
     "DPMSolverMultistepScheduler": _TIMES | _LIMITS
     | {
@@ -87,7 +89,8 @@ SCHEDULERS: dict[str, dict[str, Key]] = {
         "solver_order": _only(2),
         "algorithm_type": _only("dpmsolver++"),
         "solver_type": _only("midpoint"),
-        # The end at sigma 0 is of first order whatever they say, the step before it of second.
+        # With the end at sigma 0, the last step is of first order in any case, and the step
+        # before it of second order.
         "final_sigmas_type": _only("zero"),
         "lower_order_final": _without_effect(True),
         "euler_at_final": _without_effect(False),
@@ -96,15 +99,15 @@ SCHEDULERS: dict[str, dict[str, Key]] = {
         "use_beta_sigmas": _only(False),
         "use_lu_lambdas": _only(False),
         "use_flow_sigmas": _only(False),
-        "flow_shift": _without_effect(1.0),  # of flow sigmas alone
+        "flow_shift": _without_effect(1.0),  # for flow sigmas alone
         "lambda_min_clipped": Key(-np.inf),
         "variance_type": _only(None),
         "use_dynamic_shifting": _only(False),
-        "time_shift_type": _without_effect("exponential"),  # of dynamic shifting alone
+        "time_shift_type": _without_effect("exponential"),  # for dynamic shifting alone
     },
     "PNDMScheduler": _TIMES
     | {
-        "skip_prk_steps": _without_effect(False),  # of PNDM's own steps, which are not made here
+        "skip_prk_steps": _without_effect(False),  # for PNDM's own steps
         "set_alpha_to_one": Key(False),
     },
     "VQDiffusionScheduler": {
@@ -119,17 +122,17 @@ SCHEDULERS: dict[str, dict[str, Key]] = {
 
 CONTINUOUS = tuple(name for name in SCHEDULERS if name != "VQDiffusionScheduler")
 
-# A scheduler made of another one keeps its options in its file, and drops them.
+# A scheduler that was made from another one has the other's options in its file, and ignores them.
 _DROPPED = {name for keys in SCHEDULERS.values() for name in keys} - {"num_vec_classes"}
 
 
 def gaussian_to_diffusers(process: GaussianProcess, sampling: Any, *, pipeline: str = "") -> Config:
-    """The config of a scheduler.
+    """The config of the scheduler for a process and its sampler.
 
     Args:
         process: The process.
-        sampling: The `sampling` section's object.
-        pipeline: The pipeline that it is for, and that may change it.
+        sampling: The `GaussianSampling` of the config.
+        pipeline: The name of the pipeline, which may change some options.
 
     Raises:
         DiffusersError: The scheduler cannot do what the settings ask for.
@@ -158,7 +161,7 @@ def gaussian_to_diffusers(process: GaussianProcess, sampling: Any, *, pipeline: 
 
 
 def _check_stable(sampling: Any) -> None:
-    """Raises DiffusersError for what `StableDiffusionPipeline` sets itself."""
+    """Raises DiffusersError for settings that `StableDiffusionPipeline` would change."""
     if sampling.clip:
         raise DiffusersError(
             f"sampling.clip is {sampling.clip}: StableDiffusionPipeline does not clip; set it to 0"
@@ -174,7 +177,7 @@ def _check_times(process: GaussianProcess, sampling: Any) -> None:
     """Raises DiffusersError where diffusers would visit other times."""
     if sampling.time_limit and sampling.sampler != "dpm_solver":
         raise DiffusersError(
-            f"sampling.time_limit is {sampling.time_limit}: diffusers' DPM-Solver alone has one; "
+            f"sampling.time_limit is {sampling.time_limit}: only diffusers' DPM-Solver has one; "
             "set it to 0"
         )
     steps, limit = sampling.steps, sampling.time_limit or process.num_steps
@@ -182,13 +185,13 @@ def _check_times(process: GaussianProcess, sampling: Any) -> None:
         len(np.arange(limit, 0, -process.num_steps / steps)) != steps
     ):
         raise DiffusersError(
-            f"sampling.steps is {steps} with spacing 'trailing': diffusers rounds the times so "
-            f"that it goes on to one below 0; take steps that divide {process.num_steps}"
+            f"sampling.steps is {steps} with spacing 'trailing': diffusers would round the times "
+            f"and visit one below 0; take steps that divide {process.num_steps}"
         )
 
 
 def _dpm_solver_options(process: GaussianProcess, sampling: Any) -> Config:
-    """A time limit: a lambda between those at it and before it."""
+    """The time limit as a lambda, half way between the lambdas at the limit and before it."""
     if sampling.clip:
         raise DiffusersError(
             f"sampling.clip is {sampling.clip} with dpm_solver: diffusers' DPM-Solver does not "
@@ -201,35 +204,35 @@ def _dpm_solver_options(process: GaussianProcess, sampling: Any) -> Config:
 
 
 def _check_ddim(process: GaussianProcess, sampling: Any, pipeline: str) -> None:
-    """Raises DiffusersError where diffusers' DDIM would step to other times, or clip otherwise."""
+    """Raises DiffusersError where diffusers' DDIM would visit other times or clip differently."""
     sampler = sampling.make(process)
     stride = dataclasses.replace(sampler, step_end="stride")
     if not all(map(np.array_equal, sampler.alpha_bar_steps(), stride.alpha_bar_steps())):
         raise DiffusersError(
             f"sampling.steps is {sampling.steps} with spacing {sampling.spacing!r}: diffusers' "
-            f"DDIM goes on by {process.num_steps // sampling.steps} at every step, to other times; "
+            f"DDIM moves by {process.num_steps // sampling.steps} at every step, to other times; "
             f"take steps that divide {process.num_steps} with 'trailing', spacing 'leading', or "
             "sampling.step_end 'stride'"
         )
     if sampling.clip and sampling.clipped_epsilon and pipeline not in ("", "DDIMPipeline"):
         raise DiffusersError(
-            f"sampling.clip is {sampling.clip} with clipped_epsilon True: {pipeline} cannot be "
-            "told to let epsilon follow; set sampling.clipped_epsilon to False, or clip to 0"
+            f"sampling.clip is {sampling.clip} with clipped_epsilon True: {pipeline} cannot "
+            "recompute a clipped epsilon; set sampling.clipped_epsilon to False, or clip to 0"
         )
 
 
 def gaussian_from_diffusers(
     config: Mapping[str, Any], where: str, *, pipeline: str = ""
 ) -> tuple[Config, Config]:
-    """Fields of `GaussianProcess` and of the `sampling` section out of a scheduler's config.
+    """Reads the fields of a `GaussianProcess` and of its `sampling` section from a config.
 
     Args:
-        config: What `scheduler_config.json` holds; its class is the one that is made of it.
-        where: What to call it in errors.
-        pipeline: The pipeline that it is part of, and that may change it.
+        config: The content of `scheduler_config.json`, with the class that diffusers makes.
+        where: The name of the config in errors.
+        pipeline: The name of the pipeline, which may change some options.
 
     Returns:
-        The fields; of `sampling` all but the number of steps and what has to do with guidance.
+        The fields of the process, and those of `sampling` without the number of steps and guidance.
 
     Raises:
         DiffusersError: There is no such process or sampler; the message names the option.
@@ -249,7 +252,7 @@ def gaussian_from_diffusers(
         raise DiffusersError(f"{where}: {error}") from error
     samplers = {theirs: ours for ours, theirs in _SAMPLERS.items()} | {"PNDMScheduler": "ddim"}
     sampling = {"sampler": samplers[scheduler], "spacing": values["timestep_spacing"]}
-    # 'leading' alone reads it.
+    # Only 'leading' reads the offset.
     offset = values["steps_offset"] if sampling["spacing"] == "leading" else 0
     sampling |= {"steps_offset": offset, "clip": _clip(values, where)}
     if sampling["sampler"] == "ddim":
@@ -257,12 +260,12 @@ def gaussian_from_diffusers(
     if sampling["sampler"] == "dpm_solver":
         sampling["time_limit"] = _time_limit(made, values["lambda_min_clipped"], where)
     if scheduler == "PNDMScheduler":
-        logging.warning("%s: a PNDMScheduler; DDIM is taken in its place", where)
+        logging.warning("%s: is a PNDMScheduler; DDIM takes its place", where)
     return process, sampling
 
 
 def _process_fields(values: Mapping[str, Any]) -> Config:
-    """The fields of `GaussianProcess`; those that the cosine schedule does not read stay away."""
+    """The fields of a `GaussianProcess`, without those that the cosine schedule does not read."""
     ours = {theirs: name for name, theirs in _SCHEDULES.items()}
     schedule = ours[values["beta_schedule"]]
     predictions = {theirs: name for name, theirs in _PREDICTIONS.items()}
@@ -277,7 +280,7 @@ def _process_fields(values: Mapping[str, Any]) -> Config:
 
 
 def _clip(values: Mapping[str, Any], where: str) -> float:
-    """The limit of clean points; 0 for none."""
+    """The limit to which clean points are clipped; 0 for none."""
     if not values.get("clip_sample"):
         return 0.0
     clip = float(values["clip_sample_range"])
@@ -287,45 +290,44 @@ def _clip(values: Mapping[str, Any], where: str) -> float:
 
 
 def _ddim_fields(values: Mapping[str, Any], sampling: Mapping[str, Any], pipeline: str) -> Config:
-    """Of DDIM alone. Where steps keep their stride without being told to, nothing is told."""
+    """The fields of DDIM alone. `step_end` is 'stride' only where it makes a difference."""
     final = "one" if values["set_alpha_to_one"] else "first"
     offset = sampling["steps_offset"]
     same = sampling["spacing"] == "leading" and (offset == 0 or (offset, final) == (1, "first"))
-    follows = not sampling["clip"] or pipeline == "DDIMPipeline"
     return {
         "final": final,
         "step_end": "next" if same else "stride",
-        "clipped_epsilon": follows,
+        "clipped_epsilon": not sampling["clip"] or pipeline == "DDIMPipeline",
     }
 
 
 def _time_limit(process: GaussianProcess, least: float, where: str) -> int:
-    """The first time of which lambda, the half logarithm of the SNR, is below `least`; 0 for none.
+    """The first time at which lambda, half the logarithm of the SNR, is below `least`; 0 for none.
 
     Raises:
-        DiffusersError: it is below at all times.
+        DiffusersError: Lambda is below `least` at all times.
     """
     lambdas = 0.5 * np.log(process.alpha_bars / (1 - process.alpha_bars))
     limit = int(np.sum(lambdas >= least))
     if not limit:
         raise DiffusersError(
-            f"{where}: lambda_min_clipped is {least}; no time is left, of which the largest lambda "
-            f"is {lambdas[0]:.4g}"
+            f"{where}: lambda_min_clipped is {least}, which leaves no time; the largest lambda is "
+            f"{lambdas[0]:.4g}"
         )
     return 0 if limit == process.num_steps else limit
 
 
 def fitting_steps(process: Config, sampling: Config, most: int, where: str) -> int:
-    """As many steps as a pipeline makes, or as there can be.
+    """The largest possible number of steps up to a limit.
 
     Args:
-        process: Fields of a `GaussianProcess`.
-        sampling: Fields of a `GaussianSampling`.
-        most: The number that is wanted.
-        where: What to call the scheduler in errors.
+        process: The fields of a `GaussianProcess`.
+        sampling: The fields of a `GaussianSampling`.
+        most: The limit.
+        where: The name of the scheduler in errors.
 
     Raises:
-        DiffusersError: There can be no steps.
+        DiffusersError: No number of steps is possible.
     """
     made, refused = GaussianProcess(**process), None
     for steps in range(min(most, made.num_steps), 0, -1):
@@ -341,7 +343,7 @@ def categorical_to_diffusers(process: CategoricalProcess, sampling: Any) -> Conf
     """The config of a `VQDiffusionScheduler`.
 
     Raises:
-        DiffusersError: It cannot do what the `sampling` section asks for.
+        DiffusersError: The scheduler cannot do what the `sampling` section asks for.
     """
     if sampling.reveal != "posterior" or sampling.tokens_per_call:
         raise DiffusersError(
@@ -361,7 +363,7 @@ def categorical_to_diffusers(process: CategoricalProcess, sampling: Any) -> Conf
 
 
 def categorical_from_diffusers(config: Mapping[str, Any], where: str) -> Config:
-    """Fields of `CategoricalProcess` out of the config of a `VQDiffusionScheduler`.
+    """Reads the fields of a `CategoricalProcess` from the config of a `VQDiffusionScheduler`.
 
     Raises:
         DiffusersError: There is no such process, or an option is not known.

@@ -1,13 +1,13 @@
-"""Token transformers to and from diffusers: names and layouts of parameters, and `config.json`.
+"""Maps between diffusers' token transformers and ours: names, layouts, and configs.
 
-Fits `Transformer2DModel` over discrete inputs, with `norm_type="ada_norm"`, `attention_bias=True`
-and `activation_fn="geglu-approximate"`, as the published text-to-image model has them. One table of
-names serves both directions; layouts are those of `tensors.py`.
+They fit `Transformer2DModel` over discrete inputs with `norm_type="ada_norm"`,
+`attention_bias=True` and `activation_fn="geglu-approximate"`, which the published text-to-image
+model has. One table of names serves both directions. The layouts are those of `tensors.py`.
 
-In diffusers' configs `num_vector_embeds` is our `num_codes` + 1, `num_embeds_ada_norm` our
-`num_steps`, `cross_attention_dim` our `text_dim`, and `sample_size` both sides of our `grid`. That
-model takes one time for the whole batch, and returns log-probabilities of shape [batch, codes,
-tokens]. It has neither labels nor convolutions.
+In diffusers' configs, `num_vector_embeds` is our `num_codes` + 1, `num_embeds_ada_norm` is our
+`num_steps`, `cross_attention_dim` is our `text_dim`, and `sample_size` is both sides of our `grid`.
+diffusers' model takes one time for the whole batch, and returns log-probabilities of shape
+[batch, codes, tokens]. It has neither labels nor convolutions.
 """
 
 import re
@@ -21,7 +21,7 @@ from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.weights import model_shapes, tensors
 from conprediff_jax.weights.diffusers.options import DiffusersError, Options
 
-# Our layers -> theirs, within a block.
+# Our layers -> theirs, in a block.
 _LAYERS = {
     "token_embedding": "latent_image_embedding.emb",
     "row_embedding": "latent_image_embedding.height_emb",
@@ -49,52 +49,55 @@ _LAYERS = {
 def params_from_diffusers(
     state_dict: Mapping[str, np.ndarray], transformer: TokenTransformer
 ) -> dict:
-    """The parameters of `transformer` out of a diffusers state dict.
+    """Reads the parameters of a transformer from diffusers' state dict.
 
     Args:
-        state_dict: Tensors by diffusers' names.
-        transformer: The model the weights are for.
+        state_dict: The tensors by diffusers' names.
+        transformer: The transformer.
 
     Returns:
-        The tree under "params", float32 NumPy arrays.
+        The tree under "params", with float32 NumPy arrays.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape than the model's, or if
-            diffusers has no such model.
+        ValueError: A tensor is missing, left over, or does not have the transformer's shape; or
+            diffusers has no such transformer.
     """
     return _table(transformer).read(state_dict)
 
 
 def params_to_diffusers(params: Mapping, transformer: TokenTransformer) -> dict[str, np.ndarray]:
-    """The diffusers state dict of the parameters of `transformer`.
+    """Writes the parameters of a transformer as diffusers' state dict.
 
     Args:
         params: The tree under "params".
-        transformer: The model the parameters are of.
+        transformer: The transformer.
 
     Returns:
         Contiguous float32 arrays by diffusers' names.
 
     Raises:
-        ValueError: If a parameter is missing, left over or of another shape than the model's, or
-            if diffusers has no such model.
+        ValueError: A parameter is missing, left over, or does not have the transformer's shape; or
+            diffusers has no such transformer.
     """
     return _table(transformer).write(params)
 
 
 def _table(transformer: TokenTransformer) -> tensors.Table:
-    """Where diffusers keeps the parameters of a transformer."""
-    for option, plain in [
-        ("num_classes", None),
-        ("convolutional", False),
-        ("position_grid", None),
-    ]:
-        value = getattr(transformer, option)
-        if value != plain:
-            raise ValueError(f"diffusers has no transformer with {option}={value}, only {plain}")
+    """The table of a transformer's parameters in diffusers."""
+    _check(transformer)
     shapes = model_shapes.of_transformer(transformer)
     names = {path: _their_name(path) for path in shapes}
     return tensors.Table(model="token transformer", shapes=shapes, names=names)
+
+
+def _check(transformer: TokenTransformer) -> None:
+    """Raises DiffusersError, a ValueError, for options that diffusers' transformers do not have."""
+    for option, plain in (("num_classes", None), ("convolutional", False), ("position_grid", None)):
+        value = getattr(transformer, option)
+        if value != plain:
+            raise DiffusersError(
+                f"{option} is {value}: diffusers has no token transformer with it, only {plain}"
+            )
 
 
 def _their_name(path: tensors.Path) -> str:
@@ -106,24 +109,15 @@ def _their_name(path: tensors.Path) -> str:
 
 
 def config_to_diffusers(transformer: TokenTransformer) -> dict[str, Any]:
-    """The config of a `Transformer2DModel` of tokens.
+    """The config of diffusers' `Transformer2DModel` of tokens.
 
     Raises:
         DiffusersError: There is no such `Transformer2DModel`.
     """
-    for option, plain in (
-        ("num_classes", None),
-        ("convolutional", False),
-        ("position_grid", None),
-    ):
-        value = getattr(transformer, option)
-        if value != plain:
-            raise DiffusersError(
-                f"{option} is {value}: diffusers has no token transformer with it, only {plain}"
-            )
+    _check(transformer)
     rows, columns = transformer.grid
     if rows != columns:
-        raise DiffusersError(f"the grid is {rows} x {columns}: diffusers' are square")
+        raise DiffusersError(f"the grid is {rows} x {columns}: diffusers has only square ones")
     return {
         "_class_name": "Transformer2DModel",
         "num_attention_heads": transformer.num_heads,
@@ -142,11 +136,11 @@ def config_to_diffusers(transformer: TokenTransformer) -> dict[str, Any]:
 
 
 def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields of `TokenTransformer` (without dtype) out of the config of a `Transformer2DModel`.
+    """Reads the fields of a `TokenTransformer`, without dtype, from the config of diffusers' model.
 
     Args:
-        config: What its `config.json` holds.
-        where: What to call it in errors.
+        config: The content of the `config.json` of a Transformer2DModel.
+        where: The name of the config in errors.
 
     Raises:
         DiffusersError: There is no such `TokenTransformer`; the message names the option.
@@ -164,7 +158,9 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
         "num_steps": options.take("num_embeds_ada_norm", None, int),
     }
     if fields["num_codes"] < 1:
-        raise DiffusersError(f"{where}: no num_vector_embeds: it is not a transformer of tokens")
+        raise DiffusersError(
+            f"{where}: there are no num_vector_embeds, so this is no transformer of tokens"
+        )
     options.expect(
         attention_bias=True,
         activation_fn="geglu-approximate",
@@ -176,6 +172,6 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
         norm_eps=1e-5,
         attention_type="default",
     )
-    options.ignore("norm_num_groups", "use_linear_projection")  # not of tokens
+    options.ignore("norm_num_groups", "use_linear_projection")  # unused for tokens
     options.finish()
     return fields

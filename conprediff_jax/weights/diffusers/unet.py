@@ -1,11 +1,11 @@
-"""UNets to and from diffusers: names and layouts of parameters, and `config.json`.
+"""Maps between diffusers' UNets and ours: names and layouts of parameters, and configs.
 
-Fits `UNet2DModel` and, where the model has `text_dim`, `UNet2DConditionModel`. One table of names
-serves both directions. Layouts are those of `tensors.py`, and
+They fit `UNet2DModel` and, for models with a `text_dim`, `UNet2DConditionModel`. One table of names
+serves both directions. The layouts are those of `tensors.py`, with one more:
 
     GEGLU            theirs [2 x hidden, in]     ours two dense layers, "in" and "gate"
 
-Their options and ours:
+Their options, and our counterparts:
 
     block_out_channels              channels * channel_mult
     layers_per_block                blocks_per_level
@@ -16,8 +16,8 @@ Their options and ours:
     resnet_time_scale_shift         scale_shift_norm; the middle attention then has its norm only if
                                     attn_norm_num_groups is 32
 
-An option that would make another network is refused: group norms of epsilon 1e-6, which the
-published pixel models have, among them.
+An option that would make another network is refused. One of them is an epsilon of 1e-6 in group
+norms, which the published pixel models have.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ from conprediff_jax.weights.diffusers.options import DiffusersError, Options, mu
 
 _BLOCKS = ((r"transformer_(\d+)/", r"transformer_blocks.\1."),)
 
-# Our layers -> theirs, within a block, besides those of every network of diffusers.
+# Our layers -> theirs, in a block. `LAYERS` has those that all of diffusers' networks share.
 _LAYERS = diffusers_blocks.LAYERS | {
     "time_embedding_in": "time_embedding.linear_1",
     "time_embedding_out": "time_embedding.linear_2",
@@ -59,10 +59,10 @@ _LAYERS = diffusers_blocks.LAYERS | {
     "feed_forward/out": "ff.net.2",
 }
 
-_POINTWISE = ("shortcut", "project_in", "project_out")  # 1x1 convolutions there
+_POINTWISE = ("shortcut", "project_in", "project_out")  # 1x1 convolutions in diffusers
 
-# Which blocks have attention, and which change the resolution in residual blocks; None: as
-# `downsample_type` and `upsample_type` say.
+# Whether a block has attention, and whether it changes the resolution in a residual block; None if
+# `downsample_type` and `upsample_type` decide.
 _DOWN = {
     "DownBlock2D": (False, False),
     "AttnDownBlock2D": (True, None),
@@ -78,17 +78,17 @@ _UP = {
 
 
 def params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet) -> dict:
-    """The parameters of `unet` out of a diffusers state dict.
+    """Reads the parameters of a UNet from diffusers' state dict.
 
     Args:
-        state_dict: Tensors by diffusers' names, current ones or those from before 0.12.
-        unet: The model the weights are for.
+        state_dict: The tensors by diffusers' names, either today's or those before 0.12.
+        unet: The UNet.
 
     Returns:
-        The tree under "params", float32 NumPy arrays.
+        The tree under "params", with float32 NumPy arrays.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape than the model's.
+        ValueError: A tensor is missing, left over, or does not have the UNet's shape.
     """
     theirs = diffusers_blocks.with_current_names(state_dict)
     in_channels = np.shape(theirs.get("conv_in.weight", np.empty((0, 1))))[1]
@@ -96,52 +96,52 @@ def params_from_diffusers(state_dict: Mapping[str, np.ndarray], unet: UNet) -> d
 
 
 def params_to_diffusers(params: Mapping, unet: UNet) -> dict[str, np.ndarray]:
-    """The diffusers state dict of the parameters of `unet`.
+    """Writes the parameters of a UNet as diffusers' state dict.
 
     Args:
         params: The tree under "params".
-        unet: The model the parameters are of.
+        unet: The UNet.
 
     Returns:
         Contiguous float32 arrays by diffusers' names.
 
     Raises:
-        ValueError: If a parameter is missing, left over or of another shape than the model's.
+        ValueError: A parameter is missing, left over, or does not have the UNet's shape.
     """
     input_conv = params.get("input_conv", {}).get("kernel", np.empty((0, 0, 1)))
     return _table(unet, np.shape(input_conv)[2]).write(params)
 
 
 def _table(unet: UNet, in_channels: int) -> tensors.Table:
-    """Where diffusers keeps the parameters of a UNet for images of so many channels."""
+    """The table of a UNet's parameters in diffusers, for `in_channels` input channels."""
     shapes = model_shapes.of_unet(unet, in_channels)
     layers = _LAYERS if unet.text_dim is None else _LAYERS | {"norm": "norm"}
     names = {
         path: diffusers_blocks.their_name(
             path, levels=len(unet.channel_mult), layers=layers, blocks=_BLOCKS
         )
-        for path in sorted(shapes, key=lambda path: "gate" in path)  # "in" comes before "gate"
+        for path in sorted(shapes, key=lambda path: "gate" in path)  # "in" is before "gate"
     }
     return tensors.Table(model="UNet", shapes=shapes, names=names, pointwise=_POINTWISE)
 
 
 def config_to_diffusers(unet: UNet, in_channels: int, side: int) -> dict[str, Any]:
-    """The config of a `UNet2DModel`, or of a `UNet2DConditionModel` where there is a text.
+    """The config of a `UNet2DModel`, or of a `UNet2DConditionModel` for a model that reads text.
 
     Args:
-        unet: The model.
-        in_channels: Channels of its input.
-        side: Rows of its input.
+        unet: The UNet.
+        in_channels: The number of channels of its input.
+        side: The number of rows of its input.
 
     Raises:
-        DiffusersError: diffusers has no such model.
+        DiffusersError: diffusers has no such UNet.
     """
     text = unet.text_dim is not None
     levels = range(len(unet.channel_mult))
     attended = [2**level in unet.attention_downsampling for level in levels]
     if text and unet.resblock_updown:
         raise DiffusersError(
-            "resblock_updown is True: a UNet2DConditionModel resamples by convolutions"
+            "resblock_updown is True: a UNet2DConditionModel resamples in convolutions"
         )
     if unet.resblock_updown:
         down = [("ResnetDownsampleBlock2D", "AttnDownBlock2D")[has] for has in attended]
@@ -186,15 +186,15 @@ def config_to_diffusers(unet: UNet, in_channels: int, side: int) -> dict[str, An
 
 
 def _num_heads(unet: UNet) -> int | list[int]:
-    """Number of heads, of every level where they differ."""
+    """The number of heads, or one number for each level if they differ."""
     if unet.head_channels is None:
         return unet.num_heads
-    # A level without attention need not be a multiple.
+    # The channels of a level without attention need be no multiple of those of a head.
     return [max(1, unet.channels * m // unet.head_channels) for m in unet.channel_mult]
 
 
 def _head_dim(unet: UNet, attended: list[bool]) -> int | None:
-    """Channels a head, of which a `UNet2DModel` has one number for all levels."""
+    """The channels of a head, which are the same at all levels of a `UNet2DModel`."""
     if unet.head_channels is not None:
         return unet.head_channels
     if unet.num_heads == 1:
@@ -204,17 +204,17 @@ def _head_dim(unet: UNet, attended: list[bool]) -> int | None:
     if len(widths) > 1:
         raise DiffusersError(
             f"num_heads is {unet.num_heads} at levels of {sorted(widths)} channels: a UNet2DModel "
-            "has one number of channels a head for all (head_channels here)"
+            "has the same number of channels per head at all (head_channels here)"
         )
     return widths.pop() // unet.num_heads
 
 
 def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields of `UNet` (without dtype) out of the config of a UNet2DModel or UNet2DConditionModel.
+    """Reads the fields of a `UNet`, without dtype, from the config of one of diffusers' UNets.
 
     Args:
-        config: What its `config.json` holds.
-        where: What to call it in errors.
+        config: The content of the `config.json` of a UNet2DModel or UNet2DConditionModel.
+        where: The name of the config in errors.
 
     Raises:
         DiffusersError: There is no such `UNet`; the message names the option.
@@ -255,14 +255,15 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
         add_attention=True,
     )
     options.activation()
-    # The last two name the file's own size and a table that positional embeddings do not have.
+    # The caller reads `sample_size`; the parameters show `in_channels`; `num_train_timesteps` is
+    # the size of a table that positional embeddings do not have.
     options.ignore("sample_size", "in_channels", "num_train_timesteps")
     _finish_at_defaults(options, _UNET_DEFAULTS)
     return fields
 
 
 def _attention(options: Options, text: bool, widths: list[int]) -> dict[str, Any]:
-    """Heads, and what the spatial transformers of a model with text have."""
+    """Reads the options of attention, and those of spatial transformers in a model with text."""
     heads = options.take("attention_head_dim", 8, int)
     if not text:
         single = {"num_heads": 1, "head_channels": None}
@@ -272,7 +273,7 @@ def _attention(options: Options, text: bool, widths: list[int]) -> dict[str, Any
     )
     heads = options.take("num_attention_heads", None, int) or heads
     single = None
-    if isinstance(heads, tuple):  # one for every level: as many as make heads of one width
+    if isinstance(heads, tuple):  # one number for each level: heads may still have one width
         single = widths[-1] // heads[-1]
         if heads == tuple(max(1, width // single) for width in widths):
             heads = None
@@ -285,9 +286,9 @@ def _attention(options: Options, text: bool, widths: list[int]) -> dict[str, Any
 
 
 def _check_heads(options: Options, fields: Mapping[str, Any]) -> None:
-    """Raises DiffusersError where heads do not share the channels of a level.
+    """Raises DiffusersError where the channels of a level cannot be divided among heads.
 
-    diffusers then makes attention of fewer channels, as many as whole heads have.
+    diffusers would then make attention with fewer channels, those of whole heads.
     """
     widths = [fields["channels"] * mult for mult in fields["channel_mult"]]
     attended = [
@@ -299,11 +300,11 @@ def _check_heads(options: Options, fields: Mapping[str, Any]) -> None:
             given = options.given.get("attention_head_dim")
             raise DiffusersError(
                 f"{options.where}: attention_head_dim is {given!r} at a level of {width} channels; "
-                "heads must share them without a rest"
+                "they must be divisible among the heads"
             )
 
 
-# Options of UNet2DConditionModel that only matter away from their defaults.
+# Options of UNet2DConditionModel that do nothing at their defaults.
 _UNET_DEFAULTS = {
     "upcast_attention": False,
     "resnet_skip_time_act": False,
@@ -319,7 +320,7 @@ _UNET_DEFAULTS = {
 
 
 def _finish_at_defaults(options: Options, defaults: Mapping[str, Any]) -> None:
-    """Accounts for the rest, options at a default that makes no difference included."""
+    """Checks that every option was read, apart from those at a default that does nothing."""
     options.ignore(*(name for name, value in defaults.items() if options.given.get(name) == value))
     options.finish()
 
@@ -332,7 +333,8 @@ def _scale_shift(options: Options, text: bool) -> bool:
             f"{options.where}: resnet_time_scale_shift is {shift!r}; "
             "'default' and 'scale_shift' have a counterpart here"
         )
-    # Without groups, the middle attention of scale and shift has no norm; texts bring their own.
+    # With scale and shift, the middle attention has a norm only if the groups are given. Spatial
+    # transformers have norms of their own.
     if not text and groups not in ((GROUPS,) if shift == "scale_shift" else (None, GROUPS)):
         raise DiffusersError(
             f"{options.where}: attn_norm_num_groups is {groups} with resnet_time_scale_shift="
@@ -342,7 +344,7 @@ def _scale_shift(options: Options, text: bool) -> bool:
 
 
 def _levels(options: Options, text: bool, levels: int) -> dict[str, Any]:
-    """`attention_downsampling` and `resblock_updown` out of the types of blocks."""
+    """Reads `attention_downsampling` and `resblock_updown` from the types of blocks."""
     down = options.take(
         "down_block_types",
         ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",)
@@ -373,13 +375,13 @@ def _levels(options: Options, text: bool, levels: int) -> dict[str, Any]:
     attended = [_DOWN[kind][0] for kind in down]
     if attended != [_UP[kind][0] for kind in reversed(up)]:
         raise DiffusersError(f"{where}: up_block_types {up} do not mirror {down}")
-    # The lowest level of the down path, and the full resolution of the up path, change nothing.
+    # The last block of each path does not change the resolution.
     changes = [_DOWN[k][1] if _DOWN[k][1] is not None else kinds[0] == "resnet" for k in down[:-1]]
     changes += [_UP[k][1] if _UP[k][1] is not None else kinds[1] == "resnet" for k in up[:-1]]
     if len(set(changes)) > 1:
         raise DiffusersError(
             f"{where}: {down} and {up} with {kinds} change the resolution in convolutions at one "
-            "level and in residual blocks at another; here it is one for all"
+            "level and in residual blocks at another; here all levels change it in the same way"
         )
     return {
         "attention_downsampling": tuple(2**level for level in range(levels) if attended[level]),

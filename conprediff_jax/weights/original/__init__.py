@@ -1,1 +1,1 @@
-"""Maps between the parameters of published checkpoints and ours."""
+"""Maps from the parameters of published checkpoints, by their original names, to ours."""

@@ -1,10 +1,10 @@
-"""Autoencoder parameters to and from the names of taming-transformers and latent diffusion.
+"""Maps from the autoencoders of taming-transformers and latent diffusion to ours.
 
-Levels are counted from the full resolution in both paths, as ours are. Attention is four
-convolutions of size 1x1. The first stages of VQ-Diffusion have the same names, but for the codebook
-of ITHQ's, which is `quantize.embedding`. Layouts are those of `tensors.py`.
+Both paths count levels from the full resolution, as ours do. Attention consists of four 1x1
+convolutions. The first stages of VQ-Diffusion have the same names, but ITHQ's codebook is called
+`quantize.embedding`. The layouts are those of `tensors.py`.
 
-Sources of the naming: CompVis' taming-transformers and latent-diffusion, microsoft/VQ-Diffusion.
+Sources of the names: CompVis' taming-transformers and latent-diffusion, microsoft/VQ-Diffusion.
 """
 
 import re
@@ -55,18 +55,18 @@ _POINTWISE = ("shortcut", "query", "key", "value", "out", "quant_conv", "post_qu
 def params_from_original(
     state_dict: Mapping[str, np.ndarray], autoencoder: VQModel | AutoencoderKL
 ) -> dict:
-    """The parameters of `autoencoder` out of a state dict of the original code.
+    """Reads the parameters of an autoencoder from a state dict of the original code.
 
     Args:
-        state_dict: Tensors by the original names.
-        autoencoder: The model the weights are for.
+        state_dict: The tensors by their original names.
+        autoencoder: The autoencoder.
 
     Returns:
-        The tree under "params", float32 NumPy arrays.
+        The tree under "params", with float32 NumPy arrays.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape than the model's, or the
-            autoencoder gathers pixels in patches.
+        ValueError: A tensor is missing, left over, or does not have the autoencoder's shape; or the
+            autoencoder works on patches.
     """
     theirs = {CODEBOOK if k in _CODEBOOKS else k: v for k, v in state_dict.items()}
     in_channels = np.shape(theirs.get("encoder.conv_in.weight", np.empty((0, 1))))[1]
@@ -74,7 +74,7 @@ def params_from_original(
 
 
 def table(autoencoder: VQModel | AutoencoderKL, in_channels: int) -> tensors.Table:
-    """Where the original code keeps the parameters for images of so many channels."""
+    """The table of the parameters in the original code, for images of `in_channels` channels."""
     if autoencoder.patch != 1:
         raise ValueError(f"patch={autoencoder.patch}: the original autoencoders have patches of 1")
     shapes = model_shapes.of_autoencoder(autoencoder, in_channels)

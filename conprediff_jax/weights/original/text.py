@@ -1,14 +1,15 @@
-"""Text encoder parameters to and from the names of the original code they were published in.
+"""Maps from the text encoders of latent diffusion and VQ-Diffusion to ours.
 
-    BERTText    latent diffusion's transformer of x-transformers: attention and feed-forward layers
-                take turns in one list, `attn_layers.layers`, each behind its norm
-    CLIPText    OpenAI's: query, key and value are stacked in one tensor, `in_proj_weight`; position
-                table and stacked tensors are no modules, so their names have no ending
+    BERTText    latent diffusion's transformer from x-transformers. One list, `attn_layers.layers`,
+                holds attention and feed-forward layers in turn, each behind its norm
+    CLIPText    OpenAI's CLIP in VQ-Diffusion. One tensor, `in_proj_weight`, stacks query, key and
+                value. This tensor and the position table are no modules, so their names have no
+                ending
 
-What heads there are besides (`to_logits`, `text_projection`) is not the encoder's. Layouts are
-those of `tensors.py`.
+Other heads (`to_logits`, `text_projection`) do not belong to the encoder. The layouts are those of
+`tensors.py`.
 
-Sources of the naming: CompVis/latent-diffusion, microsoft/VQ-Diffusion.
+Sources of the names: CompVis/latent-diffusion, microsoft/VQ-Diffusion.
 """
 
 import re
@@ -21,7 +22,7 @@ from conprediff_jax.models.text import BERTText, CLIPText
 from conprediff_jax.weights import model_shapes, tensors
 from conprediff_jax.weights.tensors import Path
 
-# Our layers -> theirs; those of a block behind the number of their entry in the list.
+# Our layers -> theirs. Layers of a block begin with 0 or 1: the norm, and the layer behind it.
 _BERT = {
     "token_embedding": "token_emb",
     "position_embedding": "pos_emb.emb",
@@ -50,24 +51,24 @@ _STACKED = ("query", "key", "value")  # in this order
 
 
 def params_from_original(state_dict: Mapping[str, np.ndarray], encoder: nn.Module) -> dict:
-    """The parameters of a text encoder out of a state dict of the original code.
+    """Reads the parameters of a text encoder from a state dict of the original code.
 
     Args:
-        state_dict: Tensors by the original names.
+        state_dict: The tensors by their original names.
         encoder: A `BERTText` or a `CLIPText`.
 
     Returns:
-        The tree under "params", float32 NumPy arrays.
+        The tree under "params", with float32 NumPy arrays.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape than the encoder's, or
-            the encoder is of another kind.
+        ValueError: A tensor is missing, left over, or does not have the encoder's shape; or the
+            encoder is of another kind.
     """
     return table(encoder).read(state_dict)
 
 
 def table(encoder: nn.Module) -> tensors.Table:
-    """Where the original code keeps the parameters of an encoder."""
+    """The table of an encoder's parameters in the original code."""
     namings = {BERTText: _bert_name, CLIPText: _clip_name}
     kind = type(encoder)
     if kind not in namings:
@@ -97,7 +98,7 @@ def _clip_name(path: Path) -> str:
 
 
 def _parts(path: Path) -> tuple[str | None, str, str]:
-    """Number of the block, layer within it, and the ending there of one of our parameters."""
+    """The number of the block, the layer in it, and the original ending of our parameter's name."""
     *modules, leaf = path
     block, layer = re.fullmatch(r"(?:block_(\d+)/)?(.+)", "/".join(modules)).groups()
     return block, layer, "bias" if leaf == "bias" else "weight"

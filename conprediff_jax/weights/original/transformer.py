@@ -1,11 +1,11 @@
-"""Token transformer parameters to and from the names of VQ-Diffusion's original code.
+"""Maps from the token transformers of VQ-Diffusion's original code to ours.
 
-Names are below the `transformer.transformer.` of a checkpoint, or the `transformer.` of its moving
-average. A model with text has two attentions a block, `attn1` and `attn2`, each behind a norm; one
-without has a single `attn`. The feed-forward layers are dense, `mlp.0` and `mlp.2`, or
-convolutions, `mlp.conv1` and `mlp.conv2`. Layouts are those of `tensors.py`.
+The names begin with `transformer.transformer.` in a checkpoint, and with `transformer.` in its
+moving average. With text, each block has two attentions, `attn1` and `attn2`, each behind a norm;
+without text, it has a single `attn`. The feed-forward layers are either dense, `mlp.0` and `mlp.2`,
+or convolutions, `mlp.conv1` and `mlp.conv2`. The layouts are those of `tensors.py`.
 
-Source of the naming: microsoft/VQ-Diffusion.
+Source of the names: microsoft/VQ-Diffusion.
 """
 
 import re
@@ -17,7 +17,7 @@ from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.weights import model_shapes, tensors
 from conprediff_jax.weights.tensors import Path
 
-# Our layers -> theirs, within a block. Those of attention and feed-forward depend on the model.
+# Our layers -> theirs. The names of attention and feed-forward layers depend on the model.
 _LAYERS = {
     "token_embedding": "content_emb.emb",
     "row_embedding": "content_emb.height_emb",
@@ -39,24 +39,24 @@ _PROJECTIONS = {"query": "query", "key": "key", "value": "value", "out": "proj"}
 def params_from_original(
     state_dict: Mapping[str, np.ndarray], transformer: TokenTransformer
 ) -> dict:
-    """The parameters of `transformer` out of a state dict of the original code.
+    """Reads the parameters of a transformer from a state dict of the original code.
 
     Args:
-        state_dict: Tensors by the original names.
-        transformer: The model the weights are for.
+        state_dict: The tensors by their original names.
+        transformer: The transformer.
 
     Returns:
-        The tree under "params", float32 NumPy arrays.
+        The tree under "params", with float32 NumPy arrays.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape than the model's, or the
-            original code has no such model.
+        ValueError: A tensor is missing, left over, or does not have the transformer's shape; or the
+            original code has no such transformer.
     """
     return table(transformer).read(state_dict)
 
 
 def table(transformer: TokenTransformer) -> tensors.Table:
-    """Where the original code keeps the parameters of a transformer."""
+    """The table of a transformer's parameters in the original code."""
     if transformer.text_dim is not None and transformer.num_classes is not None:
         raise ValueError("the original code has no transformer with both text and classes")
     text = transformer.text_dim is not None

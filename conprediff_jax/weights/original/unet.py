@@ -1,21 +1,21 @@
-"""UNet parameters to and from the names of the original code of ADM and latent diffusion.
+"""Maps from the UNets of ADM's and latent diffusion's original code to ours.
 
 Both number the blocks of the down path, `input_blocks`, and of the up path, `output_blocks`, in the
-order in which they run. What of ours is where, with `R` residual blocks a level:
+order in which they run. With `L` levels and `R` residual blocks in each, our blocks are:
 
     input_blocks.0.0                       input_conv
     input_blocks.{1 + level (R + 1) + i}   .0 down_{level}_block_{i},  .1 its attention
     input_blocks.{(level + 1) (R + 1)}     .0 down_{level}_resample
     middle_block                           .0 block, .1 attention, .2 block
     output_blocks.{(L - 1 - level) (R + 1) + i}
-                                           .0 up_{level}_block_{i},  .1 its attention,
-                                           behind them, in the last of a level, up_{level}_resample
+                                           .0 up_{level}_block_{i},  .1 its attention; the last
+                                           one of a level ends with up_{level}_resample
 
 Query, key and value are one convolution, `qkv`. Its channels are interleaved by head, except under
-ADM's `use_new_attention_order`, which stacks them: both have the same shape, and only the one the
-model was trained with makes images. Layouts are those of `tensors.py`.
+ADM's `use_new_attention_order`, which stacks them. Both orders have the same shape, and only the
+one that the model was trained with makes images. The layouts are those of `tensors.py`.
 
-Sources of the naming: openai/guided-diffusion and CompVis/latent-diffusion.
+Sources of the names: openai/guided-diffusion and CompVis/latent-diffusion.
 """
 
 import re
@@ -27,7 +27,7 @@ from conprediff_jax.models.unet import UNet
 from conprediff_jax.weights import model_shapes, tensors
 from conprediff_jax.weights.tensors import Path
 
-# Our modules outside of blocks -> theirs.
+# Our modules outside the blocks -> theirs.
 _ENDS = {
     "time_embedding_in": "time_embed.0",
     "time_embedding_out": "time_embed.2",
@@ -80,30 +80,30 @@ _PARTS = ("query", "key", "value", "in", "gate")
 def params_from_original(
     state_dict: Mapping[str, np.ndarray], unet: UNet, *, new_attention_order: bool = False
 ) -> dict:
-    """The parameters of `unet` out of a state dict of the original code.
+    """Reads the parameters of a UNet from a state dict of the original code.
 
     Args:
-        state_dict: Tensors by the original names.
-        unet: The model the weights are for.
-        new_attention_order: ADM's option of that name.
+        state_dict: The tensors by their original names.
+        unet: The UNet.
+        new_attention_order: ADM's `use_new_attention_order`.
 
     Returns:
-        The tree under "params", float32 NumPy arrays.
+        The tree under "params", with float32 NumPy arrays.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape than the model's.
+        ValueError: A tensor is missing, left over, or does not have the UNet's shape.
     """
     in_channels = np.shape(state_dict.get("input_blocks.0.0.weight", np.empty((0, 1))))[1]
     return table(unet, in_channels, new_attention_order).read(state_dict)
 
 
 def tensor_names(unet: UNet) -> set[str]:
-    """The names of all tensors of `unet` in the original code."""
+    """The original names of all tensors of a UNet."""
     return set(table(unet, unet.out_channels, False).names.values())
 
 
 def table(unet: UNet, in_channels: int, new_attention_order: bool) -> tensors.Table:
-    """Where the original code keeps the parameters of a UNet for images of so many channels."""
+    """The table of a UNet's parameters in the original code, for `in_channels` input channels."""
     shapes = model_shapes.of_unet(unet, in_channels)
     order = sorted(shapes, key=lambda path: _PARTS.index(path[-2]) if path[-2] in _PARTS else 0)
     names = {path: _their_name(path, unet) for path in order}
@@ -131,7 +131,7 @@ def _their_name(path: Path, unet: UNet) -> str:
     if block in _ENDS:
         return f"{_ENDS[block]}.{ending}"
     place = _place(block, unet)
-    if rest[0] == "conv":  # of a resampling layer
+    if rest[0] == "conv":  # in a resampling block
         return f"{place}.{'op' if block.startswith('down') else 'conv'}.{ending}"
     if rest[0].startswith("transformer_"):
         place += f".transformer_blocks.{rest.pop(0).removeprefix('transformer_')}"
@@ -139,7 +139,7 @@ def _their_name(path: Path, unet: UNet) -> str:
 
 
 def _place(block: str, unet: UNet) -> str:
-    """Where one of our blocks is among theirs."""
+    """The original name of one of our blocks."""
     middle = {"middle_block_0": 0, "middle_attention": 1, "middle_block_1": 2}
     if block in middle:
         return f"middle_block.{middle[block]}"
