@@ -11,6 +11,7 @@ from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.sampling.generate import make_generate
+from conprediff_jax.sampling.model import Condition
 
 AUTOENCODER = {"channels": 32, "channel_mult": (1, 2), "blocks_per_level": 1}
 
@@ -139,24 +140,23 @@ def pretrained(config, seed=0):
 
 def apply(model, x, t, **condition):
     """The denoiser's output, float32."""
-    task = model.diffusion
 
     @jax.jit
     def run(params, x, t):
-        return task.denoise(params, x, t, **condition).output
+        return model.diffusion.denoise(params, x, t, Condition(**condition)).output
 
     return np.asarray(run(model.params, jnp.asarray(x), jnp.asarray(t)))
 
 
 def draw(model, num, labels=None, captions=None):
     """Images 0 to num - 1 of seed 0, uint8."""
-    task = model.diffusion
+    diffusion = model.diffusion
     mesh = jax.sharding.Mesh(
         np.array(jax.devices()[:1]).reshape(1, 1, 1), ("data", "fsdp", "tensor")
     )
-    generate = make_generate(task, task.sampling, mesh)
+    generate = make_generate(diffusion, diffusion.sampling, mesh)
     labels = None if labels is None else jnp.asarray(labels)
-    texts = None if captions is None else jnp.asarray(task.tokenizer(captions))
+    texts = None if captions is None else jnp.asarray(diffusion.tokenizer(captions))
     return np.asarray(generate(model.params, model.frozen, 0, jnp.arange(num), labels, texts))
 
 

@@ -72,7 +72,7 @@ def read(
     if family in _SELF_DESCRIBED:
         if (name, config, tokenizer) != (None, None, None):
             raise UserError(
-                f"{path}: {family} describes its models; give no model, config or tokenizer"
+                f"{path}: {family} folders describe their model; give no model, config or tokenizer"
             )
         return _SELF_DESCRIBED[family](path)
     if (name is None) == (config is None):

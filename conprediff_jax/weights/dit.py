@@ -1,8 +1,8 @@
-"""What both readers of DiT's files share: parameters block by block, and a patch as a convolution.
+"""Layouts that all readers of DiT's files share: blocks one by one, and patches as a convolution.
 
-Our blocks are stacked, `blocks/...`, and a patch is embedded by a dense layer; in torch every block
-has tensors of its own, here `block_{i}/...`, and the embedding is a strided convolution. So tables
-of names are about the unstacked form:
+We stack the parameters of all blocks under `blocks/...`, and embed a patch by a dense layer. In
+torch, each block has tensors of its own, and the embedding is a strided convolution. The tables of
+names describe an unstacked form, with `block_{i}/...` for each block:
 
     ours       blocks/feed_forward/in/kernel [layers, in, out]    input/kernel [p p channels, out]
     unstacked  block_{i}/feed_forward/in/kernel [in, out]         input/kernel [p, p, channels, out]
@@ -26,12 +26,12 @@ Shapes = dict[Path, tuple[int, ...]]
 BLOCKS = "blocks"
 _PATCH = ("input", "kernel")
 
-# Parameters that may share a tensor, in the order of their places in it.
+# The parameters that may share a tensor, in the order of their places in it.
 _PARTS = ("query", "key", "value")
 
 
 def shapes(dit: DiT, in_channels: int) -> Shapes:
-    """Shapes of the unstacked parameters, query, key and value in this order."""
+    """The shapes of the unstacked parameters, with query, key and value in this order."""
     inputs = {
         "x": jnp.zeros((1, dit.patch, dit.patch, in_channels)),
         "t": jnp.zeros(1),
@@ -48,7 +48,7 @@ def shapes(dit: DiT, in_channels: int) -> Shapes:
 
 
 def unstack(params: Mapping, dit: DiT) -> dict:
-    """Our parameters, unstacked."""
+    """Brings our parameters into the unstacked form."""
     flat = {}
     for path, leaf in traverse_util.flatten_dict(params).items():
         leaf = np.asarray(leaf)
@@ -60,7 +60,7 @@ def unstack(params: Mapping, dit: DiT) -> dict:
 
 
 def stack(params: Mapping, dit: DiT) -> dict:
-    """The inverse of `unstack`."""
+    """Brings unstacked parameters into our form, as the inverse of `unstack`."""
     params = dict(params)
     blocks = [params.pop(f"block_{i}") for i in range(dit.num_layers)]
     params[BLOCKS] = jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)
@@ -70,7 +70,7 @@ def stack(params: Mapping, dit: DiT) -> dict:
 
 
 def split_path(path: Path) -> tuple[str | None, str, str]:
-    """The number of the block (None: of none), the layer and the leaf of an unstacked path."""
+    """The number of the block, or None, the layer, and the ending of an unstacked path."""
     *modules, leaf = path
     block, layer = re.fullmatch(r"(?:block_(\d+)/)?(.+)", "/".join(modules)).groups()
     return block, layer, "bias" if leaf == "bias" else "weight"
@@ -79,12 +79,13 @@ def split_path(path: Path) -> tuple[str | None, str, str]:
 def without_variance(
     state_dict: Mapping[str, np.ndarray], dit: DiT, output: str
 ) -> dict[str, np.ndarray]:
-    """The same tensors, without the channels of a learned variance behind those of the prediction.
+    """Removes the channels of a learned variance, which follow those of the prediction.
 
     Args:
-        state_dict: Tensors by name.
-        dit: The model the weights are for.
-        output: Name of the layer that makes the prediction; channels run fastest in its outputs.
+        state_dict: The tensors by name.
+        dit: The DiT.
+        output: The name of the layer that makes the prediction. The channels are the last axis of
+            its outputs.
     """
     state_dict, points = dict(state_dict), dit.patch**2
     for name in (f"{output}.weight", f"{output}.bias"):
@@ -98,23 +99,28 @@ def without_variance(
 def without_positions(
     state_dict: Mapping[str, np.ndarray], dit: DiT, name: str
 ) -> dict[str, np.ndarray]:
-    """The same tensors, without the table of places, which is fixed and made for every grid anew.
+    """Removes the table of positions, which is fixed, so that our DiT makes it for any grid.
+
+    Args:
+        state_dict: The tensors by name.
+        dit: The DiT.
+        name: The name of the table, [1, positions, width].
 
     Raises:
-        ValueError: It is another table than ours of a square grid.
+        ValueError: The table differs from ours for a square grid.
     """
     state_dict = dict(state_dict)
     table = np.asarray(state_dict.pop(name, np.empty((1, 0, dit.width))), np.float32)
     side = round(np.sqrt(table.shape[1]))
     if table.shape != (1, side**2, dit.width):
-        raise ValueError(f"{name} is {table.shape}, not places of a square grid of {dit.width}")
+        raise ValueError(f"{name} is {table.shape}, not positions of a square grid of {dit.width}")
     if not np.allclose(table[0], positions(side, side, dit.width).reshape(table.shape), atol=1e-3):
         raise ValueError(f"{name} is not the fixed table of sines and cosines")
     return state_dict
 
 
 def _unstacked_paths(path: Path, dit: DiT) -> list[Path]:
-    """Where the parts of one of our parameters are in the unstacked form."""
+    """The paths of one of our parameters in the unstacked form."""
     if path[0] != BLOCKS:
         return [path]
     return [(f"block_{i}", *path[1:]) for i in range(dit.num_layers)]

@@ -8,8 +8,8 @@ The layouts of kernels differ:
     1 convolution    theirs [out, in, 1]         ours a dense layer, [in, out]
     anything else    the same
 
-Several of our parameters may share one of their tensors. It stacks them one behind the other, or
-interleaves them by head, as the original UNets do with query, key and value:
+Several of our parameters may share one of their tensors. Such a tensor stacks them one behind the
+other, or interleaves them by head, as the original UNets do with query, key and value:
 
     stacked      [q of all heads, k of all heads, v of all heads]
     interleaved  [q, k, v of head 0, q, k, v of head 1, ...]

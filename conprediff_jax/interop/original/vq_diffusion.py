@@ -65,7 +65,7 @@ def read(path: str, config: ConfigDict) -> Pretrained:
     """
     content = tensor_files.read(path)
     if "model" not in content:
-        raise UserError(f"{path}: there is no 'model' in it, as in VQ-Diffusion's checkpoints")
+        raise UserError(f"{path}: there is no 'model' in it, which VQ-Diffusion's files have")
     weights = tensor_files.arrays(tensor_files.nested(content, "model", path), path)
     weights = tensor_files.unwrapped(weights, (*_CODEC, _TRANSFORMER))
     diffusion = make_experiment(config).task.model

@@ -1,15 +1,15 @@
-"""DiT to and from diffusers: names and layouts of parameters, and `config.json`.
+"""Maps between diffusers' DiT and ours: names and layouts of parameters, and configs.
 
-Fits `DiTTransformer2DModel`, and the `Transformer2DModel` that older files call it. One table of
-names serves both directions; layouts are those of `tensors.py`. There every block has embeddings of
-times and labels of its own, `norm1.emb`, which in all published files are copies of the same ones;
-here there is one, which is what can be read.
+They fit `DiTTransformer2DModel`, which older files call `Transformer2DModel`. One table of names
+serves both directions. The layouts are those of `tensors.py`. In diffusers, every block has its own
+embeddings of times and labels, `norm1.emb`. Our blocks share one, so only files in which all blocks
+have the same embeddings can be read, as in all published files.
 
-Two conventions are diffusers' own, and the reader sets them, so that a model computes here what it
-does there: frequencies of times are 10000^(-k / 127) (`time_endpoint`), and the norm before the
-feed-forward layers has an epsilon of 1e-5 (`mlp_norm_epsilon`). facebook/DiT-XL-2-256 and -512 are
-weights of the original code under diffusers' names, which were trained with 10000^(-k / 128) and
-1e-6: set `time_endpoint=False` and `mlp_norm_epsilon=1e-6` to have them as they were trained.
+diffusers has two conventions of its own, and the reader sets them, so that a model computes the
+same here: the frequencies of times are 10000^(-k / 127) (`time_endpoint`), and the norm before the
+feed-forward layers has an epsilon of 1e-5 (`mlp_norm_epsilon`). facebook/DiT-XL-2-256 and -512 hold
+weights of the original code, which were trained with 10000^(-k / 128) and 1e-6. Set
+`time_endpoint=False` and `mlp_norm_epsilon=1e-6` to use them as they were trained.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ CLASSES = ("DiTTransformer2DModel", "Transformer2DModel")
 _OUTPUT = "proj_out_2"
 _FIRST = "transformer_blocks.0.norm1.emb."
 
-# Our layers -> theirs, within a block.
+# Our layers -> theirs.
 _LAYERS = {
     "input": "pos_embed.proj",
     "time_embedding_in": f"{_FIRST}timestep_embedder.linear_1",
@@ -44,8 +44,7 @@ _LAYERS = {
     "output": _OUTPUT,
 }
 
-
-# Options of which one value alone has a counterpart here.
+# Options of which only this value has a counterpart here.
 _ONLY = {
     "dropout": 0.0,
     "attention_bias": True,
@@ -57,20 +56,20 @@ _ONLY = {
 
 
 def params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict:
-    """The parameters of `dit` out of a diffusers state dict.
+    """Reads the parameters of a DiT from diffusers' state dict.
 
     Args:
-        state_dict: Tensors by diffusers' names.
-        dit: The model the weights are for. With `out_channels` half of those in the file, the
-            channels of a learned variance are dropped.
+        state_dict: The tensors by diffusers' names.
+        dit: The DiT. If the file has twice its `out_channels`, the channels of a learned variance
+            are dropped.
 
     Returns:
-        The tree under "params", float32 NumPy arrays.
+        The tree under "params", with float32 NumPy arrays.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape than the model's, or if
-            diffusers has no such model.
-        DiffusersError: The blocks have embeddings that differ.
+        ValueError: A tensor is missing, left over, or does not have the DiT's shape; or diffusers
+            has no such DiT.
+        DiffusersError: The embeddings of the blocks differ.
     """
     in_channels = np.shape(state_dict.get("pos_embed.proj.weight", np.empty((0, 1))))[1]
     state_dict = layout.without_variance(_with_one_embedding(state_dict, dit), dit, _OUTPUT)
@@ -79,18 +78,18 @@ def params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dic
 
 
 def params_to_diffusers(params: Mapping, dit: DiT) -> dict[str, np.ndarray]:
-    """The diffusers state dict of the parameters of `dit`.
+    """Writes the parameters of a DiT as diffusers' state dict.
 
     Args:
         params: The tree under "params".
-        dit: The model the parameters are of.
+        dit: The DiT.
 
     Returns:
         Contiguous float32 arrays by diffusers' names.
 
     Raises:
-        ValueError: If a parameter is missing, left over or of another shape than the model's, or
-            if diffusers has no such model.
+        ValueError: A parameter is missing, left over, or does not have the DiT's shape; or
+            diffusers has no such DiT.
     """
     in_channels = params["input"]["kernel"].shape[0] // dit.patch**2
     state_dict = _table(dit, in_channels).write(layout.unstack(params, dit))
@@ -101,7 +100,7 @@ def params_to_diffusers(params: Mapping, dit: DiT) -> dict[str, np.ndarray]:
 
 
 def _with_one_embedding(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict[str, np.ndarray]:
-    """The same tensors, with the first block's embeddings alone."""
+    """Removes the embeddings of all blocks but the first."""
     state_dict = dict(state_dict)
     for name in _shared(state_dict):
         for copy in (_of_block(name, i) for i in range(1, dit.num_layers)):
@@ -113,17 +112,17 @@ def _with_one_embedding(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict[
 
 
 def _shared(state_dict: Mapping[str, np.ndarray]) -> list[str]:
-    """Names of the first block's embeddings."""
+    """The names of the first block's embeddings."""
     return [name for name in state_dict if name.startswith(_FIRST)]
 
 
 def _of_block(name: str, block: int) -> str:
-    """The name in another block of what is in the first."""
+    """The name in another block of a tensor in the first."""
     return name.replace("transformer_blocks.0.", f"transformer_blocks.{block}.", 1)
 
 
 def _table(dit: DiT, in_channels: int) -> tensors.Table:
-    """Where diffusers keeps the parameters of a model for points of so many channels."""
+    """The table of a DiT's parameters in diffusers, for `in_channels` input channels."""
     _check_conditions(dit)
     shapes = layout.shapes(dit, in_channels)
     names = {path: _their_name(path) for path in shapes}
@@ -138,7 +137,7 @@ def _their_name(path: tensors.Path) -> str:
 
 
 def _check_conditions(dit: DiT) -> None:
-    """Raises DiffusersError unless the model has labels, their null, and no text."""
+    """Raises DiffusersError unless the DiT has classes, a learned null label, and no text."""
     if dit.text_dim is not None or dit.num_classes is None or not dit.learned_null:
         raise DiffusersError(
             f"num_classes is {dit.num_classes}, learned_null {dit.learned_null}, text_dim "
@@ -147,12 +146,12 @@ def _check_conditions(dit: DiT) -> None:
 
 
 def config_to_diffusers(dit: DiT, in_channels: int, sample_size: int) -> dict[str, Any]:
-    """The config of a `DiTTransformer2DModel`.
+    """The config of diffusers' `DiTTransformer2DModel`.
 
     Args:
-        dit: The model.
-        in_channels: Channels of the points.
-        sample_size: Points along a side of the square grid.
+        dit: The DiT.
+        in_channels: The number of channels of its input.
+        sample_size: The number of points along a side of the square grid.
 
     Raises:
         DiffusersError: There is no such `DiTTransformer2DModel`.
@@ -177,15 +176,14 @@ def config_to_diffusers(dit: DiT, in_channels: int, sample_size: int) -> dict[st
 
 
 def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields of `DiT` (without dtype) out of the config of a `DiTTransformer2DModel`.
+    """Reads the fields of a `DiT`, without dtype, from the config of a `DiTTransformer2DModel`.
 
     Args:
-        config: What its `config.json` holds.
-        where: What to call it in errors.
+        config: The content of `config.json`.
+        where: The name of the config in errors.
 
     Returns:
-        The fields; `out_channels` are those of the points, whether or not a learned variance is
-        behind them.
+        The fields. `out_channels` does not count the channels of a learned variance.
 
     Raises:
         DiffusersError: There is no such `DiT`; the message names the option.
@@ -206,7 +204,7 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
     }
     if options.take("out_channels", channels, int) not in (None, channels, 2 * channels):
         raise DiffusersError(f"{where}: out_channels must be in_channels={channels} or twice that")
-    # The second row is of `Transformer2DModel`, of which a DiT uses a part only.
+    # These options of `Transformer2DModel` have no use in a DiT.
     options.expect(**_ONLY)
     options.expect(
         only_cross_attention=False, double_self_attention=False, attention_type="default"

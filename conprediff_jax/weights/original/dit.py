@@ -1,23 +1,25 @@
-"""DiT and SiT parameters out of the published files, which name them alike.
+"""Maps from the published files of DiT and SiT, which have the same names, to ours.
 
     x_embedder.proj                             input, as a convolution
-    pos_embed                                   fixed, not among our parameters
+    pos_embed                                   fixed, and so none of our parameters
     t_embedder.mlp.{0,2}                        time_embedding_{in,out}
-    y_embedder.embedding_table                  label_embedding; the last row is the null
+    y_embedder.embedding_table                  label_embedding; the last row is for no label
     blocks.{i}.attn.{qkv,proj}                  self_attention; query, key and value stacked
     blocks.{i}.mlp.{fc1,fc2}                    feed_forward/{in,out}
     blocks.{i}.adaLN_modulation.1               modulation
     final_layer.{adaLN_modulation.1,linear}     output_modulation, output
 
-A released file is this mapping; one that a trainer wrote has it under "ema" (the average, which is
-what was published) and "model". Models with a learned variance have twice the channels of the
-points at the end, those of the prediction first; the others are dropped.
+A published file holds this mapping alone. A file that a trainer wrote holds it twice, under "model"
+and, as the moving average, under "ema"; the average is what was published. Models with a learned
+variance return twice the channels of the points. Those of the prediction come first, and the others
+are dropped.
 
-Either model has the conventions of time and norms that are the defaults of `DiT`. SiT's time runs
-the other way, from noise at 0 to points at 1, and is read as it is: in our direction, with points
-at 0, its model has the fields of `SIT_TIME`, and predicts the velocity with the opposite sign.
+Both models have the conventions of time and norms that are the defaults of `DiT`. SiT's time runs
+in the other direction, from noise at 0 to points at 1, and the map does not change it. In our
+direction, with points at 0, its model has the fields of `SIT_TIME`, and predicts the velocity with
+the opposite sign.
 
-Source of the naming: facebookresearch/DiT and willisma/SiT.
+Sources of the names: facebookresearch/DiT and willisma/SiT.
 """
 
 import re
@@ -35,7 +37,7 @@ SIT_TIME: Mapping[str, float] = {"time_scale": -1.0, "time_shift": 1.0}
 
 _OUTPUT = "final_layer.linear"
 
-# Our layers -> theirs, within a block.
+# Our layers -> theirs.
 _LAYERS = {
     "input": "x_embedder.proj",
     "time_embedding_in": "t_embedder.mlp.0",
@@ -54,10 +56,13 @@ _LAYERS = {
 
 
 def fields_from_original(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Fields of `DiT` (without `out_channels` and dtype) that a published file tells by its shapes.
+    """Finds the fields of a `DiT` from the shapes in a published file.
+
+    Returns:
+        The fields, without `out_channels` and dtype.
 
     Raises:
-        ValueError: It is of none of the published sizes.
+        ValueError: The file has none of the published sizes.
     """
     blocks = {match[1] for match in map(re.compile(r"blocks\.(\d+)\.").match, state_dict) if match}
     width, _, patch, _ = np.shape(state_dict.get("x_embedder.proj.weight", np.empty((0,) * 4)))
@@ -70,19 +75,19 @@ def fields_from_original(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]
 
 
 def params_from_original(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict:
-    """The parameters of `dit` out of a state dict of the original code.
+    """Reads the parameters of a DiT from a state dict of the original code.
 
     Args:
-        state_dict: Tensors by the original names.
-        dit: The model the weights are for. With `out_channels` half of those in the file, the
-            channels of a learned variance are dropped.
+        state_dict: The tensors by their original names.
+        dit: The DiT. If the file has twice its `out_channels`, the channels of a learned variance
+            are dropped.
 
     Returns:
-        The tree under "params", float32 NumPy arrays.
+        The tree under "params", with float32 NumPy arrays.
 
     Raises:
-        ValueError: If a tensor is missing, left over or of another shape than the model's, or the
-            original code has no such model.
+        ValueError: A tensor is missing, left over, or does not have the DiT's shape; or the
+            original code has no such DiT.
     """
     in_channels = np.shape(state_dict.get("x_embedder.proj.weight", np.empty((0, 1))))[1]
     state_dict = layout.without_variance(state_dict, dit, _OUTPUT)
@@ -91,7 +96,7 @@ def params_from_original(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict
 
 
 def _table(dit: DiT, in_channels: int) -> tensors.Table:
-    """Where the original code keeps the parameters of a model for points of so many channels."""
+    """The table of a DiT's parameters in the original code, for `in_channels` input channels."""
     if dit.text_dim is not None:
         raise ValueError("the original code has no DiT with text")
     shapes = layout.shapes(dit, in_channels)
