@@ -1,4 +1,4 @@
-"""Diffusion processes and their samplers. They take functions and arrays, and know no network."""
+"""Diffusion processes and their samplers, which take functions and arrays and know no network."""
 
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess

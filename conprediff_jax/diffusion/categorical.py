@@ -1,8 +1,9 @@
 """Mask-and-replace diffusion of tokens in discrete time (VQ-Diffusion).
 
-A token is one of K codes, or the mask, index K. Each step keeps a code, replaces it with a code
-drawn uniformly, or masks it; a mask stays. Steps of this kind compose to steps of this kind, so
-with cumulative alpha_bar, gamma_bar (both linear in t) and beta_bar = (1 - alpha_bar - gamma_bar)/K
+A token is one of K codes, or the mask, which has index K. Each step keeps a code, replaces it with
+a code drawn uniformly, or masks it; a mask stays. Several steps compose to one step of the same
+kind. With the cumulative alpha_bar and gamma_bar (both linear in t) and
+beta_bar = (1 - alpha_bar - gamma_bar) / K,
 
     q(x_t = j | x_0 = k) = alpha_bar_t [j = k] + beta_bar_t    for codes j
     q(x_t = mask | x_0)  = gamma_bar_t                                                    (1)
@@ -18,7 +19,7 @@ A network predicts p(x_0 | x_t). With w_k = p(x_0 = k | x_t) / q(x_t | x_0 = k) 
                      = q(x_t | x_s = j) (alpha_bar_s w_j / W + beta_bar_s) W   for codes j
                      = q(x_t | x_s = mask) gamma_bar_s W                   for the mask   (3)
 
-which takes O(K) a token: no transition matrix is ever built. In the divergence from the true
+which takes O(K) for every token; no transition matrix is built. In the divergence from the true
 posterior, where x_0 is known, q(x_t | x_s) cancels:
 
     KL(q(x_s | x_t, x_0) || p(x_s | x_t)) = -log(q(x_t | x_0) W)
@@ -54,9 +55,9 @@ class Arrival(NamedTuple):
     """log q(x_t | x), which takes three values.
 
     Attributes:
-        same: Where x_t and x are the same code.
-        other: Where they are different codes.
-        mask: Where x_t is the mask and x a code.
+        same: The value where x_t and x are the same code.
+        other: The value where x_t and x are different codes.
+        mask: The value where x_t is the mask and x is a code.
     """
 
     same: Array | np.ndarray
@@ -64,17 +65,17 @@ class Arrival(NamedTuple):
     mask: Array | np.ndarray
 
     def log_q(self, x_t: Array, x: Array, num_codes: int) -> Array:
-        """log q(x_t | x) for tokens and codes that broadcast against each other."""
+        """Returns log q(x_t | x) for tokens and codes that broadcast against each other."""
         codes = jnp.where(x_t == x, self.same, self.other)
         return jnp.where(x_t == num_codes, self.mask, codes)
 
 
 class Transition(NamedTuple):
-    """The coefficients of eqs. (3) and (4), for one step from t to s or for a table of them.
+    """The coefficients of eqs. (3) and (4), for one step from t to s or for a table of steps.
 
     Attributes:
-        from_x0: Of q(x_t | x_0).
-        from_xs: Of q(x_t | x_s).
+        from_x0: log q(x_t | x_0).
+        from_xs: log q(x_t | x_s).
         alpha_bar: alpha_bar_s.
         beta_bar: beta_bar_s.
         gamma_bar: gamma_bar_s.
@@ -87,9 +88,14 @@ class Transition(NamedTuple):
     gamma_bar: Array | np.ndarray
 
     def predict(self, log_p_x0: Array, x_t: Array) -> tuple[Array, Array]:
-        """log(alpha_bar_s w / W + beta_bar_s), `[batch, *grid, K]`, and log W, `[..., 1]`.
+        """Returns log(alpha_bar_s w / W + beta_bar_s) and log W.
 
-        Takes tokens with a last axis of 1, and entries aligned with them.
+        Args:
+            log_p_x0: Log-probabilities of the codes of x_0, `[batch, *grid, K]`.
+            x_t: Tokens at t, `[batch, *grid, 1]`. The entries of this transition must be `aligned`.
+
+        Returns:
+            Arrays `[batch, *grid, K]` and `[batch, *grid, 1]`.
         """
         num_codes = log_p_x0.shape[-1]
         log_w = log_p_x0 - self.from_x0.log_q(x_t, jnp.arange(num_codes), num_codes)
@@ -98,7 +104,7 @@ class Transition(NamedTuple):
         return jnp.log(self.alpha_bar * share + self.beta_bar), log_total
 
     def aligned(self, ndim: int) -> "Transition":
-        """The same in float32, every entry of shape `[batch or 1, 1, ..., 1]`."""
+        """Returns the same in float32, with entries of shape `[batch or 1, 1, ..., 1]`."""
         shape = (-1,) + (1,) * (ndim - 1)
         return jax.tree.map(lambda entry: jnp.asarray(entry, jnp.float32).reshape(shape), self)
 
@@ -106,13 +112,13 @@ class Transition(NamedTuple):
 def posterior(
     log_p_x0: LogProbs, x_t: Tokens, transition: Transition
 ) -> Float[Array, "batch *grid codes+1"]:
-    """The distribution of x_s given x_t and a distribution of x_0. Eq. (3).
+    """Computes the distribution of x_s from x_t and a distribution of x_0, eq. (3).
 
     Args:
-        log_p_x0: Log-probabilities of the codes of x_0. If they are not normalised, neither is
-            the result, by the same factor.
-        x_t: Tokens at t, masks among them.
-        transition: The step from t to s, every entry a scalar or of shape `[batch]`.
+        log_p_x0: Log-probabilities of the codes of x_0. If they are not normalised, the result is
+            not normalised either, by the same factor.
+        x_t: Tokens at t, which may be masks.
+        transition: The step from t to s. Every entry is a scalar or has shape `[batch]`.
 
     Returns:
         Log-probabilities of the codes and, last, of the mask, limited to [LOG_ZERO, 0], float32.
@@ -129,14 +135,14 @@ def posterior(
 def divergence(
     log_p_x0: LogProbs, x_0: Tokens, x_t: Tokens, transition: Transition
 ) -> Float[Array, "batch *grid"]:
-    """The divergence of the predicted from the true posterior, in nats, float32. Eq. (4).
+    """Computes the divergence (4) of the predicted from the true posterior, in nats, float32.
 
     Args:
         log_p_x0: Log-probabilities of the codes of x_0.
-        x_0: Clean tokens, no masks.
-        x_t: Tokens at t, masks among them.
-        transition: The step from t to s, which is not the clean end. Every entry is a scalar or
-            of shape `[batch]`.
+        x_0: Clean tokens, without masks.
+        x_t: Tokens at t, which may be masks.
+        transition: The step from t to s, where s is not the clean end. Every entry is a scalar or
+            has shape `[batch]`.
     """
     num_codes, x_0, x_t = log_p_x0.shape[-1], x_0[..., None], x_t[..., None]
     codes = jnp.arange(num_codes)
@@ -154,22 +160,22 @@ def divergence(
 class CategoricalProcess:
     """Mask-and-replace diffusion of tokens `[batch, *grid]`; a `Process`.
 
-    A network's output is logits of x_0, `[batch, *grid, K]`. Arithmetic and results are float32.
+    The network predicts logits of x_0, `[batch, *grid, K]`. Arithmetic and results are float32.
 
     Attributes:
         num_codes: K. Codes are 0 .. K-1, and the mask is K.
-        num_steps: T, at least 2. Times are 0 .. T-1; time 0 is the first, slightly noisy step.
+        num_steps: T, at least 2. Times are 0 .. T-1, and x_0 is slightly noisy at time 0 already.
         alpha_start: alpha_bar at time 0.
         alpha_end: alpha_bar at time T-1.
         gamma_start: gamma_bar at time 0.
         gamma_end: gamma_bar at time T-1.
-        auxiliary_weight: Of the auxiliary loss; 0 leaves the variational bound alone.
-        adaptive_auxiliary: Multiply that weight by `2 - t/T`.
-        importance: Train at times in proportion to their root mean square loss; see
-            `TimeImportance`. False: uniformly.
+        auxiliary_weight: The weight of the auxiliary loss. At 0 the loss is the variational bound.
+        adaptive_auxiliary: Whether that weight is multiplied by `2 - t/T`.
+        importance: Whether training draws times in proportion to their root mean square loss; see
+            `TimeImportance`. Otherwise it draws them uniformly.
 
     Raises:
-        ValueError: If a field is out of range; the message names the field.
+        ValueError: A field is out of range; the message names the field.
     """
 
     num_codes: int = derived()
@@ -215,17 +221,17 @@ class CategoricalProcess:
 
     @functools.cached_property
     def alpha_bars(self) -> Table:
-        """The chance that a code is kept until each time, `[T]`, float64."""
+        """The probability that a code is kept until each time, `[T]`, float64."""
         return np.linspace(self.alpha_start, self.alpha_end, self.num_steps)
 
     @functools.cached_property
     def gamma_bars(self) -> Table:
-        """The chance that it is masked by each time, `[T]`, float64."""
+        """The probability that a code is masked by each time, `[T]`, float64."""
         return np.linspace(self.gamma_start, self.gamma_end, self.num_steps)
 
     @functools.cached_property
     def beta_bars(self) -> Table:
-        """The chance that it is replaced with a given code by each time, `[T]`, float64."""
+        """The probability that a code is replaced with a given one by each time, `[T]`, float64."""
         return (1 - self.alpha_bars - self.gamma_bars) / self.num_codes
 
     @functools.cached_property
@@ -237,11 +243,14 @@ class CategoricalProcess:
     def transitions(
         self, times: Int[np.ndarray, "steps"], previous: Int[np.ndarray, "steps"]
     ) -> Transition:
-        """The table of steps from `times` to earlier times `previous`, float64. Eqs. (1), (2).
+        """Returns the table of steps from `times` to `previous`, float64, eqs. (1) and (2).
 
-        A `previous` of -1 is the clean end: x_s is x_0 there, and eq. (3) the prediction itself.
+        Args:
+            times: The times t.
+            previous: The earlier times s. -1 is the clean end, where x_s is x_0 and eq. (3) gives
+                the prediction itself.
         """
-        # Index -1 finds the clean end, appended behind time T-1.
+        # The clean end is appended behind time T-1, so that index -1 finds it.
         tables = [(self.alpha_bars, 1.0), (self.beta_bars, 0.0), (self.gamma_bars, 0.0)]
         alpha_bar, beta_bar, gamma_bar = (np.append(table, clean) for table, clean in tables)
         (alpha_t, alpha_s), (beta_t, beta_s), (gamma_t, gamma_s) = (
@@ -249,7 +258,7 @@ class CategoricalProcess:
         )
         alpha = alpha_t / alpha_s
         gamma = (gamma_t - gamma_s) / (1 - gamma_s)
-        # (1 - alpha - gamma) / K without the difference of numbers close to 1.
+        # This is (1 - alpha - gamma) / K, without a difference of numbers close to 1.
         beta = (beta_t * alpha_s - beta_s * alpha_t) / ((1 - gamma_s) * alpha_s)
         return Transition(
             Arrival(*(np.log(p) for p in (alpha_t + beta_t, beta_t, gamma_t))),
@@ -265,31 +274,31 @@ class CategoricalProcess:
         return jax.tree.map(lambda column: column.astype(np.float32), table)
 
     def alpha_bar(self, t: Time) -> Float[Array, "batch"]:
-        """The chance that a code is kept until `t`, in (0, 1), float32."""
+        """Returns the probability that a code is kept until `t`, in (0, 1), float32."""
         return jnp.asarray(self.alpha_bars, jnp.float32)[t]
 
     def init_history(self) -> TimeImportance | None:
-        """No losses yet; None where times are uniform."""
+        """Returns a history without losses, or None where times are uniform."""
         return TimeImportance.init(self.num_steps) if self.importance else None
 
     def sample_time(
         self, rngs: Key[Array, "batch"], history: TimeImportance | None = None
     ) -> Times:
-        """Draws a time for every example: by importance with a history, else uniformly."""
+        """Draws a time for every example, uniformly if there is no history."""
         return uniform_times(rngs, self.num_steps) if history is None else history.draw(rngs)
 
     def remember(
         self, history: TimeImportance | None, t: Time, loss: Float[Array, "batch"]
     ) -> TimeImportance | None:
-        """The history with the losses of a batch."""
+        """Returns the history with the losses of a batch added."""
         return None if history is None else history.update(t, loss)
 
     def prior(self, rngs: Key[Array, "batch"], shape: tuple[int, ...]) -> Int[Array, "batch *grid"]:
-        """Masks everywhere, `[batch, *shape]`, int32."""
+        """Returns masks everywhere, `[batch, *shape]`, int32."""
         return jnp.full((len(rngs), *shape), self.mask_token, jnp.int32)
 
     def corrupt(self, rngs: Key[Array, "batch"], x_0: Tokens, t: Time) -> Corrupted:
-        """Draws `x_t`, int32, from one uniform number a token, which is its noise. Eq. (1)."""
+        """Draws `x_t`, int32, by eq. (1). The noise is one uniform number for every token."""
 
         def draw(rng: Array) -> tuple[Array, Array]:
             uniform, code = jax.random.split(rng)
@@ -299,7 +308,7 @@ class CategoricalProcess:
             )
 
         noise, code = jax.vmap(draw)(rngs)
-        # The rare event lies at the low end, where float32 is finest.
+        # Small numbers stand for the rare event (a replacement), since float32 is finest there.
         limits = np.stack([self.num_codes * self.beta_bars, 1 - self.gamma_bars])
         replaced, unmasked = (
             noise < limit.reshape((-1,) + (1,) * (x_0.ndim - 1))
@@ -309,26 +318,26 @@ class CategoricalProcess:
         return Corrupted(x_t.astype(jnp.int32), noise)
 
     def predict_x0(self, output: LogProbs, x_t: Tokens, t: Time) -> LogProbs:
-        """Log-probabilities of x_0 out of logits, limited to [LOG_ZERO, 0], float32.
+        """Turns logits into log-probabilities of x_0, limited to [LOG_ZERO, 0], float32.
 
         Raises:
-            ValueError: If there are not K logits.
+            ValueError: There are not K logits.
         """
         if output.shape[-1] != self.num_codes:
             raise ValueError(
                 f"output has {output.shape[-1]} logits a token; it must have {self.num_codes}, "
-                "the process's num_codes (the mask has none)"
+                "the process's num_codes (the mask has no logit)"
             )
         return jnp.clip(jax.nn.log_softmax(output.astype(jnp.float32)), LOG_ZERO, 0.0)
 
     def guide(self, conditional: LogProbs, unconditional: LogProbs, guidance: Guidance) -> LogProbs:
-        """Guided log-probabilities of x_0 out of logits; see `guidance.guided_log_probs`."""
+        """Returns guided log-probabilities of x_0; see `guidance.guided_log_probs`."""
         return guided_log_probs(conditional, unconditional, guidance.scale)
 
     def posterior(
         self, log_p_x0: LogProbs, x_t: Tokens, t: Time
     ) -> Float[Array, "batch *grid codes+1"]:
-        """The distribution of the tokens one step before `t`; see the function `posterior`."""
+        """Returns the distribution of the tokens at t - 1; see the function `posterior`."""
         return posterior(log_p_x0, x_t, self._gather(t))
 
     def _gather(self, t: Time) -> Transition:
@@ -337,27 +346,28 @@ class CategoricalProcess:
     def loss(
         self, output: LogProbs, x_0: Tokens, x_t: Tokens, noise: Array, t: Time
     ) -> Float[Array, "batch"]:
-        """T (L_t + w_t A_t) of every example, in nats a token, float32.
+        """Returns T (L_t + w_t A_t) for every example, in nats per token, float32.
 
             L_t = KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)),     L_0 = -log p(x_0 | x_t)
             A_t = KL(x_0 || p(x_0 | x_t)) = -log p(x_0 | x_t)
 
-        T times, so that with t drawn uniformly the first term is an unbiased estimate of the
-        variational bound (less its constant prior term), and the published loss is this one
-        times the importance weight 1 / (T p(t)).
+        The factor T makes the first term, with t drawn uniformly, an unbiased estimate of the
+        variational bound without its constant prior term. The published loss is this loss times
+        the importance weight 1 / (T p(t)).
 
         Args:
             output: Logits of x_0.
-            x_0: Clean tokens, no masks.
+            x_0: Clean tokens, without masks.
             x_t: Corrupted tokens.
-            noise: Part of the shared protocol, not needed here.
-            t: Time.
+            noise: Not used here; it is part of the protocol `Process`.
+            t: Diffusion times.
         """
         log_p_x0 = self.predict_x0(output, x_t, t)
         right = x_0[..., None] == jnp.arange(self.num_codes)
-        # A sum over codes rather than an index, whose gradient would be a scatter.
+        # This sums over codes, since the gradient of an index would be a scatter.
         likelihood = -jnp.sum(jnp.where(right, log_p_x0, 0.0), axis=-1)
-        # Time 0 has no divergence; time 1 stands in, to keep infinities out of the gradient.
+        # There is no divergence at time 0. The one of time 1 is computed in its place and not used,
+        # which keeps infinities out of the gradient.
         kl = divergence(log_p_x0, x_0, x_t, self._gather(jnp.maximum(t, 1)))
 
         likelihood, kl = (

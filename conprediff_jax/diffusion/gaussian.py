@@ -2,15 +2,16 @@
 
     x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) epsilon,    epsilon ~ N(0, I)     (1)
 
-A network may predict any one of epsilon, x_0 and
+The network predicts one of epsilon, x_0 and
 
     v = sqrt(alpha_bar_t) epsilon - sqrt(1 - alpha_bar_t) x_0                             (2)
 
-Given x_t they carry the same information, and an error in one is a multiple of an error in another:
+Given x_t, each of the three determines the other two, and their errors are multiples of each other:
 
     |epsilon error|^2 = SNR_t |x_0 error|^2,    |v error|^2 = (SNR_t + 1) |x_0 error|^2   (3)
 
-so a weight on the x_0 error is a weight on the others divided by SNR_t or SNR_t + 1.
+so a weight w on the x_0 error is the weight w / SNR_t on the epsilon error, and w / (SNR_t + 1) on
+the v error.
 
 Sources: eq. (1) Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (arXiv 2006.11239);
 eq. (2) Salimans & Ho 2022, "Progressive Distillation" (arXiv 2202.00512), appendix D; eq. (3) and
@@ -36,7 +37,7 @@ PREDICTIONS = ("epsilon", "x0", "v")
 LOSS_NORMS = ("l1", "l2")
 WEIGHTINGS = ("constant", "min_snr")
 
-# Below this the signal is lost to float32 and dividing by its root no longer makes sense.
+# Below this value the signal is lost in float32, and a division by its root makes no sense.
 MIN_ALPHA_BAR = 1e-20
 
 Points = Float[Array, "batch *grid channels"]
@@ -49,7 +50,7 @@ def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _gather(table: np.ndarray, t: Time, like: Points) -> Float[Array, "batch ..."]:
-    """`table[t]` in float32, shaped to broadcast against `like`."""
+    """Returns `table[t]` in float32, in a shape that broadcasts against `like`."""
     return jnp.asarray(table, jnp.float32)[t].reshape((-1,) + (1,) * (like.ndim - 1))
 
 
@@ -62,19 +63,19 @@ class GaussianProcess:
 
     Attributes:
         schedule: 'linear', 'scaled_linear' or 'cosine'; see `schedules`.
-        num_steps: T. Times are 0 .. T-1; time 0 is the first, slightly noisy step.
-        beta_start: First variance of the linear schedules.
-        beta_end: Last variance of the linear schedules.
-        prediction: What the network's output is: 'epsilon', 'x0' or 'v'.
+        num_steps: T. Times are 0 .. T-1, and x_0 is slightly noisy at time 0 already.
+        beta_start: The first variance of the linear schedules.
+        beta_end: The last variance of the linear schedules.
+        prediction: What the network predicts: 'epsilon', 'x0' or 'v'.
         loss_norm: 'l2' (squared error) or 'l1' (absolute error), in the prediction's own space.
-        weighting: 'constant' (1 in the prediction's own space) or 'min_snr': the weight
-            `clip(SNR_t, snr_min, snr_max)` on the error of x_0, carried over by eq. (3).
-        snr_max: Hang et al.'s gamma.
-        snr_min: Floor of the weight. Above 0 it makes the weight of an epsilon error,
-            `snr_min / SNR_t`, grow without bound as the signal vanishes.
+        weighting: 'constant' is the weight 1 in the prediction's own space. 'min_snr' is the weight
+            `clip(SNR_t, snr_min, snr_max)` on the error of x_0, converted by eq. (3).
+        snr_max: The largest weight on the error of x_0, gamma in Hang et al.
+        snr_min: The smallest weight on the error of x_0. If it is above 0, the weight of an epsilon
+            error, `snr_min / SNR_t`, grows without bound as the signal vanishes.
 
     Raises:
-        ValueError: If a field is outside its choices or range; the message names the field.
+        ValueError: A field is outside its choices or range; the message names the field.
     """
 
     schedule: str = fixed("linear")
@@ -109,15 +110,15 @@ class GaussianProcess:
 
     @functools.cached_property
     def alpha_bars(self) -> schedules.Table:
-        """`alpha_bar_t` of every time, `[T]`, float64: the table the samplers start from."""
+        """`alpha_bar_t` for every time, `[T]`, float64. Samplers compute their tables from it."""
         beta = schedules.betas(self.schedule, self.num_steps, self.beta_start, self.beta_end)
         return schedules.alpha_bars(beta)
 
     @functools.cached_property
     def loss_weights(self) -> schedules.Table:
-        """The weight of the loss in the prediction's own space at every time, `[T]`, float64.
+        """The weight of the loss in the prediction's own space for every time, `[T]`, float64.
 
-        An l1 error scales with the square root of eq. (3)'s factors, and so does its weight.
+        An l1 error is not squared, so its weight has the square roots of the factors in eq. (3).
         """
         if self.weighting == "constant":
             return np.ones(self.num_steps)
@@ -133,39 +134,39 @@ class GaussianProcess:
         return _gather(np.sqrt(1 - self.alpha_bars), t, like)
 
     def alpha_bar(self, t: Time) -> Float[Array, "batch"]:
-        """The share of the signal's power kept at `t`, in (0, 1), float32."""
+        """Returns the share of the signal's power that is kept at `t`, in (0, 1), float32."""
         return jnp.asarray(self.alpha_bars, jnp.float32)[t]
 
     def init_history(self) -> None:
-        """Nothing: times are uniform."""
+        """Returns None, since times are uniform."""
         return None
 
     def sample_time(self, rngs: Key[Array, "batch"], history: None = None) -> Times:
-        """Draws a time uniform on 0 .. T-1 for every example."""
+        """Draws a time in 0 .. T-1 for every example, uniformly."""
         del history
         return uniform_times(rngs, self.num_steps)
 
     def remember(self, history: None, t: Time, loss: Float[Array, "batch"]) -> None:
-        """Nothing."""
+        """Returns None, since times are uniform."""
         del history, t, loss
 
     def prior(
         self, rngs: Key[Array, "batch"], shape: tuple[int, ...]
     ) -> Float[Array, "batch *grid channels"]:
-        """Standard normal points, `[batch, *shape]`, float32."""
+        """Draws standard normal points, `[batch, *shape]`, float32."""
         return jax.vmap(lambda rng: jax.random.normal(rng, shape, jnp.float32))(rngs)
 
     def corrupt(self, rngs: Key[Array, "batch"], x_0: Points, t: Time) -> Corrupted:
-        """Draws `x_t` and the standard normal noise in it. Eq. (1)."""
+        """Draws standard normal noise and adds it to `x_0` by eq. (1)."""
         noise = jax.vmap(lambda rng: jax.random.normal(rng, x_0.shape[1:], jnp.float32))(rngs)
         return Corrupted(self.add_noise(x_0, noise, t), noise)
 
     def add_noise(self, x_0: Points, noise: Points, t: Time) -> Points:
-        """`x_t` made of the given clean data and noise. Eq. (1)."""
+        """Computes `x_t` from clean data and noise by eq. (1)."""
         return self._signal(t, x_0) * x_0 + self._sigma(t, x_0) * noise
 
     def target(self, x_0: Points, noise: Points, t: Time) -> Points:
-        """What the network should answer: epsilon, x_0 or v (eq. 2), float32."""
+        """Returns what the network should predict: epsilon, x_0 or v (eq. 2), float32."""
         x_0, noise = x_0.astype(jnp.float32), noise.astype(jnp.float32)
         match self.prediction:
             case "epsilon":
@@ -178,14 +179,14 @@ class GaussianProcess:
     def loss(
         self, output: Points, x_0: Points, x_t: Points, noise: Points, t: Time
     ) -> Float[Array, "batch"]:
-        """The weighted mean error of every example over its points and channels, float32.
+        """Returns the weighted error of every example, a mean over points and channels, float32.
 
         Args:
-            output: The network's answer to `x_t`.
+            output: The output of the network for `x_t`.
             x_0: Clean data.
-            x_t: Corrupted data; part of the shared protocol, not needed here.
+            x_t: Corrupted data. It is not used here, but is part of the protocol `Process`.
             noise: The standard normal noise in `x_t`.
-            t: Time.
+            t: Diffusion times.
         """
         del x_t
         error = output.astype(jnp.float32) - self.target(x_0, noise, t)
@@ -194,11 +195,11 @@ class GaussianProcess:
         return weight * jnp.mean(error, axis=tuple(range(1, error.ndim)))
 
     def to_x0_and_epsilon(self, output: Points, x_t: Points, t: Time) -> tuple[Points, Points]:
-        """The estimates of x_0 and of epsilon that `output` amounts to; eq. (1) holds for them.
+        """Converts the network's output into estimates of x_0 and epsilon that satisfy eq. (1).
 
-        Always finite: `alpha_bar` is at least `MIN_ALPHA_BAR` (checked when the process is made)
-        and at most `1 - beta_0`. Still, x_0 found from an epsilon carries that epsilon's error
-        times `1 / sqrt(SNR_t)`, 2e4 at the end of a cosine schedule of 1000 steps.
+        Both are finite, since `alpha_bar` is at least `MIN_ALPHA_BAR` (the constructor checks this)
+        and at most `1 - beta_0`. However, an error in epsilon is multiplied by `1 / sqrt(SNR_t)` in
+        x_0, which is 2e4 at the end of a cosine schedule of 1000 steps.
         """
         output, x_t = output.astype(jnp.float32), x_t.astype(jnp.float32)
         signal, sigma = self._signal(t, x_t), self._sigma(t, x_t)
@@ -211,14 +212,14 @@ class GaussianProcess:
                 return signal * x_t - sigma * output, signal * output + sigma * x_t
 
     def to_epsilon(self, x_0: Points, x_t: Points, t: Time) -> Points:
-        """The noise that takes `x_0` to `x_t`: eq. (1) solved for epsilon."""
+        """Returns the noise in `x_t` for a given `x_0`: eq. (1) solved for epsilon."""
         return (x_t - self._signal(t, x_t) * x_0) / self._sigma(t, x_t)
 
     def predict_x0(self, output: Points, x_t: Points, t: Time) -> Points:
-        """The estimate of x_0 that `output` amounts to, float32, not clipped."""
+        """Converts the network's output into an estimate of x_0, float32, not clipped."""
         return self.to_x0_and_epsilon(output, x_t, t)[0]
 
     def guide(self, conditional: Points, unconditional: Points, guidance: Guidance) -> Points:
-        """Of whatever is predicted: epsilon, x_0 and v are linear in each other."""
+        """Applies guidance to the predictions; epsilon, x_0 and v are linear in each other."""
         guided = extrapolated(conditional, unconditional, guidance.scale)
         return rescaled(guided, conditional, guidance.rescale)

@@ -2,14 +2,14 @@
 
     l = l_u + s (l_c - l_u),                                                              (1)
 
-with l_c and l_u what the network predicts with and without the condition: a point (or its noise) in
-continuous diffusion, the log-probabilities of x_0, up to a constant, in discrete diffusion. A large
-s makes points too contrasted, so their deviation over an example can be taken back to that of l_c,
-in part:
+where l_c and l_u are the network's predictions with and without the condition. In continuous
+diffusion they are points or their noise; in discrete diffusion they are log-probabilities of x_0,
+up to a constant. A large s gives images too much contrast, so the standard deviation over an
+example can be brought back, in part, to that of l_c:
 
     l' = r l std(l_c) / std(l) + (1 - r) l                                                (2)
 
-Early in sampling guidance costs variety and late it does nothing, so it may be limited to an
+Guidance reduces variety early in sampling and has no effect late, so it can be limited to an
 interval of times.
 
 Sources: eq. (1) Ho & Salimans 2022, "Classifier-Free Diffusion Guidance" (arXiv 2207.12598), and
@@ -27,21 +27,23 @@ from jaxtyping import Array, Bool, Float, Int
 
 from conprediff_jax.common.errors import FieldError
 
-LOG_ZERO = -70.0  # stands for log 0, so that 0 log 0 is 0; the published models' floor
+# Stands for log 0, so that 0 log 0 is 0. The published models have the same value.
+LOG_ZERO = -70.0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Guidance:
-    """How a sampler's two answers are made one.
+    """How the predictions with and without the condition are combined.
 
     Attributes:
-        scale: s of eq. (1); 1 for no guidance, at no cost.
-        rescale: r of eq. (2), in [0, 1]; of continuous models.
-        interval: shares of the T times, low to high, in which there is guidance; elsewhere s is 1,
-            and the network is asked once. (0, 1) for all times; t = 0 is the least noise.
+        scale: s of eq. (1). At 1 there is no guidance, and it costs nothing.
+        rescale: r of eq. (2), in [0, 1]. Only continuous models use it.
+        interval: The times at which there is guidance, a low and a high share of T, where t = 0 has
+            the least noise. At all other times s is 1, and the network computes only l_c. (0, 1)
+            means all times.
 
     Raises:
-        ValueError: a field is out of range.
+        ValueError: A field is out of range; the message names the field.
     """
 
     scale: float = 1.0
@@ -60,7 +62,7 @@ class Guidance:
             )
 
     def at(self, t: Int[Array, "batch"], num_steps: int) -> Bool[Array, "batch"] | None:
-        """Where there is guidance, of T = `num_steps` times; None for everywhere."""
+        """Says which of the times have guidance, where T is `num_steps`; None means all times."""
         low, high = (share * num_steps for share in self.interval)
         return None if (low, high) == (0, num_steps) else (t >= low) & (t < high)
 
@@ -80,7 +82,8 @@ def extrapolated(
     Args:
         conditional: l_c.
         unconditional: l_u.
-        scale: s. 0 is unconditional, 1 conditional, more pushes away from the unconditional.
+        scale: s. At 0 the result is `unconditional`, at 1 it is `conditional`, and above 1 it moves
+            further away from `unconditional`.
     """
     conditional, unconditional = conditional.astype(jnp.float32), unconditional.astype(jnp.float32)
     return unconditional + scale * (conditional - unconditional)
@@ -94,7 +97,7 @@ def rescaled(
     Args:
         guided: l.
         conditional: l_c.
-        share: r. 0 changes nothing, 1 gives the deviation of l_c.
+        share: r. 0 changes nothing, and 1 gives the standard deviation of l_c.
     """
     if not share:
         return guided
@@ -104,12 +107,12 @@ def rescaled(
 
 
 def guided_log_probs(conditional: Logits, unconditional: Logits, scale: float) -> Logits:
-    """Guided log-probabilities of x_0, normalised and limited to [LOG_ZERO, 0], float32. Eq. (1).
+    """Eq. (1) for log-probabilities of x_0, normalised and limited to [LOG_ZERO, 0], float32.
 
     Args:
-        conditional: Logits, or log-probabilities: a constant added to them changes nothing.
+        conditional: Logits or log-probabilities; an added constant does not change the result.
         unconditional: The same without the condition.
-        scale: s, see `extrapolated`.
+        scale: s; see `extrapolated`.
     """
     guided = extrapolated(conditional, unconditional, scale)
     return jnp.clip(jax.nn.log_softmax(guided), LOG_ZERO, 0.0)

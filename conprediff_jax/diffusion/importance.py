@@ -1,4 +1,4 @@
-"""Training at the times that matter: importance sampling of t.
+"""Importance sampling of training times, which draws times with a large loss more often.
 
     p(t) proportional to sqrt(E[L_t^2]),   L = E_{t ~ p}[L_t / (T p(t))]                  (1)
 
@@ -16,19 +16,19 @@ from conprediff_jax.diffusion.process import Times
 
 Time = Int[Array, "batch"]
 
-HISTORY = 10  # losses remembered of every time
-UNIFORM_SHARE = 0.001  # of the draws, so that no weight exceeds 1 / UNIFORM_SHARE
+HISTORY = 10  # the number of losses that are kept for every time
+UNIFORM_SHARE = 0.001  # the share of uniform draws, so that no weight exceeds 1 / UNIFORM_SHARE
 
 
 class TimeImportance(NamedTuple):
-    """Times drawn in proportion to the root mean square of their last losses.
+    """A history of losses, which draws times in proportion to their root mean square loss.
 
-    A state and its pure functions. They act on the whole batch and move values without adding
-    them up, so they give the same bits however the batch is sharded.
+    Its methods are pure functions. They act on the whole batch and only move values, without
+    adding them up, so the result has the same bits however the batch is sharded.
 
     Attributes:
-        squares: Squared losses, the last `HISTORY` of every time, `[T, HISTORY]`, float32.
-        counts: How many losses every time has had, `[T]`, int32.
+        squares: The last `HISTORY` squared losses of every time, `[T, HISTORY]`, float32.
+        counts: The number of losses that every time has had, `[T]`, int32.
     """
 
     squares: Float[Array, "time history"]
@@ -36,13 +36,14 @@ class TimeImportance(NamedTuple):
 
     @classmethod
     def init(cls, num_steps: int) -> "TimeImportance":
-        """The state before any loss is known."""
+        """Returns the history before the first loss."""
         return cls(jnp.zeros((num_steps, HISTORY)), jnp.zeros(num_steps, jnp.int32))
 
     def probabilities(self) -> Float[Array, "time"]:
-        """The chance of every time: uniform until each has had `HISTORY` losses."""
+        """Returns the probability of every time, uniform until each has had `HISTORY` losses."""
         root = jnp.sqrt(jnp.mean(self.squares, axis=1)) + 1e-10
-        root = root.at[0].set(root[1])  # L_0 is a likelihood, on another scale; as published
+        # L_0 is a likelihood and has another scale, so the published code takes that of time 1.
+        root = root.at[0].set(root[1])
         uniform = 1 / len(root)
         learned = (1 - UNIFORM_SHARE) * root / jnp.sum(root) + UNIFORM_SHARE * uniform
         return jnp.where(jnp.all(self.counts >= HISTORY), learned, uniform)
@@ -54,12 +55,13 @@ class TimeImportance(NamedTuple):
         return Times(t.astype(jnp.int32), 1 / (len(p) * p[t]))
 
     def update(self, t: Time, loss: Float[Array, "batch"]) -> "TimeImportance":
-        """Remembers the losses, not yet weighted, of a batch of examples, in their order."""
+        """Returns the history with the losses of a batch, before weighting, added in order."""
         equal = t[:, None] == t[None, :]
-        earlier = jnp.sum(jnp.tril(equal, -1), axis=1)  # examples of the same time, before
+        # For every example, the numbers of earlier and later examples with the same time.
+        earlier = jnp.sum(jnp.tril(equal, -1), axis=1)
         later = jnp.sum(jnp.triu(equal, 1), axis=1)
         slot = (self.counts[t] + earlier) % HISTORY
-        # Of more than HISTORY equal times the last are kept: two never go to one slot.
+        # Of more than HISTORY equal times the last are kept, so that no two share a slot.
         row = jnp.where(later < HISTORY, t, len(self.counts))
         squares = jnp.square(jax.lax.stop_gradient(loss).astype(jnp.float32))
         return TimeImportance(

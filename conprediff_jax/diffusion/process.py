@@ -1,12 +1,12 @@
-"""What continuous and discrete diffusion have in common.
+"""The contract that continuous and discrete diffusion processes keep.
 
-A process takes clean data `x_0` to corrupted data `x_t` at a time `t` in 0 .. T-1, and says what a
-network that saw `x_t` should have answered. It knows no network: `output` is whatever array the
-network returned. The trainer, the samplers and the context loss speak to a process through these
-methods only.
+A process corrupts clean data `x_0` to `x_t` at a time `t` in 0 .. T-1, and compares the output of a
+network for `x_t` with what it should have been. It knows no network: `output` is the array that the
+network returned. Training and `DiffusionModel` use only the methods of `Process`; a sampler knows
+one kind of process.
 
-A process may prefer times at which the loss is large. What it remembers of past losses, its
-`history`, is a tree of arrays that the trainer keeps; None where times are uniform.
+A process may draw times with a large loss more often. For this it keeps a `history` of losses, a
+tree of arrays that the trainer stores. The history is None where times are uniform.
 """
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -20,11 +20,12 @@ from conprediff_jax.diffusion.guidance import Guidance
 
 
 class Times(NamedTuple):
-    """Training times.
+    """The training times of a batch.
 
     Attributes:
-        t: In 0 .. T-1, int32.
-        weight: 1 / (T p(t)), float32: what makes the mean of weighted losses that of uniform times.
+        t: Times in 0 .. T-1, int32.
+        weight: 1 / (T p(t)), float32. With these weights the expected loss is that of uniform
+            times.
     """
 
     t: Int[Array, "batch"]
@@ -35,8 +36,8 @@ class Corrupted(NamedTuple):
     """Corrupted data.
 
     Attributes:
-        x_t: The corrupted data, of the shape of `x_0`.
-        noise: What the corruption drew, as far as the loss needs it.
+        x_t: The corrupted data, in the shape of `x_0`.
+        noise: The random numbers of the corruption, as far as the loss needs them.
     """
 
     x_t: Array
@@ -45,13 +46,14 @@ class Corrupted(NamedTuple):
 
 @runtime_checkable
 class Process(Protocol):
-    """A forward process with T = `num_steps` steps, and the loss that inverts it.
+    """A forward process with T = `num_steps` steps, and the loss that trains its inversion.
 
     Every random draw takes one key per example, so that it does not depend on how a batch is split.
-    Its fields are the `process` section; `num_codes` and `dtype` may be derived.
+    The fields of a process are the keys of the `process` section of a config; `num_codes` and
+    `dtype` may be derived from other sections.
 
     Attributes:
-        num_steps: T.
+        num_steps: T, the number of steps.
         discrete: Whether the data are tokens.
     """
 
@@ -59,7 +61,7 @@ class Process(Protocol):
     discrete: bool
 
     def init_history(self) -> Any:
-        """The history before any loss is known."""
+        """Returns the history before the first loss."""
         ...
 
     def sample_time(self, rngs: Key[Array, "batch"], history: Any = None) -> Times:
@@ -67,11 +69,11 @@ class Process(Protocol):
         ...
 
     def remember(self, history: Any, t: Int[Array, "batch"], loss: Float[Array, "batch"]) -> Any:
-        """The history after a whole batch of losses, not yet weighted."""
+        """Returns the history with the losses of a batch, before weighting, added."""
         ...
 
     def prior(self, rngs: Key[Array, "batch"], shape: tuple[int, ...]) -> Shaped[Array, "..."]:
-        """Draws what sampling starts from, `[batch, *shape]`, `shape` being that of one example."""
+        """Draws x_T, from which sampling starts, `[batch, *shape]`."""
         ...
 
     def corrupt(
@@ -88,7 +90,7 @@ class Process(Protocol):
         noise: Shaped[Array, "..."],
         t: Int[Array, "batch"],
     ) -> Float[Array, "batch"]:
-        """The denoising loss of every example, float32."""
+        """Returns the denoising loss of every example, float32."""
         ...
 
     def predict_x0(
@@ -97,7 +99,7 @@ class Process(Protocol):
         x_t: Shaped[Array, "batch *point"],
         t: Int[Array, "batch"],
     ) -> Shaped[Array, "batch *estimate"]:
-        """The estimate of the clean data that a network's output amounts to."""
+        """Converts the network's output into an estimate of the clean data."""
         ...
 
     def guide(
@@ -106,11 +108,11 @@ class Process(Protocol):
         unconditional: Shaped[Array, "batch *prediction"],
         guidance: Guidance,
     ) -> Shaped[Array, "batch *prediction"]:
-        """Classifier-free guidance: one output made of those with and without the condition."""
+        """Combines the outputs with and without the condition by classifier-free guidance."""
         ...
 
     def alpha_bar(self, t: Int[Array, "batch"]) -> Float[Array, "batch"]:
-        """The share of the signal kept at `t`, in [0, 1], float32."""
+        """Returns the share of the signal that is kept at `t`, in [0, 1], float32."""
         ...
 
 
@@ -118,6 +120,6 @@ PROCESSES: Registry[type] = Registry("process")
 
 
 def uniform_times(rngs: Key[Array, "batch"], num_steps: int) -> Times:
-    """A time uniform on 0 .. T-1 for every example, of weight 1."""
+    """Draws a time in 0 .. T-1 for every example, uniformly and with weight 1."""
     t = jax.vmap(lambda rng: jax.random.randint(rng, (), 0, num_steps))(rngs)
     return Times(t, jnp.ones(t.shape))

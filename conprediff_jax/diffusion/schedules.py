@@ -1,4 +1,4 @@
-"""Noise schedules: how much noise each forward step adds, as float64 NumPy tables.
+"""Noise schedules: tables of the noise that each forward step adds, in float64 NumPy.
 
 The forward process adds noise of variance `beta_t` at step t = 0 .. T-1 and keeps
 `alpha_t = 1 - beta_t` of the signal's power, so that after step t
@@ -11,8 +11,9 @@ The forward process adds noise of variance `beta_t` at step t = 0 .. T-1 and kee
     cosine          alpha_bar_t ~ cos^2((t/T + s) / (1 + s) * pi/2)
                                                         Nichol & Dhariwal 2021 (arXiv 2102.09672)
 
-The tables are made once on the host, in float64, and rounded to float32 only where they enter a
-computation: products of a thousand factors and differences `1 - alpha_bar` lose digits in float32.
+The tables are computed once on the host in float64, and are rounded to float32 only where they
+enter a computation, because products of a thousand factors and differences `1 - alpha_bar` lose
+digits in float32.
 """
 
 import numpy as np
@@ -26,22 +27,23 @@ Table = Float64[np.ndarray, "time"]
 
 
 def linear(num_steps: int, beta_start: float, beta_end: float) -> Table:
-    """Variances equally spaced from `beta_start` to `beta_end`, both included."""
+    """Returns variances equally spaced from `beta_start` to `beta_end`, both included."""
     return np.linspace(beta_start, beta_end, num_steps, dtype=np.float64)
 
 
 def scaled_linear(num_steps: int, beta_start: float, beta_end: float) -> Table:
-    """Standard deviations equally spaced from `sqrt(beta_start)` to `sqrt(beta_end)`."""
+    """Returns variances whose roots are equally spaced between those of the two ends."""
     return np.linspace(beta_start**0.5, beta_end**0.5, num_steps, dtype=np.float64) ** 2
 
 
 def cosine(num_steps: int, offset: float = 0.008, max_beta: float = 0.999) -> Table:
-    """Variances under which `alpha_bar` follows a squared cosine.
+    """Returns variances for which `alpha_bar` follows a squared cosine.
 
     Args:
-        num_steps: T.
-        offset: s; keeps the first variances from being imperceptibly small.
-        max_beta: Upper limit of a variance; without it the last one is 1 and all signal is lost.
+        num_steps: T, the number of forward steps.
+        offset: s, which keeps the first variances from being imperceptibly small.
+        max_beta: The upper limit of a variance. Without it the last variance would be 1, and all
+            signal would be lost.
 
     Returns:
         `beta_t`, `[T]`, in (0, max_beta].
@@ -52,19 +54,19 @@ def cosine(num_steps: int, offset: float = 0.008, max_beta: float = 0.999) -> Ta
 
 
 def betas(schedule: str, num_steps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Table:
-    """The variances of a schedule by name.
+    """Returns the variances of the schedule with the given name.
 
     Args:
         schedule: One of `SCHEDULES`.
         num_steps: T, the number of forward steps.
-        beta_start: First variance of 'linear' and 'scaled_linear'; 'cosine' has none to choose.
-        beta_end: Last variance, likewise.
+        beta_start: The first variance of 'linear' and 'scaled_linear'; 'cosine' does not use it.
+        beta_end: The last variance of 'linear' and 'scaled_linear'; 'cosine' does not use it.
 
     Returns:
         `beta_t`, `[T]`, float64, in (0, 1).
 
     Raises:
-        ValueError: For an unknown schedule, or variances out of order or outside (0, 1).
+        ValueError: The schedule is unknown, or the variances are out of order or outside (0, 1).
     """
     if schedule not in SCHEDULES:
         raise FieldError("schedule", f"is {schedule!r}; choose one of {', '.join(SCHEDULES)}")
@@ -84,10 +86,10 @@ def betas(schedule: str, num_steps: int, beta_start: float = 1e-4, beta_end: flo
 
 
 def alpha_bars(beta: Table) -> Table:
-    """The kept signal power after every step, in (0, 1), decreasing. Eq. (1)."""
+    """Returns the signal power kept after every step, in (0, 1), decreasing, eq. (1)."""
     return np.cumprod(1 - beta)
 
 
 def snr(alpha_bar: Table) -> Table:
-    """The signal-to-noise ratio of every step. Eq. (2)."""
+    """Returns the signal-to-noise ratio after every step, eq. (2)."""
     return alpha_bar / (1 - alpha_bar)

@@ -1,4 +1,4 @@
-"""Samplers: those of a Gaussian process by name, and that of a categorical one."""
+"""Samplers: those of Gaussian processes, which `SAMPLERS` names, and that of categorical ones."""
 
 from conprediff_jax.diffusion.samplers.base import Known, Sampler, step_noise
 from conprediff_jax.diffusion.samplers.categorical import CategoricalSampler

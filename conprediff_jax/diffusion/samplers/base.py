@@ -1,15 +1,15 @@
-"""What the samplers share: which times they visit, and one linear update.
+"""What the samplers share: the times that they visit, and one linear update.
 
-A sampler visits times t_0 > t_1 > ... of the process. At each it asks the network once, and moves
-from x_t to x_s, where s < t is the next time visited, or the clean end. The steps of DDPM, DDIM and
-DPM-Solver++(2M) are all of one form,
+A sampler visits times t_0 > t_1 > ... of the process. At each it calls the network once, and moves
+from x_t to x_s, where s < t is the next time that it visits, or the clean end. The steps of DDPM,
+DDIM and DPM-Solver++(2M) all have the form
 
     x_s = c_x x_t + c_0 x0_hat + c_e epsilon_hat + c_p x0_hat(previous step) + c_n z      (1)
 
-with z standard normal, so a sampler *is* its table of coefficients: computed once in float64, and
-run by one `lax.scan` in float32.
+with z standard normal. So a sampler is a table of coefficients, which is computed once in float64
+and run by one `lax.scan` in float32.
 
-Where the clean points are known in part, that part of x_t is drawn anew from q(x_t | x_0) before
+Where a part of the clean points is known, that part of x_t is drawn anew from q(x_t | x_0) before
 every call of the network, and the rest is sampled:
 
     x_t <- mask (sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) z') + (1 - mask) x_t       (2)
@@ -36,7 +36,7 @@ from conprediff_jax.diffusion.gaussian import GaussianProcess
 
 SPACINGS = ("leading", "trailing", "linspace")
 
-# Sampling starts from noise alone, so the first time visited must lie in the rest of the times.
+# The first time visited must be at least this share of T, since sampling starts from noise alone.
 NOISY_END = 2 / 3
 
 Denoise = Callable[[Array, Array], Array]
@@ -45,7 +45,7 @@ StepTable = Float64[np.ndarray, "steps"]
 
 
 class Coefficients(NamedTuple):
-    """The table of eq. (1), one entry a step; None for a term the sampler does not have."""
+    """The table of eq. (1), one entry per step. A term that a sampler does not have is None."""
 
     x_t: StepTable | None = None
     x_0: StepTable | None = None
@@ -58,27 +58,27 @@ class Known(NamedTuple):
     """The part of the clean data that is known.
 
     Attributes:
-        x_0: Clean points or tokens; where they are not known, anything finite.
-        mask: True where they are known.
+        x_0: Clean points or tokens. Where they are not known, any finite values.
+        mask: True where the points or tokens are known.
     """
 
     x_0: Shaped[Array, "batch *point"]
     mask: Bool[Array, "batch *point"]
 
     def into(self, x: Array, values: Array | None = None) -> Array:
-        """`x` with the known part replaced by `values`, by the clean data when None."""
+        """Replaces the known part of `x` with `values`; None means the clean data."""
         return jnp.where(self.mask, self.x_0 if values is None else values, x)
 
 
 def step_noise(
     rngs: Key[Array, "batch"], step: int | Int[Array, ""], shape: tuple[int, ...]
 ) -> Float[Array, "batch ..."]:
-    """The noise z of one step: standard normal, a function of each example's key and the step.
+    """Draws the standard normal noise z of one step.
 
     Args:
-        rngs: One key per example.
-        step: Index of the step, counted from 0 at the noisy end.
-        shape: Of one example.
+        rngs: One key per example. The noise of an example depends on its key and the step only.
+        step: The index of the step, counted from 0 at the noisy end.
+        shape: The shape of one example.
 
     Returns:
         `[batch, *shape]`, float32.
@@ -96,25 +96,28 @@ def spaced_times(
     skip_first: bool = False,
     time_limit: int | None = None,
 ) -> Int64[np.ndarray, "steps"]:
-    """The times a sampler visits, decreasing.
+    """Lists the times that a sampler visits, in decreasing order.
 
     Args:
         num_steps: T of the process.
-        steps: How many to visit; need not divide T.
-        spacing: 'leading': multiples of `T // steps` from 0 up, plus `steps_offset`;
-            'trailing': multiples of `T / steps` down from T, rounded, minus 1;
-            'linspace': rounded, from 0 to T-1, both included.
+        steps: The number of times to visit. It need not divide T.
+        spacing: 'leading' is the multiples of `T // steps` from 0 upwards, plus `steps_offset`.
+            'trailing' is the multiples of `T / steps` from T downwards, rounded, minus 1.
+            'linspace' is equally spaced from 0 to T-1, both included, and rounded.
         steps_offset: See 'leading'.
-        skip_first: Lay 'leading' and 'linspace' out for one more time and leave out the least.
-        time_limit: Stands for T in all of them, but for the `T / steps` of 'trailing'; None for T.
+        skip_first: Whether 'leading' and 'linspace' are computed for one more time, of which the
+            smallest is left out.
+        time_limit: Takes the place of T, except in the `T / steps` of 'trailing'. None means T.
 
     Returns:
-        `[steps]`, int64; fewer where 'trailing' reaches 0 earlier, from a lower limit.
+        `[steps]`, int64. There are fewer where 'trailing' starts at a lower limit and reaches 0
+        early.
     """
     limit = num_steps if time_limit is None else time_limit
     points = np.arange(steps + skip_first)
     if spacing == "trailing":
-        # `arange` rounds ties otherwise than a product would, and once in a while goes on to 0.
+        # With products instead of `arange`, some ties would round differently. `arange` may have a
+        # value too many, near 0, which the slice removes.
         down = np.arange(limit, 0, -num_steps / steps)[:steps]
         return np.round(down).astype(np.int64) - 1
     if spacing == "leading":
@@ -129,18 +132,18 @@ class Sampler(abc.ABC):
     """Base of the samplers.
 
     Attributes:
-        process: Says what the network's output means, and holds the schedule.
-        steps: Number of steps, 1 .. T.
+        process: The process, which interprets the network's output and has the schedule.
+        steps: The number of steps, 1 .. T.
         spacing: 'leading', 'trailing' or 'linspace'; see `spaced_times`.
-        steps_offset: Added to every time of 'leading'.
-        clip: Limits the estimates of x_0 to [-clip, clip], where the data has such limits. The
-            estimate of epsilon follows, so that both still explain x_t. None: no limit.
-        time_limit: Times visited lie below it, as they do where DPM-Solver is told a least lambda;
-            None for T.
+        steps_offset: A number that is added to every time of 'leading'.
+        clip: The limit of x_0 estimates, [-clip, clip], for data with such limits. The estimate of
+            epsilon is adapted, so that eq. (1) of the process still holds. None means no limit.
+        time_limit: All times visited are below it, as with the smallest lambda of DPM-Solver. None
+            means T.
 
     Raises:
-        ValueError: If a field is outside its choices or range, or if the first time visited is far
-            from the noisy end, where sampling starts; the message names the field.
+        ValueError: A field is outside its choices or range, or the first time visited is far from
+            the noisy end, where sampling starts; the message names the field.
     """
 
     process: GaussianProcess
@@ -176,13 +179,13 @@ class Sampler(abc.ABC):
         self._check_times()
 
     def _check_times(self) -> None:
-        """Raises ValueError unless the times are as many as asked for, and begin in the noise."""
+        """Raises ValueError unless there are `steps` times, and the first one is noisy enough."""
         times, last = self.times, self.process.num_steps - 1
         if len(times) < self.steps:
             raise FieldError(
                 "steps",
                 f"is {self.steps} with time_limit {self.time_limit}: 'trailing' visits only "
-                f"{len(times)} times below it; raise either, or take 'linspace'",
+                f"{len(times)} times below it; raise either, or choose 'linspace'",
             )
         if times[0] > last or times[-1] < 0 or np.any(np.diff(times) >= 0):
             raise FieldError(
@@ -195,7 +198,7 @@ class Sampler(abc.ABC):
                 "steps",
                 f"is {self.steps} with spacing {self.spacing!r}: sampling starts from noise "
                 f"alone, and the first time visited would be {times[0]} of 0 .. {last}, where much "
-                "is seen already; take spacing 'trailing', or other steps",
+                "of the signal is left; choose spacing 'trailing', or other steps",
             )
 
     @property
@@ -211,27 +214,27 @@ class Sampler(abc.ABC):
 
     @property
     def call_times(self) -> Int64[np.ndarray, "calls"]:
-        """The time of every call of the network, in order: here each time visited, once."""
+        """The time of every call of the network, in order. Here every time is visited once."""
         return self.times
 
     @property
     def num_model_calls(self) -> int:
-        """How often `sample` calls the network."""
+        """The number of calls of the network by `sample`."""
         return len(self.call_times)
 
     @abc.abstractmethod
     def coefficients(self) -> Coefficients:
-        """The table of eq. (1), float64, one entry a call of the network."""
+        """Returns the table of eq. (1), float64, with one entry for every call of the network."""
 
     def alpha_bar_steps(self) -> tuple[StepTable, StepTable]:
-        """`alpha_bar` at the start and at the end of every step; the last ends at the clean end."""
+        """Returns `alpha_bar` at the start and the end of every step; the last ends at 1."""
         start = self.process.alpha_bars[self.times]
         return start, np.append(start[1:], 1.0)
 
     def estimate(
         self, output: Points, x_t: Points, t: Int[Array, "batch"]
     ) -> tuple[Points, Points]:
-        """The estimates of x_0 and epsilon, with x_0 limited to [-clip, clip]."""
+        """Returns estimates of x_0 and epsilon, where x_0 is limited to [-clip, clip]."""
         x_0, epsilon = self.process.to_x0_and_epsilon(output, x_t, t)
         if self.clip is None:
             return x_0, epsilon
@@ -245,18 +248,19 @@ class Sampler(abc.ABC):
         rngs: Key[Array, "batch"],
         known: Known | None = None,
     ) -> Points:
-        """Runs the reverse process. Jit the caller: the network is compiled once.
+        """Runs the reverse process. Call it under `jit`; the network is then compiled once.
 
         Args:
-            denoise: The network: `(x_t [batch, *grid, channels] float32, t [batch] int32)` to its
-                output, of the shape of x_t.
-            x_T: Where to start, standard normal. Draw it per example, from keys other than `rngs`.
-            rngs: One key per example, for the noise of the steps (`step_noise`). An example's
-                result depends on its own key and not on the batch around it.
-            known: The part of the sample that is given, eq. (2); None for none.
+            denoise: The network, a function from `x_t [batch, *grid, channels]`, float32, and
+                `t [batch]`, int32, to an output of the shape of x_t.
+            x_T: The standard normal points to start from. Draw them with one key per example, and
+                with other keys than `rngs`.
+            rngs: One key per example, for the noise of the steps (`step_noise`). The result of an
+                example depends on its own key, and not on the other examples of the batch.
+            known: The part of the sample that is given, eq. (2), or None.
 
         Returns:
-            The sample, of the shape of `x_T`, float32, not clipped. Its known part is `known.x_0`.
+            The sample, in the shape of `x_T`, float32, not clipped. Its known part is `known.x_0`.
         """
         calls = self.num_model_calls
         table = jax.tree.map(lambda column: column.astype(np.float32), self.coefficients())

@@ -1,19 +1,19 @@
 """Sampling of a mask-and-replace process.
 
-Every call of the network gives p(x_0 | x_t). What happens then depends on the `reveal`:
+Every call of the network gives p(x_0 | x_t). What the sampler does with it depends on `reveal`:
 
-    posterior   every token is drawn from p(x_s | x_t), s the next time visited          (1)
-    random      a fixed number of masked tokens, chosen at random, is drawn from p(x_0 | x_t);
-                the others stay as they are                                              (2)
-    purity      the same, tokens being chosen in proportion to their purity, max_k p(x_0 = k | x_t),
-                and drawn from p ** (1 + r purity), normalised                           (3)
+    posterior   Every token is drawn from p(x_s | x_t), where s is the next time visited.   (1)
+    random      A fixed number of masked tokens, chosen at random, is drawn from p(x_0 | x_t);
+                the other tokens stay as they are.                                          (2)
+    purity      As 'random', but tokens are chosen in proportion to their purity,
+                max_k p(x_0 = k | x_t), and drawn from p ** (1 + r purity), normalised.     (3)
 
-Under 'posterior' a step makes independent draws for tokens that depend on each other; the other two
-choose how many tokens are drawn together. The last call draws every token from p(x_0 | x_t).
+Under 'posterior' a step makes independent draws for tokens that depend on each other. The other two
+set the number of tokens that are drawn together. The last call draws every token from p(x_0 | x_t).
 
-Tokens that are known stand in x_t as they are, at every call, and are never drawn. The others
-follow the process's own schedule: of u unknown tokens out of n, (2) and (3) have revealed
-floor(u c / n) when they would have revealed c of n.
+Known tokens keep their values in x_t at every call, and are never drawn. The unknown tokens keep to
+the schedule of the process: if (2) and (3) would have revealed c of n tokens, they have revealed
+floor(u c / n) of u unknown tokens.
 
 Sources: eq. (1), its skipped steps and truncation: Gu et al. 2022, "Vector Quantized Diffusion
 Model for Text-to-Image Synthesis" (arXiv 2111.14822) and its published code; eqs. (2), (3): Tang et
@@ -42,15 +42,15 @@ REVEALS = ("posterior", "random", "purity")
 
 
 def truncate(log_probs: LogProbs, rate: float) -> LogProbs:
-    """Keeps the most probable codes, as many as have less than `rate` mass before them.
+    """Keeps the most probable codes: those for which the more probable codes sum to below `rate`.
 
     Args:
         log_probs: Log-probabilities.
-        rate: In (0, 1]. The most probable code is kept always, and codes as probable as the last
-            one kept are kept too.
+        rate: The sum of probabilities, in (0, 1]. The most probable code is always kept, and so are
+            codes that are as probable as the last one that is kept.
 
     Returns:
-        Log-probabilities with LOG_ZERO for the codes left out; the others are not renormalised.
+        Log-probabilities, LOG_ZERO for the codes that are left out. They are not normalised again.
     """
     ordered = jnp.flip(jnp.sort(log_probs, axis=-1), axis=-1)
     mass = jnp.cumsum(jnp.exp(ordered), axis=-1)
@@ -60,12 +60,12 @@ def truncate(log_probs: LogProbs, rate: float) -> LogProbs:
 
 
 class Calls(NamedTuple):
-    """The calls of the network, in order, all of shape `[calls]`.
+    """The calls of the network, in order, as arrays of shape `[calls]`.
 
     Attributes:
-        times: The time the network is told.
-        previous: Where the step under way ends; -1 is the clean end.
-        counts: Masked tokens to reveal, where it is not the posterior that decides.
+        times: The time that the network gets.
+        previous: The time at which the step ends; -1 is the clean end.
+        counts: The number of masked tokens to reveal. 'posterior' does not use it.
     """
 
     times: Int64[np.ndarray, "calls"]
@@ -77,21 +77,21 @@ class Calls(NamedTuple):
 class CategoricalSampler:
     """Ancestral sampling of tokens, over all T steps or fewer.
 
-    Skipped steps are exact: from t to s by the posterior of the composed steps.
+    A step from t to s may skip times. It uses the posterior of the composed steps, which is exact.
 
     Attributes:
         process: The process to invert.
-        steps: Number of times visited, 1 .. T, spaced evenly down from T-1 ('trailing').
-        truncation: Share of the mass that `truncate` keeps, in (0, 1]; 1 keeps all.
+        steps: The number of times visited, 1 .. T, spaced evenly from T-1 downwards ('trailing').
+        truncation: The share of the probability that `truncate` keeps, in (0, 1]; 1 keeps all.
         reveal: 'posterior', 'random' (high-quality inference) or 'purity'; see the module.
-        tokens_per_call: At most so many tokens are revealed by one call; a step that has more to
-            reveal takes several calls. None: one call a step. Not for 'posterior'.
+        tokens_per_call: The largest number of tokens that one call reveals. A step that reveals
+            more makes several calls. None means one call per step. Not for 'posterior'.
         purity_weight: r in eq. (3). Only for 'purity'.
-        purity_temperature: Of the choice of tokens in 'purity': 1 is in proportion to purity, as
-            published; 0 reveals the purest first.
+        purity_temperature: The temperature at which 'purity' chooses tokens. 1 chooses in
+            proportion to purity, as published, and 0 reveals the purest tokens first.
 
     Raises:
-        ValueError: If a field is outside its choices or range; the message names the field.
+        ValueError: A field is outside its choices or range; the message names the field.
     """
 
     process: CategoricalProcess
@@ -131,10 +131,11 @@ class CategoricalSampler:
                 )
 
     def calls(self, num_tokens: int) -> Calls:
-        """The calls of the network for a grid of so many tokens.
+        """Returns the calls of the network for a grid of `num_tokens` tokens.
 
-        'random' and 'purity' reveal as many tokens until each time as the process leaves unmasked
-        there on average, rounded; steps that reveal none make no call.
+        With 'random' and 'purity', the number of tokens that are revealed at each time is the mean
+        number that the process leaves unmasked there, rounded. Steps that reveal no token make no
+        call.
         """
         times = spaced_times(self.process.num_steps, self.steps, "trailing")
         previous = np.append(times[1:], -1)
@@ -158,18 +159,18 @@ class CategoricalSampler:
         rngs: Key[Array, "batch"],
         known: Known | None = None,
     ) -> Tokens:
-        """Runs the reverse process. Jit the caller: the network is compiled once.
+        """Runs the reverse process. Call it under `jit`; the network is then compiled once.
 
         Args:
-            denoise: The network: `(x_t [batch, *grid] int32, t [batch] int32)` to logits of x_0,
-                `[batch, *grid, K]`, guided or not.
-            x_T: Where to start: `process.mask_token` everywhere.
-            rngs: One key per example. An example's result depends on its own key and not on the
-                batch around it.
-            known: The tokens that are given; None for none.
+            denoise: The network, a function from `x_t [batch, *grid]` and `t [batch]`, both int32,
+                to logits of x_0, `[batch, *grid, K]`, with or without guidance.
+            x_T: The tokens to start from: `process.mask_token` everywhere.
+            rngs: One key per example. The result of an example depends on its own key, and not on
+                the other examples of the batch.
+            known: The tokens that are given, or None.
 
         Returns:
-            Tokens without masks, of the shape of `x_T`, int32. The known ones are `known.x_0`.
+            Tokens without masks, in the shape of `x_T`, int32. The known ones are `known.x_0`.
         """
         num_tokens = int(np.prod(x_T.shape[1:]))
         calls = self.calls(num_tokens)
@@ -216,14 +217,14 @@ class CategoricalSampler:
         counts: Int[Array, "batch"],
         final: Bool[Array, ""],
     ) -> Tokens:
-        """Draws so many of the masked tokens, or in the final call all tokens. Eqs. (2), (3)."""
+        """Draws `counts` of the masked tokens, or all tokens in the final call, eqs. (2), (3)."""
         draw_keys, choice_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
         rank = jnp.zeros(x_t.shape)
         temperature = 1.0
         if self.reveal == "purity":
             rank = jnp.max(log_p, axis=-1)  # the logarithm of the purity
             temperature = self.purity_temperature
-            # Relative to the purest token of the example, as published.
+            # This is relative to the purest token of the example, as in the published code.
             purity = jnp.exp(rank - jnp.max(rank, axis=tuple(range(1, rank.ndim)), keepdims=True))
             power = 1 + self.purity_weight * jnp.where(final, 0.0, purity)
             log_p = power[..., None] * log_p
@@ -232,7 +233,7 @@ class CategoricalSampler:
 
 
 def _draw(keys: Key[Array, "batch"], log_p: LogProbs) -> Tokens:
-    """Draws a token everywhere, int32."""
+    """Draws a token at every place, int32."""
     return jax.vmap(jax.random.categorical)(keys, log_p).astype(jnp.int32)
 
 
@@ -243,10 +244,10 @@ def _choose(
     eligible: Bool[Array, "batch *grid"],
     counts: Int[Array, "batch"],
 ) -> Bool[Array, "batch *grid"]:
-    """Chooses so many eligible tokens of every example, or all where there are fewer.
+    """Chooses `counts` eligible tokens of every example, or all of them if there are fewer.
 
-    At temperature 1 this is drawing without replacement in proportion to the scores, by Gumbel
-    noise and sorting.
+    At temperature 1 it draws without replacement in proportion to the scores: it adds Gumbel noise
+    and takes the largest sums.
     """
 
     def one(key: Array, log_score: Array, eligible: Array, count: Array) -> Array:

@@ -22,23 +22,28 @@ STEP_ENDS = ("next", "stride")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DDIM(Sampler):
-    """DDIM.
+    """DDIM, with the conventions of several implementations.
 
-    Equals diffusers' `DDIMScheduler` with `step_end='stride'`, and with 'next' too for 'leading'
-    without an offset, and for 'trailing' where `steps` divides T. With `clip`, epsilon_hat follows
-    the clipped x0_hat, as in ADM (there: `use_clipped_model_output=True`), unless
-    `clipped_epsilon` is False.
+    With `step_end='stride'` it equals diffusers' `DDIMScheduler`. With 'next' it does so too for
+    'leading' without an offset, and for 'trailing' where `steps` divides T. With `clip`,
+    epsilon_hat is computed from the clipped x0_hat, as in ADM and under diffusers'
+    `use_clipped_model_output=True`, unless `clipped_epsilon` is False.
 
-    The steps of the original DDIM and latent diffusion code, `range(0, T, c) + 1` ending at
-    `alpha_bar_0`, are `spacing='leading', steps_offset=1, final_alpha_bar='first'`
-    (there: `steps_offset=1, set_alpha_to_one=False`).
+    The original code of DDIM and latent diffusion takes the steps `range(0, T, c) + 1` and ends at
+    `alpha_bar_0`. Here this is `spacing='leading', steps_offset=1, final_alpha_bar='first'`, and in
+    diffusers it is `steps_offset=1, set_alpha_to_one=False`.
 
     Attributes:
-        eta: Share of DDPM's noise, in [0, 1].
-        final_alpha_bar: Where the last step ends: 'one' (the clean end) or 'first' (alpha_bar_0).
-        step_end: Where the step from t ends: 'next' (the time visited next) or 'stride'
-            (`t - T // steps`, wherever the next step begins; below 0 as the last step does).
-        clipped_epsilon: Whether epsilon_hat follows the clipped x0_hat.
+        eta: The share of DDPM's noise, in [0, 1].
+        final_alpha_bar: The alpha_bar at which the last step ends: 'one' (the clean end) or 'first'
+            (alpha_bar_0).
+        step_end: The time at which the step from t ends: 'next' is the next time visited, and
+            'stride' is `t - T // steps`, whether or not the next step begins there. A time below 0
+            stands for the end of the last step.
+        clipped_epsilon: Whether epsilon_hat is computed from the clipped x0_hat.
+
+    Raises:
+        ValueError: A field is outside its choices or range; the message names the field.
     """
 
     eta: float = 0.0
@@ -61,20 +66,20 @@ class DDIM(Sampler):
 
     @property
     def ends(self) -> Int64[np.ndarray, "steps"]:
-        """The time at the end of every step, `[steps]`; -1 is where the last step ends."""
+        """The time at the end of every step, `[steps]`; -1 is the end of the last step."""
         if self.step_end == "next":
             return np.append(self.times[1:], -1)
         return np.maximum(self.times - self.process.num_steps // self.steps, -1)
 
     def alpha_bar_steps(self) -> tuple[StepTable, StepTable]:
-        """`alpha_bar` at the start and at the end of every step; see `ends`."""
+        """Returns `alpha_bar` at the start and at the end of every step; see `ends`."""
         alpha_bars = self.process.alpha_bars
         final = 1.0 if self.final_alpha_bar == "one" else alpha_bars[0]
-        # Index -1 finds the end of the last step.
+        # The end of the last step is appended, so that index -1 finds it.
         return alpha_bars[self.times], np.append(alpha_bars, final)[self.ends]
 
     def coefficients(self) -> Coefficients:
-        """The table of eq. (1)."""
+        """Returns the table of eq. (1)."""
         alpha_bar_t, alpha_bar_s = self.alpha_bar_steps()
         sigma = self.eta * np.sqrt(
             (1 - alpha_bar_s) / (1 - alpha_bar_t) * (1 - alpha_bar_t / alpha_bar_s)
@@ -88,7 +93,7 @@ class DDIM(Sampler):
     def estimate(
         self, output: Points, x_t: Points, t: Int[Array, "batch"]
     ) -> tuple[Points, Points]:
-        """The estimates of x_0, limited to [-clip, clip], and of epsilon; see `clipped_epsilon`."""
+        """Returns the clipped estimate of x_0 and that of epsilon; see `clipped_epsilon`."""
         x_0, epsilon = super().estimate(output, x_t, t)
         if self.clipped_epsilon:
             return x_0, epsilon

@@ -24,13 +24,14 @@ VARIANCES = ("fixed_small", "fixed_large")
 def posterior(
     alpha_bar_t: StepTable, alpha_bar_s: StepTable, variance: str = "fixed_small"
 ) -> Coefficients:
-    """The step from x_t to x_s by eq. (1), with noise of a fixed variance.
+    """Returns the step from x_t to x_s by eq. (1), with noise of a fixed variance.
 
     Args:
-        alpha_bar_t: Signal kept at the start of each step.
-        alpha_bar_s: Signal kept at its end, larger. 1 is the clean end, where no noise is added.
-        variance: 'fixed_small': eq. (2), right for data at a point; 'fixed_large': beta, right
-            for standard normal data.
+        alpha_bar_t: The signal kept at the start of each step.
+        alpha_bar_s: The signal kept at its end, which is larger. At 1, the clean end, no noise is
+            added.
+        variance: 'fixed_small' is eq. (2), which is exact for data at a single point. 'fixed_large'
+            is beta, which is exact for standard normal data.
     """
     alpha = alpha_bar_t / alpha_bar_s
     beta = 1 - alpha
@@ -47,12 +48,15 @@ def posterior(
 class DDPM(Sampler):
     """Ancestral sampling, over all T steps or fewer.
 
-    Equals diffusers' `DDPMScheduler`, with one difference: the last step never adds noise, as in
-    the paper, whereas diffusers adds it under 'fixed_large' if the last time visited is not 0
-    ('trailing', or an offset).
+    It equals diffusers' `DDPMScheduler`, with one difference: here the last step never adds noise,
+    as in the paper. diffusers adds noise under 'fixed_large' if the last time visited is not 0,
+    which happens with 'trailing' or an offset.
 
     Attributes:
-        variance: Of the noise: 'fixed_small' or 'fixed_large'; see `posterior`.
+        variance: The variance of the noise: 'fixed_small' or 'fixed_large'; see `posterior`.
+
+    Raises:
+        ValueError: A field is outside its choices or range; the message names the field.
     """
 
     variance: str = "fixed_small"
@@ -65,5 +69,5 @@ class DDPM(Sampler):
             )
 
     def coefficients(self) -> Coefficients:
-        """The table of the posterior's mean and standard deviation."""
+        """Returns the table of the posterior's mean and standard deviation."""
         return posterior(*self.alpha_bar_steps(), self.variance)

@@ -1,13 +1,13 @@
 """DPM-Solver++(2M): a second-order multistep solver of the probability-flow ODE.
 
-With `alpha_t = sqrt(alpha_bar_t)`, `sigma_t = sqrt(1 - alpha_bar_t)`, `lambda = log(alpha / sigma)`
-the step from t to s, where r was the time before t, is
+With `alpha_t = sqrt(alpha_bar_t)`, `sigma_t = sqrt(1 - alpha_bar_t)` and
+`lambda = log(alpha / sigma)`, the step from t to s, where r is the time visited before t, is
 
     h = lambda_s - lambda_t,    q = (lambda_t - lambda_r) / h
     D = (1 + 1 / (2 q)) x0_hat_t - 1 / (2 q) x0_hat_r                                     (1)
     x_s = sigma_s / sigma_t x_t - alpha_s (exp(-h) - 1) D                                 (2)
 
-and D = x0_hat_t in a first-order step, which is DDIM's.
+A first-order step has D = x0_hat_t and is a step of DDIM.
 
 Source: Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic
 Models" (arXiv 2211.01095), algorithm 2.
@@ -25,15 +25,16 @@ from conprediff_jax.diffusion.samplers.base import Coefficients, Sampler, spaced
 class DPMSolverPP2M(Sampler):
     """DPM-Solver++(2M).
 
-    Equals diffusers' `DPMSolverMultistepScheduler` at its defaults (`algorithm_type='dpmsolver++'`,
-    `solver_order=2`, `solver_type='midpoint'`, `final_sigmas_type='zero'`), for any number of
-    steps. That last setting ends at the clean end, alpha_bar = 1, where lambda is infinite, and
-    so makes the last step first-order whatever `lower_order_final` and `euler_at_final` say; the
-    first step is first-order too, having no predecessor.
+    It equals diffusers' `DPMSolverMultistepScheduler` at its defaults
+    (`algorithm_type='dpmsolver++'`, `solver_order=2`, `solver_type='midpoint'`,
+    `final_sigmas_type='zero'`), for any number of steps. The last step ends at the clean end,
+    alpha_bar = 1, where lambda is infinite. It is therefore a first-order step, whatever diffusers'
+    `lower_order_final` and `euler_at_final` are. The first step is first-order too, since no step
+    precedes it.
 
-    'leading' and 'linspace' lay out one time more than `steps` and leave out the least, as
-    there: the least would be time 0, too close to the clean end to be worth a call. That
-    scheduler's `lambda_min_clipped` is a `time_limit` here.
+    As in diffusers, 'leading' and 'linspace' are computed for one time more than `steps`, of which
+    the smallest is left out: it would be time 0, too close to the clean end to be worth a call.
+    diffusers' `lambda_min_clipped` is `time_limit` here.
     """
 
     @property
@@ -49,15 +50,15 @@ class DPMSolverPP2M(Sampler):
         )
 
     def coefficients(self) -> Coefficients:
-        """The table of eqs. (1) and (2)."""
+        """Returns the table of eqs. (1) and (2)."""
         alpha_bar_t, alpha_bar_s = self.alpha_bar_steps()
         sigma_ratio = np.sqrt((1 - alpha_bar_s) / (1 - alpha_bar_t))
-        # alpha_s exp(-h) is sigma_s alpha_t / sigma_t: written so, it needs no infinite h.
+        # alpha_s exp(-h) is written as sigma_s alpha_t / sigma_t, since the last h is infinite.
         move = np.sqrt(alpha_bar_s) - sigma_ratio * np.sqrt(alpha_bar_t)
 
         half_log_snr = 0.5 * np.log(alpha_bar_t / (1 - alpha_bar_t))  # lambda
         h = np.diff(half_log_snr)
-        extrapolation = np.zeros(self.steps)  # 1 / (2 q); first and last step stay first-order
+        extrapolation = np.zeros(self.steps)  # 1 / (2 q), 0 in a first-order step
         extrapolation[1:-1] = h[1:] / (2 * h[:-1])
         return Coefficients(
             x_t=sigma_ratio,
