@@ -19,7 +19,7 @@ from conprediff_jax import data, parallel
 from conprediff_jax.cli import app
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import check_file, write_text
-from conprediff_jax.common.progress import Progress
+from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.metrics import denoising_loss
 from conprediff_jax.runs.restore import load, load_experiment, load_model
@@ -57,16 +57,11 @@ def _evaluate(workdir: str) -> dict:
     num = min(_NUM.value, data.num_examples(spec))
     times = denoising_loss.evaluated_times(model, _TIMES.value)
     batches = data.evaluation_iterator(spec, batch_size=_BATCH.value, tokenizer=model.tokenizer)
-    progress, parts = Progress(num), []
+    progress, parts = ProgressLine(num, "images", about=workdir), []
     losses = denoising_loss.make_losses(model, mesh, times)
     for part in denoising_loss.losses_of(losses, params, frozen, batches, num):
         parts.append(part)
-        done = sum(map(len, parts))
-        speed = progress.mark(done)
-        logging.info(
-            "%s: %d/%d images  %.1f images/s  %s left", workdir, done, num, speed,
-            progress.left(speed),
-        )  # fmt: skip
+        progress.add(len(part))
     rows = np.concatenate(parts)
     if not len(rows):
         raise UserError(f"{spec.name}: no image of split {spec.split!r} can be decoded")

@@ -19,7 +19,7 @@ from conprediff_jax.cli import app, sampling_flags
 from conprediff_jax.common import images
 from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.common.files import check_file, check_folder
-from conprediff_jax.common.progress import Progress
+from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data.text_files import read_captions
 from conprediff_jax.runs.restore import load
 from conprediff_jax.sampling.generate import generate_batches, make_generate
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     spec = model.sampling_with(**sampling_flags.values())
 
     batch_size = min(_BATCH.value, _NUM.value)
-    progress = Progress(_NUM.value)
+    progress = ProgressLine(_NUM.value, "images")
     drawn, done = [], 0
     for batch in generate_batches(
         make_generate(model, spec, mesh),
@@ -83,10 +83,7 @@ def main(argv: list[str]) -> None:
         else:
             drawn.append(batch)
         done += len(batch)
-        speed = progress.mark(done)
-        logging.info(
-            "%d/%d images  %.1f images/s  %s left", done, _NUM.value, speed, progress.left(speed)
-        )
+        progress.add(len(batch))
     if not single:
         _write(out, np.concatenate(drawn), captions)
     logging.info("%d images of step %d written to %s", _NUM.value, step, out)

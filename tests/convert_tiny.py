@@ -118,8 +118,8 @@ def random_like(tree, seed):
 
 def pretrained(config, seed=0):
     """A model with random weights for a config."""
-    params, extra = jax.eval_shape(make_experiment(config).task.init)
-    frozen = dict(extra["frozen"])
+    params, task_state = jax.eval_shape(make_experiment(config).task.init)
+    frozen = dict(task_state["frozen"])
     if "autoencoder" in frozen:
         frozen["autoencoder"] = random_like(frozen["autoencoder"], seed + 1)
     if "text_encoder" in frozen:

@@ -21,8 +21,8 @@ def state_at(step):
     tree = {"kernel": rng.normal(size=(40, 50)), "bias": rng.normal(size=50), "scale": step + 0.5}
     tree = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), tree)
     ema, params, moments = (jax.tree.map(lambda x, i=i: x + i, tree) for i in range(3))
-    extra = {"history": jnp.full(3, step, jnp.int32)}
-    return TrainState(jnp.int32(step), {"denoiser": params}, ema, (moments, None), extra)
+    task_state = {"history": jnp.full(3, step, jnp.int32)}
+    return TrainState(jnp.int32(step), {"denoiser": params}, ema, (moments, None), task_state)
 
 
 @functools.cache
@@ -34,7 +34,7 @@ def abstract():
 
 
 def for_inference(config):
-    return abstract().ema, abstract().extra
+    return abstract().ema, abstract().task_state
 
 
 def batches(seen=0):

@@ -52,7 +52,7 @@ def resume(workdir, config=CONFIG):
 
 def assert_is_step(found, step):
     assert found[:2] == (step, CONFIG)
-    assert_same(found[2:], (state_at(step).ema, state_at(step).extra))
+    assert_same(found[2:], (state_at(step).ema, state_at(step).task_state))
 
 
 def folders(workdir):

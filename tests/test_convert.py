@@ -276,7 +276,7 @@ def test_training_does_not_start_from_another_model(section, changes, message, f
     config = with_classes().unlock()
     config[section].update(changes)
     task = make_experiment(config).task
-    state = TrainState(step=0, params={}, ema={}, opt_state=(), extra={})
+    state = TrainState(step=0, params={}, ema={}, opt_state=(), task_state={})
     with pytest.raises(UserError, match=message) as error:
         start_from.start_from(str(folder), state, task)
     assert "\n" not in str(error.value)

@@ -327,9 +327,11 @@ def test_training_can_start_from_an_encoder_that_was_not_trained(vocabularies, t
     config = model.config.copy_and_resolve_references().unlock()
     config.text.weights = ""
     task = tiny.make_experiment(config).task
-    params, extra = jax.jit(task.init)()
-    state = TrainState(step=0, params=params, ema=params["denoiser"], opt_state=(), extra=extra)
+    params, task_state = jax.jit(task.init)()
+    state = TrainState(
+        step=0, params=params, ema=params["denoiser"], opt_state=(), task_state=task_state
+    )
     started = start_from.start_from(str(tmp_path / "out"), state, task)
     expected = model.params | {"text_encoder": model.frozen["text_encoder"]}
     tiny.assert_equal(jax.tree.map(np.asarray, started.params["denoiser"]), expected)
-    assert "text_encoder" not in started.extra["frozen"]
+    assert "text_encoder" not in started.task_state["frozen"]

@@ -135,17 +135,19 @@ def test_every_mesh_and_split_gives_the_same_run(config, images):
     """The times drawn by importance too: their history is the same to the bit."""
     batch = {"image": np.asarray(images)}
     whole = make(config)
-    extra = loaded(whole)
-    extra |= {"history": complete(extra["history"])}
-    state, trace = tiny.run_steps(whole, tiny.mesh_of(), batch, extra=extra)
-    assert state.extra["history"].counts.sum() == 60 + 3 * len(images)
+    task_state = loaded(whole)
+    task_state |= {"history": complete(task_state["history"])}
+    state, trace = tiny.run_steps(whole, tiny.mesh_of(), batch, task_state=task_state)
+    assert state.task_state["history"].counts.sum() == 60 + 3 * len(images)
     for experiment, mesh in [
         (whole, tiny.mesh_of(4, fsdp=2)),
         (whole, tiny.mesh_of(4, tensor=2)),
         (make(config, **{"train.microbatches": 4}), tiny.mesh_of()),
     ]:
-        other, other_trace = tiny.run_steps(experiment, mesh, batch, extra=extra)
-        np.testing.assert_array_equal(state.extra["history"].counts, other.extra["history"].counts)
+        other, other_trace = tiny.run_steps(experiment, mesh, batch, task_state=task_state)
+        np.testing.assert_array_equal(
+            state.task_state["history"].counts, other.task_state["history"].counts
+        )
         for ours, theirs in zip(trace, other_trace, strict=True):
             for name, value in ours.items():
                 np.testing.assert_allclose(theirs[name], value, rtol=1e-5, atol=1e-7)
@@ -166,12 +168,12 @@ def test_weighted_losses_have_the_mean_of_uniform_times(config, images):
 def test_context_prediction_reaches_the_denoiser(config, images, source):
     """Through `context/` as it is, and without changing what else is computed."""
     experiment = make(config, **{"context.source": source, "context.weight": 1.0})
-    extra = loaded(experiment)
+    task_state = loaded(experiment)
     params, _ = jax.jit(experiment.task.init)()
-    step = jax.jit(experiment.task.step)(params, extra, {"image": images}, jnp.int32(0))
+    step = jax.jit(experiment.task.step)(params, task_state, {"image": images}, jnp.int32(0))
     plain = make(config, **{"context.weight": 0.0}).task
     alone = jax.jit(plain.step)(
-        {"denoiser": params["denoiser"]}, extra, {"image": images}, jnp.int32(0)
+        {"denoiser": params["denoiser"]}, task_state, {"image": images}, jnp.int32(0)
     )
     np.testing.assert_allclose(alone.metrics["loss"], step.metrics["loss/denoise"], rtol=1e-5)
     moved = jax.tree.map(
@@ -190,7 +192,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(config, tmp_path):
     state = train(config, str(tmp_path / "whole"))
     shutil.copytree(tmp_path / "whole/checkpoints/3", tmp_path / "half/checkpoints/3")
     tiny.assert_same(train(config, str(tmp_path / "half")), state)
-    assert state.extra["history"].counts.sum() == 6 * 8
+    assert state.task_state["history"].counts.sum() == 6 * 8
 
     mesh = tiny.mesh_of()
     model, params, stage, step = restore.load(str(tmp_path / "half"), mesh)
@@ -305,10 +307,10 @@ def test_guidance_combines_the_two_answers(conditional, kind):
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
 def test_dropped_conditions_train_the_null(conditional, images, kind):
     experiment = conditional[kind]
-    params, extra = jax.jit(experiment.task.init)()
+    params, task_state = jax.jit(experiment.task.init)()
     batch = {"image": images, "label": np.zeros(8, np.int32)}
-    extra = loaded(experiment) or extra
-    grads = jax.jit(experiment.task.step)(params, extra, batch, jnp.int32(0)).grads["denoiser"]
+    task_state = loaded(experiment) or task_state
+    grads = jax.jit(experiment.task.step)(params, task_state, batch, jnp.int32(0)).grads["denoiser"]
     table = grads["label_embedding"] if kind == "continuous" else (
         grads["block_0"]["feed_forward_norm"]["index_embedding"]
     )  # fmt: skip

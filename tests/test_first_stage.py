@@ -123,8 +123,8 @@ def played():
     """A step of a KL autoencoder with a discriminator: task, parameters, step before and after."""
     overrides = {"loss.gan_weight": 0.5, "loss.gan_start": 3, "loss.kl_weight": 0.01}
     task = make("kl", **overrides).task
-    params, extra = jax.jit(task.init)()
-    step = jax.jit(lambda p, i: task.step(p, extra, batch_of(), i))
+    params, task_state = jax.jit(task.init)()
+    step = jax.jit(lambda p, i: task.step(p, task_state, batch_of(), i))
     return task, params, step(params, jnp.int32(2)), step(params, jnp.int32(3))
 
 
@@ -180,8 +180,8 @@ def test_before_its_start_the_discriminator_neither_learns_nor_is_heard(played):
 def test_microbatches_give_the_gradients_of_the_whole_batch():
     def results(parts):
         task = make("vq", **{"autoencoder.num_codes": 8, "train.microbatches": parts}).task
-        params, extra = jax.jit(task.init)()
-        grads, metrics, *_ = jax.jit(task.step)(params, extra, batch_of(), jnp.int32(0))
+        params, task_state = jax.jit(task.init)()
+        grads, metrics, *_ = jax.jit(task.step)(params, task_state, batch_of(), jnp.int32(0))
         return grads, metrics
 
     whole, parts = results(1), results(4)
@@ -208,12 +208,12 @@ def lpips_files(tmp_path_factory):
 
 def test_lpips_is_read_from_its_files_and_weighted(lpips_files):
     task = make("kl", **lpips_files).task
-    extra = task.with_perceptual_weights()
+    task_state = task.with_perceptual_weights()
     _, abstract = jax.eval_shape(task.init)
-    assert jax.tree.map(jnp.shape, extra) == jax.tree.map(jnp.shape, abstract)
+    assert jax.tree.map(jnp.shape, task_state) == jax.tree.map(jnp.shape, abstract)
     x, x_ = np.random.default_rng(0).uniform(-1, 1, (2, 2, 32, 32, 3)).astype(np.float32)
-    loss, terms = jax.jit(task.reconstruction_loss)(x_, x, extra["lpips"])
-    distance = jax.jit(lpips.LPIPS("alexnet").apply)({"params": extra["lpips"]}, x, x_)
+    loss, terms = jax.jit(task.reconstruction_loss)(x_, x, task_state["lpips"])
+    distance = jax.jit(lpips.LPIPS("alexnet").apply)({"params": task_state["lpips"]}, x, x_)
     assert terms["loss/lpips"] == pytest.approx(float(distance.mean()), rel=1e-5)
     assert loss == pytest.approx(np.abs(x - x_).mean() + 2 * float(distance.mean()), rel=1e-5)
 
@@ -251,7 +251,7 @@ def followed():
 def test_codes_follow_their_averages_and_are_used(followed):
     state, trace = followed
     codebook = state.params["autoencoder"]["quantizer"]["codebook"]
-    usage, sums = state.extra["averages"]
+    usage, sums = state.task_state["averages"]
     np.testing.assert_array_equal(codebook, sums / usage[:, None])
     assert jnp.isfinite(codebook).all()
     # The first step finds all codes near zero; it moves those that it does not use.

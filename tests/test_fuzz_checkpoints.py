@@ -58,10 +58,10 @@ def assert_one_line(error, run):
 def check_looking(run):
     """What sampling and the like get: moving average and own state of one step, and the config."""
     with Checkpoints(str(run), read_only=True) as checkpoints:
-        _, config, ema, extra = checkpoints.restore_for_inference(for_inference)
+        _, config, ema, task_state = checkpoints.restore_for_inference(for_inference)
         assert checkpoints.config() == newest_config(str(run)) == config == CONFIG
-    state = state_at(int(extra["history"][0]))
-    assert_same((ema, extra), (state.ema, state.extra))
+    state = state_at(int(task_state["history"][0]))
+    assert_same((ema, task_state), (state.ema, state.task_state))
 
 
 def check_going_on(run, saving):

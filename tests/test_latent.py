@@ -98,9 +98,9 @@ def test_the_measured_scale_makes_latents_of_unit_variance(finished, celeba, wei
     first_stage = make_experiment(small_celebahq(celeba, weights)).task.model.first_stage
     source = sources.open_source("celeb_a_hq/256", data_dir=str(celeba))
     files = [Image.open(io.BytesIO(source[i]["image"])).resize((32, 32)) for i in range(12)]
-    points = first_stage.encode(state.extra["frozen"], jnp.asarray(np.stack(files)))
+    points = first_stage.encode(state.task_state["frozen"], jnp.asarray(np.stack(files)))
     assert np.std(points) == pytest.approx(1, rel=0.1)
-    assert float(state.extra["frozen"]["scale"]) != 1
+    assert float(state.task_state["frozen"]["scale"]) != 1
 
 
 def test_a_checkpoint_carries_its_first_stage(finished, weights, tmp_path):

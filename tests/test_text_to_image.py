@@ -181,14 +181,18 @@ def test_a_frozen_encoder_comes_from_its_folder(config, tmp_path):
         with_vocabulary(config)
     config.text.vocabulary = vocabulary
     experiment = make_experiment(with_vocabulary(config.lock()))
-    extra = frozen.prepare(experiment.task, lambda: iter(()))
+    task_state = frozen.prepare(experiment.task, lambda: iter(()))
     batch = {
         "image": np.zeros((8, 8, 8, 3), np.uint8),
         "text": experiment.task.tokenizer(CAPTIONS * 2),
     }
-    state, trace = tiny.run_steps(experiment, tiny.mesh_of(2), batch, steps=2, extra=extra)
+    state, trace = tiny.run_steps(
+        experiment, tiny.mesh_of(2), batch, steps=2, task_state=task_state
+    )
     assert "text_encoder" not in state.params["denoiser"]
-    tiny.assert_same(state.extra["frozen"]["text_encoder"], extra["frozen"]["text_encoder"])
+    tiny.assert_same(
+        state.task_state["frozen"]["text_encoder"], task_state["frozen"]["text_encoder"]
+    )
     assert np.isfinite(trace[-1]["loss"])
     config.text.encoder.width = 32
     (tmp_path / "config.json").write_text(json.dumps(clip.to_dict()))

@@ -126,11 +126,11 @@ def test_weight_zero_trains_the_plain_model():
 
 def test_context_gradients_reach_the_trunk():
     experiment = make()
-    params, extra = jax.jit(experiment.task.init)()
+    params, task_state = jax.jit(experiment.task.init)()
     batch = jax.tree.map(jnp.asarray, random_batch())
 
     def gradient(experiment):
-        return jax.jit(experiment.task.step)(params, extra, batch, jnp.int32(0)).grads
+        return jax.jit(experiment.task.step)(params, task_state, batch, jnp.int32(0)).grads
 
     plain = make(**{"context.weight": 0.0})
     difference = jax.tree.map(
@@ -145,12 +145,12 @@ def test_context_gradients_reach_the_trunk():
 
 @pytest.mark.parametrize("source", ["features", "prediction"])
 def test_microbatches_give_the_gradients_of_the_whole_batch(source):
-    params, extra = jax.jit(make(**{"context.source": source}).task.init)()
+    params, task_state = jax.jit(make(**{"context.source": source}).task.init)()
     batch = jax.tree.map(jnp.asarray, random_batch())
 
     def gradient(parts):
         task = make(**{"context.source": source, "train.microbatches": parts}).task
-        return jax.jit(task.step)(params, extra, batch, jnp.int32(0))[:2]
+        return jax.jit(task.step)(params, task_state, batch, jnp.int32(0))[:2]
 
     (whole, metrics), (parts, parts_metrics) = gradient(1), gradient(4)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
@@ -361,9 +361,9 @@ def test_divergence_stops_the_run_and_saves_nothing_bad(run_config, tmp_path):
     with pytest.raises(DivergedError, match=r"step \d is not finite: loss .*last good checkpoint"):
         train(config, str(tmp_path))
     with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
-        params, extra = jax.eval_shape(make().task.init)
+        params, task_state = jax.eval_shape(make().task.init)
         _, _, ema, _ = checkpoints.restore_for_inference(
-            lambda _: (params["denoiser"], extra), checkpoints.latest_step
+            lambda _: (params["denoiser"], task_state), checkpoints.latest_step
         )
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ema))
 

@@ -51,14 +51,14 @@ def mesh_of(devices=1, **axes):
     return parallel.make_mesh(parallel.MeshSpec(**axes), jax.devices()[:devices])
 
 
-def run_steps(experiment, mesh, batch, steps=3, extra=None):
+def run_steps(experiment, mesh, batch, steps=3, task_state=None):
     """Final state and trace of metrics of a few steps on one batch."""
     optimizer = experiment.optimizer.make(experiment.train.steps)
     abstract = abstract_state(experiment.task, optimizer, mesh)
     state = init_state(experiment.task, optimizer, abstract)
-    if extra is not None:
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, state.extra)
-        state = state.replace(extra=jax.device_put(extra, shardings))
+    if task_state is not None:
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, state.task_state)
+        state = state.replace(task_state=jax.device_put(task_state, shardings))
     train_step = make_train_step(
         experiment.task, experiment.train, experiment.optimizer, abstract, mesh
     )

@@ -135,18 +135,18 @@ def open_folder(path: str, step: int | None = None) -> Pretrained:
     Raises:
         UserError: There is no such checkpoint, or it holds a first stage and no denoiser.
     """
-    step, config, params, extra = restore.restore(
+    step, config, params, task_state = restore.restore(
         path, parallel.make_mesh(parallel.MeshSpec()), step
     )
-    if "frozen" not in extra:
+    if "frozen" not in task_state:
         raise UserError(f"{path} holds a first stage: there is no denoiser")
-    params, frozen = jax.tree.map(np.asarray, (params, extra["frozen"]))
+    params, frozen = jax.tree.map(np.asarray, (params, task_state["frozen"]))
     return Pretrained(config=config, params=params, frozen=frozen, step=step, origin=str(path))
 
 
 def write_folder(model: Pretrained, folder: pathlib.Path) -> None:
     """Writes the checkpoint of a model into an existing folder."""
-    extra = {"frozen": model.frozen, "history": model.diffusion.process.init_history()}
+    task_state = {"frozen": model.frozen, "history": model.diffusion.process.init_history()}
     config = json.loads(model.config.to_json())
     handlers = {
         "ema": ocp.StandardCheckpointHandler(),
@@ -160,7 +160,9 @@ def write_folder(model: Pretrained, folder: pathlib.Path) -> None:
             args=ocp.args.Composite(
                 ema=ocp.args.StandardSave(model.params),
                 # Training writes the same layout: see runs/checkpoint.py.
-                extra=ocp.args.StandardSave({"extra": extra, "version": np.array(1, np.int32)}),
+                extra=ocp.args.StandardSave(
+                    {"extra": task_state, "version": np.array(1, np.int32)}
+                ),
                 config=ocp.args.JsonSave(config),
             ),
         )

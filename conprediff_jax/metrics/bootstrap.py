@@ -9,20 +9,17 @@ The reference is not drawn again: an interval is one for the samples alone. That
 of the reference, is the exception: there the reference images are drawn, both manifolds given.
 """
 
-import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-from absl import logging
 from jaxtyping import Float, Shaped
 
-from conprediff_jax.common.progress import Progress
+from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.metrics.frechet import Gaussian, Moments, frechet_distance
 
 LEVEL = 0.95
 _ROWS = 4096  # features read at a time
-_SAY_EVERY = 20  # seconds
 
 
 class Figure(NamedTuple):
@@ -99,9 +96,8 @@ def frechet_figure(
 
 def _draws(count: int, replicates: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Indices drawn with replacement; says how far it is where that takes long."""
-    progress, said = Progress(replicates), time.monotonic()
+    progress = ProgressLine(replicates, "replicates", every=20)
     for number in range(replicates):
-        if time.monotonic() - said > _SAY_EVERY:
-            speed, said = progress.mark(number), time.monotonic()
-            logging.info("%d/%d replicates  %s left", number, replicates, progress.left(speed))
+        if number:  # counts what is done, and never all of it: only long work needs a line
+            progress.add(1)
         yield rng.integers(count, size=count)

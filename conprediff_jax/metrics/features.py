@@ -20,14 +20,13 @@ from typing import Any, BinaryIO
 
 import jax
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 from jaxtyping import Float
 
 from conprediff_jax import parallel
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_atomically, writing
-from conprediff_jax.common.progress import Progress
+from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.metrics import npz
 from conprediff_jax.metrics.frechet import Gaussian, Moments
 from conprediff_jax.metrics.image_sets import ImageSet
@@ -225,8 +224,7 @@ def _write(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str
     """The same, in a folder of its own."""
     moments: dict[str, Moments] = {}
     files: dict[str, Any] = {}
-    progress = Progress(images.count)
-    done, said = 0, 0
+    progress = ProgressLine(images.count, "images", about=f"features of {images.name}")
     for batch in images.batches(runner.batch_size):
         for name, rows in runner(batch).items():
             if name != "logits":
@@ -235,13 +233,7 @@ def _write(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str
                 if name not in files:
                     files[name] = _Rows(folder / f"{name}.npy", rows.shape[1])
                 files[name].append(rows)
-        done += len(batch)
-        if done == images.count or done - said >= max(images.count // 20, runner.batch_size):
-            speed, said = progress.mark(done), done
-            logging.info(
-                "%s: features of %d/%d images  %.1f images/s  %s left",
-                images.name, done, images.count, speed, progress.left(speed),
-            )  # fmt: skip
+        progress.add(len(batch))
     for file in files.values():
         file.close()
     for name, running in moments.items():

@@ -68,7 +68,7 @@ def arguments(state: TrainState, batch: dict[str, Any]) -> Memory:
         parameters=shard_bytes(state.params),
         average=shard_bytes(state.ema),
         optimizer=shard_bytes((state.opt_state, state.step)),
-        own_state=shard_bytes(state.extra),
+        own_state=shard_bytes(state.task_state),
         batch=shard_bytes(batch),
     )
 

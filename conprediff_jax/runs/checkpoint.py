@@ -151,7 +151,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     ema=ocp.args.StandardSave(state.ema),
-                    extra=ocp.args.StandardSave(_wrapped(state.extra)),
+                    extra=ocp.args.StandardSave(_wrapped(state.task_state)),
                     train=ocp.args.StandardSave(_trained(state)),
                     data=grain.checkpoint.CheckpointSave(data),
                     config=ocp.args.JsonSave(config),
@@ -189,7 +189,7 @@ class Checkpoints:
             _check_same_model(config, opened.config, path)
             state = TrainState(
                 ema=self._restored(path / "ema", abstract.ema),
-                extra=self._extra(path, abstract.extra, opened),
+                task_state=self._task_state(path, abstract.task_state, opened),
                 **self._restored(path / "train", _trained(abstract)),
             )
             if int(state.step) != step:
@@ -217,9 +217,9 @@ class Checkpoints:
 
         def load(step: int, opened: _Opened) -> tuple[int, dict, Any, Any]:
             path = self.folder / str(step)
-            ema, extra = abstract(opened.config)
+            ema, task_state = abstract(opened.config)
             restored = self._restored(path / "ema", ema)
-            return step, opened.config, restored, self._extra(path, extra, opened)
+            return step, opened.config, restored, self._task_state(path, task_state, opened)
 
         return self._newest(_INFERENCE, load, only=step)
 
@@ -234,7 +234,7 @@ class Checkpoints:
     def _restored(self, item: epath.Path, abstract: Any) -> Any:
         return self._arrays.restore(item, args=ocp.args.StandardRestore(abstract))
 
-    def _extra(self, path: epath.Path, abstract: Any, opened: _Opened) -> Any:
+    def _task_state(self, path: epath.Path, abstract: Any, opened: _Opened) -> Any:
         restored = self._restored(path / "extra", _wrapped(abstract))
         if int(restored["version"]) >= _VERSION and not opened.checked:
             raise ValueError("its checksums are missing")
@@ -383,9 +383,9 @@ def _trained(state: TrainState) -> dict[str, Any]:
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
-def _wrapped(extra: Any) -> dict[str, Any]:
+def _wrapped(task_state: Any) -> dict[str, Any]:
     """Orbax wants a tree with an array in it, which an empty one is not."""
-    return {"extra": extra, "version": np.array(_VERSION, np.int32)}
+    return {"extra": task_state, "version": np.array(_VERSION, np.int32)}
 
 
 def _check_same_model(config: dict, stored: dict, path: epath.Path) -> None:

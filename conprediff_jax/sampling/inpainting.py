@@ -31,7 +31,7 @@ from scipy import ndimage
 from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.progress import Progress
+from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.diffusion.samplers import Known
 from conprediff_jax.models.first_stage import FirstStage, Pixels
@@ -226,7 +226,7 @@ def fill_holes(
         by_size[hole.mask.shape] += [(index, number) for number in range(samples)]
     warn_without_known_points(model, holes)
     found = [np.empty((samples, *hole.image.shape), np.uint8) for hole in holes]
-    progress = Progress(len(holes) * samples)
+    progress = ProgressLine(len(holes) * samples, "fillings")
     size = min(batch_size, len(holes) * samples)
     for jobs in by_size.values():
         for start in range(0, len(jobs), size):
@@ -240,12 +240,7 @@ def fill_holes(
             filled = _run(fill, trained, (seed, indices, numbers), chosen, condition)
             for (index, number), image in zip(batch, filled, strict=False):
                 found[index][number] = image
-            done = progress.done + len(batch)
-            speed = progress.mark(done)
-            logging.info(
-                "%d/%d fillings  %.2f fillings/s  %s left",
-                done, progress.total, speed, progress.left(speed),
-            )  # fmt: skip
+            progress.add(len(batch))
     return found
 
 

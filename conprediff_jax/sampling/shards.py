@@ -12,13 +12,12 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from absl import logging
 from jax.sharding import Mesh
 
 from conprediff_jax.common import images, random
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_new
-from conprediff_jax.common.progress import Progress
+from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.sampling.generate import make_generate
 from conprediff_jax.sampling.model import TrainedModel
@@ -93,17 +92,13 @@ def generate_to(
     missing = [index for index, file in enumerate(files) if not file.exists()]
     sizes = [min(shard, num - index * shard) for index in range(len(files))]
     done = num - sum(sizes[index] for index in missing)
-    progress = Progress(num, done)
+    progress = ProgressLine(num, "images", done=done)
     for index in missing:
         drawn = []
         for start in range(0, sizes[index], batch_size):
             batch = draw(index * shard + start + np.arange(batch_size))[: sizes[index] - start]
             drawn.append(batch)
-            done += len(batch)
-            speed = progress.mark(done)
-            logging.info(
-                "%d/%d images  %.1f images/s  %s left", done, num, speed, progress.left(speed)
-            )
+            progress.add(len(batch))
         images.write_npz(files[index], np.concatenate(drawn))
     return files
 

@@ -110,22 +110,24 @@ class Denoising:
             dimensions=vectors.ndim - 2,
         )
 
-    def step(self, params: dict[str, Any], extra: Any, batch: Batch, step: Int[Array, ""]) -> Step:
+    def step(
+        self, params: dict[str, Any], task_state: Any, batch: Batch, step: Int[Array, ""]
+    ) -> Step:
         """Gradient of (1) over the whole batch, and its terms."""
         indices = jnp.arange(len(batch[self.batch_keys[0]]))
         streams = (random.stream(self.seed, f"train/{name}", step) for name in Keys._fields)
         keys = Keys(*(random.example_keys(stream, indices) for stream in streams))
         # Of the whole batch, however it is split: the history wants every loss at once.
-        times = self.model.process.sample_time(keys.time, extra["history"])
+        times = self.model.process.sample_time(keys.time, task_state["history"])
 
         def grad(params: Any, *arguments: Any) -> tuple[tuple[Any, Metrics], Array]:
             objective = jax.grad(self.objective, has_aux=True)
-            grads, (metrics, losses) = objective(params, extra["frozen"], *arguments, step)
+            grads, (metrics, losses) = objective(params, task_state["frozen"], *arguments, step)
             return (grads, metrics), losses
 
         means, losses = accumulate(grad, params, self.microbatches, batch, keys, times)
-        history = self.model.process.remember(extra["history"], times.t, losses)
-        return Step(*means, extra | {"history": history})
+        history = self.model.process.remember(task_state["history"], times.t, losses)
+        return Step(*means, task_state | {"history": history})
 
     def objective(
         self,

@@ -59,7 +59,7 @@ class FirstStageLoss:
         lpips_trunk: file of torchvision's weights of that network.
         lpips_heads: file of the `lpips` package's weights for it.
         gan_weight: w_g; 0 for no discriminator.
-        gan_start: steps before the discriminator is trained and heard.
+        gan_start: steps before the discriminator is trained and counts in the loss.
         gan_channels: channels of its first layer.
         gan_layers: its strided convolutions.
     """
@@ -152,7 +152,7 @@ class FirstStageTraining:
                     f"the image size is {size}: {type(network).__name__} needs at least "
                     f"{network.smallest_image}"
                 )
-        if self.microbatches > 1 and (self.discriminator or self.follows):
+        if self.microbatches > 1 and (self.discriminator or self.has_ema_codebook):
             raise ValueError(
                 f"train.microbatches is {self.microbatches}: it must be 1 with a discriminator "
                 "(gan_weight) or moving averages of codes (codebook_decay), which need the whole "
@@ -160,7 +160,7 @@ class FirstStageTraining:
             )
 
     @property
-    def follows(self) -> bool:
+    def has_ema_codebook(self) -> bool:
         """Whether codes follow moving averages."""
         return isinstance(self.model, VQModel) and self.loss.codebook_decay > 0
 
@@ -172,17 +172,17 @@ class FirstStageTraining:
         """
         x = jnp.zeros((1, self.data.image_size, self.data.image_size, 3))
         key = random.stream(self.seed, "init/autoencoder")
-        params, extra = {"autoencoder": self.model.init(key, x)["params"]}, {}
+        params, task_state = {"autoencoder": self.model.init(key, x)["params"]}, {}
         if self.discriminator:
             key = random.stream(self.seed, "init/discriminator")
             params["discriminator"] = self.discriminator.init(key, x)["params"]
         if self.perceptual:
             shapes = jax.eval_shape(self.perceptual.init, key, x, x)["params"]
-            extra["lpips"] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
-        if self.follows:
+            task_state["lpips"] = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)
+        if self.has_ema_codebook:
             averages = quantizer.init_averages(params["autoencoder"]["quantizer"]["codebook"])
-            extra["averages"] = jax.tree.map(jnp.zeros_like, averages)
-        return params, extra
+            task_state["averages"] = jax.tree.map(jnp.zeros_like, averages)
+        return params, task_state
 
     def with_perceptual_weights(self) -> dict[str, Any] | None:
         """The task's state with LPIPS's parameters from their files; None where there is no LPIPS.
@@ -192,29 +192,31 @@ class FirstStageTraining:
         """
         if self.perceptual is None:
             return None
-        extra = jax.tree.map(
+        task_state = jax.tree.map(
             lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(self.init)[1]
         )
         files = self.loss.lpips_trunk, self.loss.lpips_heads
-        return extra | {"lpips": lpips.load(self.perceptual, *files)}
+        return task_state | {"lpips": lpips.load(self.perceptual, *files)}
 
-    def step(self, params: dict[str, Any], extra: Any, batch: Batch, step: Int[Array, ""]) -> Step:
+    def step(
+        self, params: dict[str, Any], task_state: Any, batch: Batch, step: Int[Array, ""]
+    ) -> Step:
         """Gradients of (1) and of the discriminator's loss, and the codes that follow."""
         indices = jnp.arange(len(batch["image"]))
         streams = (random.stream(self.seed, f"train/{name}", step) for name in Keys._fields)
         keys = Keys(*(random.example_keys(stream, indices) for stream in streams))
-        frozen = extra.get("lpips")
-        if self.follows:
+        frozen = task_state.get("lpips")
+        if self.has_ema_codebook:
             grads, metrics, codes = self.gradients(params, batch, keys, frozen, step)
             averages, codebook = quantizer.update_codebook(
-                extra["averages"],
+                task_state["averages"],
                 *codes,
                 keys.codebook,
                 decay=self.loss.codebook_decay,
                 restart_below=self.loss.restart_below,
             )
             metrics |= self._usage(self._counts(codes))
-            return Step(grads, metrics, extra | {"averages": averages}, {CODEBOOK: codebook})
+            return Step(grads, metrics, task_state | {"averages": averages}, {CODEBOOK: codebook})
 
         def grad(*arguments: Any) -> tuple[tuple[Any, Metrics, Any], None]:
             grads, metrics, codes = self.gradients(*arguments, frozen, step)
@@ -222,7 +224,7 @@ class FirstStageTraining:
 
         means, _ = accumulate(grad, params, self.microbatches, batch, keys)
         grads, metrics, counts = means
-        return Step(grads, metrics | self._usage(counts), extra)
+        return Step(grads, metrics | self._usage(counts), task_state)
 
     def gradients(
         self, params: dict[str, Any], batch: Batch, keys: Keys, frozen: Any, step: Int[Array, ""]
@@ -231,7 +233,7 @@ class FirstStageTraining:
         x = scaled(batch["image"])
         # One pullback serves three: of what it makes of L_rec and of L_G alone, only the gradient
         # at K is used, and the compiler leaves the rest out.
-        (x_, regulariser), pullback, (metrics, codes) = jax.vjp(
+        (reconstruction, regulariser), pullback, (metrics, codes) = jax.vjp(
             lambda p: self.reconstruct(p, x, keys), params["autoencoder"], has_aux=True
         )
 
@@ -240,17 +242,17 @@ class FirstStageTraining:
             return grads["decoder"]["output_conv"]["kernel"]
 
         objective = jax.value_and_grad(self.reconstruction_loss, has_aux=True)
-        (loss, terms), cotangent = objective(x_, x, frozen)
+        (loss, terms), cotangent = objective(reconstruction, x, frozen)
         loss += regulariser
-        metrics |= terms | {"psnr": psnr(x_, x)}
+        metrics |= terms | {"psnr": psnr(reconstruction, x)}
         grads = {}
         if self.discriminator:
-            heard = (step >= self.loss.gan_start).astype(jnp.float32)
+            gan_active = (step >= self.loss.gan_start).astype(jnp.float32)
             (critic, gan), to_image, grads["discriminator"] = self.adversarial(
-                params["discriminator"], x_, x, heard
+                params["discriminator"], reconstruction, x, gan_active
             )
             adapted = adaptive_weight(at_last_layer(cotangent), at_last_layer(to_image))
-            weight = heard * self.loss.gan_weight * adapted
+            weight = gan_active * self.loss.gan_weight * adapted
             cotangent += weight * to_image
             loss += weight * gan
             metrics |= {"loss/generator": gan, "loss/discriminator": critic, "gan_weight": weight}
@@ -265,53 +267,59 @@ class FirstStageTraining:
             self.model.apply, {"params": params}, rngs={"dropout": keys.dropout[0]}
         )
         if isinstance(self.model, AutoencoderKL):
-            x_, posterior = apply(x, keys.posterior, train=True)
+            reconstruction, posterior = apply(x, keys.posterior, train=True)
             kl = self.loss.kl_weight * posterior.kl().mean() / x[0].size
             deviation = jnp.exp(posterior.log_variance / 2).mean()
-            return (x_, kl), ({"loss/kl": kl, "latents/deviation": deviation}, None)
+            return (reconstruction, kl), ({"loss/kl": kl, "latents/deviation": deviation}, None)
 
         def through_codes(model: VQModel, x: Images) -> tuple[Images, Array, quantizer.Quantized]:
             z = model.encode(x, train=True)
             quantized = model.quantize(z)
             return model.decode(quantized.vectors, quantize=False, train=True), z, quantized
 
-        x_, z, quantized = apply(x, method=through_codes)
+        reconstruction, z, quantized = apply(x, method=through_codes)
         loss = quantized.loss.mean()
-        return (x_, loss), ({"loss/codebook": loss}, Codes(z, quantized.indices))
+        return (reconstruction, loss), ({"loss/codebook": loss}, Codes(z, quantized.indices))
 
     def reconstruction_loss(
-        self, x_: Images, x: Images, frozen: Any
+        self, reconstruction: Images, x: Images, frozen: Any
     ) -> tuple[Float[Array, ""], Metrics]:
         """L_rec and its terms."""
-        l1 = jnp.abs(x - x_).mean()
+        l1 = jnp.abs(x - reconstruction).mean()
         if self.perceptual is None:
             return l1, {"loss/l1": l1}
-        distance = self.perceptual.apply({"params": frozen}, x, x_).mean()
+        distance = self.perceptual.apply({"params": frozen}, x, reconstruction).mean()
         return l1 + self.loss.lpips_weight * distance, {"loss/l1": l1, "loss/lpips": distance}
 
     def adversarial(
-        self, params: Any, x_: Images, x: Images, heard: Float[Array, ""]
+        self, params: Any, reconstruction: Images, x: Images, gan_active: Float[Array, ""]
     ) -> tuple[tuple[Array, Array], Images, Any]:
         """Both sides of the game.
 
         Args:
             params: the discriminator's.
-            x_: reconstructions.
+            reconstruction: reconstructions.
             x: images.
-            heard: 1, or 0 before the discriminator's start.
+            gan_active: 1 from step `gan_start` on, 0 before.
 
         Returns:
-            The losses of discriminator and generator, the gradient of the second at `x_` and the
-            gradient of the first at `params`, which is 0 before the start.
+            The losses of the discriminator and the generator, the gradient of the generator's loss
+            with respect to `reconstruction`, and that of the discriminator's with respect to
+            `params`, which is 0 before step `gan_start`.
         """
 
         def logits(params: Any, images: Images) -> Array:
             return self.discriminator.apply({"params": params}, images)
 
         def critic_loss(params: Any) -> Array:
-            return heard * discriminator_loss(logits(params, x), logits(params, x_))
+            return gan_active * discriminator_loss(
+                logits(params, x), logits(params, reconstruction)
+            )
 
-        generator, to_image = jax.value_and_grad(lambda x_: generator_loss(logits(params, x_)))(x_)
+        def loss_of_generator(images: Images) -> Array:
+            return generator_loss(logits(params, images))
+
+        generator, to_image = jax.value_and_grad(loss_of_generator)(reconstruction)
         critic, grads = jax.value_and_grad(critic_loss)(params)
         return (critic, generator), to_image, grads
 
@@ -320,16 +328,16 @@ class FirstStageTraining:
 
         @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
         def beside_reconstructions(params: Any, images: Any) -> Array:
-            x_, _ = self.model.apply({"params": params}, scaled(images))
-            return jnp.concatenate([images, to_uint8(x_)], axis=2)
+            reconstruction, _ = self.model.apply({"params": params}, scaled(images))
+            return jnp.concatenate([images, to_uint8(reconstruction)], axis=2)
 
         @functools.cache
         def originals() -> np.ndarray:
             spec = dataclasses.replace(self.data, shuffle=True, workers=0)
             return next(data_lib.make_iterator(spec, batch_size=PREVIEWED, seed=0))["image"]
 
-        def images(params: Any, extra: Any) -> np.ndarray:
-            del extra
+        def images(params: Any, task_state: Any) -> np.ndarray:
+            del task_state
             return np.asarray(beside_reconstructions(params, originals()))
 
         return images
@@ -339,7 +347,7 @@ class FirstStageTraining:
         side = self.data.image_size // self.model.downsampling
         latents = f"latents {side} x {side} x {self.model.latent_dim}"
         if isinstance(self.model, VQModel):
-            how = "moving averages" if self.follows else "gradients"
+            how = "moving averages" if self.has_ema_codebook else "gradients"
             latents += f", {self.model.num_codes} codes by {how}"
         distance = f"LPIPS ({self.loss.lpips_network})" if self.perceptual else "no LPIPS"
         gan = "no discriminator"
@@ -367,7 +375,10 @@ def adaptive_weight(reconstruction: Array, generator: Array) -> Float[Array, ""]
     return jnp.minimum(ratio, 1e4)
 
 
-def psnr(x_: Images, x: Images) -> Float[Array, ""]:
-    """Peak signal-to-noise ratio in dB, mean over a batch of images in [-1, 1]; `x_` is clipped."""
-    error = jnp.square(jnp.clip(x_, -1, 1) - x).mean(axis=(1, 2, 3))
+def psnr(reconstruction: Images, x: Images) -> Float[Array, ""]:
+    """Peak signal-to-noise ratio in dB, the mean over a batch of images in [-1, 1].
+
+    The reconstruction is clipped to this range first.
+    """
+    error = jnp.square(jnp.clip(reconstruction, -1, 1) - x).mean(axis=(1, 2, 3))
     return (10 * jnp.log10(4 / jnp.maximum(error, 1e-10))).mean()

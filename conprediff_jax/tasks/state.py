@@ -20,14 +20,14 @@ class TrainState(struct.PyTreeNode):
         params: one branch for every network of the task, float32.
         ema: moving average of the branch that is sampled from and handed on.
         opt_state: the optimiser's.
-        extra: the task's own state, None where it has none.
+        task_state: the task's own state, None where it has none.
     """
 
     step: Any  # arrays, or shape structs or shardings in their place
     params: dict[str, Any]
     ema: Any
     opt_state: Any
-    extra: Any
+    task_state: Any
 
 
 def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
@@ -50,12 +50,12 @@ def init_state(
 
 
 def _initial(task: Task, optimizer: optax.GradientTransformation) -> TrainState:
-    params, extra = task.init()
+    params, task_state = task.init()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         # A copy: the step donates its state, and no buffer can be donated twice.
         ema=jax.tree.map(jnp.copy, params[task.averaged]),
         opt_state=optimizer.init(params),
-        extra=extra,
+        task_state=task_state,
     )

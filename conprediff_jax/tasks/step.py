@@ -42,8 +42,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with parallel.divided_batch(mesh, train.batch_size // train.microbatches):
-            stepped = task.step(state.params, state.extra, batch, state.step)
-        grads, metrics, extra, assigned = stepped
+            stepped = task.step(state.params, state.task_state, batch, state.step)
+        grads, metrics, task_state, assigned = stepped
         with jax.named_scope("optimizer"):
             updates, opt_state = transformation.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -62,7 +62,7 @@ def make_train_step(
             params=params,
             ema=optax.incremental_update(params[task.averaged], state.ema, 1 - decay),
             opt_state=opt_state,
-            extra=extra,
+            task_state=task_state,
         )
         return state, metrics
 

@@ -26,13 +26,13 @@ class Step(NamedTuple):
     Attributes:
         grads: gradient of the batch's mean loss, in the shape of the parameters, float32.
         metrics: float32 scalars; those named `loss...` are shown in the progress line.
-        extra: the task's own state after the step.
+        task_state: the task's own state after the step.
         assigned: parameters by path that do not descend but take these values; None for none.
     """
 
     grads: Any
     metrics: Metrics
-    extra: Any
+    task_state: Any
     assigned: dict[tuple[str, ...], Array] | None = None
 
 
@@ -56,7 +56,9 @@ class Task(Protocol):
         """Parameters, float32, and the task's own state (None where it has none). To be jitted."""
         ...
 
-    def step(self, params: dict[str, Any], extra: Any, batch: Batch, step: Int[Array, ""]) -> Step:
+    def step(
+        self, params: dict[str, Any], task_state: Any, batch: Batch, step: Int[Array, ""]
+    ) -> Step:
         """Gradients and metrics of a batch. To be jitted."""
         ...
 

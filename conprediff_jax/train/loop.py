@@ -72,7 +72,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         if state is None:
             state = _prepared(init_state(task, optimizer, abstract), experiment, mesh)
         if experiment.data.latents:
-            frozen.check_latents(task, state.extra)
+            frozen.check_latents(task, state.task_state)
         start = int(state.step)
         if start >= spec.steps:
             logging.info("%s: all %d steps are done", workdir, spec.steps)
@@ -141,11 +141,11 @@ def _prepared(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainSta
     """A fresh state with what the task loads or measures, or another model has, in its place."""
     if experiment.train.init_from:
         return start_from(experiment.train.init_from, state, experiment.task)
-    extra = frozen.prepare(experiment.task, lambda: _open_batches(experiment, mesh))
-    if extra is None:
+    task_state = frozen.prepare(experiment.task, lambda: _open_batches(experiment, mesh))
+    if task_state is None:
         return state
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.extra)
-    return state.replace(extra=jax.device_put(extra, shardings))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state.task_state)
+    return state.replace(task_state=jax.device_put(task_state, shardings))
 
 
 def _open_batches(experiment: Experiment, mesh: Mesh) -> Batches:
@@ -219,9 +219,9 @@ class _Observer:
         jax.block_until_ready(state)  # the steps still running count as training
         with self._reporter.progress.paused():
             if show:
-                self._show(step, images.grid(self._sample(state.ema, state.extra)))
+                self._show(step, images.grid(self._sample(state.ema, state.task_state)))
             if evaluate:
-                self._reporter.scalars(step, self._evaluate(state.ema, state.extra["frozen"]))
+                self._reporter.scalars(step, self._evaluate(state.ema, state.task_state["frozen"]))
 
     def _show(self, step: int, grid: np.ndarray) -> None:
         """Writes a grid to a file and to TensorBoard."""

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import math
 import pathlib
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,7 +17,7 @@ from ml_collections import ConfigDict
 
 from conprediff_jax import data, parallel
 from conprediff_jax.common.errors import ConfigError, UserError
-from conprediff_jax.common.progress import Progress
+from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.config.experiment import Experiment, make_experiment
 from conprediff_jax.config.vocabulary import with_vocabulary
 from conprediff_jax.data import DataSpec, encoders, latents, transforms
@@ -26,9 +25,6 @@ from conprediff_jax.data.sources import OF_THE_FILE, Source
 from conprediff_jax.models.first_stage import Latents, Pixels
 from conprediff_jax.tasks.denoising import Denoising
 from conprediff_jax.train import frozen
-
-SAY_EVERY = 10.0  # seconds between progress lines
-
 
 Encode = Callable[
     [UInt8[np.ndarray, "images height width 3"]],
@@ -221,7 +217,7 @@ def _write(
     """Encodes and writes shards."""
     share = range(jax.process_index(), manifest.num_shards, jax.process_count())
     total, todo = (sum(len(manifest.shard_range(shard)) for shard in s) for s in (share, shards))
-    tell = _Teller(total, total - todo)
+    progress = ProgressLine(total, "images", done=total - todo)
     bad = transforms.BadRecords(len(source))
     decode = _Decode(transforms.ToExample(size=experiment.data.image_size))
     threads = grain.ReadOptions(num_threads=experiment.data.threads)
@@ -237,7 +233,7 @@ def _write(
             images = [image if bad.good(image) else None for image, _ in batch]
             others = [others for _, others in batch]
             yield from _encoded(images, others, encode, manifest.flip, encode_captions)
-            tell(len(batch))
+            progress.add(len(batch))
 
     for shard in shards:
         latents.write_shard(folder, manifest, shard, records(shard))
@@ -290,23 +286,6 @@ def _encoded_captions(
     captions = [c or [""] for c in captions]
     encoded = encode_texts([caption for some in captions for caption in some])
     return np.split(encoded, np.cumsum([len(some) for some in captions])[:-1])
-
-
-class _Teller:
-    """Says every few seconds how far the work is."""
-
-    def __init__(self, total: int, done: int):
-        self.progress, self.done, self.said = Progress(total, done), done, time.monotonic()
-
-    def __call__(self, images: int) -> None:
-        """Counts images; a line is due when some time has passed, and at the end."""
-        self.done += images
-        now, total = time.monotonic(), self.progress.total
-        if now - self.said < SAY_EVERY and self.done < total:
-            return
-        self.said, speed = now, self.progress.mark(self.done)
-        left = self.progress.left(speed)
-        logging.info("%d/%d images  %.1f images/s  %s left", self.done, total, speed, left)
 
 
 def _wait_for_all(name: str) -> None:

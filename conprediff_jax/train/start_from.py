@@ -51,7 +51,8 @@ def start_from(path: str, state: TrainState, task: Task) -> TrainState:
     return state.replace(
         params=state.params | {task.averaged: params},
         ema=_placed(opened.params, state.ema),
-        extra=state.extra | {"frozen": _placed(opened.frozen, state.extra["frozen"])},
+        task_state=state.task_state
+        | {"frozen": _placed(opened.frozen, state.task_state["frozen"])},
     )
 
 
