@@ -8,7 +8,6 @@ names describe an unstacked form, with `block_{i}/...` for each block:
     unstacked  block_{i}/feed_forward/in/kernel [in, out]         input/kernel [p, p, channels, out]
 """
 
-import re
 from collections.abc import Mapping
 
 import jax
@@ -19,9 +18,8 @@ from flax import traverse_util
 from conprediff_jax.models.dit import DiT
 from conprediff_jax.models.patches import positions
 from conprediff_jax.weights import tensors
+from conprediff_jax.weights.model_shapes import Shapes
 from conprediff_jax.weights.tensors import Path
-
-Shapes = dict[Path, tuple[int, ...]]
 
 BLOCKS = "blocks"
 _PATCH = ("input", "kernel")
@@ -67,13 +65,6 @@ def stack(params: Mapping, dit: DiT) -> dict:
     kernel = params["input"]["kernel"]
     params["input"] |= {"kernel": kernel.reshape(-1, kernel.shape[-1])}
     return params
-
-
-def split_path(path: Path) -> tuple[str | None, str, str]:
-    """The number of the block, or None, the layer, and the ending of an unstacked path."""
-    *modules, leaf = path
-    block, layer = re.fullmatch(r"(?:block_(\d+)/)?(.+)", "/".join(modules)).groups()
-    return block, layer, "bias" if leaf == "bias" else "weight"
 
 
 def without_variance(

@@ -19,6 +19,7 @@ needs torch.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -30,6 +31,18 @@ Path = tuple[str, ...]
 def parameter_shapes(params: Mapping) -> dict[Path, tuple[int, ...]]:
     """The shape of every parameter of a tree, by path."""
     return {path: np.shape(leaf) for path, leaf in traverse_util.flatten_dict(params).items()}
+
+
+def split_path(path: Path) -> tuple[str | None, str, str]:
+    """The parts of a parameter's path in a transformer, from which torch's name is made.
+
+    Returns:
+        The number of the block `block_{i}`, or None outside the blocks; the layer, joined by '/';
+        and the ending of torch's name, 'weight' or 'bias'.
+    """
+    *modules, leaf = path
+    block, layer = re.fullmatch(r"(?:block_(\d+)/)?(.+)", "/".join(modules)).groups()
+    return block, layer, "bias" if leaf == "bias" else "weight"
 
 
 def check_same(

@@ -27,7 +27,7 @@ from conprediff_jax.weights import model_shapes, tensor_files, tensors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Names:
-    """Their names of the layers of a transformer.
+    """The names of a transformer's layers in the library.
 
     Attributes:
         layers: Our layers outside the blocks -> theirs.
@@ -40,14 +40,11 @@ class Names:
     block_layers: Mapping[str, str]
 
     def __call__(self, path: tensors.Path) -> str:
-        """Their name of one of our parameters."""
-        *modules, leaf = path
-        block, layer = re.fullmatch(r"(?:block_(\d+)/)?(.+)", "/".join(modules)).groups()
+        """The name in the library of one of our parameters."""
+        block, layer, ending = tensors.split_path(path)
         if block is None:
-            module = self.layers[layer]
-        else:
-            module = f"{self.block.format(block)}.{self.block_layers[layer]}"
-        return f"{module}.{'bias' if leaf == 'bias' else 'weight'}"
+            return f"{self.layers[layer]}.{ending}"
+        return f"{self.block.format(block)}.{self.block_layers[layer]}.{ending}"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -131,9 +131,9 @@ def _table(dit: DiT, in_channels: int) -> tensors.Table:
 
 def _their_name(path: tensors.Path) -> str:
     """The name in diffusers of one of our parameters."""
-    block, layer, leaf = layout.split_path(path)
+    block, layer, ending = tensors.split_path(path)
     prefix = [] if block is None else [f"transformer_blocks.{block}"]
-    return ".".join([*prefix, _LAYERS[layer], leaf])
+    return ".".join([*prefix, _LAYERS[layer], ending])
 
 
 def _check_conditions(dit: DiT) -> None:

@@ -121,7 +121,7 @@ class Options:
         return _tupled(self.given.get(name, default))
 
     def expect(self, **only: Any) -> None:
-        """Reads options that must have the given values. These must be their defaults as well.
+        """Reads options that must have the given values, which are also diffusers' defaults.
 
         Raises:
             DiffusersError: An option has another value; the message names it and both values.

@@ -10,7 +10,6 @@ diffusers' model takes one time for the whole batch, and returns log-probabiliti
 [batch, codes, tokens]. It has neither labels nor convolutions.
 """
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,10 +101,9 @@ def _check(transformer: TokenTransformer) -> None:
 
 def _their_name(path: tensors.Path) -> str:
     """The name in diffusers of one of our parameters."""
-    *modules, leaf = path
-    block, layer = re.fullmatch(r"(?:block_(\d+)/)?(.+)", "/".join(modules)).groups()
+    block, layer, ending = tensors.split_path(path)
     prefix = [] if block is None else [f"transformer_blocks.{block}"]
-    return ".".join([*prefix, _LAYERS[layer], "bias" if leaf == "bias" else "weight"])
+    return ".".join([*prefix, _LAYERS[layer], ending])
 
 
 def config_to_diffusers(transformer: TokenTransformer) -> dict[str, Any]:

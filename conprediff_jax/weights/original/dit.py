@@ -106,6 +106,6 @@ def _table(dit: DiT, in_channels: int) -> tensors.Table:
 
 def _their_name(path: Path) -> str:
     """The original name of one of our parameters."""
-    block, layer, leaf = layout.split_path(path)
+    block, layer, ending = tensors.split_path(path)
     prefix = [] if block is None else [f"blocks.{block}"]
-    return ".".join([*prefix, _LAYERS[layer], leaf])
+    return ".".join([*prefix, _LAYERS[layer], ending])

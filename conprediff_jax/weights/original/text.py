@@ -12,7 +12,6 @@ Other heads (`to_logits`, `text_projection`) do not belong to the encoder. The l
 Sources of the names: CompVis/latent-diffusion, microsoft/VQ-Diffusion.
 """
 
-import re
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -80,7 +79,7 @@ def table(encoder: nn.Module) -> tensors.Table:
 
 
 def _bert_name(path: Path) -> str:
-    block, layer, ending = _parts(path)
+    block, layer, ending = tensors.split_path(path)
     if block is None:
         return f"{_BERT[layer]}.{ending}"
     entry = 2 * int(block) + layer.startswith("feed_forward")
@@ -88,17 +87,10 @@ def _bert_name(path: Path) -> str:
 
 
 def _clip_name(path: Path) -> str:
-    block, layer, ending = _parts(path)
+    block, layer, ending = tensors.split_path(path)
     if layer == "position_embedding":
         return "positional_embedding"
     prefix = "" if block is None else f"transformer.resblocks.{block}."
     if layer.endswith(_STACKED):
         return f"{prefix}attn.in_proj_{ending}"
     return f"{prefix}{_CLIP[layer]}.{ending}"
-
-
-def _parts(path: Path) -> tuple[str | None, str, str]:
-    """The number of the block, the layer in it, and the original ending of our parameter's name."""
-    *modules, leaf = path
-    block, layer = re.fullmatch(r"(?:block_(\d+)/)?(.+)", "/".join(modules)).groups()
-    return block, layer, "bias" if leaf == "bias" else "weight"

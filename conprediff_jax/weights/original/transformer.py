@@ -8,7 +8,6 @@ or convolutions, `mlp.conv1` and `mlp.conv2`. The layouts are those of `tensors.
 Source of the names: microsoft/VQ-Diffusion.
 """
 
-import re
 from collections.abc import Mapping
 
 import numpy as np
@@ -73,7 +72,6 @@ def table(transformer: TokenTransformer) -> tensors.Table:
 
 def _their_name(path: Path, layers: Mapping[str, str]) -> str:
     """The original name of one of our parameters."""
-    *modules, leaf = path
-    block, layer = re.fullmatch(r"(?:block_(\d+)/)?(.+)", "/".join(modules)).groups()
+    block, layer, ending = tensors.split_path(path)
     prefix = [] if block is None else [f"blocks.{block}"]
-    return ".".join([*prefix, layers[layer], "bias" if leaf == "bias" else "weight"])
+    return ".".join([*prefix, layers[layer], ending])
