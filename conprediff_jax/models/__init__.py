@@ -1,6 +1,7 @@
 """Flax modules: denoisers, first-stage autoencoders and text encoders.
 
-`DENOISERS` and `FIRST_STAGES` name them; importing this package registers those that it has.
+The registries `DENOISERS` and `FIRST_STAGES` list them by name. Importing this folder registers all
+that it contains.
 """
 
 from conprediff_jax.models import dit, transformer, unet  # noqa: F401  (they register themselves)

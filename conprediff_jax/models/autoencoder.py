@@ -1,18 +1,19 @@
 """The first-stage autoencoders of latent diffusion, channels last.
 
 The encoder is a convolution to `channels`, levels of residual blocks with a strided convolution
-between them, a middle of block, attention, block, then group norm, SiLU and a convolution; the
-decoder mirrors it, with one block more at every level. Between the two are the latents:
+between them, a middle of block, attention and block, and then a group norm, SiLU and a convolution.
+The decoder mirrors it, with one more block at every level. Between the two are the latents:
 
     VQModel        z = W encoder(x),                  x' = decoder(W' code nearest to z)
     AutoencoderKL  mean, log variance = W encoder(x), x' = decoder(W' z), z ~ N(mean, variance)
 
-Unlike the UNet, blocks know no time, attention has one head, group norms have epsilon 1e-6, and
-strided convolutions pad below and to the right only. Parameters and latents are float32. Residual
-branches start at zero, as in the UNet; the original's start at random.
+They differ from the UNet in four points: blocks do not depend on a time, attention has one head,
+group norms have epsilon 1e-6, and strided convolutions pad below and to the right only. Parameters
+and latents are float32. Residual branches start at zero, as in the UNet; in the original code they
+start at random.
 
-Parameter paths follow the UNet's scheme, below `encoder` and `decoder`; levels are counted from the
-full resolution in both. Next to these are `quant_conv` (W), `post_quant_conv` (W') and
+Below `encoder` and `decoder`, parameter paths follow the scheme of the UNet, with levels counted
+from the full resolution in both. Beside them are `quant_conv` (W), `post_quant_conv` (W') and
 `quantizer/codebook`.
 
 Sources: Rombach et al. (2022, arXiv 2112.10752), section 3.1 and appendix G; Esser et al., "Taming
@@ -33,7 +34,7 @@ from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models import layers
 from conprediff_jax.models.quantizer import Quantized, VectorQuantizer
 
-EPSILON = 1e-6  # of every group norm of this family
+EPSILON = 1e-6  # for all group norms of the autoencoders
 
 Images = Float[Array, "batch height width channels"]
 Latents = Float[Array, "batch rows columns embed_dim"]
@@ -43,23 +44,25 @@ class Levels(nn.Module):
     """The options that encoders, decoders and whole autoencoders share.
 
     Attributes:
-        out_channels: Channels of what comes out.
-        channels: Channels at the full resolution; a multiple of 32.
-        channel_mult: Channels of each level, as multiples of `channels`.
-        blocks_per_level: Residual blocks of a level of the encoder; the decoder has one more.
-        patch: Pixels along the side of the patches that are gathered into channels before the first
-            convolution, and spread again behind the last, to make small models cheap. The full
-            resolution is then that of patches. 1 in all published models.
-        attention_downsampling: Downsampling factors (1, 2, 4, ...) that have attention, counted
-            from the full resolution.
-        middle_attention: Whether the middle has attention, as all published models do, those
-            "without attention" included.
-        dropout: Rate inside residual blocks, in training. Drawn from the stream "dropout".
-        dtype: Of the activations. Parameters and outputs are float32.
-        remat: Recompute every residual and attention block in the backward pass.
+        out_channels: The number of channels of the output.
+        channels: The number of channels at the full resolution, a multiple of 32.
+        channel_mult: The number of channels of each level, as a multiple of `channels`.
+        blocks_per_level: The number of residual blocks of a level of the encoder. A level of the
+            decoder has one more.
+        patch: The side of patches, in pixels, that are gathered into channels before the first
+            convolution and spread out after the last. This makes small models cheap. The full
+            resolution is then that of patches. All published models have 1.
+        attention_downsampling: The downsampling factors (1, 2, 4, ...) at which there is attention,
+            counted from the full resolution.
+        middle_attention: Whether the middle has attention. All published models have it, also those
+            that are called "without attention".
+        dropout: The dropout rate inside residual blocks, in training. It draws from the stream
+            "dropout".
+        dtype: The dtype of the activations. Parameters and outputs are float32.
+        remat: Whether residual and attention blocks are recomputed in the backward pass.
 
     Raises:
-        ValueError: If options contradict each other, at construction.
+        ValueError: Options contradict each other; the constructor raises it.
     """
 
     out_channels: int = derived(3)
@@ -79,12 +82,12 @@ class Levels(nn.Module):
 
     @property
     def downsampling(self) -> int:
-        """The factor between images and latents; it must divide image sizes."""
+        """The factor between the sides of images and latents, which must divide image sizes."""
         return self.patch * 2 ** (len(self.channel_mult) - 1)
 
     @nn.nowrap
     def _blocks(self, train: bool) -> tuple[Callable[..., Array], ...]:
-        """The functions that add the blocks of a level, of the middle, and of the output."""
+        """Returns functions that apply the blocks of a level, the middle, and the output layers."""
         remat = nn.remat if self.remat else lambda module: module
 
         def residual(h: Array, level: int, name: str) -> Array:
@@ -116,26 +119,26 @@ class Levels(nn.Module):
 
         def output(h: Array, channels: int) -> Array:
             norm = layers.group_norm(epsilon=EPSILON, dtype=self.dtype, name="output_norm")
-            # In float32, so that latents and pixels keep more than the three digits of bfloat16.
+            # This is float32, since latents and pixels need more than the digits of bfloat16.
             return layers.convolution(channels, name="output_conv")(nn.silu(norm(h)))
 
         return stage, middle, output
 
 
 class Encoder(Levels):
-    """Images to feature maps of 1 / `downsampling` of their height and width.
+    """Turns images into feature maps of 1 / `downsampling` of their height and width.
 
-    Attributes are those of `Levels`.
+    Its attributes are those of `Levels`.
     """
 
     @nn.compact
     def __call__(
         self, x: Images, *, train: bool = False
     ) -> Float[Array, "batch rows columns out_channels"]:
-        """Encodes a batch of images; `train` turns dropout on.
+        """Encodes a batch of images. `train` turns dropout on.
 
         Raises:
-            ValueError: If height or width is no multiple of `downsampling`.
+            ValueError: The height or width is not a multiple of `downsampling`.
         """
         height, width = x.shape[1:3]
         if height % self.downsampling or width % self.downsampling:
@@ -156,16 +159,16 @@ class Encoder(Levels):
 
 
 class Decoder(Levels):
-    """Feature maps to images of `downsampling` times their height and width.
+    """Turns feature maps into images of `downsampling` times their height and width.
 
-    Attributes are those of `Levels`.
+    Its attributes are those of `Levels`.
     """
 
     @nn.compact
     def __call__(
         self, h: Float[Array, "batch rows columns features"], *, train: bool = False
     ) -> Float[Array, "batch height width out_channels"]:
-        """Decodes a batch of feature maps; `train` turns dropout on."""
+        """Decodes a batch of feature maps. `train` turns dropout on."""
         stage, middle, output = self._blocks(train)
         width = self.channels * self.channel_mult[-1]
         h = middle(layers.convolution(width, dtype=self.dtype, name="input_conv")(h))
@@ -179,11 +182,13 @@ class Decoder(Levels):
 
 
 class Autoencoder(Levels):
-    """What both autoencoders are made of: a dense layer on either side of the latents.
+    """The base of both autoencoders, with a dense layer on either side of the latents.
 
-    Attributes, besides those of `Levels`:
-        latent_channels: Channels that the encoder puts out ("z_channels").
-        embed_dim: Channels of the latents; None for as many as `latent_channels`.
+    It has the attributes of `Levels` too.
+
+    Attributes:
+        latent_channels: The number of channels that the encoder outputs ("z_channels").
+        embed_dim: The number of channels of the latents. None means `latent_channels`.
     """
 
     latent_channels: int = 3
@@ -191,12 +196,16 @@ class Autoencoder(Levels):
 
     @property
     def latent_dim(self) -> int:
-        """Channels of the latents."""
+        """The number of channels of the latents."""
         return self.latent_channels if self.embed_dim is None else self.embed_dim
 
     @nn.nowrap
     def _coders(self, moments: int) -> tuple[nn.Module, ...]:
-        """Encoder, dense layer, dense layer, decoder for latents given by so many numbers each."""
+        """Returns the encoder, the two dense layers and the decoder.
+
+        Args:
+            moments: The number of outputs of the encoder for every value of a latent.
+        """
         shared: dict[str, Any] = {
             name: getattr(self, name)
             for name in Levels.__dataclass_fields__
@@ -211,13 +220,14 @@ class Autoencoder(Levels):
 
 
 class VQModel(Autoencoder):
-    """Autoencoder whose latents are quantised by a codebook (VQ-f4: the defaults).
+    """Autoencoder whose latents are quantised by a codebook. The defaults are those of VQ-f4.
 
-    Latent diffusion works on latents from before the quantisation, which is then part of the
-    decoder. Discrete diffusion works on the indices: `decode(lookup(indices), quantize=False)`.
+    Latent diffusion works on the latents before quantisation, which is then a part of the decoder.
+    Discrete diffusion works on the indices: `decode(lookup(indices), quantize=False)`. It has the
+    attributes of `Autoencoder` too.
 
-    Attributes, besides those of `Autoencoder`:
-        num_codes: Codes of the codebook.
+    Attributes:
+        num_codes: The number of codes of the codebook.
         codebook_weight: See `VectorQuantizer`.
         commitment_weight: See `VectorQuantizer`.
     """
@@ -234,84 +244,98 @@ class VQModel(Autoencoder):
         )
 
     def __call__(self, x: Images, *, train: bool = False) -> tuple[Images, Quantized]:
-        """Encodes, quantises and decodes: the reconstruction, and what was quantised."""
+        """Encodes, quantises and decodes. Returns the reconstruction and the quantised latents."""
         quantized = self.quantize(self.encode(x, train=train))
         return self.decode(quantized.vectors, quantize=False, train=train), quantized
 
     def encode(self, x: Images, *, train: bool = False) -> Latents:
-        """Images, by convention in [-1, 1], to latents before quantisation, float32."""
+        """Encodes images in [-1, 1] to latents before quantisation, float32."""
         return self.quant_conv(self.encoder(x, train=train))
 
     def quantize(self, z: Latents) -> Quantized:
-        """The nearest codes of latents, with the straight-through gradient, and the loss."""
+        """Returns the nearest codes of latents, with straight-through gradient, and the loss."""
         return self.quantizer(z)
 
     def lookup(
         self, indices: Int[Array, "batch rows columns"]
     ) -> Float[Array, "batch rows columns embed_dim"]:
-        """Codes of indices 0 .. `num_codes` - 1; NaN for any other."""
+        """Returns the codes with indices 0 .. `num_codes` - 1, and NaN for others."""
         return self.quantizer.lookup(indices)
 
     def decode(self, z: Latents, *, quantize: bool = True, train: bool = False) -> Images:
-        """Latents to images, float32; `quantize=False` where they are codes already."""
+        """Decodes latents to images, float32. Pass `quantize=False` if they are codes already."""
         if quantize:
             z = self.quantize(z).vectors
         return self.decoder(self.post_quant_conv(z), train=train)
 
 
 class DiagonalGaussian(NamedTuple):
-    """A Gaussian over latents, one mean and one log variance a value, `[batch, ...]`, float32."""
+    """A Gaussian over latents, with a mean and a log variance for every value, float32.
+
+    Attributes:
+        mean: The means, `[batch, ...]`.
+        log_variance: The log variances, `[batch, ...]`.
+    """
 
     mean: Array
     log_variance: Array
 
     def sample(self, rngs: Key[Array, "batch"]) -> Float[Array, "batch *rest"]:
-        """A draw, from one key per example."""
+        """Draws latents with one key per example."""
         noise = jax.vmap(lambda rng: jax.random.normal(rng, self.mean.shape[1:]))(rngs)
         return self.mean + jnp.exp(self.log_variance / 2) * noise
 
     def mode(self) -> Float[Array, "batch *rest"]:
-        """The mean."""
+        """Returns the mean."""
         return self.mean
 
     def kl(self) -> Float[Array, "batch"]:
-        """Divergence KL(self || N(0, 1)) of each example in nats, a sum over its values."""
+        """Returns KL(self || N(0, 1)) of each example in nats, a sum over its values."""
         variance = jnp.exp(self.log_variance)
         terms = (jnp.square(self.mean) + variance - 1 - self.log_variance) / 2
         return terms.reshape(len(terms), -1).sum(axis=1)
 
 
 class AutoencoderKL(Autoencoder):
-    """Variational autoencoder (KL-f8: `channel_mult=(1, 2, 4, 4), latent_channels=4`).
+    """Variational autoencoder. KL-f8 has `channel_mult=(1, 2, 4, 4)` and `latent_channels=4`.
 
-    Attributes are those of `Autoencoder`.
+    Its attributes are those of `Autoencoder`.
     """
 
     def setup(self):
-        """Declares the parts; the encoder puts out means and log variances."""
+        """Declares the parts. The encoder outputs means and log variances."""
         self.encoder, self.quant_conv, self.post_quant_conv, self.decoder = self._coders(2)
 
     def __call__(
         self, x: Images, rngs: Key[Array, "batch"] | None = None, *, train: bool = False
     ) -> tuple[Images, DiagonalGaussian]:
-        """Encodes, draws (without keys, the mean) and decodes: the reconstruction, the Gaussian."""
+        """Encodes, draws latents and decodes.
+
+        Args:
+            x: Images in [-1, 1].
+            rngs: One key per example. Without keys the latents are the means.
+            train: Whether dropout is active.
+
+        Returns:
+            The reconstruction and the Gaussian over latents.
+        """
         posterior = self.encode(x, train=train)
         z = posterior.mode() if rngs is None else posterior.sample(rngs)
         return self.decode(z, train=train), posterior
 
     def encode(self, x: Images, *, train: bool = False) -> DiagonalGaussian:
-        """Images, by convention in [-1, 1], to Gaussians; log variances clipped to [-30, 20]."""
+        """Encodes images in [-1, 1] to Gaussians, with log variances clipped to [-30, 20]."""
         moments = self.quant_conv(self.encoder(x, train=train))
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return DiagonalGaussian(mean, jnp.clip(log_variance, -30.0, 20.0))
 
     def decode(self, z: Latents, *, train: bool = False) -> Images:
-        """Latents to images, float32."""
+        """Decodes latents to images, float32."""
         return self.decoder(self.post_quant_conv(z), train=train)
 
 
 def _validate(model: Levels) -> None:
-    """Raises ValueError where options of a model contradict each other."""
+    """Raises ValueError if options of the model contradict each other."""
     widths = [model.channels * mult for mult in model.channel_mult]
     if not widths or any(width < 1 or width % layers.GROUPS for width in [model.channels, *widths]):
         raise ValueError(
@@ -325,7 +349,7 @@ def _validate(model: Levels) -> None:
         )
     counts = ["out_channels", "blocks_per_level", "patch", "latent_channels", "embed_dim"]
     for option in [*counts, "num_codes"]:
-        value = getattr(model, option, None)  # encoders have fewer options than whole models
+        value = getattr(model, option, None)  # an encoder has fewer options than an autoencoder
         if value is not None and value < 1:
             raise ValueError(f"{option}={value} must be at least 1")
     if not 0 <= model.dropout < 1:

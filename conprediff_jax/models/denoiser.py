@@ -1,4 +1,4 @@
-"""What every denoiser is, whatever its architecture."""
+"""The contract that denoisers of all architectures keep."""
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -8,12 +8,13 @@ from conprediff_jax.common.registry import Registry
 
 
 class Denoised(NamedTuple):
-    """What every denoiser returns.
+    """The result of a denoiser.
 
     Attributes:
-        output: The prediction (noise, clean image, v, or logits), `[batch, *grid, out]`, float32.
-        features: The last feature map, just before the output projection, `[batch, *grid,
-            channels]`, in the denoiser's activation dtype. The context head reads it.
+        output: The prediction (noise, clean points, v or logits), `[batch, *grid, out]`, float32.
+        features: The representation of every point, usually the last feature map before the output
+            projection, `[batch, *grid, channels]`, in the denoiser's activation dtype. The context
+            decoder reads it.
     """
 
     output: Array
@@ -22,16 +23,17 @@ class Denoised(NamedTuple):
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """A Flax module that predicts what a process asks for; its fields are the `model` section.
+    """A Flax module that makes the prediction that a process needs.
 
-    Fields that other sections decide are marked by `common.keys.derived`. The builder fills them
-    in by name, from `out_channels`, `num_codes`, `grid`, `num_steps`, `text_dim`, `learned_null`
-    and `dtype`.
+    Its fields are the keys of the `model` section of a config. Fields that other sections decide
+    are marked by `common.keys.derived`. The code that builds a model fills them in by their names:
+    `out_channels`, `num_codes`, `grid`, `num_steps`, `text_dim`, `learned_null` and `dtype`.
 
     Attributes:
-        num_classes: Classes of labels; None for a model without labels.
-        learned_null: Whether the model has learned stand-ins for a condition that is left out.
-        discrete: Whether it reads tokens.
+        num_classes: The number of classes; None for a model without labels.
+        learned_null: Whether the model learns a null label or null text for a condition that is
+            left out.
+        discrete: Whether the model reads tokens.
     """
 
     num_classes: int | None
@@ -40,15 +42,15 @@ class Denoiser(Protocol):
 
     @property
     def downsampling(self) -> int | None:
-        """What the sides of a grid must be multiples of; None where one grid alone is read."""
+        """The number that must divide both sides of a grid; None for a model of one grid only."""
         ...
 
     def init(self, *args: Any, **kwargs: Any) -> Any:
-        """Flax's own."""
+        """See `flax.linen.Module`."""
         ...
 
     def apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Flax's own."""
+        """See `flax.linen.Module`."""
         ...
 
     def __call__(
@@ -66,10 +68,11 @@ class Denoiser(Protocol):
         Args:
             x: Noisy points.
             t: Diffusion times 0 .. T-1.
-            label: Classes, if and only if the model has `num_classes`.
-            text: Encoded captions, if and only if the model reads text.
-            unconditional: Examples to be denoised without their condition; needs `learned_null`.
-            train: Whether dropout is active, drawn from the stream "dropout".
+            label: The classes, if and only if the model has `num_classes`.
+            text: The encoded captions, if and only if the model reads text.
+            unconditional: True for examples to denoise without their condition; needs
+                `learned_null`.
+            train: Whether dropout is active. It draws from the stream "dropout".
         """
         ...
 

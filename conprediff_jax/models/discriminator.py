@@ -1,6 +1,7 @@
 """The patch discriminator that sharpens first stages, and its hinge losses.
 
-Strided convolutions, and a logit for every patch of the image: is it real? With logits D(.),
+Strided convolutions compute a logit for every patch of an image, which says whether the patch is
+real. With logits D(.),
 
     L_D = mean max(0, 1 - D(x)) / 2 + mean max(0, 1 + D(x')) / 2                            (1)
     L_G = -mean D(x')                                                                       (2)
@@ -22,12 +23,12 @@ _normal = nn.initializers.normal(0.02)
 
 
 class BatchNorm(nn.Module):
-    """Normalises by mean and variance of the batch at hand, in float32; it keeps no averages.
+    """Normalises by the mean and variance of the current batch, in float32, without averages.
 
-    The batch is the global one, whatever devices it is divided over.
+    The batch is the global one, also if it is divided over several devices.
 
     Attributes:
-        dtype: Of the output.
+        dtype: The dtype of the output.
     """
 
     dtype: DTypeLike = jnp.float32
@@ -36,7 +37,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"]
     ) -> Float[Array, "batch height width channels"]:
-        """Normalises every channel over batch and pixels."""
+        """Normalises every channel over the batch and the pixels."""
 
         def around_one(rng: Key[Array, ""], shape: tuple[int, ...]) -> Array:
             return 1 + _normal(rng, shape)
@@ -53,12 +54,13 @@ class Discriminator(nn.Module):
     """PatchGAN (the defaults see patches of 70 x 70 pixels).
 
     Attributes:
-        channels: Of the first layer; they double at every further one, up to eightfold.
-        layers: Strided convolutions.
-        dtype: Of the activations. Parameters, statistics and logits are float32.
+        channels: The number of channels of the first layer. It doubles with every further layer, up
+            to eightfold.
+        layers: The number of strided convolutions.
+        dtype: The dtype of the activations. Parameters, statistics and logits are float32.
 
     Raises:
-        ValueError: If an option is below 1, at construction.
+        ValueError: An option is below 1; the constructor raises it.
     """
 
     channels: int = 64
@@ -73,19 +75,19 @@ class Discriminator(nn.Module):
 
     @property
     def smallest_image(self) -> int:
-        """Pixels a side of the smallest image that has a logit."""
+        """The side, in pixels, of the smallest image that has a logit."""
         return 3 * 2**self.layers
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width channels"]) -> Logits:
-        """Logits of images in [-1, 1], one a patch; statistics are those of this batch."""
+        """Returns the logits of images in [-1, 1], one for every patch."""
         conv = functools.partial(nn.Conv, kernel_size=(4, 4), padding=1, kernel_init=_normal)
         activate = functools.partial(nn.leaky_relu, negative_slope=0.2)
         h = activate(conv(self.channels, strides=2, dtype=self.dtype, name="conv_0")(x))
         for i in range(1, self.layers + 1):
             width = self.channels * min(2**i, 8)
             strides = 2 if i < self.layers else 1
-            # The norm takes any bias away again.
+            # There is no bias, since the norm would subtract it.
             inner = conv(width, strides=strides, use_bias=False, dtype=self.dtype, name=f"conv_{i}")
             h = activate(BatchNorm(self.dtype, name=f"norm_{i}")(inner(h)))
         return conv(1, name="output_conv")(h)[..., 0]

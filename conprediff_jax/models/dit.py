@@ -1,39 +1,39 @@
-"""The diffusion transformer, DiT, on patches of points: latents, pixels or whatever has a grid.
+"""The diffusion transformer, DiT, on patches of a grid of points, such as latents or pixels.
 
-Every patch of p x p points becomes a token, to which its place is added. Then come blocks of
+Every patch of p x p points becomes a token, to which a position embedding is added. Then come these
+blocks:
 
     x + g1 * attention(m(x, s1, b1)),   [x + cross_attention(x, text)],   x + g2 * MLP(m(x, s2, b2))
     m(x, s, b) = LN(x) (1 + s) + b                                                           (1)
     [b1, s1, g1, b2, s2, g2] = W silu(c),     c = embedding(t) + embedding(label)            (2)
     embedding(t) = W_out silu(W_in [cos(t w_0), ..., sin(t w_0), ...])                       (3)
 
-and m(x, s, b) again, with a projection of every token to the p x p points of its patch. All W of
-(2), that projection and the output of cross-attention start at zero ("adaLN-zero"): at first every
+Last come m(x, s, b) and a projection of every token to the p x p points of its patch. All W of (2),
+this projection and the output of cross-attention start at zero ("adaLN-zero"). So initially every
 block is the identity, the prediction is 0, and a text has no effect. Norms have no parameters, and
-places are fixed: see `patches`.
+position embeddings are fixed (`patches`).
 
-The blocks are one `nn.scan`, so that a program is as long as one block; their parameters are
-stacked, the block being the first axis:
+The blocks are one `nn.scan`, so that the program has the length of one block. Their parameters are
+stacked: the first axis counts the blocks.
 
     input   time_embedding_{in,out}   label_embedding   text_embedding_{in,out}   null_text
     blocks/{modulation, {self,cross}_attention/{query,key,value,out}, feed_forward/{in,out}}
     output_modulation   output
 
-SiT is the same network under flow matching. The sizes are those of `SIZES`. As published, for four
-channels of latents and as many of a learned variance, 1000 classes and a null, they have so many
-parameters:
+SiT is the same network, trained by flow matching. `SIZES` lists the published sizes. With four
+channels of latents and four of a learned variance, and with 1000 classes and a null, they have
+these numbers of parameters:
 
     patch          S              B              L             XL
       2       32,865,056    130,315,808    457,840,672    674,834,720
       4       32,920,448    130,426,496    457,988,224    675,000,704
       8       33,142,016    130,869,248    458,578,432    675,664,640
 
-The published count of XL/2, 675,129,632, is with the table of 256 places, which is fixed; without
-the variance there are 4 patch^2 (width + 1) fewer.
+The published count of XL/2, 675,129,632, includes the fixed table of 256 positions. Without the
+variance there are 4 patch^2 (width + 1) fewer.
 
-Sources: Peebles and Xie 2022 (arXiv 2212.09748) and the code published with it; Ma et al. 2024
-(SiT, arXiv 2401.08740); the place of cross-attention is that of Chen et al. 2023 (PixArt-alpha,
-arXiv 2310.00426).
+Sources: Peebles and Xie 2022 (arXiv 2212.09748) and its published code; Ma et al. 2024 (SiT, arXiv
+2401.08740). Cross-attention stands where Chen et al. 2023 have it (PixArt-alpha, arXiv 2310.00426).
 """
 
 import functools
@@ -57,7 +57,7 @@ Tokens = Float[Array, "batch tokens features"]
 Embedding = Float[Array, "batch features"]
 Text = Float[Array, "batch text_length features"]
 
-# The published sizes, to be put into a `model` section.
+# The published sizes, as keys of a `model` section.
 SIZES: Mapping[str, Mapping[str, int]] = {
     "S": {"width": 384, "num_layers": 12, "num_heads": 6},
     "B": {"width": 768, "num_layers": 12, "num_heads": 12},
@@ -65,9 +65,9 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     "XL": {"width": 1152, "num_layers": 28, "num_heads": 16},
 }
 
-# What a block keeps for the backward pass where it is recomputed: nothing, or the products of its
-# dense layers, by name, since the policies of JAX itself do not look into `linear.product`. What
-# grows with the square of the tokens, the products of attention, is recomputed under either.
+# What a block that is recomputed keeps for the backward pass: nothing, or the products of its dense
+# layers. These have a name, since the policies of JAX do not look into `linear.product`. Both
+# recompute the products of attention, which grow with the square of the number of tokens.
 REMAT_POLICIES: Mapping[str, Callable[..., bool] | None] = {
     "nothing": None,
     "products": jax.checkpoint_policies.save_only_these_names("product"),
@@ -79,40 +79,40 @@ _LONGEST_PERIOD = 10_000.0
 _EPSILON = 1e-6
 
 _ZEROS = nn.initializers.zeros
-_NORMAL = nn.initializers.normal(0.02)  # of embeddings of times and labels
+_NORMAL = nn.initializers.normal(0.02)  # for embeddings of times, labels and texts
 _XAVIER = nn.initializers.xavier_uniform()
-# Query, key and value are drawn as the one matrix of 3 width outputs that they are there: uniform
-# up to sqrt(6 / (width + 3 width)).
+# In the published code query, key and value are one matrix with 3 width outputs. So they are drawn
+# uniformly up to sqrt(6 / (width + 3 width)).
 _XAVIER_OF_THREE = nn.initializers.variance_scaling(0.5, "fan_avg", "uniform")
 
 
 def time_waves(t: Real[Array, "batch"], *, endpoint: bool = False) -> Float[Array, "batch waves"]:
-    """The waves of equation (3), cosines first, in float32.
+    """Returns the cosines and sines of equation (3), in float32.
 
     Args:
         t: Times.
-        endpoint: Whether the frequencies 10000^(-k / n) of the n = 128 waves reach down to 1/10000
-            and not just short of it, the exponent being k / (n - 1).
+        endpoint: Whether the lowest of the n = 128 frequencies is exactly 1/10000, so that they are
+            10000^(-k / (n - 1)). Otherwise they are 10000^(-k / n).
     """
     number = jnp.arange(TIME_FREQUENCIES, dtype=jnp.float32)
     exponents = -math.log(_LONGEST_PERIOD) * number / (TIME_FREQUENCIES - endpoint)
-    frequencies = jnp.exp(exponents)  # rounds as published models do
+    frequencies = jnp.exp(exponents)  # rounded as in published models
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def modulated(x: Tokens, scale: Embedding, shift: Embedding, epsilon: float = _EPSILON) -> Tokens:
-    """Equation (1), computed in float32."""
+    """Returns m(x, s, b) of equation (1), computed in float32."""
     norm = jax.nn.standardize(x.astype(jnp.float32), epsilon=epsilon)
     return (norm * (1 + scale[:, None]) + shift[:, None]).astype(x.dtype)
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention among tokens, drawn as published.
+    """Multi-head self-attention, initialised as in the published code.
 
     Attributes:
-        heads: Number of heads.
-        dtype: Of the activations; the softmax is float32.
+        heads: The number of heads.
+        dtype: The dtype of the activations; the softmax is float32.
     """
 
     heads: int
@@ -120,7 +120,7 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
-        """Attends from every token to all."""
+        """Attends from every token to all tokens."""
         dense = functools.partial(linear.Dense, x.shape[-1], dtype=self.dtype)
         by_head = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
         query, key, value = (
@@ -132,17 +132,17 @@ class SelfAttention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """W_out gelu(W_in x), by GELU's approximation with tanh, four times as wide inside.
+    """W_out gelu(W_in x), with GELU approximated by tanh and hidden layers 4 times as wide as x.
 
     Attributes:
-        dtype: Of the activations.
+        dtype: The dtype of the activations.
     """
 
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
-        """Maps tokens to tokens, each on its own."""
+        """Maps every token to a token, independently of the others."""
         dense = functools.partial(linear.Dense, dtype=self.dtype, kernel_init=_XAVIER)
         hidden = _product(dense(4 * x.shape[-1], name="in")(x))
         return _product(dense(x.shape[-1], name="out")(nn.gelu(hidden, approximate=True)))
@@ -152,9 +152,9 @@ class DiTBlock(nn.Module):
     """One block of the transformer, equations (1) and (2).
 
     Attributes:
-        num_heads: Heads of both attentions.
-        mlp_norm_epsilon: Of the norm before the feed-forward layer.
-        dtype: Of the activations.
+        num_heads: The number of heads of both attentions.
+        mlp_norm_epsilon: The epsilon of the norm before the feed-forward layer.
+        dtype: The dtype of the activations.
     """
 
     num_heads: int
@@ -163,7 +163,7 @@ class DiTBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, c: Embedding, text: Text | None) -> Tokens:
-        """Maps tokens to tokens, given silu(c) and perhaps a text of the model's width."""
+        """Maps tokens to tokens, given silu(c) and a text of the model's width, or None."""
         modulation = _modulation(6, c, self.dtype, "modulation")
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
         attention = SelfAttention(self.num_heads, self.dtype, name="self_attention")
@@ -178,38 +178,38 @@ class DiTBlock(nn.Module):
 
 @DENOISERS.register("dit")
 class DiT(nn.Module):
-    """Predicts what the process asks for from noisy points.
+    """Predicts what the process needs from noisy points.
 
     The features are a representation of every point. A token stands for the p x p points of its
-    patch, and its channels are dealt out to them just as those of the prediction are: a point's are
-    width / p^2 of the channels of its token. So points of one patch have representations of their
-    own, the grid is that of the points, and there is nothing more to learn, keep or convert.
+    patch, and each of these points gets width / p^2 of the channels of the token, in the same order
+    as in the prediction. So the points of a patch have different representations, the grid of
+    features is that of the points, and this needs no further parameters.
 
     Attributes:
-        out_channels: Channels of the prediction.
-        patch: p, points along a side of a patch; p^2 divides `width`.
-        width: Channels of a token; a multiple of 4 and of `num_heads`.
-        num_layers: Number of blocks.
-        num_heads: Attention heads.
-        num_classes: Classes of the label embedding; None for a model without labels.
-        learned_null: Whether the model has learned stand-ins for a label or text that is left out,
-            as classifier-free guidance asks for.
-        text_dim: Channels of the text tokens; None for a model without text.
-        tap: Number of blocks behind which the features are read, 1 .. `num_layers`; None for
-            behind the last norm, where the prediction is read.
-        time_scale: The embedding reads `time_scale * t + time_shift`. DiT reads steps 0 .. T-1 as
-            they are; SiT, whose clean points are at time 1, reads 1 - t of our t in [0, 1].
+        out_channels: The number of channels of the prediction.
+        patch: p, the side of a patch in points. p^2 must divide `width`.
+        width: The number of channels of a token, a multiple of 4 and of `num_heads`.
+        num_layers: The number of blocks.
+        num_heads: The number of attention heads.
+        num_classes: The number of classes; None for a model without labels.
+        learned_null: Whether the model learns a null label or null text for a condition that is
+            left out, as classifier-free guidance needs it.
+        text_dim: The number of channels of text tokens; None for a model without text.
+        tap: The number of the block after which the features are read, 1 .. `num_layers`. None
+            reads them after the last norm, as the prediction is.
+        time_scale: The time embedding reads `time_scale * t + time_shift`. DiT reads steps 0 .. T-1
+            unchanged. SiT, whose clean points are at time 1, reads 1 - t for our t in [0, 1].
         time_shift: See `time_scale`.
-        time_endpoint: See `time_waves`: false as published, true in diffusers.
-        mlp_norm_epsilon: Of the norm before the feed-forward layers: 1e-6 as published, 1e-5 in
-            diffusers. All other norms have 1e-6.
-        dtype: Of the activations. Parameters and the output are float32.
-        remat: Recompute every block in the backward pass.
-        remat_policy: What is kept all the same, a key of `REMAT_POLICIES`: 'nothing' but the input
-            of a block, or the 'products' of its dense layers.
+        time_endpoint: See `time_waves`. False in the published code and True in diffusers.
+        mlp_norm_epsilon: The epsilon of the norm before the feed-forward layers, 1e-6 in the
+            published code and 1e-5 in diffusers. All other norms have 1e-6.
+        dtype: The dtype of the activations. Parameters and the output are float32.
+        remat: Whether blocks are recomputed in the backward pass.
+        remat_policy: What is not recomputed but kept, besides the input of a block. A key of
+            `REMAT_POLICIES`: 'nothing', or the 'products' of its dense layers.
 
     Raises:
-        ValueError: If an option is out of range, at construction.
+        ValueError: An option is out of range; the constructor raises it.
     """
 
     out_channels: int = derived()
@@ -237,7 +237,7 @@ class DiT(nn.Module):
 
     @property
     def downsampling(self) -> int:
-        """The patch; it must divide both sides of a grid. Places are those of the grid given."""
+        """The patch, which must divide both sides of a grid. Position embeddings fit any grid."""
         return self.patch
 
     @nn.compact
@@ -254,19 +254,20 @@ class DiT(nn.Module):
         """Denoises a batch.
 
         Args:
-            x: Noisy points; height and width are multiples of `patch`.
+            x: Noisy points. Height and width are multiples of `patch`.
             t: Diffusion times, integer or fractional.
-            label: Classes, if and only if the model has `num_classes`.
-            text: Text tokens, if and only if the model has `text_dim`.
-            unconditional: Examples to be denoised without label and text; needs `learned_null`.
-            train: Of no effect: there is no dropout in this model.
+            label: The classes, if and only if the model has `num_classes`.
+            text: The text tokens, if and only if the model has `text_dim`.
+            unconditional: True for examples to denoise without label and text. It needs
+                `learned_null`.
+            train: Not used, since this model has no dropout.
 
         Returns:
             The output, `[batch, height, width, out_channels]` in float32, and the features,
             `[batch, height, width, width of the model / patch^2]` in `dtype`.
 
         Raises:
-            ValueError: If the shape of `x`, or the presence of `label` or `text`, does not fit.
+            ValueError: The shape of `x`, or the presence of `label` or `text`, does not fit.
         """
         del train
         self._check_shape(x)
@@ -277,14 +278,14 @@ class DiT(nn.Module):
 
         shift, scale = _modulation(2, c, self.dtype, "output_modulation")
         features = modulated(h, scale, shift)
-        # In float32, so that predictions keep more than the three digits of bfloat16.
+        # This is float32, since predictions need more than the three digits of bfloat16.
         project = linear.Dense(self.patch**2 * self.out_channels, kernel_init=_ZEROS, name="output")
         output = patches.points_of(project(features), rows, columns, self.patch)
         features = features if self.tap is None else tapped
         return Denoised(output, patches.points_of(features, rows, columns, self.patch))
 
     def _embed_points(self, x: Float[Array, "batch height width channels"]) -> Tokens:
-        """Tokens of the patches, with their places."""
+        """Returns the tokens of the patches with their position embeddings."""
         rows, columns = (side // self.patch for side in x.shape[1:3])
         dense = linear.Dense(self.width, dtype=self.dtype, kernel_init=_XAVIER, name="input")
         places = patches.positions(rows, columns, self.width).reshape(rows * columns, self.width)
@@ -293,7 +294,7 @@ class DiT(nn.Module):
     def _embed_condition(
         self, t: Real[Array, "batch"], label: Int[Array, "batch"] | None
     ) -> Embedding:
-        """silu(c), as every block reads it; equation (3)."""
+        """Returns silu(c) of equations (2) and (3), which every block reads."""
         dense = functools.partial(linear.Dense, self.width, dtype=self.dtype, kernel_init=_NORMAL)
         scaled = self.time_scale * t.astype(jnp.float32) + self.time_shift
         c = time_waves(scaled, endpoint=self.time_endpoint)
@@ -305,7 +306,7 @@ class DiT(nn.Module):
         return nn.silu(c)
 
     def _embed_text(self, text: Float[Array, "batch text_length text_dim"] | None) -> Text | None:
-        """The text tokens at the model's width, as cross-attention reads them."""
+        """Returns the text tokens at the model's width, as cross-attention reads them."""
         if text is None:
             return None
         dense = functools.partial(linear.Dense, self.width, dtype=self.dtype, kernel_init=_NORMAL)
@@ -313,7 +314,7 @@ class DiT(nn.Module):
         return dense(name="text_embedding_out")(hidden)
 
     def _blocks(self, x: Tokens, c: Embedding, text: Text | None) -> tuple[Tokens, Any]:
-        """The tokens behind all blocks, and behind those of the tap (an empty tuple without)."""
+        """Returns the tokens after all blocks, and after block `tap` (an empty tuple if None)."""
 
         def body(block: nn.Module, carry: tuple, number: Array) -> tuple[tuple, None]:
             x, tapped = carry
@@ -322,7 +323,7 @@ class DiT(nn.Module):
                 tapped = jnp.where(number == self.tap, x, tapped)
             return (x, tapped), None
 
-        # Of one scan no block's output can be taken out, but it can be carried along.
+        # The output of one block cannot be taken out of a scan, so the scan carries it along.
         carry = (x, () if self.tap is None else x)
         scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True})
         block = self._block_class()(
@@ -332,14 +333,14 @@ class DiT(nn.Module):
 
     @nn.nowrap
     def _block_class(self) -> type[nn.Module]:
-        """The block, recomputed in the backward pass where that is asked for."""
+        """Returns the class of a block, which is recomputed in the backward pass with `remat`."""
         if not self.remat:
             return DiTBlock
-        # A scan keeps the two computations apart by itself.
+        # Within a scan, XLA cannot merge the two computations, so no barrier is needed.
         return nn.remat(DiTBlock, policy=REMAT_POLICIES[self.remat_policy], prevent_cse=False)
 
     def _check_shape(self, x: Array) -> None:
-        """Raises ValueError where the input does not fit the options."""
+        """Raises ValueError if the shape of the input does not fit the options."""
         height, width = x.shape[1:3]
         if height % self.patch or width % self.patch:
             raise ValueError(
@@ -348,14 +349,14 @@ class DiT(nn.Module):
 
 
 def _modulation(parts: int, c: Embedding, dtype: DTypeLike, name: str) -> list[Embedding]:
-    """Equation (2): so many scales, shifts or gates of a module, all 0 at first."""
+    """Returns `parts` scales, shifts or gates of equation (2), all of them initially 0."""
     width = c.shape[-1]
     dense = linear.Dense(parts * width, dtype=dtype, kernel_init=_ZEROS, name=name)
     return jnp.split(_product(dense(c)), parts, axis=-1)
 
 
 def _validate(model: DiT) -> None:
-    """Raises ValueError where an option of the model is out of range."""
+    """Raises ValueError if an option of the model is out of range."""
     for option in ("out_channels", "patch", "width", "num_layers", "num_heads"):
         if getattr(model, option) < 1:
             raise ValueError(f"{option}={getattr(model, option)} must be at least 1")
@@ -366,7 +367,7 @@ def _validate(model: DiT) -> None:
     if model.tap is not None and model.tap > model.num_layers:
         raise ValueError(f"tap={model.tap} must be at most num_layers={model.num_layers}")
     for divisor, why in (
-        (4, "as places need"),
+        (4, "as position embeddings need"),
         (model.num_heads, "num_heads"),
         (model.patch**2, f"the points of a patch, as patch={model.patch}"),
     ):

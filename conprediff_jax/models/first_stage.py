@@ -1,9 +1,9 @@
-"""First stages: frozen codecs between images and the points that are diffused.
+"""First stages: maps between images and the points that are diffused.
 
-Points are patches of pixels or latents, both vectors, or tokens, which are indices of vectors. The
-context of a point is predicted in vectors, so every first stage says what vectors its points are.
-The parameters, where there are any, are frozen: they are an argument of every function, are stored
-beside the denoiser and never trained.
+A point is a vector (a patch of pixels or a latent) or a token, which is the index of a vector. The
+context of a point is predicted in vectors, so every first stage gives the vectors of its points.
+The parameters of a first stage are frozen: they are not trained with the denoiser, but are stored
+with it, and are an argument of every function.
 """
 
 import dataclasses
@@ -27,7 +27,9 @@ Codes = Int[Array, "batch rows columns"]
 
 @runtime_checkable
 class FirstStage(Protocol):
-    """Between uint8 images and points; `frozen` is what `abstract` describes.
+    """A map between uint8 images and points.
+
+    The argument `frozen` holds the parameters, in the form that `abstract` describes.
 
     Attributes:
         discrete: Whether points are tokens.
@@ -37,27 +39,31 @@ class FirstStage(Protocol):
 
     @property
     def downsampling(self) -> int:
-        """Pixels along the side of a point."""
+        """The side of a point in pixels."""
         ...
 
     def point_shape(self, image_size: int) -> tuple[int, ...]:
-        """Shape of the points of a square image, without the batch, or ValueError."""
+        """Returns the shape of the points of a square image, without the batch.
+
+        Raises:
+            ValueError: The first stage cannot encode images of this size.
+        """
         ...
 
     def abstract(self) -> dict[str, Any]:
-        """Shapes and dtypes of the frozen parameters."""
+        """Returns the shapes and dtypes of the frozen parameters."""
         ...
 
     def encode(self, frozen: dict[str, Any], images: Images) -> Shaped[Array, "batch *point"]:
-        """From images to points."""
+        """Turns images into points."""
         ...
 
     def decode(self, frozen: dict[str, Any], points: Shaped[Array, "batch *point"]) -> Images:
-        """From points to images."""
+        """Turns points into images."""
         ...
 
     def vectors(self, frozen: dict[str, Any], points: Shaped[Array, "batch *point"]) -> Points:
-        """What the context is predicted in: the vectors of points, or of estimates of them."""
+        """Returns the vectors of points, or of estimates of points, for context prediction."""
         ...
 
 
@@ -65,11 +71,14 @@ class FirstStage(Protocol):
 class Pixels:
     """Pixels in [-1, 1], gathered in patches (pixel-unshuffle; Shi et al. 2016, arXiv 1609.05158).
 
-    Unshuffling permutes values and nothing else, so Gaussian noise on patches is Gaussian noise on
-    pixels; it only trades resolution for channels, which makes a UNet cheap.
+    Unshuffling only permutes values, so Gaussian noise on patches is Gaussian noise on pixels. It
+    trades resolution for channels, which makes a UNet cheap.
 
     Attributes:
-        patch: pixels along a side of a patch; 1 for plain pixels.
+        patch: The side of a patch in pixels; 1 for plain pixels.
+
+    Raises:
+        ValueError: The patch is below 1.
     """
 
     patch: int = fixed(1)
@@ -82,14 +91,14 @@ class Pixels:
 
     @property
     def downsampling(self) -> int:
-        """Pixels along the side of a patch."""
+        """The side of a patch in pixels."""
         return self.patch
 
     def point_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(rows, columns, channels) of the points of a square RGB image.
+        """Returns (rows, columns, channels) of the points of a square RGB image.
 
         Raises:
-            ValueError: the patch does not divide the image size.
+            ValueError: The patch does not divide the image size.
         """
         if image_size % self.patch:
             raise FieldError(
@@ -99,34 +108,34 @@ class Pixels:
         return side, side, 3 * self.patch**2
 
     def abstract(self) -> dict[str, Any]:
-        """Nothing: pixels have no parameters."""
+        """Returns an empty dict, since pixels have no parameters."""
         return {}
 
     def encode(self, frozen: dict[str, Any], images: Images) -> Points:
-        """From uint8 images to float32 points in [-1, 1]."""
+        """Turns uint8 images into float32 points in [-1, 1]."""
         del frozen
         p = self.patch
         return rearrange(scaled(images), "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
 
     def decode(self, frozen: dict[str, Any], points: Points) -> Images:
-        """From points to uint8 images; values outside [-1, 1] are clipped."""
+        """Turns points into uint8 images. Values outside [-1, 1] are clipped."""
         del frozen
         p = self.patch
         return to_uint8(rearrange(points, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p))
 
     def vectors(self, frozen: dict[str, Any], points: Points) -> Points:
-        """The points themselves."""
+        """Returns the points themselves."""
         del frozen
         return points
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Autoencoded:
-    """Base of the first stages that are a trained autoencoder.
+    """The base of first stages that use a trained autoencoder.
 
     Attributes:
         model: The autoencoder.
-        weights: Where its parameters come from: a workdir that trained it, or a diffusers folder.
+        weights: Where its parameters come from: the workdir of a run, or a diffusers folder.
     """
 
     model: VQModel | AutoencoderKL = derived()
@@ -134,11 +143,11 @@ class Autoencoded:
 
     @property
     def downsampling(self) -> int:
-        """Pixels along the side of a latent or token."""
+        """The side of a latent or token in pixels."""
         return self.model.downsampling
 
     def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """(rows, columns, channels) of the latents of a square image.
+        """Returns (rows, columns, channels) of the latents of a square image.
 
         Raises:
             ValueError: The autoencoder's downsampling does not divide the image size.
@@ -149,14 +158,14 @@ class Autoencoded:
         return image_size // factor, image_size // factor, self.model.latent_dim
 
     def abstract(self) -> dict[str, Any]:
-        """Shapes of the autoencoder's parameters."""
+        """Returns the shapes of the autoencoder's parameters."""
         side = self.downsampling
         images = jnp.zeros((1, side, side, 3))
         params = jax.eval_shape(lambda: self.model.init(jax.random.key(0), images)["params"])
         return {"autoencoder": params}
 
     def encode_unscaled(self, params: Any, images: Images) -> Points:
-        """Latents as the autoencoder has them, float32."""
+        """Encodes images to latents without the scale, float32."""
         encoded = self.model.apply({"params": params}, scaled(images), method="encode")
         latents = encoded.mode() if isinstance(self.model, AutoencoderKL) else encoded
         return latents.astype(jnp.float32)
@@ -166,12 +175,12 @@ class Autoencoded:
 class Latents(Autoencoded):
     """Latents of a trained autoencoder, scaled to about unit variance (arXiv 2112.10752, app. G).
 
-    A VQ model's latents are taken before quantisation and quantised in decoding; a KL model's are
-    the mean of its posterior.
+    The latents of a VQ model are those before quantisation; decoding quantises them. Those of a KL
+    model are the mean of its posterior.
 
     Attributes:
-        scale: What latents are multiplied by; None: one over their standard deviation, measured
-            over the first batches.
+        scale: The factor on latents. None means one over their standard deviation, which is
+            measured on the first batches.
     """
 
     scale: float | None = fixed(None)
@@ -179,43 +188,44 @@ class Latents(Autoencoded):
     discrete = False
 
     def point_shape(self, image_size: int) -> tuple[int, int, int]:
-        """That of the latents."""
+        """Returns the shape of the latents of a square image."""
         return self.latent_shape(image_size)
 
     def abstract(self) -> dict[str, Any]:
-        """Shapes of the autoencoder's parameters and of the scale."""
+        """Returns the shapes of the autoencoder's parameters and of the scale."""
         return super().abstract() | {"scale": jax.ShapeDtypeStruct((), jnp.float32)}
 
     def encode(self, frozen: dict[str, Any], images: Images) -> Points:
-        """From uint8 images to scaled latents."""
+        """Turns uint8 images into scaled latents."""
         return frozen["scale"] * self.encode_unscaled(frozen["autoencoder"], images)
 
     def decode(self, frozen: dict[str, Any], points: Points) -> Images:
-        """From scaled latents to uint8 images."""
+        """Turns scaled latents into uint8 images."""
         latents = points / frozen["scale"]
         return to_uint8(
             self.model.apply({"params": frozen["autoencoder"]}, latents, method="decode")
         )
 
     def vectors(self, frozen: dict[str, Any], points: Points) -> Points:
-        """The points themselves."""
+        """Returns the points themselves."""
         del frozen
         return points
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokens(Autoencoded):
-    """Codes of a trained VQ autoencoder, one index a point.
+    """Codes of a trained VQ autoencoder, with one index for every point.
 
-    Many codebooks have codes that no image of the data takes. With `used_codes` = K only the K
-    codes that the data takes most are kept, tokens count the kept ones, and a latent takes the
-    nearest of them (VQ-Diffusion keeps 2,887 of 8,192; Gu et al. 2022, arXiv 2111.14822).
+    Many codebooks have codes that no image of the data uses. With `used_codes` = K, only the codes
+    that the data uses most are kept, K in number. Tokens are then indices of the kept codes, and
+    the token of a latent is the nearest of them. VQ-Diffusion keeps 2,887 of 8,192 codes (Gu et al.
+    2022, arXiv 2111.14822).
 
     Attributes:
-        used_codes: K; None: all codes of the model.
+        used_codes: K, the number of codes to keep. None means all codes of the model.
 
     Raises:
-        ValueError: There are not so many codes.
+        ValueError: `used_codes` is not between 1 and the number of codes of the autoencoder.
     """
 
     used_codes: int | None = fixed(None)
@@ -232,28 +242,28 @@ class Tokens(Autoencoded):
 
     @property
     def num_codes(self) -> int:
-        """K."""
+        """K, the number of kept codes."""
         return self.model.num_codes if self.used_codes is None else self.used_codes
 
     def point_shape(self, image_size: int) -> tuple[int, int]:
-        """(rows, columns) of the tokens of a square image."""
+        """Returns (rows, columns) of the tokens of a square image."""
         return self.latent_shape(image_size)[:2]
 
     def abstract(self) -> dict[str, Any]:
-        """Shapes of the autoencoder's parameters, and of the indices of the kept codes."""
+        """Returns the shapes of the autoencoder's parameters and of the indices of kept codes."""
         return super().abstract() | {"codes": jax.ShapeDtypeStruct((self.num_codes,), jnp.int32)}
 
     def codebook(self, frozen: dict[str, Any]) -> Float[Array, "codes channels"]:
-        """The kept codes."""
+        """Returns the kept codes."""
         return frozen["autoencoder"]["quantizer"]["codebook"][frozen["codes"]]
 
     def encode(self, frozen: dict[str, Any], images: Images) -> Codes:
-        """From uint8 images to tokens, int32: the nearest kept code of every latent."""
+        """Turns uint8 images into tokens, int32: the nearest kept code of every latent."""
         latents = self.encode_unscaled(frozen["autoencoder"], images)
         return nearest_codes(latents, self.codebook(frozen))
 
     def decode(self, frozen: dict[str, Any], points: Codes) -> Images:
-        """From tokens to uint8 images."""
+        """Turns tokens into uint8 images."""
         return to_uint8(
             self.model.apply(
                 {"params": frozen["autoencoder"]},
@@ -266,12 +276,12 @@ class Tokens(Autoencoded):
     def vectors(
         self, frozen: dict[str, Any], points: Shaped[Array, "batch rows columns *codes"]
     ) -> Points:
-        """Codes standardised over the codebook: to mean 0 and deviation 1 in every channel.
+        """Returns codes, standardised to mean 0 and deviation 1 over the codebook in every channel.
 
         Args:
-            frozen: Holds the codes.
-            points: Tokens, int32; or log-probabilities of them, `[batch, rows, columns, K]`, whose
-                expected vectors are meant.
+            frozen: The frozen parameters.
+            points: Tokens, int32, or log-probabilities of tokens, `[batch, rows, columns, K]`. For
+                log-probabilities the result is the expected codes.
         """
         codebook = self.codebook(frozen)
         codebook = (codebook - codebook.mean(axis=0)) / codebook.std(axis=0)
@@ -281,21 +291,21 @@ class Tokens(Autoencoded):
 
 
 def scaled(images: Images) -> Float[Array, "batch height width channels"]:
-    """From uint8 to float32 in [-1, 1]."""
+    """Turns uint8 images into float32 in [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1
 
 
 def to_uint8(images: Float[Array, "batch height width channels"]) -> Images:
-    """From [-1, 1] to uint8, rounded and clipped."""
+    """Turns images in [-1, 1] into uint8, rounded and clipped."""
     return jnp.round(jnp.clip(images * 127.5 + 127.5, 0, 255)).astype(jnp.uint8)
 
 
 class FirstStageKind(NamedTuple):
-    """What a kind of first stage is made of.
+    """The classes of a kind of first stage.
 
     Attributes:
-        first_stage: The class whose fields are the `first_stage` section.
-        autoencoder: The class of its subsection `autoencoder`; None where it has none.
+        first_stage: The class whose fields are the keys of the `first_stage` section.
+        autoencoder: The class of its subsection `autoencoder`, or None if it has none.
     """
 
     first_stage: type

@@ -7,8 +7,8 @@ The blocks are those of the ADM / latent-diffusion UNet:
     self-attention    y = x + W_o softmax(q k^T / sqrt(d)) v,   q, k, v = W norm(x)
     transformer       self-attention, cross-attention, GEGLU feed-forward, each on a layer norm
 
-where e is the embedding of the diffusion time (and the label). Parameters and statistics are
-float32; activations have each module's `dtype`.
+where e is the embedding of the diffusion time and, if there is one, of the label. Parameters and
+statistics are float32; activations have the `dtype` of the module.
 
 Sources: Dhariwal and Nichol, "Diffusion Models Beat GANs on Image Synthesis" (2021, arXiv
 2105.05233); Rombach et al., "High-Resolution Image Synthesis with Latent Diffusion Models" (2022,
@@ -26,8 +26,8 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from conprediff_jax.common import linear
 
-GROUPS = 32  # of every group norm of this family
-group_norm = functools.partial(nn.GroupNorm, GROUPS, epsilon=1e-5)  # float32 statistics
+GROUPS = 32  # the number of groups in all group norms of these models
+group_norm = functools.partial(nn.GroupNorm, GROUPS, epsilon=1e-5)  # with float32 statistics
 
 Image = Float[Array, "batch height width channels"]
 Tokens = Float[Array, "batch length channels"]
@@ -35,14 +35,14 @@ Embedding = Float[Array, "batch embedding"]
 
 
 class Null(nn.Module):
-    """A learned stand-in for a text that is left out, for classifier-free guidance.
+    """A learned null text, which takes the place of texts that classifier-free guidance leaves out.
 
     Source: Tang et al. 2022, "Improved Vector Quantized Diffusion Models" (arXiv 2205.16007).
     """
 
     @nn.compact
     def __call__(self, text: Tokens, left_out: Bool[Array, "batch"]) -> Tokens:
-        """The text of every example, or the stand-in."""
+        """Returns the text of every example, or the null text where `left_out` is True."""
         null = self.param("embedding", nn.initializers.normal(0.02), text.shape[1:])
         return jnp.where(left_out[:, None, None], null, text).astype(text.dtype)
 
@@ -53,17 +53,18 @@ def condition(
     text: Tokens | None,
     unconditional: Bool[Array, "batch"] | None,
 ) -> tuple[Int[Array, "batch"] | None, Tokens | None]:
-    """Label and text of a denoiser, checked; where unconditional, those that stand for none.
+    """Checks label and text of a denoiser, and replaces them by the null where unconditional.
 
     Args:
-        model: Has `num_classes`, `text_dim` and `learned_null`. With a learned null, labels are
-            0 .. num_classes, the last being the null, and the model gets a parameter `null_text`.
-        label: Classes, if and only if the model has `num_classes`.
-        text: Text tokens, if and only if the model has `text_dim`.
-        unconditional: Which examples are to be denoised without; None for none of them.
+        model: A module with `num_classes`, `text_dim` and `learned_null`. With a learned null,
+            labels are 0 .. num_classes, of which the last is the null, and a model with text gets a
+            parameter `null_text`.
+        label: The classes, if and only if the model has `num_classes`.
+        text: The text tokens, if and only if the model has `text_dim`.
+        unconditional: True for examples to denoise without label and text. None means no example.
 
     Raises:
-        ValueError: If the presence of an argument, or the shape of the text, does not fit.
+        ValueError: The presence of an argument, or the shape of the text, does not fit.
     """
     for name, value, option in [("label", label, "num_classes"), ("text", text, "text_dim")]:
         size = getattr(model, option)
@@ -96,12 +97,12 @@ def timestep_embedding(
 
     Args:
         t: Times 0 .. T-1, integer or fractional.
-        features: Size of the embedding, even.
-        max_period: The longest wavelength is this times 2 pi.
+        features: The size of the embedding, an even number.
+        max_period: The longest wavelength divided by 2 pi.
     """
     half = features // 2
     exponents = jnp.arange(half, dtype=jnp.float32) / half
-    frequencies = jnp.exp(-math.log(max_period) * exponents)  # rounds as the published models do
+    frequencies = jnp.exp(-math.log(max_period) * exponents)  # rounded as in published models
     angles = t.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -115,10 +116,10 @@ def convolution(
     dtype: DTypeLike = jnp.float32,
     name: str,
 ) -> linear.Conv:
-    """A 3x3 convolution padded by one pixel on every side, optionally starting at zero.
+    """A 3x3 convolution, whose kernel starts at zero if `zero` is set.
 
-    The padding is spelled out because "SAME" would pad a strided convolution on one side only:
-    below and to the right, and so it does where `centered` is false.
+    It pads every side by one pixel if `centered` is set. Otherwise the padding is "SAME", so that a
+    strided convolution pads below and to the right only.
     """
     kernel_init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
     padding = 1 if centered else "SAME"
@@ -135,22 +136,23 @@ def upsample(x: Image) -> Float[Array, "batch height2 width2 channels"]:
 
 
 def downsample(x: Image) -> Float[Array, "batch height2 width2 channels"]:
-    """Mean of every 2x2 pixels."""
+    """Downsampling by two: the mean of every 2x2 pixels."""
     batch, height, width, channels = x.shape
     return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
 
 class ResidualBlock(nn.Module):
-    """Residual block, conditioned on the time embedding and changing the resolution where asked.
+    """Residual block that reads the time embedding and may change the resolution.
 
     Attributes:
-        channels: Output channels.
-        scale_shift: Let the embedding scale and shift the second norm instead of adding to its
-            input.
-        resample: Applied to both branches, behind the first activation (ADM's `resblock_updown`).
-        dropout: Rate before the second convolution; 0 draws nothing.
-        dtype: Of the activations.
-        epsilon: Of the group norms.
+        channels: The number of output channels.
+        scale_shift: Whether the embedding scales and shifts the second norm. Otherwise it is added
+            to the input of that norm.
+        resample: 'up' or 'down' to change the resolution of both branches after the first
+            activation (ADM's `resblock_updown`), or None.
+        dropout: The dropout rate before the second convolution. At 0 nothing is drawn.
+        dtype: The dtype of the activations.
+        epsilon: The epsilon of the group norms.
     """
 
     channels: int
@@ -164,7 +166,7 @@ class ResidualBlock(nn.Module):
     def __call__(
         self, x: Image, embedding: Embedding | None = None
     ) -> Float[Array, "batch height2 width2 channels2"]:
-        """Maps an image and, if there is one, the activated embedding, silu(e), to an image."""
+        """Maps an image to an image; the embedding, if there is one, is silu(e)."""
         norm = functools.partial(group_norm, epsilon=self.epsilon, dtype=self.dtype)
         h = nn.silu(norm(name="norm_in")(x))
         if self.resample:
@@ -192,12 +194,13 @@ class ResidualBlock(nn.Module):
 
 
 class Resample(nn.Module):
-    """Changes the resolution by two through a convolution: strided, or after upsampling.
+    """Changes the resolution by two, by a strided convolution or by upsampling and a convolution.
 
     Attributes:
-        direction: "up" or "down".
-        dtype: Of the activations.
-        centered: Whether the strided convolution pads every side, or below and to the right only.
+        direction: 'up' or 'down'.
+        dtype: The dtype of the activations.
+        centered: Whether the strided convolution pads every side. Otherwise it pads below and to
+            the right only.
     """
 
     direction: str
@@ -214,14 +217,14 @@ class Resample(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of tokens to a context, or to themselves.
+    """Multi-head attention from tokens to a context, which may be the tokens themselves.
 
     Attributes:
-        heads: Number of heads; must divide the channels of the tokens.
+        heads: The number of heads, which must divide the channels of the tokens.
         qkv_bias: Whether the query, key and value projections have a bias.
-        zero_init: Start the output projection at zero.
-        dtype: Of the activations; the softmax is float32.
-        kernel_init: Initial values of the projections.
+        zero_init: Whether the output projection starts at zero.
+        dtype: The dtype of the activations; the softmax is float32.
+        kernel_init: The initialiser of the projections.
     """
 
     heads: int
@@ -234,7 +237,7 @@ class Attention(nn.Module):
     def __call__(
         self, x: Tokens, context: Float[Array, "batch context_length context_channels"]
     ) -> Tokens:
-        """Attends from every token of `x` to all of `context`."""
+        """Attends from every token of `x` to all tokens of `context`."""
         channels = x.shape[-1]
         project_to = functools.partial(linear.Dense, channels, dtype=self.dtype)
 
@@ -254,9 +257,9 @@ class SelfAttentionBlock(nn.Module):
     """Residual self-attention over the pixels of an image (ADM's attention block).
 
     Attributes:
-        heads: Number of heads.
-        dtype: Of the activations.
-        epsilon: Of the group norm.
+        heads: The number of heads.
+        dtype: The dtype of the activations.
+        epsilon: The epsilon of the group norm.
     """
 
     heads: int
@@ -273,17 +276,17 @@ class SelfAttentionBlock(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU feed-forward layer: W_out (W_in x * gelu(W_gate x)), four times as wide inside.
+    """GEGLU feed-forward layer W_out (W_in x * gelu(W_gate x)), hidden layers 4 times as wide as x.
 
     Attributes:
-        dtype: Of the activations.
+        dtype: The dtype of the activations.
     """
 
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
-        """Maps tokens to tokens, each on its own."""
+        """Maps every token to a token, independently of the others."""
         channels = x.shape[-1]
         hidden = linear.Dense(4 * channels, dtype=self.dtype, name="in")(x)
         gate = linear.Dense(4 * channels, dtype=self.dtype, name="gate")(x)
@@ -292,11 +295,11 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward, each residual and behind a layer norm.
+    """Self-attention, cross-attention and feed-forward, each residual and after a layer norm.
 
     Attributes:
-        heads: Number of heads of both attentions.
-        dtype: Of the activations.
+        heads: The number of heads of both attentions.
+        dtype: The dtype of the activations.
     """
 
     heads: int
@@ -304,7 +307,7 @@ class TransformerBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens, text: Float[Array, "batch text_length text_channels"]) -> Tokens:
-        """Maps image tokens, given text tokens, to image tokens."""
+        """Maps image tokens to image tokens, with attention to the text tokens."""
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
         attention = functools.partial(Attention, self.heads, qkv_bias=False, dtype=self.dtype)
         h = norm(name="self_norm")(x)
@@ -316,12 +319,12 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Residual transformer over the pixels of an image, attending to a text.
+    """Residual transformer over the pixels of an image, with attention to a text.
 
     Attributes:
-        heads: Number of heads.
-        depth: Number of transformer blocks.
-        dtype: Of the activations.
+        heads: The number of heads.
+        depth: The number of transformer blocks.
+        dtype: The dtype of the activations.
     """
 
     heads: int
@@ -330,9 +333,9 @@ class SpatialTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Image, text: Float[Array, "batch text_length text_channels"]) -> Image:
-        """Maps an image, given text tokens, to an image of the same shape."""
+        """Maps an image to an image of the same shape, with attention to the text tokens."""
         project_to = functools.partial(linear.Dense, x.shape[-1], dtype=self.dtype)
-        # Latent diffusion has 1e-6 here, unlike everywhere else in the network.
+        # Latent diffusion has an epsilon of 1e-6 here, and of 1e-5 elsewhere in the UNet.
         h = group_norm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         h = project_to(name="project_in")(h.reshape(len(x), -1, x.shape[-1]))
         for i in range(self.depth):

@@ -1,10 +1,10 @@
-"""Patches of the points of a grid as tokens, and their fixed places.
+"""Patches of a grid of points as tokens, and fixed position embeddings.
 
-A place is a vector, a quarter of it each of
+The position embedding of a token has four parts of equal length,
 
     [sin(column f), cos(column f), sin(row f), cos(row f)],   f_k = 10000^(-k / (width / 4)) (1)
 
-the column first, as in the published models of MAE, DiT and what came of them.
+The column comes first, as in the published models of MAE, DiT and their successors.
 """
 
 import jax.numpy as jnp
@@ -15,12 +15,12 @@ _PERIOD = 10_000.0
 
 
 def positions(rows: int, columns: int, width: int) -> Float[Array, "{rows} {columns} {width}"]:
-    """Equation (1) for every token of a grid.
+    """Returns equation (1) for every token of a grid.
 
     Args:
-        rows: Of the grid.
-        columns: Of the grid.
-        width: Channels of a token, a multiple of 4.
+        rows: The number of rows of tokens.
+        columns: The number of columns of tokens.
+        width: The number of channels of a token, a multiple of 4.
     """
     quarter = width // 4
     frequencies = _PERIOD ** (-np.arange(quarter) / quarter)
@@ -37,7 +37,15 @@ def positions(rows: int, columns: int, width: int) -> Float[Array, "{rows} {colu
 def patches_of(
     points: Float[Array, "batch height width channels"], patch: int
 ) -> Float[Array, "batch tokens patch_channels"]:
-    """Tokens in reading order; channels of a token are (row in patch, column in patch, channel)."""
+    """Gathers patches of points into tokens.
+
+    Args:
+        points: The points of a grid, whose sides are multiples of `patch`.
+        patch: The side of a patch in points.
+
+    Returns:
+        Tokens in reading order. Their channels are (row in patch, column in patch, channel).
+    """
     batch, height, width, channels = points.shape
     rows, columns = height // patch, width // patch
     grid = points.reshape(batch, rows, patch, columns, patch, channels).swapaxes(2, 3)
@@ -47,7 +55,7 @@ def patches_of(
 def points_of(
     tokens: Float[Array, "batch tokens patch_channels"], rows: int, columns: int, patch: int
 ) -> Float[Array, "batch height width channels"]:
-    """The inverse of `patches_of`, for a grid of so many rows and columns of tokens."""
+    """The inverse of `patches_of`, for a grid of `rows` x `columns` tokens."""
     batch, _, channels = tokens.shape
     channels //= patch * patch
     grid = tokens.reshape(batch, rows, columns, patch, patch, channels).swapaxes(2, 3)

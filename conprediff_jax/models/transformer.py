@@ -1,14 +1,14 @@
 """The denoising transformer of VQ-Diffusion over a grid of tokens.
 
-A token's embedding and those of its row and column are added up; then blocks of
+The embeddings of a token, its row and its column are added. Then come blocks of
 
     x + self_attention(AdaLN(x, t)),   x + cross_attention(AdaLN(x, t), text),   x + MLP(LN(x))  (1)
     AdaLN(x, t) = LN(x) (1 + scale) + shift,   [scale, shift] = W silu(embedding[t])             (2)
     MLP(x) = W_out a(W_in x),                  a(x) = x sigmoid(1.702 x)                         (3)
 
-then a layer norm and a projection to logits of the codes. Without a text there is no
-cross-attention; with labels, the norm of the MLP is an AdaLN of the label. The MLP's W may be 3x3
-convolutions.
+and then a layer norm and a projection to logits of the codes. Without a text there is no
+cross-attention. With labels, the norm of the MLP is an AdaLN of the label. The matrices of the MLP
+may be 3x3 convolutions.
 
 Parameter paths follow the scheme of the UNet:
 
@@ -35,20 +35,20 @@ from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models import layers
 from conprediff_jax.models.denoiser import DENOISERS, Denoised
 
-_INIT = nn.initializers.normal(0.02)  # of embeddings and dense layers, as published
+_INIT = nn.initializers.normal(0.02)  # for embeddings and dense layers, as published
 _dense = functools.partial(linear.Dense, kernel_init=_INIT)
 _embed = functools.partial(linear.Embed, embedding_init=_INIT)
-_layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-5)  # float32 statistics
+_layer_norm = functools.partial(nn.LayerNorm, epsilon=1e-5)  # with float32 statistics
 
 Grid = Float[Array, "batch height width channels"]
 
 
 class AdaLayerNorm(nn.Module):
-    """Layer norm whose scale and shift depend on an index: the time, or a label. Eq. (2).
+    """Layer norm whose scale and shift depend on an index, a time or a label, eq. (2).
 
     Attributes:
-        num_embeddings: Size of the table of indices.
-        dtype: Of the activations.
+        num_embeddings: The number of indices.
+        dtype: The dtype of the activations.
     """
 
     num_embeddings: int
@@ -56,7 +56,7 @@ class AdaLayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Grid, index: Int[Array, "batch"]) -> Grid:
-        """Normalises every token of an example, given the example's index."""
+        """Normalises the tokens of every example with the scale and shift of its index."""
         channels = x.shape[-1]
         e = _embed(self.num_embeddings, channels, dtype=self.dtype, name="index_embedding")(index)
         modulation = _dense(2 * channels, dtype=self.dtype, name="modulation")(nn.silu(e))
@@ -66,11 +66,11 @@ class AdaLayerNorm(nn.Module):
 
 
 class TokenFeedForward(nn.Module):
-    """Feed-forward layer of the blocks, four times as wide inside. Eq. (3).
+    """Feed-forward layer of the blocks, whose hidden width is 4 times that of the tokens, eq. (3).
 
     Attributes:
-        convolutional: Use 3x3 convolutions, which see the neighbouring tokens.
-        dtype: Of the activations.
+        convolutional: Whether the layers are 3x3 convolutions, which see neighbouring tokens.
+        dtype: The dtype of the activations.
     """
 
     convolutional: bool = False
@@ -86,15 +86,15 @@ class TokenFeedForward(nn.Module):
 
 
 class TokenBlock(nn.Module):
-    """One block of the transformer. Eq. (1).
+    """One block of the transformer, eq. (1).
 
     Attributes:
-        num_heads: Heads of both attentions.
-        num_steps: Size of the table of times.
-        num_labels: Size of the table of labels; not used without a label.
+        num_heads: The number of heads of both attentions.
+        num_steps: The number of times.
+        num_labels: The number of labels. It is not used without a label.
         convolutional: See `TokenFeedForward`.
-        dropout: Rate behind each of the three branches; 0 draws nothing.
-        dtype: Of the activations.
+        dropout: The dropout rate after each of the three branches. At 0 nothing is drawn.
+        dtype: The dtype of the activations.
     """
 
     num_heads: int
@@ -112,7 +112,7 @@ class TokenBlock(nn.Module):
         label: Int[Array, "batch"] | None,
         text: Float[Array, "batch text_length text_dim"] | None,
     ) -> Grid:
-        """Maps a grid of tokens, given time, label and text, to one of the same shape."""
+        """Maps a grid of tokens to one of the same shape, given time, label and text."""
         ada_norm = functools.partial(AdaLayerNorm, dtype=self.dtype)
         drop = nn.Dropout(self.dropout, deterministic=False)
 
@@ -142,28 +142,28 @@ class TokenTransformer(nn.Module):
     """Predicts logits of the clean tokens from a grid of noisy ones.
 
     Attributes:
-        num_codes: K. Inputs are 0 .. K, K being the mask; outputs are logits of the K codes.
-        grid: Height and width of the grid of tokens.
-        position_grid: Height and width of the grid that the tables of rows and columns are of;
-            None: `grid`. Tokens take its places in reading order, wherever they are themselves: so
-            the published models of 16x16 tokens use tables of 32x32.
-        width: Channels of a token; a multiple of `num_heads`.
-        num_layers: Number of blocks.
-        num_heads: Attention heads.
-        num_steps: T; times are 0 .. T-1.
-        text_dim: Channels of the text tokens; None for a model without text.
-        num_classes: Number of labels; None for a model without labels.
-        learned_null: Whether the model has learned stand-ins for a label or text that is left out,
-            as classifier-free guidance asks for.
-        convolutional: Use convolutions in the feed-forward layers, as the published models of 16x16
-            tokens do.
-        dropout: Rate behind attention and feed-forward layers, in training. Drawn from the stream
-            "dropout".
-        dtype: Of the activations. Parameters and the output are float32.
-        remat: Recompute every block in the backward pass.
+        num_codes: K. Inputs are 0 .. K, where K is the mask; outputs are logits of the K codes.
+        grid: The height and width of the grid of tokens.
+        position_grid: The height and width of the grid for which rows and columns have embeddings.
+            None means `grid`. The tokens take its positions in reading order, whatever their own
+            row and column. The published models of 16x16 tokens have a position grid of 32x32.
+        width: The number of channels of a token, a multiple of `num_heads`.
+        num_layers: The number of blocks.
+        num_heads: The number of attention heads.
+        num_steps: T. Times are 0 .. T-1.
+        text_dim: The number of channels of text tokens; None for a model without text.
+        num_classes: The number of classes; None for a model without labels.
+        learned_null: Whether the model learns a null label or null text for a condition that is
+            left out, as classifier-free guidance needs it.
+        convolutional: Whether feed-forward layers are convolutions, as in the published models of
+            16x16 tokens.
+        dropout: The dropout rate after attention and feed-forward layers, in training. It draws
+            from the stream "dropout".
+        dtype: The dtype of the activations. Parameters and the output are float32.
+        remat: Whether blocks are recomputed in the backward pass.
 
     Raises:
-        ValueError: If an option is out of range, at construction.
+        ValueError: An option is out of range; the constructor raises it.
     """
 
     num_codes: int = derived()
@@ -182,7 +182,7 @@ class TokenTransformer(nn.Module):
     remat: bool = adjustable(False)
 
     discrete = True
-    downsampling = None  # positions are learned, so the model reads one grid alone
+    downsampling = None  # positions are learned, so the model reads one grid only
 
     def __post_init__(self):
         _validate(self)
@@ -204,17 +204,18 @@ class TokenTransformer(nn.Module):
         Args:
             x: Noisy tokens 0 .. K.
             t: Diffusion times 0 .. T-1.
-            label: Classes, if and only if the model has `num_classes`.
-            text: Text tokens, if and only if the model has `text_dim`.
-            unconditional: Examples to be denoised without label and text; needs `learned_null`.
+            label: The classes, if and only if the model has `num_classes`.
+            text: The text tokens, if and only if the model has `text_dim`.
+            unconditional: True for examples to denoise without label and text. It needs
+                `learned_null`.
             train: Whether dropout is active.
 
         Returns:
-            The logits, `[batch, height, width, K]` in float32, and the features behind the last
+            The logits, `[batch, height, width, K]` in float32, and the features after the last
             norm, `[batch, height, width, width of the model]` in `dtype`.
 
         Raises:
-            ValueError: If the shape of `x`, or the presence of `label` or `text`, does not fit.
+            ValueError: The shape of `x`, or the presence of `label` or `text`, does not fit.
         """
         self._check_shape(x)
         label, text = layers.condition(self, label, text, unconditional)
@@ -239,18 +240,18 @@ class TokenTransformer(nn.Module):
             )(h, t, label, text)
 
         features = _layer_norm(dtype=self.dtype, name="output_norm")(h)
-        # In float32, so that logits keep more than the three digits of bfloat16.
+        # This is float32, since logits need more than the three digits of bfloat16.
         output = _dense(self.num_codes, dtype=jnp.float32, name="output")(features)
         return Denoised(output, features)
 
     def _check_shape(self, x: Array) -> None:
-        """Raises ValueError where the input does not fit the options."""
+        """Raises ValueError if the shape of the input does not fit the options."""
         if x.shape[1:] != tuple(self.grid):
             raise ValueError(f"grid of {x.shape[1:]} tokens, but the model has {tuple(self.grid)}")
 
 
 def _validate(model: TokenTransformer) -> None:
-    """Raises ValueError where an option of the model is out of range."""
+    """Raises ValueError if an option of the model is out of range."""
     for option in ["num_codes", "width", "num_layers", "num_heads", "num_steps"]:
         if getattr(model, option) < 1:
             raise ValueError(f"{option}={getattr(model, option)} must be at least 1")

@@ -1,17 +1,22 @@
 """The denoising UNet of ADM and latent diffusion, channels last.
 
-A convolution to `channels`; a down path of levels, each with `blocks_per_level` residual blocks
-and, at the chosen resolutions, attention; a middle of block, attention, block; an up path that
-mirrors it and takes every feature map of the down path back by concatenation; group norm, SiLU
-and a convolution. With `text_dim`, spatial transformers stand in the places of attention.
+It has these parts, in this order:
 
-Parameter paths follow one scheme, which sharding rules and checkpoint converters rely on:
+    a convolution to `channels`
+    a down path of levels, with `blocks_per_level` residual blocks each and attention at some
+    a middle: a residual block, attention, a residual block
+    an up path that mirrors the down path and reads all of its feature maps by concatenation
+    a group norm, SiLU and a convolution
+
+With `text_dim`, spatial transformers take the place of attention. Parameter paths follow one
+scheme, on which sharding rules and checkpoint converters rely:
 
     time_embedding_{in,out}   label_embedding   input_conv   output_norm   output_conv
     {down,up}_{level}_block_{i}, middle_block_{i}, {down,up}_{level}_resample
     {down,up}_{level}_attention_{i}, middle_attention
 
-with levels counted from the full resolution in both paths. What is below them is in `layers.py`.
+Levels are counted from the full resolution in both paths. `layers.py` has the parameters below
+these paths.
 
 Sources: Dhariwal and Nichol (2021, arXiv 2105.05233); Rombach et al. (2022, arXiv 2112.10752).
 """
@@ -32,30 +37,35 @@ from conprediff_jax.models.denoiser import DENOISERS, Denoised
 
 @DENOISERS.register("unet")
 class UNet(nn.Module):
-    """Predicts what the process asks for (noise, clean image or v) from a noisy image.
+    """Predicts what the process needs (noise, clean points or v) from noisy points.
 
     Attributes:
-        out_channels: Channels of the prediction.
-        channels: Channels at the full resolution; a multiple of 32.
-        channel_mult: Channels of each level, as multiples of `channels`.
-        blocks_per_level: Residual blocks of a level of the down path; the up path has one more.
-        attention_downsampling: Downsampling factors (1, 2, 4, ...) that have attention, latent
-            diffusion's "attention_resolutions". The middle has attention always.
-        num_heads: Attention heads at every level; or else
-        head_channels: channels per head. Exactly one of the two is given.
-        scale_shift_norm: Let the time embedding scale and shift norms, not add to features.
-        resblock_updown: Change the resolution in residual blocks instead of convolutions.
-        dropout: Rate inside residual blocks, in training. Drawn from the stream "dropout".
-        num_classes: Classes of the label embedding; None for a model without labels.
-        learned_null: Whether the model has learned stand-ins for a label or text that is left out,
-            as classifier-free guidance asks for.
-        text_dim: Channels of the text tokens; None for a model without text.
-        transformer_depth: Transformer blocks in each spatial transformer (used with `text_dim`).
-        dtype: Of the activations. Parameters and the output are float32.
-        remat: Recompute every residual and attention block in the backward pass.
+        out_channels: The number of channels of the prediction.
+        channels: The number of channels at the full resolution. The channels of every level are
+            multiples of 32.
+        channel_mult: The number of channels of each level, as a multiple of `channels`.
+        blocks_per_level: The number of residual blocks of a level of the down path. A level of the
+            up path has one more.
+        attention_downsampling: The downsampling factors (1, 2, 4, ...) at which there is attention,
+            as in latent diffusion's "attention_resolutions". The middle always has attention.
+        num_heads: The number of attention heads at every level. Give either this or
+            `head_channels`.
+        head_channels: The number of channels per head.
+        scale_shift_norm: Whether the time embedding scales and shifts norms. Otherwise it is added
+            to features.
+        resblock_updown: Whether residual blocks change the resolution. Otherwise convolutions do.
+        dropout: The dropout rate inside residual blocks, in training. It draws from the stream
+            "dropout".
+        num_classes: The number of classes; None for a model without labels.
+        learned_null: Whether the model learns a null label or null text for a condition that is
+            left out, as classifier-free guidance needs it.
+        text_dim: The number of channels of text tokens; None for a model without text.
+        transformer_depth: The number of blocks of each spatial transformer, used with `text_dim`.
+        dtype: The dtype of the activations. Parameters and the output are float32.
+        remat: Whether residual and attention blocks are recomputed in the backward pass.
 
     Raises:
-        ValueError: If options contradict each other, at construction.
+        ValueError: Options contradict each other; the constructor raises it.
     """
 
     out_channels: int = derived()
@@ -83,7 +93,7 @@ class UNet(nn.Module):
 
     @property
     def downsampling(self) -> int:
-        """The factor between the full and the lowest resolution; it must divide image sizes."""
+        """The factor between the full and the lowest resolution, which must divide grid sides."""
         return 2 ** (len(self.channel_mult) - 1)
 
     @nn.compact
@@ -97,22 +107,23 @@ class UNet(nn.Module):
         unconditional: Bool[Array, "batch"] | None = None,
         train: bool = False,
     ) -> Denoised:
-        """Denoises a batch of images.
+        """Denoises a batch.
 
         Args:
-            x: Noisy images; height and width are multiples of `downsampling`.
+            x: Noisy points. Height and width are multiples of `downsampling`.
             t: Diffusion times 0 .. T-1, integer or fractional.
-            label: Classes, if and only if the model has `num_classes`.
-            text: Text tokens, if and only if the model has `text_dim`.
-            unconditional: Examples to be denoised without label and text; needs `learned_null`.
+            label: The classes, if and only if the model has `num_classes`.
+            text: The text tokens, if and only if the model has `text_dim`.
+            unconditional: True for examples to denoise without label and text. It needs
+                `learned_null`.
             train: Whether dropout is active.
 
         Returns:
-            The output, `[batch, height, width, out_channels]` in float32, and the features behind
+            The output, `[batch, height, width, out_channels]` in float32, and the features after
             the last norm and SiLU, `[batch, height, width, channels]` in `dtype`.
 
         Raises:
-            ValueError: If the shape of `x`, or the presence of `label` or `text`, does not fit.
+            ValueError: The shape of `x`, or the presence of `label` or `text`, does not fit.
         """
         self._check_shape(x)
         label, text = layers.condition(self, label, text, unconditional)
@@ -136,14 +147,14 @@ class UNet(nn.Module):
                 h = resample(h, level, "up")
 
         features = nn.silu(layers.group_norm(dtype=self.dtype, name="output_norm")(h))
-        # In float32, so that predictions keep more than the three digits of bfloat16.
+        # This is float32, since predictions need more than the three digits of bfloat16.
         output = layers.convolution(self.out_channels, zero=True, name="output_conv")(features)
         return Denoised(output, features)
 
     def _embed(
         self, t: Real[Array, "batch"], label: Int[Array, "batch"] | None
     ) -> Float[Array, "batch embedding"]:
-        """The activated embedding silu(e) of time and label, as every residual block reads it."""
+        """Returns silu(e), the embedding of time and label that residual blocks read."""
         width = 4 * self.channels
         dense = functools.partial(linear.Dense, width, dtype=self.dtype)
         e = layers.timestep_embedding(t, self.channels)
@@ -165,7 +176,7 @@ class UNet(nn.Module):
     def _blocks(
         self, embedding: Array, text: Array | None, train: bool
     ) -> tuple[Callable[..., Array], ...]:
-        """The functions that add a block of a level, those of the middle, and a resampling one."""
+        """Returns functions that apply a block of a level, the middle, and a resampling layer."""
         remat = nn.remat if self.remat else lambda module: module
 
         def residual(h: Array, level: int, name: str, resample: str | None = None) -> Array:
@@ -207,7 +218,7 @@ class UNet(nn.Module):
         return stage, middle, resample
 
     def _check_shape(self, x: Array) -> None:
-        """Raises ValueError where the input does not fit the options."""
+        """Raises ValueError if the shape of the input does not fit the options."""
         height, width = x.shape[1:3]
         if height % self.downsampling or width % self.downsampling:
             raise ValueError(
@@ -217,7 +228,7 @@ class UNet(nn.Module):
 
 
 def _validate(unet: UNet) -> None:
-    """Raises ValueError where options of the model contradict each other."""
+    """Raises ValueError if options of the model contradict each other."""
     widths = [unet.channels * mult for mult in unet.channel_mult]
     if not widths or min(widths) < 1 or any(width % layers.GROUPS for width in widths):
         raise ValueError(

@@ -1,19 +1,21 @@
-"""Text encoders: from token ids to the sequence that cross-attention reads.
+"""Text encoders, which turn token ids into the sequence that cross-attention reads.
 
-All three are transformers with the norm before each branch,
+All three are transformers with a norm before each branch,
 
     x + attention(norm(x)),   x + feed_forward(norm(x))                                          (1)
 
-and a norm behind the last block. What they differ in:
+and a norm after the last block. They differ in these points:
 
-    CLIP   learned positions; a token sees those before it; W_out (x -> x sigmoid(1.702 x)) W_in
-    BERT   learned positions; all tokens see each other, padding included; GELU; q, k, v unbiased
-    T5     a bias of the attention for each distance; padding is hidden; no other bias anywhere;
-           softmax(q k^T + b) v, unscaled;   W_out (gelu(W_gate x) * W_in x);                    (2)
-           root-mean-square norms
+    CLIP   learned positions; a token sees itself and those before it; the activation
+           x sigmoid(1.702 x)
+    BERT   learned positions; all tokens see each other and the padding; GELU; q, k and v have no
+           biases
+    T5     no positions, but a bias b on the attention for each distance; padding is hidden;
+           softmax(q k^T + b) v without a scale; W_out (gelu(W_gate x) * W_in x);                (2)
+           root-mean-square norms; no other biases
 
-A query i and a key j at the distance d = |j - i| share a bias with all others in their bucket, of
-n buckets in all,
+In T5, a query i and a key j at the distance d = |j - i| have the bias of their bucket, one of n
+buckets with the numbers
 
     (n / 2) [j > i] + min(place(d), n / 2 - 1),       m = n / 4                                  (3)
     place(d) = d                                                       where d < m
@@ -25,9 +27,9 @@ Parameter paths follow the scheme of the token transformer:
     block_{i}/{attention,feed_forward}_norm   block_{i}/attention/{query, key, value, out}
     block_{i}/feed_forward/{in, gate, out}
 
-Sources: CLIP, Radford et al. 2021 (arXiv 2103.00020); BERT, the transformer trained along with
-latent diffusion's text-to-image model, Rombach et al. 2022 (arXiv 2112.10752), section 4.3.1; T5,
-Raffel et al. 2020 (arXiv 1910.10683), in version 1.1 with Shazeer's gated GELU (arXiv 2002.05202).
+Sources: CLIP: Radford et al. 2021 (arXiv 2103.00020). BERT: the transformer that was trained with
+latent diffusion's text-to-image model, Rombach et al. 2022 (arXiv 2112.10752), section 4.3.1. T5:
+Raffel et al. 2020 (arXiv 1910.10683), version 1.1 with Shazeer's gated GELU (arXiv 2002.05202).
 """
 
 from conprediff_jax.common.registry import Registry

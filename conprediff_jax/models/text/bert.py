@@ -10,21 +10,21 @@ from conprediff_jax.models.text.encoder import Encoded, TokenIds, validate
 
 
 class BERTText(nn.Module):
-    """The encoder trained along with latent diffusion's text-to-image model, and its sizes.
+    """The encoder that was trained with latent diffusion's text-to-image model.
 
-    It shares BERT's vocabulary, not its architecture. `vocab_size`, `length` and `width` are those
-    of `TextEncoder`.
+    The defaults are its sizes. It has BERT's vocabulary, but not its architecture. `vocab_size`,
+    `length` and `width` are described in `TextEncoder`.
 
     Attributes:
-        num_layers: Number of blocks.
-        num_heads: Attention heads.
-        head_channels: Channels of a head.
-        hidden: Hidden channels of the feed-forward layers.
-        dtype: Of the activations. Parameters and the output are float32.
-        remat: Recompute every block in the backward pass.
+        num_layers: The number of blocks.
+        num_heads: The number of attention heads.
+        head_channels: The number of channels of a head.
+        hidden: The number of hidden channels of the feed-forward layers.
+        dtype: The dtype of the activations. Parameters and the output are float32.
+        remat: Whether blocks are recomputed in the backward pass.
 
     Raises:
-        ValueError: If an option is out of range, at construction.
+        ValueError: An option is out of range; the constructor raises it.
     """
 
     vocab_size: int = 30522

@@ -10,22 +10,22 @@ from conprediff_jax.models.text.encoder import Encoded, TokenIds, validate
 
 
 class CLIPText(nn.Module):
-    """CLIP's text tower up to its final norm; the defaults are those of ViT-B/32.
+    """CLIP's text encoder up to its final norm.
 
-    ViT-L/14 has width 768, 12 heads and 3072 hidden channels. `vocab_size`, `length` and `width`
-    are those of `TextEncoder`.
+    The defaults are the sizes of ViT-B/32. ViT-L/14 has width 768, 12 heads and 3072 hidden
+    channels. `vocab_size`, `length` and `width` are described in `TextEncoder`.
 
     Attributes:
-        num_layers: Number of blocks.
-        num_heads: Attention heads; they divide `width`.
-        hidden: Hidden channels of the feed-forward layers.
+        num_layers: The number of blocks.
+        num_heads: The number of attention heads, which must divide `width`.
+        hidden: The number of hidden channels of the feed-forward layers.
         activation: A key of `layers.ACTIVATIONS`.
-        unit: Whether every encoded token is divided by its length, as VQ-Diffusion does.
-        dtype: Of the activations. Parameters and the output are float32.
-        remat: Recompute every block in the backward pass.
+        unit: Whether every encoded token is divided by its norm, as in VQ-Diffusion.
+        dtype: The dtype of the activations. Parameters and the output are float32.
+        remat: Whether blocks are recomputed in the backward pass.
 
     Raises:
-        ValueError: If an option is out of range, at construction.
+        ValueError: An option is out of range; the constructor raises it.
     """
 
     vocab_size: int = 49408

@@ -1,4 +1,4 @@
-"""What the text encoders share: their interface, and the checks of their options and inputs."""
+"""The contract that text encoders keep, and checks of their options and inputs."""
 
 from typing import Protocol, runtime_checkable
 
@@ -10,12 +10,12 @@ Encoded = Float[Array, "batch length width"]
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """What the encoders here share; each is a Flax module whose fields are a config's keys.
+    """A Flax module that encodes texts. Its fields are the keys of the `text.encoder` section.
 
     Attributes:
-        vocab_size: Token ids are 0 .. vocab_size - 1.
-        length: Tokens of a text, padding included.
-        width: Channels of an encoded token.
+        vocab_size: The number of token ids, which are 0 .. vocab_size - 1.
+        length: The number of tokens of a text, with padding.
+        width: The number of channels of an encoded token.
     """
 
     vocab_size: int
@@ -23,10 +23,10 @@ class TextEncoder(Protocol):
     width: int
 
     def __call__(self, tokens: TokenIds) -> Encoded:
-        """The encoded texts, float32.
+        """Returns the encoded texts, float32.
 
         Raises:
-            ValueError: If the texts are not `length` tokens long.
+            ValueError: The texts do not have `length` tokens.
         """
         ...
 
@@ -35,7 +35,7 @@ def validate(encoder: TextEncoder) -> None:
     """Checks the sizes of an encoder.
 
     Raises:
-        ValueError: One of them is below 1.
+        ValueError: A size is below 1.
     """
     sizes = ("vocab_size", "length", "width", "num_layers", "num_heads", "head_channels", "hidden")
     for option, value in vars(encoder).items():
@@ -44,10 +44,10 @@ def validate(encoder: TextEncoder) -> None:
 
 
 def check_length(encoder: TextEncoder, tokens: TokenIds) -> None:
-    """Checks that texts are as long as an encoder reads them.
+    """Checks that texts have the length that an encoder reads.
 
     Raises:
-        ValueError: They are longer or shorter.
+        ValueError: The texts are longer or shorter.
     """
     if tokens.shape[1] != encoder.length:
         raise ValueError(f"texts of {tokens.shape[1]} tokens, but length={encoder.length}")

@@ -1,4 +1,4 @@
-"""The layers of the text encoders, and the transformer that CLIP and BERT have in common."""
+"""The layers of the text encoders, and the transformer that CLIP and BERT share."""
 
 import functools
 from typing import Any
@@ -13,7 +13,7 @@ from conprediff_jax.common import linear
 from conprediff_jax.models.layers import Tokens
 from conprediff_jax.models.text.encoder import Encoded, TextEncoder, TokenIds, check_length
 
-# By the names that published configs have; the last one is the approximation by tanh.
+# The keys are the names in published configs. "gelu_new" is the approximation of GELU by tanh.
 ACTIVATIONS = {
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
@@ -25,14 +25,15 @@ class Attention(nn.Module):
     """Multi-head self-attention of the tokens of a text.
 
     Attributes:
-        heads: Number of heads.
-        head_channels: Channels of a head; all heads together need not be as wide as the tokens.
+        heads: The number of heads.
+        head_channels: The number of channels of a head. Together the heads may be wider or narrower
+            than a token.
         qkv_bias: Whether the query, key and value projections have a bias.
-        out_bias: Whether the output projection has one.
-        causal: Whether a token sees itself and those before it only.
-        scale: Of the logits; None for one over the root of `head_channels`.
-        query_gain: Of the variance of the initial query projection.
-        dtype: Of the activations; the softmax is float32.
+        out_bias: Whether the output projection has a bias.
+        causal: Whether a token sees only itself and the tokens before it.
+        scale: The factor on the logits. None means one over the root of `head_channels`.
+        query_gain: The factor on the variance of the initial query projection.
+        dtype: The dtype of the activations; the softmax is float32.
     """
 
     heads: int
@@ -55,8 +56,8 @@ class Attention(nn.Module):
 
         Args:
             x: The tokens.
-            bias: Added to the logits.
-            mask: False for keys that are hidden.
+            bias: Numbers that are added to the logits, or None.
+            mask: False for keys that are hidden, or None.
         """
 
         def project(name: str, gain: float = 1.0) -> Array:
@@ -83,13 +84,13 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Two dense layers, the first of them gated where asked.
+    """Two dense layers, of which the first may be gated.
 
     Attributes:
-        hidden: Channels between them.
+        hidden: The number of channels between the two layers.
         activation: A key of `ACTIVATIONS`.
-        gated: Let the activation act on a gate, see eq. (2), and leave out all biases.
-        dtype: Of the activations.
+        gated: Whether the activation acts on a gate, eq. (2). Then there are no biases.
+        dtype: The dtype of the activations.
     """
 
     hidden: int
@@ -99,7 +100,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
-        """Maps tokens to tokens, each on its own."""
+        """Maps every token to a token, independently of the others."""
         dense = functools.partial(linear.Dense, use_bias=not self.gated, dtype=self.dtype)
         activation = ACTIVATIONS[self.activation]
         h = activation(dense(self.hidden, name="gate" if self.gated else "in")(x))
@@ -109,16 +110,16 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """A block with layer norms, eq. (1); CLIP's image tower has the same.
+    """A block with layer norms, eq. (1). The image encoder of CLIP has it too.
 
     Attributes:
-        heads: Number of heads.
-        head_channels: Channels of a head.
-        hidden: Hidden channels of the feed-forward layers.
+        heads: The number of heads.
+        head_channels: The number of channels of a head.
+        hidden: The number of hidden channels of the feed-forward layers.
         activation: A key of `ACTIVATIONS`.
         causal: See `Attention`.
         qkv_bias: See `Attention`.
-        dtype: Of the activations.
+        dtype: The dtype of the activations.
     """
 
     heads: int
@@ -149,21 +150,21 @@ class Block(nn.Module):
 
 
 def embedding(rows: int, width: int, std: float, dtype: DTypeLike, name: str) -> linear.Embed:
-    """A table of vectors that starts out normal."""
+    """A table of vectors, which are initially normal with deviation `std`."""
     init = nn.initializers.normal(std)
     return linear.Embed(rows, width, embedding_init=init, dtype=dtype, name=name)
 
 
 def encode(encoder: TextEncoder, tokens: TokenIds, **options: Any) -> Encoded:
-    """Blocks over tokens with learned positions, and a norm; called while `encoder` is.
+    """Applies token and position embeddings, blocks and a norm. Call it inside `encoder.__call__`.
 
     Args:
-        encoder: Its sizes are those of the transformer, which becomes its submodules.
-        tokens: Of `encoder.length`.
-        **options: Of every `Block`, besides those sizes.
+        encoder: The module that gives the sizes, and of which the layers become submodules.
+        tokens: Token ids, `encoder.length` for every text.
+        **options: Further options of every `Block`.
 
     Raises:
-        ValueError: The texts are longer or shorter.
+        ValueError: The texts do not have `encoder.length` tokens.
     """
     check_length(encoder, tokens)
     sizes = {"width": encoder.width, "std": 0.02, "dtype": encoder.dtype}

@@ -1,4 +1,4 @@
-"""T5's encoder; equations are those of the package."""
+"""T5's encoder. The equations are in the docstring of `models/text/__init__.py`."""
 
 import functools
 
@@ -18,10 +18,10 @@ class T5Block(nn.Module):
     """A block of T5, eqs. (1) and (2).
 
     Attributes:
-        heads: Number of heads.
-        head_channels: Channels of a head.
-        hidden: Hidden channels of the feed-forward layers.
-        dtype: Of the activations.
+        heads: The number of heads.
+        head_channels: The number of channels of a head.
+        hidden: The number of hidden channels of the feed-forward layers.
+        dtype: The dtype of the activations.
     """
 
     heads: int
@@ -36,7 +36,7 @@ class T5Block(nn.Module):
         bias: Float[Array, "1 heads length length"],
         mask: Bool[Array, "batch 1 1 length"],
     ) -> Tokens:
-        """Maps tokens to tokens, given what to add for their distances and which are no padding."""
+        """Maps tokens to tokens, with the bias of their distances and a mask of the padding."""
         norm = functools.partial(nn.RMSNorm, epsilon=1e-6, dtype=self.dtype)
         attention = layers.Attention(
             self.heads,
@@ -44,7 +44,7 @@ class T5Block(nn.Module):
             qkv_bias=False,
             out_bias=False,
             scale=1.0,
-            query_gain=1 / self.head_channels,  # in the place of the scale
+            query_gain=1 / self.head_channels,  # takes the place of the scale
             dtype=self.dtype,
             name="attention",
         )
@@ -56,23 +56,24 @@ class T5Block(nn.Module):
 
 
 class T5Text(nn.Module):
-    """The encoder of T5 1.1; the defaults are those of its "base", "xxl" is 4096 wide.
+    """The encoder of T5 1.1.
 
-    `vocab_size`, `length` and `width` (T5's `d_model`) are those of `TextEncoder`.
+    The defaults are the sizes of its "base"; "xxl" is 4096 wide. `vocab_size`, `length` and `width`
+    (T5's `d_model`) are described in `TextEncoder`.
 
     Attributes:
-        num_layers: Number of blocks.
-        num_heads: Attention heads.
-        head_channels: Channels of a head (`d_kv`).
-        hidden: Hidden channels of the feed-forward layers (`d_ff`).
-        num_buckets: Distances that are told apart, both directions together; a multiple of 4.
-        max_distance: Distances from here on share a bucket.
-        pad: The token id that fills up a text, and is hidden.
-        dtype: Of the activations. Parameters and the output are float32.
-        remat: Recompute every block in the backward pass.
+        num_layers: The number of blocks.
+        num_heads: The number of attention heads.
+        head_channels: The number of channels of a head (`d_kv`).
+        hidden: The number of hidden channels of the feed-forward layers (`d_ff`).
+        num_buckets: The number of buckets of distances in both directions, a multiple of 4.
+        max_distance: All distances from this one on share a bucket.
+        pad: The token id of padding, which is hidden.
+        dtype: The dtype of the activations. Parameters and the output are float32.
+        remat: Whether blocks are recomputed in the backward pass.
 
     Raises:
-        ValueError: If an option is out of range, at construction.
+        ValueError: An option is out of range; the constructor raises it.
     """
 
     vocab_size: int = 32128
@@ -121,16 +122,16 @@ class T5Text(nn.Module):
 def distance_buckets(
     length: int, num_buckets: int, max_distance: int
 ) -> Int32[np.ndarray, "length length"]:
-    """The bucket of every query and key, eqs. (3) and (4).
+    """Returns the bucket of every pair of a query and a key, eqs. (3) and (4).
 
     Args:
-        length: Tokens of a text.
+        length: The number of tokens of a text.
         num_buckets: n, a multiple of 4.
-        max_distance: Distances from here on share a bucket.
+        max_distance: All distances from this one on share a bucket.
     """
     distance = np.arange(length)[None] - np.arange(length)[:, None]
     d, m = np.abs(distance), num_buckets // 4
-    # In float32 and in this order: at whole powers it rounds as the published models do.
+    # Published models compute this in float32 and in this order, which matters at whole powers.
     log = np.log(np.maximum(d, 1).astype(np.float32) / np.float32(m))
     steps = log / np.float32(np.log(max_distance / m)) * np.float32(m)
     place = np.minimum(np.where(d < m, d, m + steps.astype(np.int32)), 2 * m - 1)
