@@ -1,23 +1,25 @@
-"""Checkpoints in and out.
+"""Exports checkpoints to other formats, and imports published checkpoints.
 
     python -m conprediff_jax.convert export --workdir=runs/celebahq --to=diffusers --out=pipeline
     python -m conprediff_jax.convert import model.ckpt --from=ldm --model=celebahq --out=celebahq
 
-`export` writes the moving average of the denoiser, without the context decoder, with first stage,
-schedule, `config.json` and a model card, `README.md`; of models that read captions with text
-encoder and tokenizer too:
+`export` writes the moving average of the denoiser, the first stage, the schedule, `config.json` and
+a model card, `README.md`. For models that read captions, it also writes the text encoder and the
+tokenizer. It leaves out the context decoder. `--to` names the format:
 
     inference     a small folder that sample, evaluate and `conprediff_jax.load` open as a workdir
-    safetensors   one file a network, by our names
-    diffusers     the folder of a pipeline, see interop/diffusers_pipeline.py
-    stablehlo     the whole sampler as one program for CPU, CUDA and TPU, of any number of images
+    safetensors   one file for each network, with the parameter names of this package
+    diffusers     the folder of a diffusers pipeline; see interop/diffusers/pipeline.py
+    stablehlo     the whole sampler as one program for CPU, CUDA and TPU, for any number of images
 
-`import` reads a published checkpoint, or what `export` wrote, and writes an `inference` folder. It
-can be sampled from, and training can start from it: `--config.train.init_from=<folder>`. Files that
-do not say what they hold need `--model`, a name of interop/published.py, or `--config`; and
-`--tokenizer` where the model reads captions.
+`import` reads a published checkpoint, or a folder that `export` wrote, and writes an `inference`
+folder. You can sample from this folder, or start training from it with
+`--config.train.init_from=<folder>`. Files that do not describe their model need `--model`, a name
+in interop/original/published.py, or `--config`. If the model reads captions, they also need
+`--tokenizer`.
 
-Flags of sampling, such as `--sampler` and `--steps`, go into what is written.
+The flags of sampling, such as `--sampler` and `--steps`, set the sampling defaults of the written
+model.
 """
 
 import pathlib
@@ -28,23 +30,43 @@ from conprediff_jax.cli import app, config_flag, sampling_flags
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.interop import formats, pretrained
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "export: a training run, or an inference folder.")
-_STEP = flags.DEFINE_integer("step", None, "export: which checkpoint; the newest when absent.")
-_TO = flags.DEFINE_enum("to", None, formats.WRITTEN, "export: the format.")
-_METRICS = flags.DEFINE_string(
-    "metrics", None, "export: metrics.json of an evaluation; <workdir>/evaluation/ when there."
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "export: Read the model from this workdir of a training run, or `inference` folder.",
 )
-_FROM = flags.DEFINE_enum("from", None, formats.READ, "import: the family.")
-_MODEL = flags.DEFINE_string("model", None, "import: which of the family's published models.")
-_CONFIG = config_flag.define(help_string="import: or a config of the model.")
+_STEP = flags.DEFINE_integer(
+    "step", None, "export: Use the checkpoint of this training step; the default is the newest."
+)
+_TO = flags.DEFINE_enum("to", None, formats.WRITTEN, "export: Write this format.")
+_METRICS = flags.DEFINE_string(
+    "metrics",
+    None,
+    "export: Quote the figures of this metrics.json in the model card; the default is "
+    "<workdir>/evaluation/metrics.json, if it exists.",
+)
+_FROM = flags.DEFINE_enum(
+    "from", None, formats.READ, "import: Read a checkpoint of this family of formats."
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "import: The checkpoint is this published model of the family."
+)
+_CONFIG = config_flag.define(
+    help_string="import: This config file describes the model, in place of --model."
+)
 _NEW_ATTENTION = flags.DEFINE_bool(
-    "new_attention_order", None, "import of adm: what the model was trained with; --model knows it."
+    "new_attention_order",
+    None,
+    "import --from=adm: The model has the new attention order; with --model this flag is not needed.",
 )
 _TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "import of original files of models that read captions: file or folder."
+    "tokenizer",
+    None,
+    "import: Read the tokenizer from this file or folder; original files of models that read "
+    "captions need it.",
 )
-_OUT = flags.DEFINE_string("out", None, "Folder that is written; it must not exist.", required=True)
-flags.adopt_module_key_flags(sampling_flags)  # so that --help has them
+_OUT = flags.DEFINE_string("out", None, "Write to this folder; it must not exist.", required=True)
+flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 
 
 def main(argv: list[str]) -> None:
@@ -54,14 +76,14 @@ def main(argv: list[str]) -> None:
         for flag in (_WORKDIR, _TO):
             if not flag.value:
                 raise UserError(f"export needs --{flag.name}")
-        what, to = _WORKDIR.value, _TO.value
-        model = pretrained.open_folder(what, _STEP.value)
+        source, to = _WORKDIR.value, _TO.value
+        model = pretrained.open_folder(source, _STEP.value)
     elif command == "import" and len(paths) == 1:
         if not _FROM.value:
             raise UserError("import needs --from")
-        what, to = paths[0], "inference"
+        source, to = paths[0], "inference"
         model = formats.read(
-            what,
+            source,
             _FROM.value,
             name=_MODEL.value,
             config=_CONFIG.value,
@@ -69,14 +91,14 @@ def main(argv: list[str]) -> None:
             tokenizer=_TOKENIZER.value,
         )
     else:
-        raise UserError("say export --workdir=... --to=..., or import PATH --from=...")
+        raise UserError("give either export --workdir=... --to=..., or import PATH --from=...")
     model = model.resampled(**sampling_flags.values())
     formats.write(model, to, _OUT.value, metrics=_metrics())
-    logging.info("step %d of %s as %s in %s", model.step, what, to, _OUT.value)
+    logging.info("step %d of %s written as %s to %s", model.step, source, to, _OUT.value)
 
 
 def _metrics() -> str | None:
-    """The evaluation that the card quotes."""
+    """The file of the evaluation that the model card quotes."""
     if _METRICS.value or not _WORKDIR.value:
         return _METRICS.value
     found = pathlib.Path(_WORKDIR.value) / "evaluation" / "metrics.json"

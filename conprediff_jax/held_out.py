@@ -1,12 +1,12 @@
-"""The denoising loss of trained models on held-out images, time by time; bits a token if discrete.
+"""Computes the denoising loss of trained models on held-out images, for every time of the process.
 
     python -m conprediff_jax.held_out --workdir=runs/openmoji,runs/no_context --split=test --num=256
 
-Every model sees the same images with the same noise, so that models of one process can be compared
-number by number. The loss is that of the config, for discrete models the variational bound in nats
-a token, without the auxiliary loss. Its mean over the times and, for discrete models, the bound in
-bits a token are printed with their standard errors over the images; all is written to
-`<first workdir>/denoising_loss.json`, or to --out.
+All models see the same images with the same noise, so the numbers of models with the same process
+can be compared one by one. The loss is that of the config; for discrete models it is the
+variational bound in nats per token, without the auxiliary loss. The command prints the mean over
+the times and, for discrete models, the bound in bits per token, with their standard errors over the
+images. It writes these and the loss at every time to `<first workdir>/held_out.json`, or to --out.
 """
 
 import json
@@ -24,22 +24,43 @@ from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.metrics import denoising_loss
 from conprediff_jax.runs.restore import load, load_experiment, load_model
 
-_WORKDIRS = flags.DEFINE_list("workdir", None, "Workdirs of training runs.", required=True)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint; the newest when absent.")
-_SPLIT = flags.DEFINE_string("split", "test", "Split of the data of each model's config.")
-_NUM = flags.DEFINE_integer("num", 256, "Images, or as many as there are.", lower_bound=1)
-_TIMES = flags.DEFINE_integer("times", 20, "Times of a continuous process.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch_size", 32, "Images at a time.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "JSON file.")
+_WORKDIRS = flags.DEFINE_list(
+    "workdir",
+    None,
+    "Evaluate the models in these workdirs of training runs, or `inference` folders.",
+    required=True,
+)
+_STEP = flags.DEFINE_integer(
+    "step", None, "Use the checkpoint of this training step; the default is the newest."
+)
+_SPLIT = flags.DEFINE_string(
+    "split", "test", "Use this split of the data that each model's config names."
+)
+_NUM = flags.DEFINE_integer(
+    "num", 256, "Use the first NUM images, or all if there are fewer.", lower_bound=1
+)
+_TIMES = flags.DEFINE_integer(
+    "times",
+    20,
+    "Evaluate this many times of a continuous process, evenly spaced; of a discrete process all "
+    "times are evaluated.",
+    lower_bound=1,
+)
+_BATCH = flags.DEFINE_integer(
+    "batch_size", 32, "Evaluate this many images at a time.", lower_bound=1
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Write results to this JSON file; the default is <first workdir>/held_out.json."
+)
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates every workdir in turn, prints a table and writes the JSON file."""
+    """Evaluates every workdir in turn, prints a table, and writes the JSON file."""
     del argv
     out = epath.Path(_OUT.value or epath.Path(_WORKDIRS.value[0]) / "held_out.json")
     check_file(out, "--out")
     for workdir in _WORKDIRS.value:
-        load_model(workdir, _STEP.value)  # before hours are spent
+        load_model(workdir, _STEP.value)  # fails now, and not after hours of work
     found = {workdir: _evaluate(workdir) for workdir in _WORKDIRS.value}
     write_text(out, json.dumps(found, indent=2) + "\n")
     for workdir, result in found.items():
@@ -47,10 +68,11 @@ def main(argv: list[str]) -> None:
             f"{name} {mean:.5g} +- {error:.2g}" for name, (mean, error) in result["means"].items()
         )
         print(f"{workdir}, step {result['step']}, {result['images']} images:   {summary}")
-    logging.info("losses of every time: %s", out)
+    logging.info("losses at every time written to %s", out)
 
 
 def _evaluate(workdir: str) -> dict:
+    """The losses of one model, as plain data for the JSON file."""
     mesh = parallel.make_mesh(parallel.MeshSpec())
     model, params, frozen, step = load(workdir, mesh, _STEP.value)
     spec = load_experiment(workdir, step).data.of_images(split=_SPLIT.value)

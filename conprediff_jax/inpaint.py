@@ -3,21 +3,23 @@
     python -m conprediff_jax.inpaint --workdir=runs/openmoji --images=photos --masks=masks
         --samples=4 --seed=0 --out=filled
 
-Images are a folder, whose files are taken at their own size, or a data set by its name; by default
-the test split of what the model was trained on. Masks are a kind, drawn for every image (thin,
-strokes, thick: free-form; every_second_line, super_resolve, expand, half, box), a file for all
-images, or a folder with a mask of the same name for each.
+`--images` names a folder, whose files are used at their own size, or a data set; the default is the
+test split of the data that the model was trained on. `--masks` names a kind of mask, which is drawn
+for every image (thin, strokes and thick are free-form; the others are every_second_line,
+super_resolve, expand, half and box), one file for all images, or a folder with a mask of the same
+name for every image.
 
-In mask files white says what to KEEP, as in RePaint; with --polarity=fill it says what to FILL, as
-in latent diffusion's inpainting. A mask of one colour may have its hole in the alpha channel.
+White pixels of a mask file mark what to KEEP, as in RePaint. With --polarity=fill, they mark what
+to FILL, as in the inpainting of latent diffusion. A mask file of one colour may have its hole in
+the alpha channel.
 
-Written to --out: every filling as NAME_0.png, NAME_1.png ..., whose known pixels are those of the
-image, bit for bit; grid.png with, in a row, image, masked image and fillings; about.json with the
-share of each image that was filled.
+The command writes to --out: every filling as NAME_0.png, NAME_1.png ..., whose known pixels equal
+those of the image bit for bit; grid.png, whose rows show image, masked image and fillings; and
+about.json with the share of each image that was filled.
 
 Continuous models fill by RePaint, which calls the network 2,410 times. Fewer --steps and
---resamplings are faster, and --sampler=ddim or dpm_solver far faster; they fit what is known less
-well. Discrete models use their own sampler.
+--resamplings are faster, and --sampler=ddim or dpm_solver is much faster, but the fillings match
+the known pixels less well. Discrete models use their own sampler.
 """
 
 import collections
@@ -47,21 +49,38 @@ from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.runs.restore import load, own_files, read_pictures
 from conprediff_jax.sampling import inpainting
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
-_MASKS = flags.DEFINE_string("masks", "thick", f"One of {', '.join(MASKS)}; a file; a folder.")
-_NUM = flags.DEFINE_integer(
-    "num", None, "Images, the first; when absent all of a folder, 8 of a data set.", lower_bound=1
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Use the model in this workdir of a training run, or `inference` folder.",
+    required=True,
 )
-_SAMPLES = flags.DEFINE_integer("samples", 4, "Fillings of every image.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "Folder. Default: in the workdir.")
-flags.adopt_module_key_flags(shared)  # so that --help has them
+_MASKS = flags.DEFINE_string(
+    "masks",
+    "thick",
+    f"Fill holes of this kind, one of {', '.join(MASKS)}; or name a mask file, or a folder with a "
+    "mask for every image.",
+)
+_NUM = flags.DEFINE_integer(
+    "num",
+    None,
+    "Fill the first NUM images; the default is all images of a folder, or 8 of a data set.",
+    lower_bound=1,
+)
+_SAMPLES = flags.DEFINE_integer(
+    "samples", 4, "Make this many fillings of every image.", lower_bound=1
+)
+_OUT = flags.DEFINE_string(
+    "out", None, "Write the fillings to this folder; the default is in <workdir>/samples."
+)
+flags.adopt_module_key_flags(shared)  # so that --help shows them
 
-_ROWS = 16  # of the grid
+_ROWS = 16  # rows of the grid
 _IMAGES_OF_A_DATA_SET = 8
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags, loads the moving average, fills and writes."""
+    """Reads the flags, loads the moving average, fills the holes, and writes the fillings."""
     del argv
     if jax.process_count() > 1:
         raise UserError("inpainting runs in one process, on all of its devices")
@@ -81,7 +100,7 @@ def main(argv: list[str]) -> None:
     )
     shares = {hole.name: round(filled_share(hole.mask), 4) for hole in holes}
     logging.info(
-        "%d images; masks fill %.1f %% of an image, %.1f to %.1f %%",
+        "%d images; masks fill %.1f %% of an image on average, %.1f to %.1f %%",
         len(holes),
         *(100 * share(list(shares.values())) for share in (np.mean, min, max)),
     )
@@ -108,7 +127,7 @@ def main(argv: list[str]) -> None:
 
 
 def _read(step: int) -> list[Picture]:
-    """The images."""
+    """The images to fill."""
     num, folder = _NUM.value, shared.IMAGES.value
     if num is None and not (folder and holes_lib.is_folder(folder)):
         num = _IMAGES_OF_A_DATA_SET
@@ -116,10 +135,10 @@ def _read(step: int) -> list[Picture]:
 
 
 def _check_files(out: epath.Path, pictures: Sequence[Picture], step: int) -> None:
-    """Checks that everything can be written, and replaces no image or mask of the user's.
+    """Checks that all files can be written and replace no image or mask of the user.
 
     Raises:
-        UserError: it cannot, or would replace one.
+        UserError: A file cannot be written, or would replace an image or a mask.
     """
     names = [
         _file(picture.name, number) for picture in pictures for number in range(_SAMPLES.value)
@@ -136,12 +155,12 @@ def _check_files(out: epath.Path, pictures: Sequence[Picture], step: int) -> Non
 
 
 def _file(name: str, number: int) -> str:
-    """The file of a filling."""
+    """The name of a filling's file."""
     return f"{name}_{number}.png"
 
 
 def _grids(sizes: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:
-    """The files of the grids, by the height and width of the images that they show."""
+    """The names of the grids' files, by the height and width of the images that they show."""
     if len(sizes) == 1:
         return dict.fromkeys(sizes, "grid.png")
     return {(height, width): f"grid_{width}x{height}.png" for height, width in sizes}
@@ -150,7 +169,7 @@ def _grids(sizes: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:
 def _write(
     out: epath.Path, holes: Sequence[Hole], filled: Sequence[np.ndarray], about: dict
 ) -> None:
-    """The fillings, a grid for every size of image, and about.json."""
+    """Writes the fillings, a grid for every size of image, and about.json."""
     rows = collections.defaultdict(list)
     for hole, fillings in zip(holes, filled, strict=True):
         for number, image in enumerate(fillings):

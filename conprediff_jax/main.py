@@ -3,12 +3,13 @@
     python -m conprediff_jax.main --config=configs/openmoji.py [--workdir=runs/mine]
         [--config.train.steps=2000] [--config.context.weight=0.1] ...
 
-Any key of the config can be set on the command line. Started again with the same workdir, a run
-goes on from its newest checkpoint; on SIGTERM it saves one and exits with 75, "start me again".
+You can set any key of the config on the command line. A run that is started again with the same
+workdir continues from its newest checkpoint. On SIGTERM, a run saves a checkpoint and exits with
+code 75, which tells a launcher to start it again.
 
-Several processes train together when each is started with JAX_COORDINATOR_ADDRESS (host:port of the
-first), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or with --distributed on Cloud TPU, Slurm or Open MPI;
-launch/ does so. They need a workdir that all of them see.
+Several processes train together if you start each of them with JAX_COORDINATOR_ADDRESS (host:port
+of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or with --distributed on Cloud TPU,
+Slurm or Open MPI. The scripts in launch/ do this. All processes must see the same workdir.
 """
 
 import pathlib
@@ -21,7 +22,9 @@ from conprediff_jax.train.loop import train
 
 _CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Checkpoints, events and samples go here; runs/<config name> when absent."
+    "workdir",
+    None,
+    "Write checkpoints, events and samples to this folder; the default is runs/<config name>.",
 )
 flags.mark_flag_as_required("config")
 

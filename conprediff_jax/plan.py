@@ -1,16 +1,18 @@
-"""Compiles a config for a TPU slice that is not there, and says what it will need and do.
+"""Estimates memory, FLOPs and step time on a TPU slice that you do not have.
 
     python -m conprediff_jax.plan --config=configs/celebahq.py --topology=v5e:4x4
         [--config.mesh.fsdp=4] [--out=plan.json] [--nosampler] [--nocontext_share]
     python -m conprediff_jax.plan --config=configs/celebahq.py --topology=v5e-16 --sweep
 
-Topologies: chips, as v5e:4x4 or v4:4x4x4, or names of Cloud TPU: v5e-16, v4-128 (64 chips), v5p-64
-(32 chips). The real train step and sampler are compiled by libtpu, on any machine: pip install -e
-".[plan]". A large model takes minutes a program; programs are not kept.
+A topology is a grid of chips, such as v5e:4x4 or v4:4x4x4, or a name of Cloud TPU, such as v5e-16,
+v4-128 (64 chips) or v5p-64 (32 chips). libtpu compiles the real train step and sampler ahead of
+time, on any machine; `pip install -e ".[plan]"` installs it. A program of a large model takes
+minutes to compile, and compiled programs are not kept.
 
-Every figure is of one chip. FLOPs and HBM bytes are read from the compiled program, with loops
-counted as often as they run; times are those of a roofline, which no real step reaches.
-`--sweep` tries batches, remat and meshes, and writes a table, a JSON file and a plot.
+All figures are per chip. FLOPs and HBM bytes are read from the compiled program, in which loops
+count as often as they run. Times are those of a roofline model, which no real step reaches.
+`--sweep` tries batch sizes, rematerialisation and meshes, and writes a table, a JSON file and a
+plot.
 """
 
 import json
@@ -28,24 +30,41 @@ from conprediff_jax.planning.plans import Plan, make_plan
 from conprediff_jax.planning.topology import EXAMPLES, Topology
 
 _CONFIG = config_flag.define()
-_TOPOLOGY = flags.DEFINE_string("topology", None, f"A TPU slice: {EXAMPLES}.", required=True)
-_OUT = flags.DEFINE_string("out", None, "JSON file; plans/<config>_<topology>.json when absent.")
-_SAMPLER = flags.DEFINE_bool("sampler", True, "Compile the sampler too.")
-_SHARE = flags.DEFINE_bool("context_share", True, "Compile without context prediction too.")
-_SWEEP = flags.DEFINE_bool("sweep", False, "Search for the best plan that fits.")
-_PER_CHIP = flags.DEFINE_list("sweep_per_chip", ["1", "2", "4", "8"], "Examples a chip.")
-_REMAT = flags.DEFINE_list("sweep_remat", ["0", "1"], "Activations computed twice, 0 or 1.")
-_FSDP = flags.DEFINE_list("sweep_fsdp", ["1", "4"], "Sizes of the fsdp axis.")
-_TENSOR = flags.DEFINE_list("sweep_tensor", ["1"], "Sizes of the tensor axis.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, f"Compile for this TPU slice: {EXAMPLES}.", required=True
+)
+_OUT = flags.DEFINE_string(
+    "out",
+    None,
+    "Write the plan to this JSON file; the default is plans/<config>_<topology>.json.",
+)
+_SAMPLER = flags.DEFINE_bool("sampler", True, "Compile the sampler, too.")
+_SHARE = flags.DEFINE_bool(
+    "context_share",
+    True,
+    "Compile the train step without context prediction, too, to see the share that the context "
+    "takes.",
+)
+_SWEEP = flags.DEFINE_bool("sweep", False, "Search for the best plan that fits into memory.")
+_PER_CHIP = flags.DEFINE_list(
+    "sweep_per_chip", ["1", "2", "4", "8"], "Sweep these numbers of examples per chip."
+)
+_REMAT = flags.DEFINE_list(
+    "sweep_remat",
+    ["0", "1"],
+    "Sweep rematerialisation: 1 computes activations again in the backward pass, 0 keeps them.",
+)
+_FSDP = flags.DEFINE_list("sweep_fsdp", ["1", "4"], "Sweep these sizes of the mesh's fsdp axis.")
+_TENSOR = flags.DEFINE_list("sweep_tensor", ["1"], "Sweep these sizes of the mesh's tensor axis.")
 flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags, compiles and reports."""
+    """Reads the flags, compiles, and reports."""
     del argv
     file = app.config_name()
-    jax.config.update("jax_platforms", "cpu")  # accelerators of this machine are not touched
-    jax.config.update("jax_enable_compilation_cache", False)  # it cannot read such programs again
+    jax.config.update("jax_platforms", "cpu")  # leaves accelerators of this machine alone
+    jax.config.update("jax_enable_compilation_cache", False)  # which cannot read TPU programs
     topology = Topology.parse(_TOPOLOGY.value)
     name = f"{file.stem}_{topology.generation}_{'x'.join(map(str, topology.shape))}"
     out = pathlib.Path(_OUT.value or pathlib.Path("plans") / f"{name}.json")
@@ -55,16 +74,16 @@ def main(argv: list[str]) -> None:
     plan = make_plan(_CONFIG.value, topology, context_share=_SHARE.value, sampler=_sampled())
     print(tables.describe(plan))
     write_text(out, json.dumps(plan.as_dict(), indent=1) + "\n")
-    logging.info("written to %s", out)
+    logging.info("plan written to %s", out)
 
 
 def _sampled() -> bool:
-    """First stages are not sampled."""
+    """Whether to compile the sampler; a first stage has none."""
     return _SAMPLER.value and _CONFIG.value.task == "denoising"
 
 
 def _sweep(topology: Topology, out: pathlib.Path) -> None:
-    """Searches, and writes what came of it after every plan: a sweep may take hours."""
+    """Searches for the best plan; a sweep may take hours, so every plan is written at once."""
     app.need("matplotlib", "plan")
     plans: list[Plan] = []
 
@@ -84,15 +103,16 @@ def _sweep(topology: Topology, out: pathlib.Path) -> None:
     )
     print(tables.markdown([tables.row(plan) for plan in plans]))
     chosen = sweep_lib.best(plans)
-    print("\nbest: " + (tables.describe(chosen) if chosen else "nothing fits"))
+    print("\nbest: " + (tables.describe(chosen) if chosen else "no plan fits into memory"))
     picture = out.with_suffix(".png")
     sweep_lib.plot(plans, picture)
     logging.info("%d plans written to %s, plot: %s", len(plans), out, picture)
 
 
 def _integers(flag: str, values: list[str], least: int) -> list[int]:
+    """The values of a list flag as integers of at least `least`."""
     if not all(value.isdigit() and int(value) >= least for value in values):
-        raise UserError(f"--{flag}={','.join(values)}: whole numbers of at least {least}")
+        raise UserError(f"--{flag}={','.join(values)}: give whole numbers of at least {least}")
     return [int(value) for value in values]
 
 

@@ -1,14 +1,14 @@
-"""Encodes a data set once, ahead of training, through a config's frozen first stage.
+"""Encodes a data set once, ahead of training, with the fixed first stage of a config.
 
     python -m conprediff_jax.precompute --config=configs/celebahq.py --out=latents/celebahq
     python -m conprediff_jax.main --config=configs/celebahq.py
         --config.data.latents=latents/celebahq
 
-Where `config.data.flip` is set, mirrored images are encoded too; where `config.data.encoded_text`
-is, so are the captions, by the frozen text encoder. A scale that the config does not
-give is measured as training would measure it. Started again with the same --out, the command goes
-on after the last whole shard; another config or other weights are refused there. Several processes,
-started as those of training are (see `main`), take shards in turn.
+If `config.data.flip` is set, the command encodes mirrored images, too. If
+`config.data.encoded_text` is set, it encodes the captions, too, with the fixed text encoder. If the
+config gives no scale of the latents, the command measures the scale as training would. If you start
+it again with the same --out, it continues after the last whole shard; it refuses another config or
+other weights. Several processes, started like those of training (see `main`), take shards in turn.
 """
 
 from absl import flags
@@ -19,20 +19,25 @@ from conprediff_jax.parallel import processes
 from conprediff_jax.train.precompute import precompute
 
 _CONFIG = config_flag.define()
-_OUT = flags.DEFINE_string("out", None, "Folder of the latents; config.data.latents when absent.")
+_OUT = flags.DEFINE_string(
+    "out", None, "Write the latents to this folder; the default is config.data.latents."
+)
 _SHARD_SIZE = flags.DEFINE_integer(
-    "shard_size", None, "Images a file; 1024 when absent, or as many as make 256 files.",
+    "shard_size",
+    None,
+    "Write this many images to a file; the default is 1024, or more where this would make more "
+    "than 256 files.",
     lower_bound=1,
-)  # fmt: skip
+)
 flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags and encodes."""
+    """Reads the flags and encodes the data set."""
     del argv
     out = _OUT.value or _CONFIG.value.data.get("latents")
     if not out:
-        raise UserError("--out is missing: a folder for the latents")
+        raise UserError("--out is missing: give a folder for the latents")
     processes.exit_when_asked()
     precompute(_CONFIG.value, out, _SHARD_SIZE.value)
 

@@ -1,8 +1,8 @@
-"""Downloads and writes a TFDS data set, ready for random access.
+"""Downloads a TFDS data set, and writes it in a format with random access.
 
     python -m conprediff_jax.prepare --name=openmoji/people [--data_dir=...] [--manual_dir=...]
 
-What is there already is left as it is. TFDS shows its progress while it works.
+A data set that is already there is left as it is. TFDS shows its progress while it works.
 """
 
 from absl import flags
@@ -10,12 +10,19 @@ from absl import flags
 from conprediff_jax.cli import app
 from conprediff_jax.data.tfds import prepare
 
-_NAME = flags.DEFINE_string("name", None, "TFDS name, such as openmoji/people.", required=True)
+_NAME = flags.DEFINE_string(
+    "name", None, "Prepare the TFDS data set of this name, such as openmoji/people.", required=True
+)
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Where to; TFDS_DATA_DIR or ~/tensorflow_datasets when absent."
+    "data_dir",
+    None,
+    "Write the data set to this folder; the default is TFDS_DATA_DIR or ~/tensorflow_datasets.",
 )
 _MANUAL_DIR = flags.DEFINE_string(
-    "manual_dir", None, "Where files lie that must be fetched by hand; DATA_DIR/downloads/manual."
+    "manual_dir",
+    None,
+    "Find files that you must download yourself in this folder; the default is "
+    "DATA_DIR/downloads/manual.",
 )
 
 

@@ -1,13 +1,13 @@
-"""Draws images from a trained model's moving average.
+"""Draws images from the moving average of a trained model.
 
     python -m conprediff_jax.sample --workdir=runs/openmoji --num=64 --sampler=ddim --steps=50
         --seed=0 --out=samples.png
     python -m conprediff_jax.sample --workdir=runs/openmoji_text --guidance=2 --num=8
         --prompt="woman firefighter dark skin tone"
 
-`--out` decides what is written: one grid (a name ending in .png), an npz (.npz: `arr_0`, uint8), or
-a folder of single PNGs (anything else). Image i depends on the seed and i alone. The context
-decoder is not part of what is loaded.
+The name in `--out` decides the format: a name that ends in .png gives one grid, .npz gives an npz
+with `arr_0`, uint8, and any other name gives a folder of single PNGs. Image i depends only on the
+seed and i. The context decoder is not loaded.
 """
 
 import numpy as np
@@ -25,37 +25,59 @@ from conprediff_jax.runs.restore import load
 from conprediff_jax.sampling.generate import generate_batches, make_generate
 from conprediff_jax.sampling.model import DiffusionModel
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
-_STEP = flags.DEFINE_integer("step", None, "Checkpoint to sample from; the newest when absent.")
-_NUM = flags.DEFINE_integer("num", 64, "Number of images.", 1, 2**31 - 1)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Use the model in this workdir of a training run, or `inference` folder.",
+    required=True,
+)
+_STEP = flags.DEFINE_integer(
+    "step", None, "Use the checkpoint of this training step; the default is the newest."
+)
+_NUM = flags.DEFINE_integer("num", 64, "Draw this many images.", 1, 2**31 - 1)
 _FIRST = flags.DEFINE_integer(
-    "first", 0, "The first image: image i alone is --first=i --num=1.", lower_bound=0
+    "first",
+    0,
+    "Start at the image of this index: --first=i --num=1 draws image i alone.",
+    lower_bound=0,
 )
 _SEED = flags.DEFINE_integer(
-    "seed", 0, "Seed; image i is a function of the seed and i.", 0, 2**32 - 1
+    "seed", 0, "This seed decides the images: image i depends only on the seed and i.", 0, 2**32 - 1
 )
-_LABEL = flags.DEFINE_integer("label", None, "Class of every image; all in turn when absent.")
-_PROMPT = flags.DEFINE_multi_string("prompt", None, "Caption; several are taken in turn.")
-_PROMPTS = flags.DEFINE_string("prompts", None, "Text file of captions, one a line.")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
+_LABEL = flags.DEFINE_integer(
+    "label", None, "Give every image this class; by default images take all classes in turn."
+)
+_PROMPT = flags.DEFINE_multi_string(
+    "prompt",
+    None,
+    "Draw images of this caption; if you repeat the flag, images take the captions in turn. The "
+    "default is the prompts of the model's config.",
+)
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "Read more captions from this text file, one a line."
+)
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Draw this many images at a time.", lower_bound=1)
 _OUT = flags.DEFINE_string(
-    "out", None, "name.png: grid; name.npz: arrays; else a folder of PNGs. Default: in the workdir."
+    "out",
+    None,
+    "Write a grid to name.png, arrays to name.npz, or else PNGs to this folder; the default is a "
+    "grid in <workdir>/samples.",
 )
-flags.adopt_module_key_flags(sampling_flags)  # so that --help has them
+flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags, loads the moving average and writes images."""
+    """Reads the flags, loads the moving average, and writes images."""
     del argv
     mesh = parallel.make_mesh(parallel.MeshSpec())
     model, params, frozen, step = load(_WORKDIR.value, mesh, _STEP.value)
     from_first = f"_first_{_FIRST.value}" if _FIRST.value else ""
     name = f"sample_step_{step:07}_seed_{_SEED.value}{from_first}.png"
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
-    single = out.suffix not in (".png", ".npz")  # images are written as they come
+    single = out.suffix not in (".png", ".npz")  # every image is written as soon as it is drawn
     check_folder(out, "--out") if single else check_file(out, "--out")
     if single and out.is_dir() and any(out.glob("*.png")):
-        raise UserError(f"--out={out}: holds images already, name another folder")
+        raise UserError(f"--out={out}: holds images already; name another folder")
     captions = _captions(model)
     model.check_condition(_LABEL.value)
     spec = model.sampling_with(**sampling_flags.values())
@@ -79,7 +101,7 @@ def main(argv: list[str]) -> None:
             for index, image in enumerate(batch, _FIRST.value + done):
                 file = out / f"{index:06}.png"
                 if not images.write_new_png(file, image):
-                    raise UserError(f"{file}: was written by another run, name another folder")
+                    raise UserError(f"{file}: another run wrote this file; name another folder")
         else:
             drawn.append(batch)
         done += len(batch)
@@ -90,7 +112,7 @@ def main(argv: list[str]) -> None:
 
 
 def _captions(model: DiffusionModel) -> list[str] | None:
-    """The captions that are taken in turn; None for a model that reads none."""
+    """The captions that images take in turn; None for a model that reads no captions."""
     given, file = _PROMPT.value or [], _PROMPTS.value
     model.check_condition(prompts=given, name="prompt")
     if file is None:
@@ -103,7 +125,7 @@ def _captions(model: DiffusionModel) -> list[str] | None:
 
 
 def _write(out: epath.Path, drawn: np.ndarray, captions: list[str] | None) -> None:
-    """A grid or an npz, by the ending of the name."""
+    """Writes a grid or an npz, whichever the ending of the name asks for."""
     if out.suffix == ".npz":
         images.write_npz(out, drawn)
         return
