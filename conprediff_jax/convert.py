@@ -57,7 +57,7 @@ _CONFIG = config_flag.define(
 _NEW_ATTENTION = flags.DEFINE_bool(
     "new_attention_order",
     None,
-    "import --from=adm: The model has the new attention order; with --model this flag is not needed.",
+    "import --from=adm: The model has the new attention order; --model makes this flag needless.",
 )
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer",

@@ -21,7 +21,7 @@ MODULES = [
     *sorted((ROOT / "conprediff_jax").rglob("*.py")),
     *sorted((ROOT / "benchmarks").glob("*.py")),
 ]
-COMMANDS = [file for file in MODULES if "cli.run(" in file.read_text()]
+COMMANDS = [file for file in MODULES if "app.run(main" in file.read_text()]
 LAUNCHERS = ["launch/local.py", "launch/gke.py", "launch/slurm.sh", "launch/tpu_vm.sh"]
 
 # Imports what all commands need once, and then starts each in a process of its own.
