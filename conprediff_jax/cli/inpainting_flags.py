@@ -1,4 +1,4 @@
-"""The flags that `inpaint` and `evaluate_inpainting` share, with those of sampling."""
+"""The flags that `inpaint` and `evaluate_inpainting` share, along with the flags of sampling."""
 
 from typing import Any
 
@@ -7,28 +7,51 @@ from absl import flags
 from conprediff_jax.cli import sampling_flags
 from conprediff_jax.data.masks import POLARITIES
 
-STEP = flags.DEFINE_integer("step", None, "Checkpoint to fill with; the newest when absent.")
-IMAGES = flags.DEFINE_string("images", None, "Folder or data set; the model's own when absent.")
-SPLIT = flags.DEFINE_string("split", "test", "Split of a data set.")
-POLARITY = flags.DEFINE_enum("polarity", "keep", POLARITIES, "What white says in mask files.")
-LABEL = flags.DEFINE_integer("label", None, "Class of every image; its own, or all in turn.")
-PROMPT = flags.DEFINE_string("prompt", None, "Caption of every image; empty when absent.")
-SEED = flags.DEFINE_integer(
-    "seed", 0, "Of masks and fillings, which depend on it and the image.", 0, 2**32 - 1
+STEP = flags.DEFINE_integer(
+    "step", None, "Use the checkpoint of this training step; the default is the newest."
 )
-BATCH = flags.DEFINE_integer("batch_size", 64, "Fillings at a time.", lower_bound=1)
-_JUMP = flags.DEFINE_integer("jump_length", None, "Steps that RePaint takes back; 10.")
-_RESAMPLINGS = flags.DEFINE_integer("resamplings", None, "How often RePaint goes through them; 10.")
+IMAGES = flags.DEFINE_string(
+    "images",
+    None,
+    "Fill images of this folder or data set; the default is the data set of the model's config.",
+)
+SPLIT = flags.DEFINE_string("split", "test", "Use this split of a data set.")
+POLARITY = flags.DEFINE_enum(
+    "polarity", "keep", POLARITIES, "White pixels of mask files mark what to keep, or what to fill."
+)
+LABEL = flags.DEFINE_integer(
+    "label",
+    None,
+    "Give every image this class; by default an image has its own class, or images without labels "
+    "take all classes in turn.",
+)
+PROMPT = flags.DEFINE_string(
+    "prompt", None, "Give every image this caption; the default is the empty caption."
+)
+SEED = flags.DEFINE_integer(
+    "seed",
+    0,
+    "This seed decides the masks and the fillings, which depend only on it and the image.",
+    0,
+    2**32 - 1,
+)
+BATCH = flags.DEFINE_integer("batch_size", 64, "Draw this many fillings at a time.", lower_bound=1)
+_JUMP = flags.DEFINE_integer(
+    "jump_length", None, "RePaint goes back by this many steps; the default is 10."
+)
+_RESAMPLINGS = flags.DEFINE_integer(
+    "resamplings", None, "RePaint goes through each stretch of steps this often; the default is 10."
+)
 
-flags.adopt_module_key_flags(sampling_flags)  # so that --help has them
+flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 
 
 def prompts() -> list[str]:
-    """The caption that is asked for, if any."""
+    """The caption that `--prompt` gives, if any."""
     return [] if PROMPT.value is None else [PROMPT.value]
 
 
 def sampling() -> dict[str, Any]:
-    """What overrides the sampling; None where it is left as it is."""
+    """The settings of sampling by field; None for flags not given."""
     given = {flag.name: flag.value for flag in (_JUMP, _RESAMPLINGS)}
     return sampling_flags.values() | given

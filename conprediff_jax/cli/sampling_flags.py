@@ -1,4 +1,4 @@
-"""The flags that override a model's `sampling` section, shared by the commands that sample."""
+"""The flags that replace settings of a model's `sampling` section, for all commands that sample."""
 
 from typing import Any
 
@@ -8,27 +8,64 @@ from conprediff_jax.common.fields import parse
 from conprediff_jax.diffusion.samplers import SAMPLERS
 from conprediff_jax.diffusion.samplers.categorical import REVEALS
 
-_SAMPLER = flags.DEFINE_enum("sampler", None, list(SAMPLERS), "Sampler of continuous models.")
-_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps.")
-_GUIDANCE = flags.DEFINE_float("guidance", None, "Scale of classifier-free guidance; 1 for none.")
+_DEFAULT = "the default is the model's `sampling` section."
+_SAMPLER = flags.DEFINE_enum(
+    "sampler", None, list(SAMPLERS), f"Draw continuous models by this sampler; {_DEFAULT}"
+)
+_STEPS = flags.DEFINE_integer("steps", None, f"Take this many sampling steps; {_DEFAULT}")
+_GUIDANCE = flags.DEFINE_float(
+    "guidance",
+    None,
+    f"Scale classifier-free guidance by this factor; 1 is no guidance; {_DEFAULT}",
+)
 _RESCALE = flags.DEFINE_float(
-    "guidance_rescale", None, "Share of the contrast taken back after guidance, 0 to 1."
+    "guidance_rescale",
+    None,
+    "Rescale guided predictions of continuous models by this share, in [0, 1], to the deviation "
+    f"without guidance; {_DEFAULT}",
 )
 _INTERVAL = flags.DEFINE_list(
-    "guidance_interval", None, "Shares of the times with guidance: 0.2,0.8; 0 is the least noise."
+    "guidance_interval",
+    None,
+    "Apply guidance only in this interval of times, low,high, as shares of all times; 0 is the "
+    f"least noise and 1 the most; {_DEFAULT}",
 )
-_ETA = flags.DEFINE_float("eta", None, "Noise of DDIM, 0 to 1.")
-_TRUNCATION = flags.DEFINE_float("truncation", None, "Share of a token's mass that is kept.")
+_ETA = flags.DEFINE_float(
+    "eta", None, f"Add this share of DDPM's noise in steps of DDIM, in [0, 1]; {_DEFAULT}"
+)
+_TRUNCATION = flags.DEFINE_float(
+    "truncation",
+    None,
+    "Keep this share of the mass of a token's distribution, in (0, 1], in discrete models; "
+    f"{_DEFAULT}",
+)
 _REVEAL = flags.DEFINE_enum(
-    "reveal", None, list(REVEALS), "How tokens come out: see diffusion/samplers/categorical.py."
+    "reveal",
+    None,
+    list(REVEALS),
+    "Reveal tokens of discrete models in this way, which diffusion/samplers/categorical.py "
+    f"explains; {_DEFAULT}",
 )
-_TOKENS = flags.DEFINE_integer("tokens_per_call", None, "At most so many tokens a call; 0: all.")
-_PURITY = flags.DEFINE_float("purity_weight", None, "Sharper draws of purer tokens.")
-_TEMPERATURE = flags.DEFINE_float("purity_temperature", None, "0: the purest tokens first.")
+_TOKENS = flags.DEFINE_integer(
+    "tokens_per_call",
+    None,
+    f"Reveal at most this many tokens per call of a discrete model; 0 is no limit; {_DEFAULT}",
+)
+_PURITY = flags.DEFINE_float(
+    "purity_weight",
+    None,
+    f"Draw purer tokens more sharply by this weight, at least 0, with --reveal=purity; {_DEFAULT}",
+)
+_TEMPERATURE = flags.DEFINE_float(
+    "purity_temperature",
+    None,
+    "Choose tokens by purity at this temperature with --reveal=purity; 1 is in proportion to "
+    f"purity, 0 takes the purest; {_DEFAULT}",
+)
 
 
 def values() -> dict[str, Any]:
-    """Their values by field of the sampling section; None where the config's is to be taken."""
+    """The values of the flags by field of the `sampling` section; None for flags not given."""
     continuous = (_SAMPLER, _ETA, _RESCALE)
     discrete = (_TRUNCATION, _REVEAL, _TOKENS, _PURITY, _TEMPERATURE)
     given = (_STEPS, _GUIDANCE, *continuous, *discrete)
