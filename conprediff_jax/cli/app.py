@@ -30,9 +30,9 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
     """Runs a command: `absl.app.run`, except that a user's error is one line and exit code 2.
 
     Args:
-        main: the command.
-        several: whether it can be one of several processes; see `parallel.processes`.
-        positional: how many arguments it takes besides options.
+        main: The command.
+        several: Whether it can be one of several processes; see `parallel.processes`.
+        positional: How many arguments it takes besides options.
     """
     # TensorFlow only writes events here; without this it announces its oneDNN kernels.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -89,7 +89,7 @@ def need(module: str, extra: str) -> None:
     """Checks, before anything is computed, that a library of one of the extras is there.
 
     Raises:
-        UserError: it is not installed.
+        UserError: It is not installed.
     """
     if importlib.util.find_spec(module) is None:
         raise UserError(f'{module} is not installed, which this needs: pip install -e ".[{extra}]"')

@@ -27,9 +27,9 @@ def define(default: str | None = None, *, lock: bool = True, help_string: str = 
     """Defines `--config`, and returns its holder.
 
     Args:
-        default: the file where the command line names none.
-        lock: whether a command may not add keys to the config.
-        help_string: what `--help` says.
+        default: The file where the command line names none.
+        lock: Whether a command may not add keys to the config.
+        help_string: What `--help` says.
     """
     # Where ml_collections sees none of the keys, it leaves them to `split` and `apply`.
     return config_flags.DEFINE_config_file(
@@ -51,7 +51,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Separates the keys that are set on a command line from its other arguments.
 
     Args:
-        arguments: of the command. `--config.key=value` and `--config.key value` set a key,
+        arguments: Of the command. `--config.key=value` and `--config.key value` set a key,
             `--config.key` alone sets it to True and `--noconfig.key` to False.
 
     Returns:
@@ -79,7 +79,7 @@ def apply(texts: dict[str, str]) -> None:
     """Sets keys of the config that was read.
 
     Raises:
-        ConfigError: there is no such key, or it cannot have such a value.
+        ConfigError: There is no such key, or it cannot have such a value.
     """
     for path, text in texts.items():
         _given[path] = override(flags.FLAGS[NAME].value, path, text)

@@ -1,1 +1,1 @@
-"""What every layer may use: errors, files, images, progress lines, random streams."""
+"""Modules that every layer may use: errors, files, images, progress lines, random streams."""

@@ -1,11 +1,11 @@
-"""Errors that are the user's to mend."""
+"""Errors that the user can correct."""
 
 import textwrap
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Bad input: the message is one line saying what was wrong, where, and what would be right.
+    """Bad input. The message is one line that says what is wrong, where, and what would be right.
 
     The commands print it without a traceback and end with exit code 2.
     """
@@ -15,11 +15,11 @@ class FieldError(UserError):
     """A field of a section, or an argument of a function, has a value that cannot be right.
 
     The message is a sentence whose subject is the field: 'clip is -1.0: it must not be negative'.
-    The commands put dashes before the field where they have a flag of that name.
+    A command that has a flag of this name puts dashes before the field.
 
     Attributes:
-        field: name of the field or argument.
-        reason: the rest of the sentence.
+        field: The name of the field or argument.
+        reason: The rest of the sentence.
     """
 
     def __init__(self, field: str, reason: str):
@@ -35,15 +35,15 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """Data that is missing, or not what the configuration says. The message is one line."""
+    """Data that are missing, or that are not what the config says."""
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message that says anything, or the name of its type."""
+    """The first line of an error's message that is not empty, or the name of the error's type."""
     lines = [line.strip(" \"'") for line in str(error).splitlines()]
     return next((line for line in lines if line), type(error).__name__)
 
 
 def shortened(names: Iterable[str]) -> str:
-    """Names with commas between them, for a message: the first of them where they are many."""
+    """Names with commas between them, for a message; only the first ones if there are many."""
     return textwrap.shorten(", ".join(names), 200, placeholder=" ...")

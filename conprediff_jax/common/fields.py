@@ -1,8 +1,9 @@
-"""What fields of a section and arguments of the Python API may hold.
+"""Type checks for the fields of a config's sections and for arguments of the Python API.
 
-Every section of a config is a dataclass, or a Flax module, whose annotations say the type of each
-field. Here values are held against them, texts of a command line are read by them, and whatever
-does not fit is a `FieldError`: a wrong type, and a number that float32 or int32 cannot hold.
+Every section of a config belongs to a dataclass or a Flax module whose annotations give the type of
+each field. `as_kind` checks a value against such a type, and `parse` reads a value from a text of
+the command line. Both raise `FieldError` for a wrong type, and for a number that float32 or int32
+cannot hold.
 """
 
 import ast
@@ -39,14 +40,14 @@ _UNFIT = object()
 
 
 def conform(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a dataclass's fields as plain Python values of the types that they are declared of.
+    """Values of a dataclass's fields, as plain Python values of the declared types.
 
     Args:
-        cls: the dataclass.
-        values: by field; NumPy's numbers and lists are taken, too.
+        cls: The dataclass.
+        values: Values by field. Numbers of NumPy and lists are accepted, too.
 
     Raises:
-        FieldError: a value is of another type, or is not finite.
+        FieldError: A value has another type, or is not finite.
     """
     kinds = {field.name: field.type for field in dataclasses.fields(cls)}
     return {name: as_kind(name, value, kinds[name]) for name, value in values.items()}
@@ -56,13 +57,14 @@ def as_kind(name: str, value: Any, kind: Any) -> Any:
     """A value as a plain Python value of a type.
 
     Args:
-        name: of the field, for the message.
-        value: anything.
-        kind: an annotation: bool, int, float, str, a tuple or sequence of these, or any of them or
-            None. A value of any other type is returned as it is. Or a range of whole numbers.
+        name: Name of the field, for the message.
+        value: The value.
+        kind: An annotation: bool, int, float, str, a tuple or sequence of these, or any of these or
+            None. A range of whole numbers is a type, too. For other types, the value is returned
+            unchanged.
 
     Raises:
-        FieldError: the value does not fit.
+        FieldError: The value does not fit.
     """
     fit = _fit(value, kind)
     if fit is _UNFIT:
@@ -71,16 +73,16 @@ def as_kind(name: str, value: Any, kind: Any) -> Any:
 
 
 def parse(name: str, text: str, kind: Any) -> Any:
-    """The value that a text of a command line stands for.
+    """The value that a text of the command line stands for.
 
     Args:
-        name: of the field, for the message.
-        text: 'None' where None may be; a number; 'True' or 'False'; a tuple as Python writes it,
-            whose brackets may be missing. Any other text is taken as it is.
-        kind: an annotation, see `as_kind`.
+        name: Name of the field, for the message.
+        text: 'None' where None is allowed, a number, 'True' or 'False', or a tuple as Python writes
+            it, with or without brackets. For a field of type str, the text itself.
+        kind: An annotation; see `as_kind`.
 
     Raises:
-        FieldError: the text stands for no such value.
+        FieldError: The text does not stand for a value of this type.
     """
     value = None if text == "None" else _from_text(text, _without_none(kind))
     fit = _UNFIT if value is _UNFIT else _fit(value, kind)
@@ -93,10 +95,10 @@ def require(spec: Any, fits: Callable[[Any], bool], must: str, *names: str) -> N
     """Raises FieldError for the first of some fields whose value does not fit.
 
     Args:
-        spec: the object that has the fields.
-        fits: whether a value fits.
-        must: the end of the message, 'it must ...'.
-        *names: of the fields.
+        spec: The object that has the fields.
+        fits: A function that says whether a value fits.
+        must: The end of the message 'it must ...'.
+        *names: Names of the fields.
     """
     for name in names:
         if not fits(getattr(spec, name)):
@@ -104,7 +106,7 @@ def require(spec: Any, fits: Callable[[Any], bool], must: str, *names: str) -> N
 
 
 def describe(kind: Any) -> str:
-    """What values of a type are called in a message."""
+    """The words for values of a type in a message."""
     if isinstance(kind, range):
         return f"a whole number from {kind[0]} to {kind[-1]}"
     inner = _without_none(kind)
@@ -120,7 +122,7 @@ def _may_be_none(kind: Any) -> bool:
 
 
 def _without_none(kind: Any) -> Any:
-    """`kind` of the annotation `kind | None`."""
+    """The type `kind` of an annotation `kind | None`; other annotations are returned unchanged."""
     if not _may_be_none(kind):
         return kind
     rest = [inner for inner in typing.get_args(kind) if inner is not types.NoneType]
@@ -128,7 +130,7 @@ def _without_none(kind: Any) -> Any:
 
 
 def _elements(kind: Any) -> tuple[Any, ...] | None:
-    """Types of the elements of a tuple or sequence; of any number of them, `(type, ...)`."""
+    """Types of the elements of a tuple or sequence; `(type, ...)` if it may have any length."""
     if typing.get_origin(kind) not in (tuple, collections.abc.Sequence):
         return None
     arguments = typing.get_args(kind)
@@ -136,7 +138,7 @@ def _elements(kind: Any) -> tuple[Any, ...] | None:
 
 
 def _fit(value: Any, kind: Any) -> Any:
-    """The value as a plain one of the type; `_UNFIT` where it is no such value."""
+    """The value as a plain Python value of the type; `_UNFIT` if it does not fit."""
     if value is None and _may_be_none(kind):
         return None
     kind = _without_none(kind)
@@ -172,13 +174,13 @@ def _fit_all(values: Any, elements: tuple[Any, ...]) -> Any:
 
 
 def _number(value: Any) -> Any:
-    """What an array of no dimensions holds; everything else as it is."""
+    """The number in an array without dimensions; everything else is returned unchanged."""
     is_scalar = hasattr(value, "item") and getattr(value, "ndim", None) == 0
     return value.item() if is_scalar else value
 
 
 def _from_text(text: str, kind: Any) -> Any:
-    """What a text says, of roughly the type; `_UNFIT` where it says nothing of the kind."""
+    """The value of roughly this type that a text stands for; `_UNFIT` if there is none."""
     elements = _elements(kind)
     if elements is not None:
         return _many_from_text(text, elements[0])
@@ -193,7 +195,7 @@ def _from_text(text: str, kind: Any) -> Any:
 
 
 def _many_from_text(text: str, element: type) -> Any:
-    """A tuple as Python writes it; else, of texts, this one alone."""
+    """A tuple as Python writes it. For a tuple of texts, any other text is its only element."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
@@ -204,6 +206,6 @@ def _many_from_text(text: str, element: type) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message of one line."""
+    """A value as it is shown in a message of one line."""
     text = " ".join(repr(value).split())
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,4 +1,4 @@
-"""Paths of this machine or of a bucket, and files that are there whole or not at all."""
+"""Paths on this machine or in a bucket, and files that are written completely or not at all."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from etils import epath
 
 from conprediff_jax.common.errors import UserError
 
-# What the operating system says of a place that takes nothing; messages of libraries contain it.
+# Messages of the operating system for a place that cannot be written to; libraries quote them.
 _REFUSALS = [
     os.strerror(code)
     for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -23,21 +23,25 @@ class WriteError(UserError):
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """The whole path of a file or folder; the address of a bucket, as gs://, is one already."""
+    """The absolute path of a file or folder; an address of a bucket, such as gs://, is unchanged."""
     path = epath.Path(path)
     return path if is_address(path) else path.expanduser().resolve()
 
 
 def is_address(path: str | os.PathLike) -> bool:
-    """Whether a path is not of this machine's file system."""
+    """Whether a path is an address outside this machine's file system."""
     return "://" in os.fspath(path)
 
 
 def check_folder(path: str | os.PathLike, flag: str) -> None:
-    """Checks, before anything is computed, that a folder is or can be made there, to be written to.
+    """Checks, before anything is computed, that a folder exists or can be made and written to.
+
+    Args:
+        path: The folder.
+        flag: Name of the flag or argument that gives it, for the message.
 
     Raises:
-        UserError: a file is in the way, the place is read-only, or a name is too long.
+        UserError: A file is in the way, the place is read-only, or a name is too long.
     """
     path = epath.Path(path)
     _check_length(path, flag)
@@ -51,11 +55,15 @@ def check_folder(path: str | os.PathLike, flag: str) -> None:
 
 
 def check_file(path: str | os.PathLike, flag: str) -> None:
-    """Checks, before anything is computed, that a file can be written there.
+    """Checks, before anything is computed, that a file can be written.
+
+    Args:
+        path: The file.
+        flag: Name of the flag or argument that gives it, for the message.
 
     Raises:
-        UserError: a folder of that name is there, its own folder cannot be made or written to, or a
-            name is too long.
+        UserError: The path is a folder, its parent folder cannot be made or written to, or a name
+            is too long.
     """
     path = epath.Path(path)
     _check_length(path, flag)
@@ -65,10 +73,10 @@ def check_file(path: str | os.PathLike, flag: str) -> None:
 
 
 def _check_length(path: epath.Path, flag: str) -> None:
-    """Checks that the file system takes the names of a path, and the path as a whole.
+    """Checks that neither a path nor one of its names is too long for the file system.
 
     Raises:
-        UserError: it does not; the message says how long they may be.
+        UserError: One of them is too long; the message gives the limit.
     """
     if is_address(path):
         return
@@ -76,7 +84,7 @@ def _check_length(path: epath.Path, flag: str) -> None:
     longest = max((len(os.fsencode(name)) for name in path.parts), default=0)
     if longest > (most := os.pathconf(there, "PC_NAME_MAX")):
         raise UserError(f"{flag}={path}: a name of {longest} bytes; it can have {most} there")
-    whole = len(os.fsencode(path.parent / ("." + 32 * "x")))  # the name until it is whole
+    whole = len(os.fsencode(path.parent / ("." + 32 * "x")))  # its name while it is written
     whole = max(whole, len(os.fsencode(path)))
     if whole >= (most := os.pathconf(there, "PC_PATH_MAX")):
         raise UserError(f"{flag}={path}: a path of {whole} bytes; it must have less than {most}")
@@ -87,15 +95,16 @@ def check_replaced(
 ) -> None:
     """Checks, before anything is computed, that files to be written replace none of some files.
 
-    Two names are of one file also where links, or a file system that knows no case, make them so.
+    Two names that lead to the same file, by a link or on a file system that ignores case, count as
+    this one file.
 
     Args:
-        paths: to be written; what is there already, and none of `own`, may be replaced.
-        own: files that must stay.
-        flag: that `paths` come from.
+        paths: Files to be written; they may replace existing files other than `own`.
+        own: Files that must not be replaced.
+        flag: Name of the flag or argument that `paths` come from, for the message.
 
     Raises:
-        UserError: one of `own` would be replaced.
+        UserError: One of `own` would be replaced.
     """
     there = {identity: path for path in paths for identity in _identities(path, links=False)}
     if not there:
@@ -109,10 +118,10 @@ def check_replaced(
 
 
 def _identities(path: str | os.PathLike, *, links: bool = True) -> set[tuple[int, int]]:
-    """What the system knows a file by; with `links`, both a link and what it leads to."""
+    """The device and inode of a file; with `links`, those of a link and of its target."""
     found = set()
     for look in (os.lstat, os.stat) if links else (os.lstat,):
-        with contextlib.suppress(OSError):  # nothing is there
+        with contextlib.suppress(OSError):  # there is no such file
             status = look(path)
             found.add((status.st_dev, status.st_ino))
     return found
@@ -120,10 +129,10 @@ def _identities(path: str | os.PathLike, *, links: bool = True) -> set[tuple[int
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike) -> Iterator[None]:
-    """Turns what the operating system says while `path` is written into one line that names it.
+    """Turns an error of the operating system while `path` is written into one line that names it.
 
     Raises:
-        WriteError: the operating system refused, as it told this program or a library.
+        WriteError: The operating system refused to write, to this program or to a library.
     """
     try:
         yield
@@ -136,7 +145,7 @@ def writing(path: str | os.PathLike) -> Iterator[None]:
 
 
 def _refusal(error: BaseException | None) -> str | None:
-    """What the operating system said, where an error or one that it came from is about that."""
+    """The operating system's message in an error or in one of its causes; None if there is none."""
     if error is None:
         return None
     if isinstance(error, OSError):
@@ -146,12 +155,17 @@ def _refusal(error: BaseException | None) -> str | None:
 
 
 def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> None:
-    """Has `write` fill a new file, in a folder that is made where it is missing.
+    """Writes a file completely or not at all; a missing folder is made.
 
-    The file appears under its name when it is whole; one that was there before stays until then.
+    The file appears under its name when it is complete. Until then, an older file of this name
+    stays.
+
+    Args:
+        path: The file.
+        write: A function that writes the content to an open file.
 
     Raises:
-        WriteError: it cannot be written; nothing of it is left.
+        WriteError: The file cannot be written; no part of it is left.
     """
     path = epath.Path(path)
     with _aside(path, write) as whole:
@@ -159,16 +173,16 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
 
 
 def write_new(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> bool:
-    """As `write_atomically`, but leaves a file alone that is there already.
+    """Writes a file as `write_atomically` does, unless there is a file of this name already.
 
-    Of several processes that do so at once, one alone succeeds; where a file system has no links,
-    as a bucket has none, those of the same moment may do so too, and the last one's file stays.
+    When several processes do this at once, only one succeeds. A file system without links, such as
+    a bucket, cannot ensure this: there, several may succeed, and the file of the last one stays.
 
     Returns:
         Whether the file was written.
 
     Raises:
-        WriteError: it cannot be written; nothing of it is left.
+        WriteError: The file cannot be written; no part of it is left.
     """
     path = epath.Path(path)
     if path.exists():
@@ -185,7 +199,7 @@ def write_new(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> b
 
 @contextlib.contextmanager
 def _aside(path: epath.Path, write: Callable[[BinaryIO], object]) -> Iterator[epath.Path]:
-    """A file that `write` has filled, beside `path`; it is removed unless it was moved."""
+    """A temporary file beside `path` that `write` has filled; removed at the end, unless moved."""
     partial = path.parent / f".{uuid.uuid4().hex}"  # no longer than `path` may be
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,10 +208,10 @@ def _aside(path: epath.Path, write: Callable[[BinaryIO], object]) -> Iterator[ep
                 write(file)
             yield partial
         finally:
-            with contextlib.suppress(OSError):  # what was raised first says why
+            with contextlib.suppress(OSError):  # the error that was raised first says why
                 partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text, UTF-8."""
+    """Writes a text in UTF-8."""
     write_atomically(path, lambda file: file.write(text.encode()))

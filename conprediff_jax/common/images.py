@@ -1,6 +1,6 @@
-"""Image files: how they are found, named in order, and opened; grids, PNGs and npz archives.
+"""Image files: finding, ordering and opening them; writing grids, PNGs and npz archives.
 
-What is written is written to a temporary name and moved.
+Files are written under a temporary name and then moved.
 """
 
 import collections
@@ -26,7 +26,8 @@ from conprediff_jax.common.files import write_atomically, write_new
 
 Images = UInt8[np.ndarray, "count height width channels"]
 
-# What is read, of a moving picture the first frame; and what is a picture too, but is not read.
+# Endings of the files that are read (of an animation, the first frame), and of image files that are
+# not read.
 EXTENSIONS = (
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp"),
     *(".bmp", ".gif", ".tif", ".tiff", ".avif"),
@@ -47,32 +48,33 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_TAGS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # of Pillow's `info`
+_TAGS = ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp")  # keys of Pillow's `info`
 
-# Of EXIF tags that nobody here looks at; every photo would have lines of its own.
+# Pillow warns of EXIF tags that are not used here, with several lines for many photos.
 warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
 
 
 class BadImage(UserError):
-    """Bytes that are no image, or a damaged one; the message is the reason, in one line."""
+    """Bytes that are not an image, or a damaged one. The message gives the reason in one line."""
 
 
 def natural_key(name: str) -> tuple:
-    """Sorts names as people number them: `2.png` before `10.png`, folder part by part.
+    """A sort key for the natural order of names: `2.png` comes before `10.png`.
 
-    The order is total and the same everywhere: letters by their code, composed or not; what is
-    equal as a number, such as `1` and `01`, by its text. The ending of a file counts last, so that
-    names with endings stand in the order of the names without.
+    The order is total and the same on every machine. Paths are compared part by part, and letters
+    by their code points after Unicode composition. Equal numbers, such as `1` and `01`, are ordered
+    by their text. The ending of a file counts last, so that names with endings stand in the order
+    of the names without.
 
     Args:
-        name: of a file, relative to its folder, its parts separated by "/".
+        name: Name of a file, relative to its folder, with "/" between its parts.
     """
     stem, ending = os.path.splitext(name)
     return _comparable(stem), _comparable(ending), name
 
 
 def _comparable(text: str) -> str:
-    """Letters as they are, numbers by size, and the end of a folder's name before both."""
+    """A text that sorts numbers by size, and the end of a folder's name before all else."""
     if not text.isascii():
         text = unicodedata.normalize("NFC", text)
     return re.sub("[0-9]+", _by_size, text).replace("/", "\0")
@@ -86,15 +88,14 @@ def _by_size(number: re.Match) -> str:
 def list_images(root: pathlib.Path) -> list[str]:
     """The image files of a folder and its subfolders, relative to it, by `natural_key`.
 
-    Links are followed, but for those to a folder that they lie in. A folder that several paths lead
-    to is read once, under its own path where that lies below `root`, or else the shortest; so links
-    in a circle end. Hidden files and folders, and those that other programs leave behind
-    (`__MACOSX`), are left out. A link that leads nowhere is listed: it is an image that cannot be
-    read, and its readers say so. What is a picture by its ending and not read is counted in one
-    line of the log.
+    Links are followed, except links to a folder that they lie in. A folder that several paths lead
+    to is read once: under its own path if that lies below `root`, or else under the shortest path.
+    So links in a circle end. Hidden files and folders, and folders that other programs leave behind
+    (`__MACOSX`), are left out. A link that leads nowhere is listed: it counts as an image that
+    cannot be read. Image files of kinds that are not read are counted in one line of the log.
 
     Raises:
-        DataError: there are no images, or a folder cannot be read.
+        DataError: There are no images, or a folder cannot be read.
     """
     files, unread = [], collections.Counter()
     for path, entry in _walk(root):
@@ -113,9 +114,9 @@ def list_images(root: pathlib.Path) -> list[str]:
 
 
 def _walk(root: pathlib.Path) -> Iterator[tuple[str, os.DirEntry]]:
-    """Everything below a folder that is no folder, with its path; every folder once."""
+    """The files below a folder, with their paths relative to it; every folder is read once."""
     folders, links, seen = [""], [], set()
-    while folders or links:  # links last, the short ones first: what has an own path goes by that
+    while folders or links:  # links last, short ones first, so that folders keep their own paths
         if not folders:
             links.sort(key=lambda path: (path.count("/"), natural_key(path)), reverse=True)
         folder = (folders or links).pop()
@@ -141,7 +142,7 @@ def _walk(root: pathlib.Path) -> Iterator[tuple[str, os.DirEntry]]:
 
 
 def list_folders(root: pathlib.Path) -> list[str]:
-    """The names of a folder's subfolders, in their natural order, without those left out above."""
+    """The names of the subfolders that `list_images` would read, in their natural order."""
     folders = [entry for entry in os.scandir(root) if _is_folder(entry) and not _leads_up(entry)]
     names = [folder.name for folder in folders if not _is_hidden(folder.name)]
     return sorted(names, key=natural_key)
@@ -153,12 +154,12 @@ def _is_hidden(name: str) -> bool:
 
 @functools.cache
 def warn_once(line: str) -> None:
-    """Puts a line into the log the first time that it comes: a run lists a folder several times."""
+    """Logs a warning the first time only: a run lists a folder several times."""
     logging.warning("%s", line)
 
 
 def _leads_up(folder: os.DirEntry) -> bool:
-    """Whether it is a link to a folder that it lies in, itself or by way of others."""
+    """Whether an entry is a link to a folder that it lies in, directly or through other folders."""
     path = pathlib.Path(folder.path)
     return folder.is_symlink() and path.parent.resolve().is_relative_to(path.resolve())
 
@@ -168,21 +169,21 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _is_file(entry: os.DirEntry) -> bool:
-    """Whether it is a file, or a link to one or to nowhere."""
+    """Whether an entry is a file, or a link to a file or to nothing."""
     if not entry.is_symlink():
         return entry.is_file()
     return os.path.isfile(entry.path) or not os.path.exists(entry.path)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image turned as its EXIF orientation says; the same one where there is nothing to turn.
+    """The image turned as its EXIF orientation says; the image itself if there is none.
 
-    No other tag is looked at, and none is written: a turned image has no EXIF. A block that cannot
-    be read counts as no orientation.
+    No other tag is read, and a turned image has no EXIF. EXIF data that cannot be read count as no
+    orientation.
     """
     try:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # Pillow raises what it likes, and the picture is none the worse for it
+    except Exception:  # Pillow raises errors of any type, and the image itself is not affected
         turn = None
     if turn is None:
         return image
@@ -193,16 +194,16 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def _scale_transparent(image: Image.Image, depth: int) -> None:
-    """Brings the one transparent colour of a PNG, if it has one, to the range of the pixels.
+    """Converts the transparent colour of a PNG, if it has one, to the range of the pixels.
 
-    Pillow makes 8 bits of samples of 2, 4 and, in colours, 16 bits, but not of that colour.
+    Pillow converts samples of 2, 4 and (in RGB images) 16 bits to 8 bits, but not this colour.
 
     Args:
-        image: decoded.
-        depth: bits a sample in the file.
+        image: The decoded image.
+        depth: Bits per sample in the file.
 
     Raises:
-        BadImage: by 8 of 16 bits the colour cannot be told from others.
+        BadImage: The colour has 16 bits per sample, of which the pixels have lost 8.
     """
     colour = image.info.get("transparency")
     if colour is None:
@@ -216,30 +217,31 @@ def _scale_transparent(image: Image.Image, depth: int) -> None:
 
 
 def read_image(data: bytes, at_least: int = 0) -> Image.Image:
-    """Decodes the bytes of an image file, of whatever mode, and turns it `upright`.
+    """Decodes the bytes of an image file of any mode, and turns the image `upright`.
 
     Args:
-        data: of a file of one of `EXTENSIONS`.
-        at_least: If positive, a JPEG may come out reduced, its sides no shorter than this.
+        data: The bytes of a file of one of `EXTENSIONS`.
+        at_least: If positive, a JPEG may be decoded at a reduced size, with no side shorter than
+            this.
 
     Raises:
-        BadImage: the bytes are no image, or a damaged one.
+        BadImage: The bytes are not an image, or a damaged one.
     """
     try:
         image = Image.open(io.BytesIO(data))
         if at_least:
             image.draft("RGB", (at_least, at_least))
         image.load()
-        if image.format == "PNG":  # of whose checksums Pillow else looks at some only
+        if image.format == "PNG":  # without `verify`, Pillow checks only some of the checksums
             Image.open(io.BytesIO(data)).verify()
             _scale_transparent(image, depth=data[24])
     except BadImage:
         raise
-    except UnidentifiedImageError as error:  # whose message is the address of the bytes
+    except UnidentifiedImageError as error:  # its message only has the address of the bytes
         raise BadImage("the file is empty" if not data else "not a known kind of image") from error
     except MemoryError:
         raise
-    except Exception as error:  # Pillow raises what it likes
+    except Exception as error:  # Pillow raises errors of any type
         raise BadImage((str(error).splitlines() or [type(error).__name__])[0]) from error
     return upright(image)
 
@@ -247,14 +249,14 @@ def read_image(data: bytes, at_least: int = 0) -> Image.Image:
 def grid(
     images: Images, *, columns: int | None = None, gap: int = 2, least: int = 64
 ) -> UInt8[np.ndarray, "grid_height grid_width channels"]:
-    """Images side by side on white, as square as their number allows.
+    """A grid of images on white, as square as their number allows.
 
     Args:
-        images: uint8.
-        columns: images a row; by default the root of their number, rounded up.
-        gap: white pixels between neighbours, after enlarging.
-        least: small images are enlarged by a whole factor until they have so many pixels a side, so
-            that one can see them.
+        images: The images, uint8.
+        columns: Images per row; by default the square root of their number, rounded up.
+        gap: Width of the white lines between images, in pixels.
+        least: Images with a smaller side are enlarged by a whole factor until it has this many
+            pixels.
     """
     columns = columns or math.ceil(math.sqrt(len(images)))
     scale = math.ceil(least / images.shape[1])
@@ -269,12 +271,12 @@ def grid(
 def captioned(
     images: Images, captions: Sequence[str], *, least: int = 96
 ) -> UInt8[np.ndarray, "count captioned_height captioned_width channels"]:
-    """Every image with its caption below it, in small print, broken into lines.
+    """Images with their captions below them, in small print and broken into lines.
 
     Args:
-        images: uint8, with three channels.
-        captions: one for every image.
-        least: see `grid`; narrow images leave no room for words.
+        images: The images, uint8, with three channels.
+        captions: One caption for every image.
+        least: See `grid`; narrow images would leave no room for words.
     """
     scale = math.ceil(least / images.shape[1])
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
@@ -290,15 +292,15 @@ def captioned(
 
 
 def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> None:
-    """Writes one PNG."""
+    """Writes a PNG file."""
     write_atomically(path, functools.partial(Image.fromarray(image).save, format="png"))
 
 
 def write_new_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> bool:
-    """Writes one PNG where none is; returns whether it did, see `files.write_new`."""
+    """Writes a PNG file unless the file exists; returns whether it did. See `files.write_new`."""
     return write_new(path, functools.partial(Image.fromarray(image).save, format="png"))
 
 
 def write_npz(path: str | os.PathLike, images: Images) -> None:
-    """Writes all images as `arr_0` of an npz, the layout of ADM's sample batches."""
+    """Writes all images as `arr_0` of an npz file, the layout of ADM's sample batches."""
     write_atomically(path, lambda file: np.savez(file, images))

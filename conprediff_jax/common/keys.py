@@ -1,9 +1,9 @@
-"""What the fields of a section's class say about themselves as keys of a config.
+"""The roles of the fields of a section's class as keys of a config.
 
-A field is either a key of its section, or `derived` from other sections. A key is either fixed for
-the whole life of a run, since trained parameters mean nothing with another value, or adjustable
-when the run goes on. A switch is adjustable, but what is on must stay on. By default the fields of
-a Flax module are fixed, and all others adjustable.
+A field is either a key of its section, or `derived` from other sections. A key is either `fixed`,
+since trained parameters mean nothing with another value, or `adjustable` when a run continues. A
+`switch` is adjustable, except between nothing (0 or '') and something, because that adds or removes
+parameters. By default, the fields of Flax modules are fixed, and all other fields are adjustable.
 """
 
 import dataclasses
@@ -12,26 +12,26 @@ from typing import Any
 import flax.linen as nn
 
 _ROLE = "role"
-_OF_FLAX = ("parent", "name")  # fields that every Flax module has for its own ends
+_OF_FLAX = ("parent", "name")  # fields that Flax adds to every module
 
 
 def derived(default: Any = dataclasses.MISSING) -> Any:
-    """A field that the builder fills in from other sections; it is no key of its own."""
+    """A field that the builder fills in from other sections; it is not a key."""
     return dataclasses.field(default=default, metadata={_ROLE: "derived"})
 
 
 def fixed(default: Any = dataclasses.MISSING) -> Any:
-    """A key that must not change when a run goes on."""
+    """A key that must not change when a run continues."""
     return dataclasses.field(default=default, metadata={_ROLE: "fixed"})
 
 
 def adjustable(default: Any = dataclasses.MISSING) -> Any:
-    """A key that may change when a run goes on."""
+    """A key that may change when a run continues."""
     return dataclasses.field(default=default, metadata={_ROLE: "adjustable"})
 
 
 def switch(default: Any = dataclasses.MISSING) -> Any:
-    """A key that may change when a run goes on, but not between nothing (0 or '') and something."""
+    """A key that may change when a run continues, but not between nothing and something."""
     return dataclasses.field(default=default, metadata={_ROLE: "switch"})
 
 
@@ -50,7 +50,7 @@ def derived_names(cls: type) -> list[str]:
 
 
 def fixed_names(cls: type) -> list[str]:
-    """The keys of a section that must not change when a run goes on."""
+    """The keys of a section that must not change when a run continues."""
     default = "fixed" if issubclass(cls, nn.Module) else "adjustable"
     return [field.name for field in keys_of(cls) if _role(field, default) == "fixed"]
 

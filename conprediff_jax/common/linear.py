@@ -1,18 +1,18 @@
-"""Dense layers, convolutions and tables whose parameters get their gradients in float32.
+"""Dense layers, convolutions and embedding tables whose parameters get float32 gradients.
 
 Activations may be bfloat16, but the gradient of a parameter is a sum over all examples and places,
 
     dL/dW = sum_n x_n g_n^T,    dL/db = sum_n g_n,                                          (1)
 
-first on each device, then over the devices. Flax's own layers cast parameters before they use
-them, so that both sums are made in the dtype of the activations and only then cast back: over
-devices a sum of bfloat16 is rounded at every addition, and its error grows with the devices. Here
-parameters are cast behind the place where (1) is made: products leave in float32 and are summed in
-float32, as by Megatron-LM (`--accumulate-allreduce-grads-in-fp32`) and FSDP's `reduce_dtype`.
+first on each device, then over the devices. Flax's own layers cast parameters to the dtype of the
+activations before they use them, so both sums are computed in this dtype and cast back afterwards.
+A sum of bfloat16 over devices is rounded at every addition, and its error grows with the number of
+devices. The layers here cast parameters inside the product, so the products and sums of (1) are
+float32, as in Megatron-LM (`--accumulate-allreduce-grads-in-fp32`) and with FSDP's `reduce_dtype`.
 
-One exception: cuDNN returns what it is given, so on GPUs kernels of convolutions have (1) in the
-dtype of the activations. In float32 all of it is what Flax computes. Names, shapes and initial
-values of parameters are Flax's.
+There is one exception: cuDNN returns the dtype that it is given, so on GPUs (1) has the dtype of
+the activations for kernels of convolutions. With float32 activations, the layers compute what
+Flax's layers compute. Names, shapes and initial values of parameters are Flax's.
 """
 
 import functools
@@ -64,7 +64,7 @@ class Embed(nn.Embed):
     promote_dtype: Any = _inputs_alone
 
     def __call__(self, inputs: Int[Array, "*batch"]) -> Float[Array, "*batch features"]:
-        """The rows of these indices."""
+        """The rows with these indices."""
         return jnp.take(self.embedding, inputs, axis=0).astype(self.dtype or jnp.float32)
 
 
@@ -72,9 +72,9 @@ class Embed(nn.Embed):
 def product(
     x: Float[Array, "*batch channels"], kernel: Float[Array, "channels features"]
 ) -> Float[Array, "*batch features"]:
-    """`x @ kernel` in the dtype of `x`; the kernel gets its gradient in its own."""
-    # As one matrix: a sum over several axes, as the gradient is otherwise, takes XLA twice as long
-    # on a CPU.
+    """`x @ kernel` in the dtype of `x`; the gradient of the kernel has the kernel's dtype."""
+    # x is made a matrix, since XLA needs twice as long on a CPU for a gradient that is a sum over
+    # several axes.
     y = x.reshape(-1, x.shape[-1]) @ kernel.astype(x.dtype)
     return y.reshape(*x.shape[:-1], kernel.shape[1])
 
@@ -108,13 +108,15 @@ def _padded_convolution(
 def convolution(
     x: Images, kernel: Kernel, strides: Strides, pads: Pads
 ) -> Float[Array, "batch height2 width2 features"]:
-    """A convolution in the dtype of `x`; the kernel gets its gradient in its own, but on GPUs.
+    """A convolution in the dtype of `x`; the gradient of the kernel has the kernel's dtype.
+
+    The exception are GPUs, see the module docstring.
 
     Args:
-        x: images.
-        kernel: float32.
-        strides: of rows and columns.
-        pads: zeros before and behind the rows and the columns.
+        x: Images.
+        kernel: The kernel, float32.
+        strides: Strides of rows and columns.
+        pads: Numbers of zeros before and after the rows and the columns.
     """
     return _convolution(strides, pads, x, kernel.astype(x.dtype))
 
@@ -137,8 +139,8 @@ def _convolution_backward(
     of_x = functools.partial(_convolution, strides, pads, kernel=kernel.astype(x.dtype))
     (to_x,) = jax.linear_transpose(of_x, x)(g)
 
-    # Equation (1): the images of every channel, convolved with the gradients of every feature.
-    # Padding behind is what leaves as many places as the kernel has.
+    # Equation (1): the images of every channel, convolved with the gradients of every feature. The
+    # padding at the end is chosen such that the result has the size of the kernel.
     sizes = zip(kernel.shape, x.shape[1:], g.shape[1:], strides, pads, strict=False)
     places = [(before, k + (m - 1) * stride - n - before) for k, n, m, stride, (before, _) in sizes]
     correlation = functools.partial(

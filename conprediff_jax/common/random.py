@@ -1,7 +1,7 @@
 """Named random streams: a draw is a function of (seed, name, step) and its place in the batch.
 
-No key is carried in the train state, so a resumed run draws what the uninterrupted one would have;
-and with one key an example, a draw does not depend on how a batch is split over microbatches or
+The train state holds no key, so a resumed run draws the same numbers as an uninterrupted one. With
+one key for every example, a draw does not depend on how a batch is split over microbatches or
 devices.
 """
 
@@ -18,10 +18,10 @@ SEEDS = range(2**32)
 
 
 def as_seed(seed: Any) -> np.uint32:
-    """A seed as compiled programs take it: half of the seeds do not fit JAX's own int32.
+    """A seed as the uint32 that compiled programs take; half of the seeds do not fit int32.
 
     Raises:
-        FieldError: it is no whole number from 0 to 2^32 - 1.
+        FieldError: The seed is not a whole number from 0 to 2^32 - 1.
     """
     return np.uint32(as_kind("seed", seed, SEEDS))
 
@@ -36,5 +36,5 @@ def stream(
 
 
 def example_keys(key: Key[Array, ""], indices: Int[Array, "batch"]) -> Key[Array, "batch"]:
-    """One key per example, a function of the example's index in the global batch alone."""
+    """One key for every example, which depends only on its index in the global batch."""
     return jax.vmap(lambda index: jax.random.fold_in(key, index))(indices)

@@ -1,4 +1,4 @@
-"""Kinds of one thing by name, to which code outside the package can add its own."""
+"""Kinds of something by name. Code outside the package can add its own kinds."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
@@ -7,25 +7,25 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """What the `kind` of a config's section may be.
+    """The kinds that a config may name, each with a value such as a class.
 
     Args:
-        what: What the kinds are of, for messages, such as 'denoiser'.
+        what: What there are several kinds of, for messages, such as 'denoiser'.
     """
 
     def __init__(self, what: str):
         self._what, self._entries = what, {}
 
     def register(self, kind: str) -> Callable[[T], T]:
-        """A decorator that makes something known as `kind`.
+        """A decorator that registers something under the name `kind`.
 
         Raises:
-            ValueError: Something else is known by that name.
+            ValueError: Something else is registered under this name.
         """
 
         def add(entry: T) -> T:
             known = self._entries.get(kind, entry)
-            # A config file may be executed more than once, which defines the same things anew.
+            # A config file may be executed more than once, which defines the same things again.
             if getattr(known, "__qualname__", known) != getattr(entry, "__qualname__", entry):
                 raise ValueError(f"there is a {self._what} of kind {kind!r} already: {known}")
             self._entries[kind] = entry

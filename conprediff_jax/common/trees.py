@@ -1,10 +1,10 @@
-"""Nested plain data, such as configs, as flat dicts."""
+"""Flat dicts of nested plain data, such as configs."""
 
 from typing import Any
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
-    """Sections in sections as one dict, `section.key` to value; tuples become lists."""
+    """Nested dicts as one dict from `section.key` to value; tuples become lists."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):

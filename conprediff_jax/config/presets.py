@@ -19,7 +19,7 @@ def ldm_4(weights: str) -> ConfigDict:
     """LDM-4 with the VQ-f4 first stage: 64 x 64 x 3 latents, a UNet of 274,056,163 parameters.
 
     Args:
-        weights: of the first stage, see `models.first_stage.Autoencoded`.
+        weights: Of the first stage, see `models.first_stage.Autoencoded`.
     """
     config = _latent_diffusion()
     config.first_stage = latents("vq", weights, scale=1.0)
@@ -39,7 +39,7 @@ def ldm_8(weights: str) -> ConfigDict:
     """LDM-8 with the KL-f8 first stage: 32 x 32 x 4 latents, a UNet of 294,966,916 parameters.
 
     Args:
-        weights: of the first stage, see `models.first_stage.Autoencoded`.
+        weights: Of the first stage, see `models.first_stage.Autoencoded`.
     """
     config = _latent_diffusion()
     # Scaled by their standard deviation, which is measured over the first batches.
@@ -66,7 +66,7 @@ def ldm_text(weights: str, tokenizer: str = "") -> ConfigDict:
     Its text encoder, of 32 layers and BERT's vocabulary, is trained along.
 
     Args:
-        weights: of the first stage, see `models.first_stage.Autoencoded`.
+        weights: Of the first stage, see `models.first_stage.Autoencoded`.
         tokenizer: BERT's, uncased, see `sampling.text.TextCondition`.
     """
     config = _latent_diffusion().unlock()
@@ -97,10 +97,10 @@ def vq_diffusion_f16(
     """VQ-Diffusion on 16 x 16 tokens: 20 layers, 512 wide, convolutions in the feed-forward layers.
 
     Args:
-        weights: of the first stage, VQGAN-f16 (Esser et al. 2021, arXiv 2012.09841), see
+        weights: Of the first stage, VQGAN-f16 (Esser et al. 2021, arXiv 2012.09841), see
             `models.first_stage.Autoencoded`.
-        num_codes: of its codebook.
-        used_codes: see `models.first_stage.Tokens`.
+        num_codes: Of its codebook.
+        used_codes: See `models.first_stage.Tokens`.
     """
     codec = {"channel_mult": (1, 1, 2, 2, 4), "attention_downsampling": (16,)}
     config = _vq_diffusion(weights, used_codes, num_codes=num_codes, **codec)
@@ -114,8 +114,8 @@ def vq_diffusion_f8(weights: str, used_codes: int) -> ConfigDict:
     """VQ-Diffusion on 32 x 32 tokens: 19 layers, 1024 wide; for captions.
 
     Args:
-        weights: of the first stage, VQGAN-f8 of 8,192 codes, see `models.first_stage.Autoencoded`.
-        used_codes: see `models.first_stage.Tokens`.
+        weights: Of the first stage, VQGAN-f8 of 8,192 codes, see `models.first_stage.Autoencoded`.
+        used_codes: See `models.first_stage.Tokens`.
     """
     codec = {"channel_mult": (1, 1, 2, 4), "attention_downsampling": (8,)}
     config = _vq_diffusion(weights, used_codes, num_codes=8192, **codec)
@@ -129,9 +129,9 @@ def vq_diffusion_ithq(weights: str, tokenizer: str = "", text_weights: str = "")
     """Improved VQ-Diffusion as trained on ITHQ: 36 layers, 1408 wide, 4,096 codes; for captions.
 
     Args:
-        weights: of the first stage, see `models.first_stage.Autoencoded`.
+        weights: Of the first stage, see `models.first_stage.Autoencoded`.
         tokenizer: CLIP's, see `sampling.text.TextCondition`.
-        text_weights: of CLIP ViT-B/32, see there.
+        text_weights: Of CLIP ViT-B/32, see there.
     """
     codec = {"channel_mult": (1, 2, 4, 8), "attention_downsampling": (8,), "embed_dim": 128}
     config = _vq_diffusion(weights, None, num_codes=4096, channels=64, **codec)

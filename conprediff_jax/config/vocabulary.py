@@ -23,9 +23,9 @@ def with_vocabulary(config: ConfigDict) -> ConfigDict:
     """The config with the vocabulary of its captions; the same one where there is nothing to do.
 
     Raises:
-        ConfigError: there are no captions, or too small a vocabulary.
-        DataError: the data are missing.
-        UserError: the tokenizer's file is missing or unreadable.
+        ConfigError: There are no captions, or too small a vocabulary.
+        DataError: The data are missing.
+        UserError: The tokenizer's file is missing or unreadable.
     """
     text = _lacking_vocabulary(config)
     if text is None:
@@ -80,7 +80,7 @@ def with_any_vocabulary(config: ConfigDict) -> ConfigDict:
     Where a run would read or learn a vocabulary, this one knows a single letter.
 
     Raises:
-        ConfigError: a key does not fit.
+        ConfigError: A key does not fit.
     """
     text = _lacking_vocabulary(config)
     if text is None:

@@ -41,9 +41,9 @@ class Model:
 
     Attributes:
         diffusion: What the model is: first stage, process, denoiser, sampling.
-        params: the denoiser's parameters, on the devices.
-        frozen: the first stage's.
-        step: training steps behind them.
+        params: The denoiser's parameters, on the devices.
+        frozen: The first stage's.
+        step: Training steps behind them.
     """
 
     def __init__(self, trained: TrainedModel, mesh: jax.sharding.Mesh):
@@ -77,18 +77,18 @@ class Model:
         """Draws images. Image i is a function of the seed and i, whatever `num` and `first`.
 
         Args:
-            num: how many.
-            seed: of all of them, 0 to 2^32 - 1.
-            label: class of every image; all classes in turn when None. For models with classes.
-            first: the first image: `sample(1, seed, first=i)` draws image i alone.
-            prompts: captions, taken in turn; those of the config when None. For models that read
+            num: How many.
+            seed: Of all of them, 0 to 2^32 - 1.
+            label: Class of every image; all classes in turn when None. For models with classes.
+            first: The first image: `sample(1, seed, first=i)` draws image i alone.
+            prompts: Captions, taken in turn; those of the config when None. For models that read
                 captions.
-            batch_size: images at a time; by default all, up to 64.
-            **sampling: fields of the model's `sampling` section, such as `sampler`, `steps`, `eta`
+            batch_size: Images at a time; by default all, up to 64.
+            **sampling: Fields of the model's `sampling` section, such as `sampler`, `steps`, `eta`
                 or `guidance`; those of its config where they are not given.
 
         Raises:
-            UserError: an argument is out of range, or does not fit the model; mostly a FieldError,
+            UserError: An argument is out of range, or does not fit the model; mostly a FieldError,
                 which names the argument.
         """
         num = as_kind("num", num, _COUNTS)
@@ -124,18 +124,18 @@ class Model:
         it. By default continuous models fill by RePaint, which calls the network up to 2,410 times.
 
         Args:
-            images: of any size that the model takes.
-            masks: true, or not 0, where pixels are known; one for all images, or one for each.
-            seed: of all fillings, 0 to 2^32 - 1.
-            label: class of every image; all classes in turn when None. For models with classes.
-            prompt: caption of every image. For models that read captions.
-            batch_size: images at a time; by default all, up to 64.
-            **sampling: fields of the model's `sampling` section; with `sampler` the known part is
+            images: Of any size that the model takes.
+            masks: True, or not 0, where pixels are known; one for all images, or one for each.
+            seed: Of all fillings, 0 to 2^32 - 1.
+            label: Class of every image; all classes in turn when None. For models with classes.
+            prompt: Caption of every image. For models that read captions.
+            batch_size: Images at a time; by default all, up to 64.
+            **sampling: Fields of the model's `sampling` section; with `sampler` the known part is
                 replaced in its steps, without it `steps`, `jump_length` and `resamplings` are
                 RePaint's.
 
         Raises:
-            UserError: an argument is out of range, or does not fit the model, nor does the size of
+            UserError: An argument is out of range, or does not fit the model, nor does the size of
                 an image or a mask; mostly a FieldError, which names the argument.
         """
         images = _checked(images)
@@ -161,7 +161,7 @@ class Model:
         """From uint8 images to the points that are diffused: pixels, latents or tokens.
 
         Raises:
-            FieldError: these are no images, or the first stage does not take their size.
+            FieldError: These are no images, or the first stage does not take their size.
         """
         images, unit = _checked(images), self.diffusion.first_stage.downsampling
         if images.shape[1] % unit or images.shape[2] % unit:
@@ -174,7 +174,7 @@ class Model:
         """From points to uint8 images.
 
         Raises:
-            FieldError: these are no points of the model: finite numbers, or tokens that it has.
+            FieldError: These are no points of the model: finite numbers, or tokens that it has.
         """
         points = _array("points", points)
         form = self.diffusion.point_shape[2:]  # channels; tokens have none
@@ -260,11 +260,11 @@ def load(path: str | os.PathLike, step: int | None = None) -> Model:
     """Opens a model.
 
     Args:
-        path: a workdir, or a folder of a model for use.
-        step: which checkpoint; the newest readable one when None.
+        path: A workdir, or a folder of a model for use.
+        step: Which checkpoint; the newest readable one when None.
 
     Raises:
-        UserError: there is none, or it is of a first stage.
+        UserError: There is none, or it is of a first stage.
     """
     if step is not None:
         step = as_kind("step", step, range(2**31))

@@ -20,8 +20,8 @@ class Batches:
     """This process's part of every batch; an iterator of dicts of numpy arrays.
 
     Args:
-        iterator: of the part.
-        share: which part it is, and of how many.
+        iterator: Of the part.
+        share: Which part it is, and of how many.
     """
 
     def __init__(self, iterator: grain.DatasetIterator, share: tuple[int, int]):
@@ -41,10 +41,10 @@ class Batches:
         """Goes on where the parts stopped whose states are in a folder, however many they were.
 
         Args:
-            folder: with the files of grain's checkpoint handler, one a process.
+            folder: With the files of grain's checkpoint handler, one a process.
 
         Raises:
-            ValueError: the files are not all there, or not such files.
+            ValueError: The files are not all there, or not such files.
         """
         states = _read_states(folder)
         fresh = self._iterator.get_state()
@@ -76,9 +76,9 @@ def starting_at(first: int, state: dict[str, Any], share: Iterable[int]) -> dict
     """A part's state, changed to begin at its first place that is not before `first`.
 
     Args:
-        first: a place of the whole stream.
-        state: of a fresh iterator of the part.
-        share: which part it is, and of how many.
+        first: A place of the whole stream.
+        state: Of a fresh iterator of the part.
+        share: Which part it is, and of how many.
     """
     state = json.loads(json.dumps(state))
     index, count = share

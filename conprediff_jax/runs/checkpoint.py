@@ -70,13 +70,13 @@ class Checkpoints:
     """The checkpoints of a workdir. Use as a context manager: leaving it finishes writing.
 
     Args:
-        workdir: of the run.
-        keep: how many to keep; older ones are deleted.
-        read_only: for programs that only look.
+        workdir: Of the run.
+        keep: How many to keep; older ones are deleted.
+        read_only: For programs that only look.
 
     Raises:
-        CheckpointError: there is no folder of checkpoints to be read from.
-        WriteError: the folder cannot be made.
+        CheckpointError: There is no folder of checkpoints to be read from.
+        WriteError: The folder cannot be made.
     """
 
     def __init__(self, workdir: str, *, keep: int | None = None, read_only: bool = False):
@@ -140,8 +140,8 @@ class Checkpoints:
         """Starts writing; the state may be donated as soon as this returns.
 
         Raises:
-            CheckpointError: checkpoints of later steps are in the way.
-            WriteError: this checkpoint, or the one before, cannot be written.
+            CheckpointError: Checkpoints of later steps are in the way.
+            WriteError: This checkpoint, or the one before, cannot be written.
         """
         self.wait()
         step = int(state.step)
@@ -168,7 +168,7 @@ class Checkpoints:
         """Waits until what was saved is on disk.
 
         Raises:
-            WriteError: it cannot be written.
+            WriteError: It cannot be written.
         """
         with writing(self._written):
             self._manager.wait_until_finished()
@@ -180,8 +180,8 @@ class Checkpoints:
         named in the log and moved aside, out of the way of new ones.
 
         Raises:
-            CheckpointError: the checkpoint is of another model, or none is readable.
-            WriteError: an unreadable one cannot be moved.
+            CheckpointError: The checkpoint is of another model, or none is readable.
+            WriteError: An unreadable one cannot be moved.
         """
 
         def load(step: int, opened: _Opened) -> TrainState:
@@ -207,12 +207,12 @@ class Checkpoints:
         """Step, config, moving average and own state of the task; the newest readable by default.
 
         Args:
-            abstract: gives shapes and shardings of the moving average and the own state for a
+            abstract: Gives shapes and shardings of the moving average and the own state for a
                 config.
-            step: which checkpoint.
+            step: Which checkpoint.
 
         Raises:
-            CheckpointError: there is no such step, or nothing readable.
+            CheckpointError: There is no such step, or nothing readable.
         """
 
         def load(step: int, opened: _Opened) -> tuple[int, dict, Any, Any]:
@@ -227,7 +227,7 @@ class Checkpoints:
         """The run's config that a checkpoint was written with, by default the newest readable.
 
         Raises:
-            CheckpointError: there is no such step, or nothing readable.
+            CheckpointError: There is no such step, or nothing readable.
         """
         return self._newest(("config",), lambda step, opened: opened.config, only=step)
 
@@ -303,7 +303,7 @@ def newest_config(workdir: str) -> dict | None:
     Only looks, and unlike `Checkpoints` never waits for other processes.
 
     Raises:
-        CheckpointError: it may not be read.
+        CheckpointError: It may not be read.
     """
     folder = absolute(workdir) / FOLDER
     tried: set[int] = set()

@@ -48,14 +48,14 @@ def compare(step: epath.Path, items: Sequence[str]) -> bool:
     """Compares the files of some items with their checksums; of several processes, each takes some.
 
     Args:
-        step: folder of the checkpoint.
-        items: names of folders in it.
+        step: Folder of the checkpoint.
+        items: Names of folders in it.
 
     Returns:
         Whether it has checksums; checkpoints of earlier versions have none.
 
     Raises:
-        ValueError: a file is missing, or is not what was written.
+        ValueError: A file is missing, or is not what was written.
     """
     if not (step / ITEM).exists():
         return False

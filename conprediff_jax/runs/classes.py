@@ -29,8 +29,8 @@ def with_class_names(config: ConfigDict, workdir: str) -> ConfigDict:
     They are those of the run that it goes on with, or else those that the data have now.
 
     Raises:
-        ConfigError: it does not fit itself, or names other classes than that run.
-        DataError: the data are missing.
+        ConfigError: It does not fit itself, or names other classes than that run.
+        DataError: The data are missing.
     """
     experiment = make_experiment(config)
     if not experiment.task.num_classes:

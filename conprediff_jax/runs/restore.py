@@ -92,11 +92,11 @@ def load_experiment(workdir: str, step: int | None = None) -> Experiment:
     """What a workdir's run was: its data and all else that its config describes.
 
     Args:
-        workdir: of a training run.
-        step: of the checkpoint whose config counts; the newest readable when None.
+        workdir: Of a training run.
+        step: Of the checkpoint whose config counts; the newest readable when None.
 
     Raises:
-        CheckpointError: the workdir holds no checkpoint.
+        CheckpointError: The workdir holds no checkpoint.
     """
     with Checkpoints(workdir, read_only=True) as checkpoints:
         config = checkpoints.config(step)
@@ -109,14 +109,14 @@ def read_pictures(
     """The images of a folder or a data set, by default those of the data that a model was made of.
 
     Args:
-        images: path of a folder, or name of a data set, which is read as the model's own.
-        workdir: of the model.
-        step: of its checkpoint.
-        split: of a data set.
-        num: how many, the first; all when None.
+        images: Path of a folder, or name of a data set, which is read as the model's own.
+        workdir: Of the model.
+        step: Of its checkpoint.
+        split: Of a data set.
+        num: How many, the first; all when None.
 
     Raises:
-        UserError: there are none, or a file cannot be decoded.
+        UserError: There are none, or a file cannot be decoded.
     """
     if images and holes_lib.is_folder(images):
         return holes_lib.read_folder(images, num=num)
@@ -132,7 +132,7 @@ def own_files(images: str | None, workdir: str, step: int, masks: str) -> Iterat
         images: See `read_pictures`.
         workdir: See `read_pictures`.
         step: See `read_pictures`.
-        masks: see `holes.cut`.
+        masks: See `holes.cut`.
     """
     for place in (images or load_experiment(workdir, step).data.name, masks):
         path = pathlib.Path(place).expanduser()

@@ -39,16 +39,16 @@ class Keys(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Denoising:
-    """Trains a diffusion model, with or without context prediction; a `Task`.
+    """A `Task` that trains a diffusion model, with or without context prediction.
 
-    The task's state holds `frozen`, the model's parameters that are not trained, and `history`,
-    what the process remembers of past losses.
+    The task's state is a dict of `frozen`, the model's parameters that are not trained, and
+    `history`, the process's statistics of past losses.
 
     Attributes:
         seed: Seed of all random streams.
         model: What is trained.
         context: The context term; None for the plain diffusion model.
-        microbatches: Parts that a batch is computed in.
+        microbatches: Number of parts that a batch is computed in.
         latents: Folder of latents encoded ahead of time, in which case batches hold `latent` and
             not `image`; empty to encode on the fly.
         encoded_text: Whether captions were encoded ahead of time, into the same folder, in which
@@ -66,12 +66,12 @@ class Denoising:
 
     @property
     def num_classes(self) -> int | None:
-        """Classes of the model."""
+        """The number of classes; None when labels are not read."""
         return self.model.num_classes
 
     @property
     def tokenizer(self) -> Tokenizer | None:
-        """The model's; None when captions are not read."""
+        """The tokenizer of captions; None when captions are not read."""
         return self.model.tokenizer
 
     @property
@@ -85,8 +85,8 @@ class Denoising:
     def init(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Initial parameters `{'denoiser': ..., 'context': ...}`, and the task's state.
 
-        The denoiser's do not depend on whether there is a context decoder. The frozen ones are
-        zeros until the trainer has loaded them.
+        The denoiser's parameters do not depend on whether there is a context decoder. The frozen
+        parameters are zeros until the trainer has loaded them.
         """
         denoiser, frozen = self.model.init(self.seed)
         params = {"denoiser": denoiser}
@@ -95,7 +95,7 @@ class Denoising:
         return params, {"frozen": frozen, "history": self.model.process.init_history()}
 
     def _init_context(self, denoiser: Any, frozen: Any) -> Any:
-        """Initial parameters of the context decoder, of the sizes of what it reads and predicts."""
+        """Initial parameters of the context decoder, for the sizes of its inputs and outputs."""
         x, t, condition = self.model.example()
         vectors = jax.eval_shape(self.model.first_stage.vectors, frozen, x)
         h = vectors
@@ -113,11 +113,11 @@ class Denoising:
     def step(
         self, params: dict[str, Any], task_state: Any, batch: Batch, step: Int[Array, ""]
     ) -> Step:
-        """Gradient of (1) over the whole batch, and its terms."""
+        """The gradient of (1) over the whole batch, and the terms of (1) as metrics."""
         indices = jnp.arange(len(batch[self.batch_keys[0]]))
         streams = (random.stream(self.seed, f"train/{name}", step) for name in Keys._fields)
         keys = Keys(*(random.example_keys(stream, indices) for stream in streams))
-        # Of the whole batch, however it is split: the history wants every loss at once.
+        # Times are drawn for the whole batch before it is split: the history needs all losses.
         times = self.model.process.sample_time(keys.time, task_state["history"])
 
         def grad(params: Any, *arguments: Any) -> tuple[tuple[Any, Metrics], Array]:
@@ -138,7 +138,7 @@ class Denoising:
         times: Times,
         step: Int[Array, ""],
     ) -> tuple[Float[Array, ""], tuple[Metrics, Float[Array, "batch"]]]:
-        """Equation (1) on one (micro)batch; its terms, and L_denoise of every example."""
+        """Equation (1) on one (micro)batch, its terms, and L_denoise of every example."""
         model, (t, weight) = self.model, times
         if self.latents:
             x_0 = frozen["scale"] * batch["latent"]
@@ -171,7 +171,7 @@ class Denoising:
     def _condition(
         self, params: Any, frozen: dict[str, Any], batch: Batch, rngs: Key[Array, "batch"]
     ) -> tuple[Condition, Bool[Array, "batch"] | None]:
-        """The condition of a batch, and where the learned null takes its place (None: nowhere)."""
+        """The condition of a batch, and where the learned null replaces it (None: nowhere)."""
         model, label, text = self.model, None, None
         if model.num_classes:
             label = batch["label"]
@@ -188,12 +188,12 @@ class Denoising:
         return Condition(text=jnp.where(dropped[:, None, None], empty, text)), None
 
     def preview(self, mesh: Mesh) -> Callable[[Any, Any], np.ndarray]:
-        """Samples of the same seeds every time, so that the same images emerge."""
+        """A function that samples with the same seeds in every call, so that grids compare."""
         draw = make_preview(self.model, mesh, seed=self.seed)
         return lambda params, state: draw(params, state["frozen"])
 
     def describe(self) -> str:
-        """Points and context prediction."""
+        """One line for the log: the model, its points and its context prediction."""
         if self.context is None:
             return f"{self.model.describe()}, no context prediction"
         strides, transport = self.context.strides, self.context.transport

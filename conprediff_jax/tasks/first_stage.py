@@ -1,4 +1,4 @@
-"""Training first stages: autoencoders whose latents are what is diffused later.
+"""Training of first stages: autoencoders whose latents a diffusion model generates later.
 
 With x an image and x' its reconstruction,
 
@@ -6,9 +6,9 @@ With x an image and x' its reconstruction,
     r = w_kl KL(q(z|x) || N(0, 1)) / values of an image,  or the quantiser's loss         (2)
     a = min(|dL_rec / dK| / (|dL_G / dK| + 1e-4), 10^4)                                   (3)
 
-where K is the kernel of the decoder's last layer. The discriminator behind L_G descends its own
-loss on the same reconstructions in the same step. Dividing (2) by the values of an image makes
-w_kl the weight of latent diffusion, which sums L_rec over them and does not divide.
+where K is the kernel of the decoder's last layer. The discriminator behind L_G is trained with its
+own loss on the same reconstructions in the same step. Since (2) is divided by the number of values
+of an image, w_kl is the weight of latent diffusion, which sums L_rec over the values instead.
 
 Sources: Esser et al., "Taming Transformers" (2021, arXiv 2012.09841), equations 4 to 7; Rombach et
 al. (2022, arXiv 2112.10752), section 3.1 and appendix G.
@@ -38,7 +38,7 @@ from conprediff_jax.models.discriminator import Discriminator, discriminator_los
 from conprediff_jax.models.first_stage import scaled, to_uint8
 from conprediff_jax.tasks.task import Batch, Metrics, Step, accumulate
 
-PREVIEWED = 32  # images of a reconstruction grid
+PREVIEWED = 32  # number of images of a reconstruction grid
 CODEBOOK = ("autoencoder", "quantizer", "codebook")
 
 Images = Float[Array, "batch height width 3"]
@@ -49,19 +49,19 @@ class FirstStageLoss:
     """The `loss` section of a first stage.
 
     Attributes:
-        kl_weight: w_kl, of an autoencoder with Gaussian latents.
-        codebook_decay: of the moving averages that codes follow; 0 for codes that descend the
-            quantiser's loss instead, with `autoencoder.codebook_weight`.
-        restart_below: codes restart whose usage falls below this fraction of equal usage; with
-            moving averages only.
-        lpips_weight: w_p; it counts where both files are given.
-        lpips_network: 'vgg16' or 'alexnet'.
-        lpips_trunk: file of torchvision's weights of that network.
-        lpips_heads: file of the `lpips` package's weights for it.
-        gan_weight: w_g; 0 for no discriminator.
-        gan_start: steps before the discriminator is trained and counts in the loss.
-        gan_channels: channels of its first layer.
-        gan_layers: its strided convolutions.
+        kl_weight: The weight w_kl, for an autoencoder with Gaussian latents.
+        codebook_decay: Decay of the moving averages that set the codes; 0 trains codes by gradients
+            of the quantiser's loss instead, with `autoencoder.codebook_weight`.
+        restart_below: A code restarts when its usage falls below this fraction of equal usage; for
+            codes set by moving averages.
+        lpips_weight: The weight w_p; it has no effect unless both files are given.
+        lpips_network: The network of LPIPS, 'vgg16' or 'alexnet'.
+        lpips_trunk: File of torchvision's weights of this network.
+        lpips_heads: File of the `lpips` package's weights for this network.
+        gan_weight: The weight w_g; 0 for no discriminator.
+        gan_start: Number of steps before the discriminator is trained and counts in the loss.
+        gan_channels: Channels of the discriminator's first layer.
+        gan_layers: Number of the discriminator's strided convolutions.
     """
 
     kl_weight: float = 1e-6
@@ -101,7 +101,7 @@ class Keys(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """What was quantised, and to which codes."""
+    """The vectors that were quantised, and the indices of their codes."""
 
     vectors: Float[Array, "batch rows columns embed_dim"]
     indices: Int[Array, "batch rows columns"]
@@ -109,22 +109,23 @@ class Codes(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FirstStageTraining:
-    """An autoencoder and, if wanted, its discriminator; a `Task`.
+    """A `Task` that trains an autoencoder and, if wanted, its discriminator.
 
-    Its own state has `lpips`, the frozen parameters of the distance, and `averages`, those of the
-    codes, where there are any.
+    The task's state is a dict of `lpips`, the frozen parameters of the LPIPS distance, and
+    `averages`, the moving averages of the codes. A key is missing where it is not needed.
 
     Attributes:
-        seed: of every random stream.
-        data: where the images of the reconstruction grids come from.
-        model: the autoencoder.
-        loss: weights of (1) and (2).
-        perceptual: None for no LPIPS.
-        discriminator: None for no L_G.
-        microbatches: parts that a batch is computed in.
+        seed: Seed of all random streams.
+        data: The data set, from which the images of the reconstruction grids are taken.
+        model: The autoencoder.
+        loss: The weights of (1) and (2).
+        perceptual: The LPIPS distance; None for none.
+        discriminator: The discriminator; None for no L_G.
+        microbatches: Number of parts that a batch is computed in.
 
     Raises:
-        ValueError: images do not fit the networks, or microbatches are to share statistics.
+        ValueError: Images do not fit the networks, or microbatches are used together with a
+            discriminator or moving averages of codes.
     """
 
     seed: int
@@ -161,14 +162,15 @@ class FirstStageTraining:
 
     @property
     def has_ema_codebook(self) -> bool:
-        """Whether codes follow moving averages."""
+        """Whether the codes are set by moving averages."""
         return isinstance(self.model, VQModel) and self.loss.codebook_decay > 0
 
     def init(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Parameters `{'autoencoder': ..., 'discriminator': ...}` and the own state.
+        """Initial parameters `{'autoencoder': ..., 'discriminator': ...}`, and the task's state.
 
-        No code has any usage at first, so that those which the first batch does not use become
-        vectors of it. The parameters of LPIPS are zeros until `prepare` has read them.
+        The usage of all codes is 0 at first, so that codes which the first batch does not use
+        restart as vectors of this batch. The parameters of LPIPS are zeros until the trainer has
+        loaded them.
         """
         x = jnp.zeros((1, self.data.image_size, self.data.image_size, 3))
         key = random.stream(self.seed, "init/autoencoder")
@@ -185,7 +187,7 @@ class FirstStageTraining:
         return params, task_state
 
     def with_perceptual_weights(self) -> dict[str, Any] | None:
-        """The task's state with LPIPS's parameters from their files; None where there is no LPIPS.
+        """The task's state with the parameters of LPIPS read from files; None without LPIPS.
 
         Raises:
             UserError: A file is missing or damaged.
@@ -201,7 +203,7 @@ class FirstStageTraining:
     def step(
         self, params: dict[str, Any], task_state: Any, batch: Batch, step: Int[Array, ""]
     ) -> Step:
-        """Gradients of (1) and of the discriminator's loss, and the codes that follow."""
+        """Gradients of (1) and of the discriminator's loss, and the codes set by averages."""
         indices = jnp.arange(len(batch["image"]))
         streams = (random.stream(self.seed, f"train/{name}", step) for name in Keys._fields)
         keys = Keys(*(random.example_keys(stream, indices) for stream in streams))
@@ -229,10 +231,10 @@ class FirstStageTraining:
     def gradients(
         self, params: dict[str, Any], batch: Batch, keys: Keys, frozen: Any, step: Int[Array, ""]
     ) -> tuple[Any, Metrics, Codes | None]:
-        """Gradients on one (micro)batch, metrics, and what was quantised."""
+        """Gradients on one (micro)batch, metrics, and the codes (None for Gaussian latents)."""
         x = scaled(batch["image"])
-        # One pullback serves three: of what it makes of L_rec and of L_G alone, only the gradient
-        # at K is used, and the compiler leaves the rest out.
+        # One pullback serves three cotangents. Of the gradients of L_rec and of L_G alone, only
+        # the one at K is used, and the compiler removes the computation of the others.
         (reconstruction, regulariser), pullback, (metrics, codes) = jax.vjp(
             lambda p: self.reconstruct(p, x, keys), params["autoencoder"], has_aux=True
         )
@@ -262,7 +264,7 @@ class FirstStageTraining:
     def reconstruct(
         self, params: Any, x: Images, keys: Keys
     ) -> tuple[tuple[Images, Float[Array, ""]], tuple[Metrics, Codes | None]]:
-        """Reconstruction and regulariser (2); metrics, and what was quantised."""
+        """The reconstruction and the regulariser (2), and as auxiliary metrics and codes."""
         apply = functools.partial(
             self.model.apply, {"params": params}, rngs={"dropout": keys.dropout[0]}
         )
@@ -284,7 +286,7 @@ class FirstStageTraining:
     def reconstruction_loss(
         self, reconstruction: Images, x: Images, frozen: Any
     ) -> tuple[Float[Array, ""], Metrics]:
-        """L_rec and its terms."""
+        """L_rec, and its terms as metrics."""
         l1 = jnp.abs(x - reconstruction).mean()
         if self.perceptual is None:
             return l1, {"loss/l1": l1}
@@ -294,12 +296,12 @@ class FirstStageTraining:
     def adversarial(
         self, params: Any, reconstruction: Images, x: Images, gan_active: Float[Array, ""]
     ) -> tuple[tuple[Array, Array], Images, Any]:
-        """Both sides of the game.
+        """The adversarial losses and their gradients.
 
         Args:
-            params: the discriminator's.
-            reconstruction: reconstructions.
-            x: images.
+            params: Parameters of the discriminator.
+            reconstruction: Reconstructions, in [-1, 1] up to errors.
+            x: Images, in [-1, 1].
             gan_active: 1 from step `gan_start` on, 0 before.
 
         Returns:
@@ -324,7 +326,10 @@ class FirstStageTraining:
         return (critic, generator), to_image, grads
 
     def preview(self, mesh: Mesh) -> Callable[[Any, Any], np.ndarray]:
-        """Images of the data, always the same ones, each with its reconstruction to the right."""
+        """A function to the same images of the data in every call, each beside its reconstruction.
+
+        The reconstruction is to the right of the image.
+        """
 
         @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
         def beside_reconstructions(params: Any, images: Any) -> Array:
@@ -343,7 +348,7 @@ class FirstStageTraining:
         return images
 
     def describe(self) -> str:
-        """Latents and losses."""
+        """One line for the log: the latents and the losses."""
         side = self.data.image_size // self.model.downsampling
         latents = f"latents {side} x {side} x {self.model.latent_dim}"
         if isinstance(self.model, VQModel):
@@ -356,11 +361,11 @@ class FirstStageTraining:
         return f"{latents}; {distance}; {gan}"
 
     def _counts(self, codes: Codes | None) -> Float[Array, "codes"] | None:
-        """How often each code occurs, where there are codes."""
+        """How often each code occurs; None for Gaussian latents."""
         return codes and quantizer.count_codes(codes.indices, self.model.num_codes)
 
     def _usage(self, counts: Float[Array, "codes"] | None) -> Metrics:
-        """How evenly and how widely the codes are used by a batch."""
+        """How evenly a batch uses the codes, and what share of them it uses."""
         if counts is None:
             return {}
         return {

@@ -1,4 +1,4 @@
-"""AdamW with warm-up, a schedule and clipping, from optax."""
+"""AdamW of optax with warm-up, a learning rate schedule and gradient clipping."""
 
 import dataclasses
 import math
@@ -21,14 +21,15 @@ class OptimizerSpec:
     """The `optimizer` section.
 
     Attributes:
-        learning_rate: peak, reached after the warm-up.
-        schedule: after the warm-up: 'constant', or 'cosine' or 'linear' down to 0 at the end.
-        warmup_steps: steps of linear warm-up from 0.
+        learning_rate: The peak learning rate, which is reached after the warm-up.
+        schedule: Learning rate after the warm-up: 'constant', or 'cosine' or 'linear' decay to 0 at
+            the end.
+        warmup_steps: Number of steps of linear warm-up.
         b1: Adam's decay of the first moment.
         b2: Adam's decay of the second moment.
-        epsilon: Adam's floor of the denominator.
-        weight_decay: decoupled; on kernels and embeddings, not on biases and norms.
-        clip_norm: limit of the gradient's global norm; 0 for none.
+        epsilon: The number that Adam adds to the denominator.
+        weight_decay: Decoupled weight decay of kernels and embeddings, but not biases and norms.
+        clip_norm: Limit of the gradient's global norm; 0 for none.
     """
 
     learning_rate: float = 1e-4
@@ -44,7 +45,7 @@ class OptimizerSpec:
         if self.schedule not in SCHEDULES:
             raise FieldError("schedule", f"is {self.schedule!r}: choose one of {SCHEDULES}")
         require(self, lambda x: 0 < x < math.inf, "be positive and finite", "learning_rate")
-        # Below, float32 has 0 instead, which divides 0 by 0 where a gradient is 0.
+        # float32 rounds smaller numbers to 0, and 0 / 0 would follow where a gradient is 0.
         require(self, lambda x: _TINY <= x < math.inf, f"be at least {_TINY:.2g}", "epsilon")
         require(self, lambda x: 0 <= x < 1, "lie in [0, 1)", "b1", "b2")
         names = ("warmup_steps", "weight_decay", "clip_norm")
@@ -60,7 +61,7 @@ class OptimizerSpec:
         }[self.schedule]
         if not self.warmup_steps:
             return decay
-        # From 1 / warmup_steps, not 0: the first step should move something.
+        # It begins with 1 / warmup_steps, not 0: the first step should change something.
         warmup = optax.linear_schedule(
             self.learning_rate / self.warmup_steps, self.learning_rate, self.warmup_steps - 1
         )

@@ -1,4 +1,4 @@
-"""How long to train and how often to say, save and show something."""
+"""The `train` section: how long to train, and how often to log, save, sample and evaluate."""
 
 import dataclasses
 import re
@@ -11,20 +11,20 @@ class TrainSpec:
     """The `train` section.
 
     Attributes:
-        steps: optimiser steps of the whole run; a resumed run goes on up to here.
-        batch_size: examples a step, over all devices and processes.
-        microbatches: parts that a batch is computed in, one after the other, to save memory;
-            gradients are those of the whole batch.
-        ema_decay: decay of the moving average of the denoiser, which is what is sampled from;
-            early on it is lower, min(ema_decay, (1 + step) / (10 + step)).
-        log_every: steps between progress lines and logged metrics (which are means over them).
-        sample_every: steps between sample grids; 0 for one at the end only.
-        eval_every: steps between small evaluations (`metrics.small`); 0 for none.
-        init_from: workdir or exported folder whose denoiser and first stage a fresh run starts
+        steps: Number of optimiser steps; a resumed run continues up to this step.
+        batch_size: Examples per step, over all devices and processes.
+        microbatches: Number of parts that a batch is computed in, one after the other, to save
+            memory; the gradients are those of the whole batch.
+        ema_decay: Decay of the moving average of the parameters, which is what is sampled. In the
+            first steps it is lower: min(ema_decay, (1 + step) / (10 + step)).
+        log_every: Steps between two progress lines; logged metrics are means over these steps.
+        sample_every: Steps between sample grids; 0 for a single grid at the end.
+        eval_every: Steps between small evaluations (`metrics.small`); 0 for none.
+        init_from: Workdir or exported folder whose denoiser and first stage a fresh run starts
             from; empty for none.
         profile: 'START:STOP', the steps to trace for a profiler; empty for none.
-        checkpoint_every: steps between checkpoints; there is one at the end as well.
-        keep: checkpoints kept, the newest.
+        checkpoint_every: Steps between checkpoints; the last step is saved as well.
+        keep: Number of checkpoints to keep, the newest ones.
     """
 
     steps: int = 100_000
@@ -65,10 +65,10 @@ class TrainSpec:
 
 
 def trace_window(text: str) -> tuple[int, int]:
-    """First and last step to trace, from 'START:STOP'.
+    """The first and the last step to trace, read from 'START:STOP'.
 
     Raises:
-        ValueError: the text says something else.
+        ValueError: The text has another form.
     """
     match = re.fullmatch(r"(\d+):(\d+)", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):

@@ -1,4 +1,4 @@
-"""The train state: everything a step changes, and nothing else (no keys, no data)."""
+"""The train state: everything that a step changes, and nothing else (no keys, no data)."""
 
 from typing import Any
 
@@ -13,17 +13,17 @@ from conprediff_jax.tasks.task import Task
 
 
 class TrainState(struct.PyTreeNode):
-    """What is trained.
+    """The state of a run. Leaves are arrays, or shape structs or shardings in their place.
 
     Attributes:
-        step: number of steps done, int32.
-        params: one branch for every network of the task, float32.
-        ema: moving average of the branch that is sampled from and handed on.
-        opt_state: the optimiser's.
-        task_state: the task's own state, None where it has none.
+        step: Number of steps done, int32.
+        params: Parameters, float32, with one branch for every network of the task.
+        ema: Moving average of the branch `Task.averaged`, which is sampled and exported.
+        opt_state: State of the optimiser.
+        task_state: State of the task, such as parameters that are not trained; None if it has none.
     """
 
-    step: Any  # arrays, or shape structs or shardings in their place
+    step: Any
     params: dict[str, Any]
     ema: Any
     opt_state: Any
@@ -44,7 +44,7 @@ def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Me
 def init_state(
     task: Task, optimizer: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
-    """A fresh state, made in place: no device ever holds more than its part."""
+    """A fresh state, which is created sharded: no device ever holds more than its part."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(lambda: _initial(task, optimizer), out_shardings=shardings)()
 

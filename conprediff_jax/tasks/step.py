@@ -1,4 +1,4 @@
-"""The train step: a task's gradients, AdamW, moving average. It is the same for every task."""
+"""The train step, which is the same for every task: gradients, AdamW and moving average."""
 
 from collections.abc import Callable
 
@@ -24,17 +24,17 @@ def make_train_step(
     abstract: TrainState,
     mesh: Mesh,
 ) -> TrainStep:
-    """The jitted step. It donates its state and is compiled once.
+    """The jitted train step. It donates its state and is compiled once.
 
     Args:
         task: What is trained.
-        train: For how long, and in which batches.
-        optimizer: By which updates.
-        abstract: shapes and shardings of the state.
-        mesh: where to train.
+        train: The number of steps, the batch size and the moving average's decay.
+        optimizer: The optimiser.
+        abstract: Shapes and shardings of the state.
+        mesh: The mesh to train on.
 
     Returns:
-        `(state, batch) -> (state, metrics)`; metrics are replicated float32 scalars.
+        A function `(state, batch) -> (state, metrics)`; metrics are replicated float32 scalars.
     """
     learning_rates = optimizer.learning_rates(train.steps)
     transformation = optimizer.make(train.steps)

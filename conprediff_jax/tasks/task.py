@@ -1,8 +1,7 @@
-"""What the trainer needs to know of the thing it trains.
+"""The interface between the trainer and what it trains.
 
-A task owns its modules, its losses and their gradients; the trainer owns data, mesh, optimiser,
-moving average, checkpoints and the log. Pixels, latents, tokens and the first stages themselves are
-tasks.
+A task owns its modules, its losses and their gradients. The trainer owns the data, the mesh, the
+optimiser, the moving average, the checkpoints and the log.
 """
 
 from collections.abc import Callable
@@ -24,10 +23,11 @@ class Step(NamedTuple):
     """What a task computes in one step.
 
     Attributes:
-        grads: gradient of the batch's mean loss, in the shape of the parameters, float32.
-        metrics: float32 scalars; those named `loss...` are shown in the progress line.
-        task_state: the task's own state after the step.
-        assigned: parameters by path that do not descend but take these values; None for none.
+        grads: Gradient of the batch's mean loss, in the shape of the parameters, float32.
+        metrics: Float32 scalars; those named `loss...` are shown in the progress line.
+        task_state: The task's state after the step.
+        assigned: New values, by path, of parameters that the optimiser does not update; None if
+            there are no such parameters.
     """
 
     grads: Any
@@ -38,13 +38,13 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class Task(Protocol):
-    """Something to train.
+    """Something that can be trained.
 
     Attributes:
-        averaged: the key of the parameters whose moving average is kept, sampled and handed on.
-        batch_keys: the parts of a batch that `step` reads.
-        num_classes: classes that labels must belong to; None when labels are not read.
-        tokenizer: what makes token ids of captions; None when they are not read.
+        averaged: The key of the parameters whose moving average is kept, sampled and exported.
+        batch_keys: The keys of a batch that `step` reads.
+        num_classes: The number of classes; None when labels are not read.
+        tokenizer: The tokenizer of captions; None when captions are not read.
     """
 
     averaged: str
@@ -53,33 +53,33 @@ class Task(Protocol):
     tokenizer: Tokenizer | None
 
     def init(self) -> tuple[dict[str, Any], Any]:
-        """Parameters, float32, and the task's own state (None where it has none). To be jitted."""
+        """Initial parameters, float32, and the task's state. The caller jits this."""
         ...
 
     def step(
         self, params: dict[str, Any], task_state: Any, batch: Batch, step: Int[Array, ""]
     ) -> Step:
-        """Gradients and metrics of a batch. To be jitted."""
+        """Gradients and metrics of a batch. The caller jits this."""
         ...
 
     def preview(self, mesh: Mesh) -> Callable[[Any, Any], UInt8[Any, "count height width 3"]]:
-        """A function from the moving average and the own state to images for the sample grid."""
+        """A function from the moving average and the task's state to images of a sample grid."""
         ...
 
     def describe(self) -> str:
-        """One line for the log: what is trained."""
+        """One line for the log that says what is trained."""
         ...
 
 
 def accumulate(grad: Callable, params: Any, parts: int, *batched: Any) -> tuple[Any, Any]:
-    """`grad(params, *batched)`, computed in so many microbatches one after the other.
+    """Computes `grad(params, *batched)` in microbatches, one after the other.
 
     Args:
-        grad: returns two trees: of means over the batch, such as gradients and metrics, and of
-            values for every example, the batch in front.
-        params: parameters.
-        parts: microbatches; they must divide the batch.
-        *batched: pytrees with the batch in front.
+        grad: A function that returns two trees. One has means over the batch, such as gradients and
+            metrics; the other has values for every example, with the batch as first axis.
+        params: The parameters.
+        parts: The number of microbatches; it must divide the batch size.
+        *batched: Trees of arrays whose first axis is the batch.
 
     Returns:
         Both trees for the whole batch.
@@ -87,7 +87,7 @@ def accumulate(grad: Callable, params: Any, parts: int, *batched: Any) -> tuple[
     if parts == 1:
         return grad(params, *batched)
 
-    # Every device keeps its own examples: microbatch m takes each parts-th one, not a block.
+    # Every device keeps its own examples: microbatch m takes every parts-th example, not a block.
     split = jax.tree.map(lambda x: rearrange(x, "(b m) ... -> m b ...", m=parts), batched)
     shapes, _ = jax.eval_shape(grad, params, *jax.tree.map(lambda x: x[0], split))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)

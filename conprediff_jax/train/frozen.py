@@ -88,11 +88,11 @@ def load(first_stage: Autoencoded, batches: Callable[[], Iterator[Batch]]) -> di
     That is the scale of latents, given or measured, or the indices of the codes that tokens count.
 
     Args:
-        first_stage: says where the weights are.
-        batches: opens this process's batches; used where something is to be measured.
+        first_stage: Says where the weights are.
+        batches: Opens this process's batches; used where something is to be measured.
 
     Raises:
-        FirstStageError: missing weights, or weights of another shape or family.
+        FirstStageError: Missing weights, or weights of another shape or family.
     """
     params = load_params(first_stage)
     if isinstance(first_stage, Tokens):

@@ -40,19 +40,19 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
     """Trains a config to its last step, going on where the workdir's newest checkpoint stops.
 
     Args:
-        config: see `config.default`.
-        workdir: checkpoints, TensorBoard events and sample grids go here.
+        config: See `config.default`.
+        workdir: Checkpoints, TensorBoard events and sample grids go here.
 
     Returns:
         The final state.
 
     Raises:
-        ConfigError: the config does not fit itself or the machine; nothing has been written then.
-        DataError: the data are missing or do not fit the config.
-        CheckpointError: the workdir holds a run of another model, or nothing readable.
-        DivergedError: the loss became NaN or infinite.
+        ConfigError: The config does not fit itself or the machine; nothing has been written then.
+        DataError: The data are missing or do not fit the config.
+        CheckpointError: The workdir holds a run of another model, or nothing readable.
+        DivergedError: The loss became NaN or infinite.
         Preempted: SIGTERM came, to any process; the last step that was done has been saved.
-        WriteError: something cannot be written; the message names the last good checkpoint.
+        WriteError: Something cannot be written; the message names the last good checkpoint.
     """
     began = time.monotonic()
     config = with_class_names(with_vocabulary(with_stored_vocabulary(config, workdir)), workdir)

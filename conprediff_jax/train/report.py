@@ -21,11 +21,11 @@ class Reporter:
     """Collects the metrics of every step, without waiting for the device until they are due.
 
     Args:
-        workdir: events are written here, by the first process.
-        spec: says how often.
-        first_step: steps done before this run of the program.
-        last_good: says where the last good checkpoint is.
-        began: when the run was started, by `time.monotonic`; now, if not given.
+        workdir: Events are written here, by the first process.
+        spec: Says how often.
+        first_step: Steps done before this run of the program.
+        last_good: Says where the last good checkpoint is.
+        began: When the run was started, by `time.monotonic`; now, if not given.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Reporter:
         """Takes the metrics of a step; says and writes their means when `log_every` is due.
 
         Raises:
-            DivergedError: a loss is NaN or infinite.
+            DivergedError: A loss is NaN or infinite.
         """
         self._pending.append((step, metrics))
         if not self._running:  # the first step compiles, which is not part of the speed
@@ -84,7 +84,7 @@ class Reporter:
         """Fetches what is pending.
 
         Raises:
-            DivergedError: names the first bad step, its terms and the last good checkpoint.
+            DivergedError: Names the first bad step, its terms and the last good checkpoint.
         """
         pending = jax.device_get(self._pending)
         for step, metrics in pending:

@@ -27,12 +27,12 @@ def start_from(path: str, state: TrainState, task: Task) -> TrainState:
     """A fresh state with the denoiser and first stage of a trained model in their places.
 
     Args:
-        path: a workdir, or a folder of a model for use (`convert import`, `export --to=inference`).
-        state: as `init_state` makes it.
-        task: what is to be trained.
+        path: A workdir, or a folder of a model for use (`convert import`, `export --to=inference`).
+        state: As `init_state` makes it.
+        task: What is to be trained.
 
     Raises:
-        UserError: the model is another one than the config's; the message names the fields and
+        UserError: The model is another one than the config's; the message names the fields and
             their values on both sides.
     """
     where = f"config.train.init_from is {path}"

@@ -32,10 +32,10 @@ class MeasuredStep:
     Call it as the step itself. The first call compiles.
 
     Args:
-        train_step: the jitted step.
-        first_step: steps done before this run of the program.
+        train_step: The jitted step.
+        first_step: Steps done before this run of the program.
         trace: 'START:STOP', the steps to trace, both included; '' for none.
-        workdir: traces are written here, where TensorBoard finds them beside the events.
+        workdir: Traces are written here, where TensorBoard finds them beside the events.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Clock:
     of the last step, as the caller is busy with the batch then. `close` ends the thread.
 
     Args:
-        began: when the run was started, by `time.monotonic`.
+        began: When the run was started, by `time.monotonic`.
     """
 
     def __init__(self, began: float | None = None):
@@ -99,8 +99,8 @@ class Clock:
         """The next batch, the time noted that the device waited for it.
 
         Args:
-            batches: where it comes from.
-            last: an output of the last step that was started, not donated to a later one; None if
+            batches: Where it comes from.
+            last: An output of the last step that was started, not donated to a later one; None if
                 that step has ended, or there was none.
         """
         began = time.monotonic()
@@ -121,7 +121,7 @@ class Clock:
         """Shares of an interval of steps that has just ended.
 
         Args:
-            seconds: how long it was, pauses left out.
+            seconds: How long it was, pauses left out.
         """
         waited, self._waited = min(self._waited, seconds), 0.0
         self._productive += seconds - waited
