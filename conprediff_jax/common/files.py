@@ -23,7 +23,7 @@ class WriteError(UserError):
 
 
 def absolute(path: str | os.PathLike) -> epath.Path:
-    """The absolute path of a file or folder; an address of a bucket, such as gs://, is unchanged."""
+    """The absolute path of a file or folder; an address such as gs:// is unchanged."""
     path = epath.Path(path)
     return path if is_address(path) else path.expanduser().resolve()
 
