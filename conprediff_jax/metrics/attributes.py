@@ -1,10 +1,11 @@
-"""Whether images show what their captions ask for, by retrieval.
+"""Measures by retrieval whether images show what their captions ask for.
 
     shown(x) = the attributes in the caption of the image nearest to x                    (1)
 
-among the images of a data set, in features or pixels. What is reported is the share of samples
-whose nearest image has the role, the gender, the skin tone, or all the attributes, that were asked
-for. Captions and attributes are OpenMoji's, see `data.openmoji.captions`.
+where the nearest image is searched among the images of a data set, by features or pixels. The
+figure is the share of samples whose nearest image has the role, the gender, the skin tone, or all
+attributes that the caption of the sample asks for. Captions and attributes are those of OpenMoji;
+see `data.openmoji.captions`.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,14 @@ ATTRIBUTES = (*captions_lib.Attributes._fields, "all")
 
 
 def agreement(asked: Sequence[str], shown: Sequence[str]) -> dict[str, Bool[np.ndarray, "samples"]]:
-    """Where two captions agree, by attribute, and in `all` of them.
+    """Whether two captions agree, for every attribute, and for `all` attributes together.
+
+    Args:
+        asked: Captions that the samples were drawn for.
+        shown: Captions that the samples match; see `retrieved`.
 
     Raises:
-        ValueError: there are not as many captions of one kind as of the other.
+        ValueError: The two lists differ in length.
     """
     pairs = [
         (captions_lib.parse(a), captions_lib.parse(b)) for a, b in zip(asked, shown, strict=True)
@@ -42,12 +47,12 @@ def retrieved(
     """The caption of every sample's nearest image, eq. (1).
 
     Args:
-        samples: features of the samples.
-        reference: features of the images.
-        captions: of the images.
+        samples: Features of the samples.
+        reference: Features of the images of the data set.
+        captions: Captions of these images.
 
     Raises:
-        ValueError: there are not as many captions as images.
+        ValueError: There are not as many captions as images.
     """
     if len(captions) != len(reference):
         raise ValueError(f"{len(captions)} captions for {len(reference)} images: give one for each")

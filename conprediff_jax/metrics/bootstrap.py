@@ -2,11 +2,14 @@
 
     [ f + q_a(f* - mean f*),  f + q_(1-a)(f* - mean f*) ]                                       (1)
 
-with f* the figure of samples drawn again, with replacement, from those there are (Efron 1979). The
-spread is taken about the mean of the f*, and not about f: repeated samples shift figures such as
-the Frechet distance, which are biased in the number of different samples, all in one direction.
-The reference is not drawn again: an interval is one for the samples alone. That of recall, a share
-of the reference, is the exception: there the reference images are drawn, both manifolds given.
+with f the figure, f* the figure of a replicate, q_a a quantile, and a replicate as many samples
+drawn with replacement from the given ones (Efron 1979). The spread is taken about the mean of f*,
+and not about f. Figures such as the Frechet distance are biased by the number of different samples,
+so repeated samples shift all f* in the same direction.
+
+The reference is not drawn again, so an interval describes the variation of the samples alone. The
+exception is recall, which is a share of the reference: there the reference images are drawn again,
+and both manifolds stay fixed.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,16 +22,16 @@ from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.metrics.frechet import Gaussian, Moments, frechet_distance
 
 LEVEL = 0.95
-_ROWS = 4096  # features read at a time
+_ROWS = 4096  # features that are read at a time
 
 
 class Figure(NamedTuple):
     """A figure with its confidence interval.
 
     Attributes:
-        value: of the samples as they are.
-        low: lower end; None where no interval was asked for.
-        high: upper end.
+        value: The figure of the given samples.
+        low: Lower end of the interval; None for no interval.
+        high: Upper end of the interval; None for no interval.
     """
 
     value: float
@@ -37,7 +40,7 @@ class Figure(NamedTuple):
 
 
 def interval(value: float, replicates: Float[np.ndarray, "replicates"]) -> Figure:
-    """Equation (1), at `LEVEL`; no interval without replicates."""
+    """The interval (1) at `LEVEL`, from the figures of the replicates; none without replicates."""
     if not len(replicates):
         return Figure(value)
     tail = (1 - LEVEL) / 2
@@ -48,7 +51,7 @@ def interval(value: float, replicates: Float[np.ndarray, "replicates"]) -> Figur
 def mean_figure(
     values: Shaped[np.ndarray, "samples"], *, replicates: int, rng: np.random.Generator
 ) -> Figure:
-    """The mean of a value for every sample, such as a CLIP score or membership in a manifold."""
+    """The mean over the samples of a value such as a CLIP score or membership in a manifold."""
     means = [values[rows].mean() for rows in _draws(len(values), replicates, rng)]
     return interval(float(np.mean(values)), np.asarray(means, np.float64))
 
@@ -60,7 +63,7 @@ def figure(
     replicates: int,
     rng: np.random.Generator,
 ) -> Figure:
-    """Any statistic of the samples' rows."""
+    """Any statistic of the samples, which are the rows of an array."""
     drawn = [statistic(rows[np.sort(draw)]) for draw in _draws(len(rows), replicates, rng)]
     return interval(statistic(rows), np.asarray(drawn, np.float64))
 
@@ -73,14 +76,14 @@ def frechet_figure(
     replicates: int,
     rng: np.random.Generator,
 ) -> Figure:
-    """The Frechet distance; the features, which may lie on disk, are read a block at a time.
+    """The Frechet distance; features may lie on disk, and are read a block at a time.
 
     Args:
-        samples: moments of the samples.
-        features: what they are the moments of; None for no interval.
-        reference: moments of the reference.
-        replicates: how many times the samples are drawn again.
-        rng: draws.
+        samples: Moments of the samples.
+        features: Features of the samples; None for no interval.
+        reference: Moments of the reference.
+        replicates: Number of bootstrap replicates.
+        rng: Generator that draws the replicates.
     """
     drawn = []
     for draw in _draws(len(features), replicates, rng) if features is not None else ():
@@ -95,7 +98,7 @@ def frechet_figure(
 
 
 def _draws(count: int, replicates: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Indices drawn with replacement; says how far it is where that takes long."""
+    """For each replicate, indices drawn with replacement; logs the progress where it takes long."""
     progress = ProgressLine(replicates, "replicates", every=20)
     for number in range(replicates):
         if number:  # counts what is done, and never all of it: only long work needs a line

@@ -1,9 +1,9 @@
-"""CLIP score: do images show what their captions say?
+"""CLIP score: how well images show what their captions say.
 
     score = mean_i max(100 cos(E_image(i), E_text(i)), 0)
 
-Source: Hessel et al. 2021 (arXiv 2104.08718), with the factor 100 in which it is now reported
-instead of that paper's 2.5.
+Source: Hessel et al. 2021 (arXiv 2104.08718), with the factor 100, which is usual now, instead of
+the paper's 2.5.
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,21 +23,21 @@ def clip_scores(
     """The score of every image with its caption, float32.
 
     Args:
-        clip: both towers and their tokenizer.
-        batches: images, in the order of the captions.
-        captions: one for each image.
+        clip: Both towers and their tokenizer.
+        batches: Batches of images, in the order of the captions.
+        captions: Captions, one for each image.
 
     Raises:
-        ValueError: there are more or fewer images than captions.
+        ValueError: There are more or fewer images than captions.
     """
     model, params, tokenizer = clip
 
     @jax.jit
     def score(params, images, tokens):
         variables = {"params": params}
-        seen = model.apply(variables, images, method=CLIP.embed_images)
-        read = model.apply(variables, tokens, tokenizer.end, method=CLIP.embed_texts)
-        return (100 * (seen * read).sum(axis=-1)).clip(0)
+        of_images = model.apply(variables, images, method=CLIP.embed_images)
+        of_texts = model.apply(variables, tokens, tokenizer.end, method=CLIP.embed_texts)
+        return (100 * (of_images * of_texts).sum(axis=-1)).clip(0)
 
     params = jax.device_put(params)
     scores, first = [], 0

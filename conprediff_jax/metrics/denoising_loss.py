@@ -1,11 +1,11 @@
-"""The denoising loss on images that were not trained on, time by time.
+"""The denoising loss on images that were not trained on, for every time of the process.
 
-For discrete models the losses of all times add up to a bound on the negative log-likelihood,
+For discrete models, the losses at all times add up to a bound on the negative log-likelihood,
 
     -log p(x_0) <= KL(q(x_T | x_0) || p(x_T)) + sum_{t > 0} L_t + L_0                     (1)
 
-in nats a token, the auxiliary loss left out; p(x_T) is the mask with probability gamma_bar_T and
-any code with an equal share of the rest. Sources: Austin et al. 2021, "Structured Denoising
+in nats per token, without the auxiliary loss. p(x_T) gives the mask the probability gamma_bar_T,
+and every code an equal share of the rest. Sources: Austin et al. 2021, "Structured Denoising
 Diffusion Models in Discrete State-Spaces" (arXiv 2107.03006), eq. (1); Gu et al. 2022 (arXiv
 2111.14822).
 """
@@ -29,7 +29,7 @@ LossOfBatch = Callable[..., Float[np.ndarray, "batch times"]]
 
 
 def evaluated_times(model: DiffusionModel, count: int) -> Int[np.ndarray, "times"]:
-    """The times to evaluate: all of a discrete process, else `count`, evenly spaced."""
+    """The times to evaluate: all times of a discrete process, else `count` times, evenly spaced."""
     steps = model.process.num_steps
     if isinstance(model.process, CategoricalProcess) or count >= steps:
         return np.arange(steps, dtype=np.int32)
@@ -39,13 +39,13 @@ def evaluated_times(model: DiffusionModel, count: int) -> Int[np.ndarray, "times
 def make_losses(model: DiffusionModel, mesh: Mesh, times: Int[np.ndarray, "times"]) -> LossOfBatch:
     """A jitted `(params, frozen, batch, first) -> losses [batch, times]`, float32.
 
-    Noise depends on an image's place in the data, `first` being that of the first of the batch, and
-    on the time: two models see the same.
+    The noise of an image depends only on the time and on the image's place in the data, so all
+    models see the same noise. `first` is the place of the first image of the batch.
 
     Args:
-        model: whose losses.
-        mesh: its devices compute; parameters are replicated.
-        times: at which.
+        model: The model.
+        mesh: The devices; parameters are replicated on them.
+        times: Times at which the losses are computed.
     """
     process = model.process
     if isinstance(process, CategoricalProcess):
@@ -74,14 +74,14 @@ def losses_of(
 ) -> Iterator[Float[np.ndarray, "batch times"]]:
     """The losses of the first `num` images that can be decoded, batch by batch.
 
-    The noise of an image is numbered by its place in the data, whatever else can be decoded.
+    Images that cannot be decoded keep their places, so they do not change the noise of others.
 
     Args:
-        losses: from `make_losses`.
-        params: of the denoiser.
-        frozen: of the first stage.
-        batches: of `data.evaluation_iterator`.
-        num: how many images.
+        losses: A function from `make_losses`.
+        params: See `DiffusionModel`.
+        frozen: See `DiffusionModel`.
+        batches: Batches from `data.evaluation_iterator`.
+        num: Number of images.
     """
     first = done = 0
     for batch in batches:
@@ -97,7 +97,7 @@ def losses_of(
 def bits_per_token(
     process: CategoricalProcess, losses: Float[np.ndarray, "images times"]
 ) -> Float[np.ndarray, "images"]:
-    """The bound (1) of every image in bits a token, from its losses T L_t at all times."""
+    """The bound (1) of every image in bits per token, from its losses T L_t at all times."""
     alpha, beta, gamma = (
         table[-1] for table in (process.alpha_bars, process.beta_bars, process.gamma_bars)
     )

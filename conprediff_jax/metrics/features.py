@@ -1,12 +1,12 @@
-"""From images to features, sharded over the mesh, and kept on disk.
+"""Computes features of images on all devices of a mesh, and keeps them on disk.
 
     <cache>/<images>-<extractor>/      both named by the fingerprint of their content
-        pool.npz        mu, sigma, count: readable by pytorch-fid
-        pool.npy        the features themselves, float32, where they were asked for
+        pool.npz        mu, sigma and count, in the format of pytorch-fid
+        pool.npy        the features themselves, float32, where a metric needs them
 
-A file appears only when it is whole, and `pool.npz` last, so that several runs may share a cache.
-Features are written to disk as they come and mapped into memory when they are used, so that no set
-of them need fit.
+A file appears under its name only when it is complete, and `pool.npz` appears last, so several runs
+can share a cache. Features are written to disk batch by batch and mapped into memory for use, so
+they need not fit into memory.
 """
 
 import dataclasses
@@ -39,11 +39,11 @@ class Extractor:
     """A feature network.
 
     Attributes:
-        name: what reports call it.
-        fingerprint: of the network and its weights.
-        apply: from (params, uint8 images) to features by name; `pool` is among them.
-        params: of the network.
-        labels: what a metric on these features is called: its name here -> its published name.
+        name: The name of the network in reports.
+        fingerprint: Fingerprint of the network and its weights.
+        apply: Function from (params, uint8 images) to features by name, `pool` among them.
+        params: Parameters of the network.
+        labels: Published names of the metrics on these features, by their names in `suite`.
     """
 
     name: str
@@ -58,9 +58,9 @@ class Features:
     """The features of a set of images.
 
     Attributes:
-        gaussians: moments by name of the features.
-        rows: the features themselves, by name, for those that were kept; mapped from disk.
-        count: number of images; 0 where a statistics file does not say.
+        gaussians: Moments by name of the features.
+        rows: The features themselves by name, where they were kept; mapped from disk.
+        count: Number of images; 0 where a statistics file does not say.
     """
 
     gaussians: Mapping[str, Gaussian]
@@ -69,7 +69,7 @@ class Features:
 
 
 def random_extractor() -> Extractor:
-    """VGG-16 with fixed random weights; needs no file."""
+    """The VGG-16 with fixed random weights, which needs no file."""
     name = "random-VGG16"
     labels = {"frechet": "FD", "kernel": "KD", "precision": "precision", "recall": "recall"}
     return Extractor(
@@ -85,11 +85,11 @@ def inception_extractor(path: str | os.PathLike, cache: str | os.PathLike) -> Ex
     """The 2015 Inception with pytorch-fid's weights.
 
     Args:
-        path: the weights file.
-        cache: where converted weights are kept.
+        path: The weight file.
+        cache: Folder for converted weights.
 
     Raises:
-        UserError: the file is missing, damaged, or of another network.
+        UserError: The file is missing, damaged, or of another network.
     """
     try:
         params = inception.params_from_pytorch_fid(cached.read(path, cache))
@@ -120,12 +120,12 @@ def inception_extractor(path: str | os.PathLike, cache: str | os.PathLike) -> Ex
 
 
 class Runner:
-    """Runs a feature network on batches, divided over the devices.
+    """Runs a feature network on batches, which are divided over the devices.
 
     Args:
-        extractor: the network.
-        mesh: devices; every process is given the whole batch.
-        batch_size: images at a time, rounded up to a multiple of the devices.
+        extractor: The network.
+        mesh: The devices; every process passes the whole batch.
+        batch_size: Images at a time; rounded up to a multiple of the number of devices.
     """
 
     def __init__(self, extractor: Extractor, mesh: Mesh, batch_size: int = 64):
@@ -149,13 +149,17 @@ class Runner:
 def extract(
     runner: Runner, images: ImageSet, cache: str | os.PathLike, keep: Collection[str] = ()
 ) -> Features:
-    """Features of a set of images: those in the cache, or new ones, which then go there.
+    """Features of a set of images, read from the cache or computed and written there.
 
     Args:
-        runner: the network.
-        images: the set; one that is only a statistics file gives what it holds.
-        cache: folder that is shared by all sets and networks.
-        keep: features to keep whole; of all others, the moments alone are kept.
+        runner: The network.
+        images: The set of images; a statistics file gives the moments that it holds.
+        cache: Folder that all sets and networks share.
+        keep: Names of the features that are kept themselves; of all others, only the moments are
+            kept.
+
+    Raises:
+        UserError: A file cannot be written or read, or some features are no finite numbers.
     """
     if images.batches is None:
         gaussians = _known(images, runner.extractor)
@@ -175,10 +179,10 @@ def extract(
 
 
 def check_statistics(images: ImageSet, extractor: Extractor) -> None:
-    """Checks, before anything is computed, that moments that came with a set are of this network.
+    """Checks, before anything is computed, that the moments of a set belong to this network.
 
     Raises:
-        UserError: they are of another network, or of features of another number.
+        UserError: They belong to another network, or have another number of features.
     """
     known = _known(images, extractor)
     if not known:
@@ -194,7 +198,7 @@ def check_statistics(images: ImageSet, extractor: Extractor) -> None:
 
 
 def _known(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
-    """The moments that came with a set; they are always Inception's."""
+    """The moments that came with a set, which are always those of Inception features."""
     if "spatial" in extractor.labels:
         return dict(images.gaussians)
     if images.batches is None:
@@ -206,14 +210,14 @@ def _known(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
 
 
 def _compute(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str]) -> None:
-    """Runs the network over all images, and writes features and moments."""
+    """Runs the network over all images, and moves the finished files into the folder."""
     partial = folder / f".{uuid.uuid4().hex}"
     with writing(folder):
         partial.mkdir(parents=True)
     try:
         _write(runner, images, partial, keep)
         with writing(folder):
-            # Other runs may do the same at the same time; their files are as good as these.
+            # Another run may write the same files at the same time; it does not matter whose stay.
             for file in sorted(partial.iterdir(), key=lambda file: file.name == "pool.npz"):
                 file.replace(folder / file.name)
     finally:
@@ -221,7 +225,7 @@ def _compute(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[s
 
 
 def _write(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str]) -> None:
-    """The same, in a folder of its own."""
+    """Runs the network over all images, and writes features and moments into the folder."""
     moments: dict[str, Moments] = {}
     files: dict[str, Any] = {}
     progress = ProgressLine(images.count, "images", about=f"features of {images.name}")
@@ -246,9 +250,10 @@ def _write(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str
 
 
 class _Rows:
-    """An npy file of float32 that grows row by row; its head says how many when it is closed.
+    """An npy file of float32 that grows row by row; closing it writes their number into its head.
 
-    Rows are written and not mapped: a full disk is then an error, and no signal that ends the run.
+    Rows are written, and not mapped into memory: so a full disk raises an error, where a mapped
+    file would end the process by a signal.
     """
 
     def __init__(self, path: pathlib.Path, width: int):
@@ -266,7 +271,7 @@ class _Rows:
             self._head(file)
 
     def _head(self, file: BinaryIO) -> None:
-        """NumPy leaves room for any number of rows, so that it is as long for all of them."""
+        """Writes the head; NumPy pads it, so its length is the same for any number of rows."""
         head = {"descr": "<f4", "fortran_order": False, "shape": (self._count, self._width)}
         np.lib.format.write_array_header_1_0(file, head)
 
