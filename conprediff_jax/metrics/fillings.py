@@ -1,12 +1,16 @@
 """All figures of the fillings of one model under one kind of mask.
 
-    PSNR, SSIM              of the filled region: mean over the fillings of an image, then images
-    spread                  of the fillings of an image, mean over images; 0 where there is one each
-    LPIPS, LPIPS spread     the same two, of whole images by LPIPS, where its weights are given
-    FD-random-VGG16         of all fillings, whole images, from all originals
+    PSNR, SSIM              on the filled region: the mean over the fillings of an image, and then
+                            over the images
+    spread                  how much the fillings of an image differ, mean over the images; 0 for
+                            one filling of each image
+    LPIPS, LPIPS spread     distance to the original and spread, on whole images, by LPIPS; only
+                            where its weights are given
+    FD-random-VGG16         Frechet distance between all fillings and all originals, whole images
 
-Intervals are bootstrapped over images (over fillings for the distance). Of few images the Frechet
-distance is biased upwards, for every model by about as much: compare it within a table.
+Intervals are bootstrapped over the images, and over the fillings for the Frechet distance. With few
+images the Frechet distance is biased upwards, by about as much for every model: compare it only
+within one table.
 """
 
 import itertools
@@ -35,10 +39,10 @@ class FillingJudge:
     """Computes the figures.
 
     Args:
-        runner: features for the Frechet distance.
-        distances: between images of a batch, by name, such as LPIPS.
-        replicates: of the bootstrap; 0 for no intervals.
-        seed: of the bootstrap.
+        runner: The feature network of the Frechet distance.
+        distances: Distances between the images of two batches, such as LPIPS, by name.
+        replicates: Number of bootstrap replicates; 0 for no intervals.
+        seed: Seed of the bootstrap.
     """
 
     def __init__(
@@ -56,11 +60,11 @@ class FillingJudge:
         """Figures by name.
 
         Args:
-            holes: of one size, every one with something to fill.
-            found: their fillings, as many of each.
+            holes: Images with their masks, all of one size; every mask has something to fill.
+            found: Fillings of each image, the same number for each.
 
         Raises:
-            UserError: a mask fills nothing, or sizes differ.
+            UserError: A mask fills nothing, sizes differ, or there are fewer than 2 images.
         """
         check(holes)
         values: dict[str, list[float]] = {}
@@ -77,7 +81,7 @@ class FillingJudge:
         return figures
 
     def _of_one(self, hole: Hole, fillings: Fillings) -> dict[str, float]:
-        """Means over the fillings of one image."""
+        """The figures of one image: means over its fillings."""
         region = ~hole.mask
         values = {
             "PSNR": np.mean([regions.psnr(image, hole.image, region) for image in fillings]),
@@ -96,7 +100,7 @@ class FillingJudge:
         return {name: float(value) for name, value in values.items()}
 
     def _moments(self, images: Sequence[np.ndarray]) -> tuple[np.ndarray, Gaussian]:
-        """Features and their moments."""
+        """The features of images, and their moments."""
         size = self._runner.batch_size
         starts = range(0, len(images), size)
         rows = [self._runner(np.stack(images[start : start + size]))["pool"] for start in starts]
@@ -106,12 +110,16 @@ class FillingJudge:
 
 
 def check(holes: Sequence[Hole]) -> None:
-    """Raises UserError where fillings of these holes cannot be judged."""
+    """Checks that the fillings of these holes can be evaluated.
+
+    Raises:
+        UserError: There are fewer than 2 images, a mask fills nothing, or sizes differ.
+    """
     if len(holes) < 2:
         raise UserError(f"{len(holes)} images: a Frechet distance needs at least 2")
     for hole in holes:
         if hole.mask.all():
-            raise UserError(f"the mask of {hole.name} fills nothing: there is nothing to judge")
+            raise UserError(f"the mask of {hole.name} fills nothing: there is nothing to evaluate")
         if hole.mask.shape != holes[0].mask.shape:
             raise UserError(
                 f"{hole.name} and {holes[0].name} differ in size: figures need images of one size"
@@ -119,10 +127,12 @@ def check(holes: Sequence[Hole]) -> None:
 
 
 def table(figures: Table) -> str:
-    """Plain text: for every metric one block, with a row a model and a column a mask.
+    """The figures as plain text, with a block per metric, a row per model and a column per mask.
+
+    Half the width of the interval follows each value.
 
     Args:
-        figures: by metric, model and mask. Half the width of an interval stands behind the value.
+        figures: Figures by metric, model and mask.
     """
     return "\n\n".join(_block(metric, models) for metric, models in figures.items())
 
@@ -152,10 +162,13 @@ def _cell(figure: Figure) -> str:
 
 
 class Results:
-    """Figures by model and mask, kept in a file as they come.
+    """Figures by model and mask, which are written to a file as soon as they are added.
 
     Args:
-        path: of the JSON file; what is there already counts where it is about the same.
+        path: The JSON file; if it exists, its figures are read.
+
+    Raises:
+        UserError: The file exists and is not a file of results.
     """
 
     def __init__(self, path: epath.Path):
@@ -163,21 +176,21 @@ class Results:
         self._cells = self._read()
 
     def _read(self) -> dict[str, dict]:
-        """What the file holds now."""
+        """The figures that the file holds now."""
         try:
-            there = json.loads(self.path.read_text()) if self.path.exists() else {}
-            return {key: _result(cell["about"], cell["metrics"]) for key, cell in there.items()}
+            found = json.loads(self.path.read_text()) if self.path.exists() else {}
+            return {key: _result(cell["about"], cell["metrics"]) for key, cell in found.items()}
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{self.path}: not a file of results: move it away") from error
 
     def has(self, model: str, masks: str, about: Mapping[str, Any]) -> bool:
-        """Whether these figures are there."""
+        """Whether figures of this model and mask are there, computed from the same `about`."""
         return self._cells.get(f"{model}, {masks}", {}).get("about") == about
 
     def add(
         self, model: str, masks: str, about: Mapping[str, Any], figures: Mapping[str, Figure]
     ) -> None:
-        """Adds figures to those that are in the file by now, other runs' among them."""
+        """Adds figures to the file, and keeps those that other runs wrote to it meanwhile."""
         cell = _result(about, {name: figure._asdict() for name, figure in figures.items()})
         self._cells[f"{model}, {masks}"] = cell
         write_text(
@@ -187,7 +200,7 @@ class Results:
     def figures(
         self, models: Sequence[str], masks: Sequence[str]
     ) -> dict[str, dict[str, dict[str, Figure]]]:
-        """By metric, model and mask."""
+        """The figures by metric, model and mask."""
         found: dict[str, dict[str, dict[str, Figure]]] = {}
         for model in models:
             for mask in masks:
@@ -198,6 +211,6 @@ class Results:
 
 
 def _result(about: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What the file holds for a model and a kind of mask."""
+    """The entry of the file for a model and a kind of mask."""
     figures = {name: Figure(**figure)._asdict() for name, figure in metrics.items()}
     return {"about": about, "metrics": figures}

@@ -7,10 +7,11 @@ L_2 L_2', the eigenvalues of C_1 C_2 are the squares of the singular values of L
 
     tr (C_1 C_2)^(1/2) = sum of the singular values of L_1' L_2 <= |L_1| |L_2|                  (2)
 
-in the Frobenius norm: d^2 is never negative. No root of an eigenvalue is taken, which would turn a
-rounding error of 1e-16 into one of 1e-8, once for every feature more than there are images.
+in the Frobenius norm; so d^2 is never negative. This takes no root of an eigenvalue. Such a root
+would turn a rounding error of 1e-16 into one of 1e-8, for each of the zero eigenvalues that a
+covariance has where there are more features than images.
 
-Moments are updated batch by batch (Chan, Golub and LeVeque 1983), so no features need be held.
+Moments are updated batch by batch (Chan, Golub and LeVeque 1983), so features need not be kept.
 """
 
 import dataclasses
@@ -23,12 +24,12 @@ from scipy.linalg import lapack
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gaussian:
-    """What a set of features is reduced to.
+    """The mean and the covariance of a set of features.
 
     Attributes:
-        mean: float64.
-        covariance: float64, unbiased.
-        count: how many features there were; 0 where a file does not say.
+        mean: Mean, float64.
+        covariance: Unbiased covariance, float64.
+        count: Number of feature vectors; 0 where a file does not say.
     """
 
     mean: Float[np.ndarray, "features"]
@@ -37,7 +38,7 @@ class Gaussian:
 
     @functools.cached_property
     def factor(self) -> Float[np.ndarray, "features rank"]:
-        """A matrix L with L L' the covariance, by Cholesky's decomposition with pivots."""
+        """A matrix L with L L' the covariance, from a Cholesky decomposition with pivots."""
         lower, pivots, rank, _ = lapack.dpstrf(self.covariance, lower=1)
         factor = np.empty((len(lower), rank))
         factor[pivots - 1] = np.tril(lower)[:, :rank]
@@ -56,11 +57,11 @@ class Moments:
         features: Shaped[np.ndarray, "batch features"],
         weights: Shaped[np.ndarray, "batch"] | None = None,
     ) -> None:
-        """Takes a batch.
+        """Adds a batch.
 
         Args:
-            features: any real dtype.
-            weights: how often each counts; once when None.
+            features: Features of any real dtype.
+            weights: How often each vector counts; None for once.
         """
         x = features.astype(np.float64)
         w = np.ones(len(x)) if weights is None else weights.astype(np.float64)
@@ -84,7 +85,7 @@ class Moments:
         """The moments so far.
 
         Raises:
-            ValueError: fewer than two features came, or some that are no finite numbers.
+            ValueError: There are fewer than two feature vectors, or some are no finite numbers.
         """
         if self.count < 2:
             raise ValueError(f"{self.count:.0f} features have no covariance: at least 2")
@@ -95,10 +96,10 @@ class Moments:
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """Equation (1), the square as it is reported, by (2); not negative.
+    """The squared distance (1), computed by (2); this square is what papers report.
 
     Raises:
-        ValueError: the features differ in size.
+        ValueError: The features differ in size.
     """
     if first.mean.shape != second.mean.shape:
         raise ValueError(

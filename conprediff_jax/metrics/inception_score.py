@@ -1,10 +1,10 @@
-"""Inception score: are single images of one class, and all of them of many?
+"""Inception score: whether each image shows one class clearly, and all images show many classes.
 
     IS = exp( mean_x KL( p(y | x) || mean_x p(y | x) ) )                                        (1)
 
-The mean over a number of splits of the images. Source: Salimans et al. 2016 (arXiv 1606.03498),
-section 4. The logits are those without the last bias, as in the original code, ADM's and
-torch-fidelity's.
+The score is the mean of (1) over a number of splits of the images. Source: Salimans et al. 2016
+(arXiv 1606.03498), section 4. The logits leave out the last bias, as in the original code, in ADM's
+and in torch-fidelity's.
 """
 
 import numpy as np
@@ -13,16 +13,16 @@ from scipy import special
 
 
 def inception_score(logits: Shaped[np.ndarray, "batch classes"], *, splits: int = 10) -> float:
-    """Equation (1), in float64, over consecutive splits; shuffle sorted images before.
+    """The mean of (1) over consecutive splits, in float64; images must be in random order.
 
-    All is computed from logarithms: a probability that rounds to 0 counts as one of 0.
+    Everything is computed from logarithms, so that a probability that rounds to 0 contributes 0.
 
     Args:
-        logits: of every image.
-        splits: parts that are scored by themselves.
+        logits: Logits of every image.
+        splits: Number of splits, each of which is scored by itself.
 
     Raises:
-        ValueError: there are fewer images than splits, or a logit is no finite number.
+        ValueError: There are fewer images than splits, or a logit is no finite number.
     """
     if len(logits) < splits:
         raise ValueError(f"{len(logits)} images do not fill {splits} splits")

@@ -3,8 +3,8 @@
     k(x, y) = (x . y / d + 1)^3
     D = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)       (1)
 
-averaged over random subsets of both sides; without bias, so that it may come out below 0. Source:
-Binkowski et al. 2018 (arXiv 1801.01401), section 4. On Inception features it is the KID.
+averaged over random subsets of both sides. The estimate is unbiased, so it may be below 0. Source:
+Binkowski et al. 2018 (arXiv 1801.01401), section 4. On Inception features, it is the KID.
 """
 
 from typing import NamedTuple
@@ -14,12 +14,12 @@ from jaxtyping import Float, Shaped
 
 
 class KernelDistance(NamedTuple):
-    """Equation (1), and what each sample does to it.
+    """The distance (1), and the influence of each sample on it.
 
     Attributes:
-        value: mean over the subsets.
-        influence: first-order contribution of every sample, with mean 0: (1) changes by about
-            `influence[i] / n` where sample i counts twice.
+        value: Mean of (1) over the subsets.
+        influence: First-order contribution of every sample, with mean 0: if one of n samples, i,
+            counts twice, (1) changes by about `influence[i] / n`.
     """
 
     value: float
@@ -34,17 +34,17 @@ def kernel_distance(
     size: int = 1000,
     rng: np.random.Generator,
 ) -> KernelDistance:
-    """Equation (1) between two sets of features, in float64.
+    """The distance (1) between two sets of features, in float64.
 
     Args:
-        samples: features of the images judged.
-        reference: features of the images they are held against.
-        subsets: number of subsets; 1 is enough where they take in everything.
-        size: features of a subset; no more are taken than either side has.
-        rng: draws the subsets, without replacement.
+        samples: Features of the samples.
+        reference: Features of the reference images.
+        subsets: Number of subsets; one is drawn where a subset holds all of both sides.
+        size: Features in a subset; reduced to the number of features of the smaller side.
+        rng: Generator that draws the subsets, without replacement.
 
     Raises:
-        ValueError: a side has fewer than two features.
+        ValueError: A side has fewer than two feature vectors.
     """
     size = min(size, len(samples), len(reference))
     if size < 2:

@@ -1,4 +1,4 @@
-"""Local structure: how far the neighbourhoods of samples are from those of real images.
+"""Distances between the neighbourhoods in samples and those in real images: local structure.
 
     W_p(P, Q) = (int_0^1 |F_P^-1(u) - F_Q^-1(u)|^p du)^(1/p)                                    (1)
 
@@ -8,11 +8,12 @@
     patch distance        (mean_l W_2(<d_l, patch of samples>, <d_l, patch of real images>)^2)^(1/2)
                           over random unit directions d_l                                       (3)
 
-with channels c in [-1, 1]. (2) looks at pairs, in the windows that context prediction takes its
-targets from; it is computed from whole histograms, so it is exact. (3) is the sliced Wasserstein
-distance (Bonneel et al. 2015) between the joint distributions of k x k patches at random places.
-From every patch its mean colour is taken: both distances look at local structure alone, and not at
-how often which colour occurs. Neither is 0 for finite sets of one distribution.
+with channels c in [-1, 1]. (2) compares pairs of pixels in the windows from which context
+prediction takes its targets. It is computed from whole histograms, so it is exact. (3) is the
+sliced Wasserstein distance (Bonneel et al. 2015) between the joint distributions of k x k patches
+at random places. The mean colour of each patch is subtracted, so both distances measure local
+structure alone, and not the frequencies of colours. Neither distance is 0 for two finite sets from
+one distribution.
 """
 
 import itertools
@@ -26,7 +27,7 @@ from conprediff_jax.metrics.bootstrap import Figure, figure
 Images = UInt8[np.ndarray, "images height width channels"]
 
 _LEVELS = 511  # differences of two 8-bit values
-_SCALE = 127.5  # levels of a unit
+_SCALE = 127.5  # levels per unit of the channels in [-1, 1]
 _BLOCK = 2**20  # pixels that are compared at a time
 
 
@@ -41,11 +42,11 @@ def wasserstein(
     """Equation (1) between two weighted sets of numbers, exactly.
 
     Args:
-        x: numbers, in any order.
-        y: likewise.
-        x_weights: how much each counts, not all 0; equally when None.
-        y_weights: likewise.
-        order: p.
+        x: Numbers, in any order.
+        y: Numbers, in any order.
+        x_weights: Weights of `x`, not all 0; None for equal weights.
+        y_weights: Weights of `y`, not all 0; None for equal weights.
+        order: The order p.
     """
     x, below_x = _distribution(x, x_weights)
     y, below_y = _distribution(y, y_weights)
@@ -57,14 +58,16 @@ def wasserstein(
 def difference_counts(
     images: Images, radii: Sequence[int]
 ) -> Int[np.ndarray, "images radii channels 511"]:
-    """Of every image, how often neighbours differ by -255 to 255 levels.
+    """Histograms for every image: how often neighbours differ by -255 to 255 levels.
+
+    The result takes 18 kB per RGB image for three radii.
 
     Args:
-        images: uint8; takes 18 kB an RGB image for three radii.
+        images: Images, uint8.
         radii: Chebyshev radii of the windows, rising.
 
     Raises:
-        ValueError: the radii do not rise from at least 1, or reach beyond the images.
+        ValueError: The radii do not rise from at least 1, or reach beyond the images.
     """
     count, height, width, channels = images.shape
     if list(radii) != sorted(set(radii)) or min(radii) < 1 or max(radii) >= min(height, width):
@@ -78,7 +81,7 @@ def difference_counts(
         for down, right in _half_window(max(radii)):
             ring = max(abs(down), abs(right)) - 1
             rings[start : start + step, ring] += _differences(block, down, right)
-    rings += rings[..., ::-1]  # either of a pair is the other's neighbour
+    rings += rings[..., ::-1]  # each pixel of a pair is a neighbour of the other
     return rings.cumsum(axis=1, dtype=np.int32)[:, np.asarray(radii) - 1]
 
 
@@ -86,7 +89,7 @@ def difference_distance(
     samples: Int[np.ndarray, "images channels 511"],
     reference: Int[np.ndarray, "others channels 511"],
 ) -> float:
-    """Equation (2), from the counts of one radius."""
+    """The difference distance (2), from the histograms for one radius."""
     values = np.arange(_LEVELS) / _SCALE
     totals = samples.sum(axis=0, dtype=np.int64), reference.sum(axis=0, dtype=np.int64)
     return float(np.mean([wasserstein(values, values, x, y) for x, y in zip(*totals, strict=True)]))
@@ -98,10 +101,10 @@ def draw_patches(
     """Patches at random places of every image, in [-1, 1], without their mean colour.
 
     Args:
-        images: uint8.
-        size: height and width of a patch.
-        count: patches an image.
-        rng: draws the places.
+        images: Images, uint8.
+        size: Height and width of a patch in pixels.
+        count: Patches per image.
+        rng: Generator that draws the places.
     """
     windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(1, 2))
     heights, widths = windows.shape[1:3]
@@ -114,7 +117,7 @@ def draw_patches(
 def draw_directions(
     count: int, *, size: int, channels: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "{count} values"]:
-    """Random unit directions among patches without their mean colour."""
+    """Random unit directions in the space of patches without their mean colour."""
     directions = _without_mean(rng.normal(size=(count, channels, size, size))).reshape(count, -1)
     return directions / np.linalg.norm(directions, axis=1, keepdims=True)
 
@@ -122,29 +125,29 @@ def draw_directions(
 def sliced_distance(
     samples: Shaped[np.ndarray, "*n directions"], reference: Shaped[np.ndarray, "*m directions"]
 ) -> float:
-    """Equation (3), from the components of patches along every direction."""
+    """The patch distance (3), from the components of patches along every direction."""
     columns = (x.reshape(-1, x.shape[-1]).T for x in (samples, reference))
     return float(np.sqrt(np.mean([wasserstein(x, y) ** 2 for x, y in zip(*columns, strict=True)])))
 
 
 def block_means(images: Images, size: int) -> UInt8[np.ndarray, "images rows columns channels"]:
-    """Images made smaller by whole blocks, whose means are rounded: the points of coarser grids."""
+    """Images made smaller: each block of size x size pixels becomes its mean, rounded."""
     count, height, width, channels = images.shape
     blocks = images.reshape(count, height // size, size, width // size, size, channels)
     return np.rint(blocks.mean(axis=(2, 4))).astype(np.uint8)
 
 
 class NeighborhoodJudge:
-    """Equations (2) and (3) of any sets of samples against the same real images.
+    """Computes (2) and (3) between sets of samples and the same real images.
 
     Args:
-        reference: real images, better ones that were not trained on.
-        radii: of (2), rising.
-        sizes: of the patches of (3).
-        patches: drawn from every image.
-        directions: of (3).
-        replicates: of the bootstrap over the samples; 0 for no intervals.
-        seed: of places, directions and bootstrap: the same for all sets.
+        reference: Real images, preferably images that were not trained on.
+        radii: Radii of (2) in pixels, rising.
+        sizes: Sides of the patches of (3) in pixels.
+        patches: Number of patches from every image.
+        directions: Number of directions of (3).
+        replicates: Number of bootstrap replicates of the samples; 0 for no intervals.
+        seed: Seed of places, directions and bootstrap, the same for all sets.
     """
 
     def __init__(
@@ -199,7 +202,7 @@ class NeighborhoodJudge:
 
 
 def _distribution(values: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers in rising order, and the share of the weight up to and with each."""
+    """The numbers in rising order, and for each the share of the weight up to and including it."""
     order = np.argsort(values)
     weights = np.ones(len(values)) if weights is None else weights[order].astype(np.float64)
     below = np.cumsum(weights)
@@ -207,13 +210,13 @@ def _distribution(values: np.ndarray, weights: np.ndarray | None) -> tuple[np.nd
 
 
 def _half_window(radius: int) -> list[tuple[int, int]]:
-    """Offsets of a window, one of each two that are opposite."""
+    """The offsets in a window, one of each opposite pair."""
     span = range(-radius, radius + 1)
     return [offset for offset in itertools.product(span, span) if offset > (0, 0)]
 
 
 def _differences(block: np.ndarray, down: int, right: int) -> np.ndarray:
-    """Counts [images, channels, levels] of pixels minus their neighbours at one offset."""
+    """Counts [images, channels, levels] of the differences between pixels at an offset."""
     count, height, width, channels = block.shape
     left = max(0, -right)
     right = max(0, right)

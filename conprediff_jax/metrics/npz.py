@@ -1,12 +1,12 @@
-"""Npz files that people bring: images, moments of features, or both.
+"""Reads npz files from other programs: images, moments of features, or both.
 
     arr_0           images, uint8 [images, height, width, 3]; ADM's sample batches
     mu, sigma       moments of Inception's last features; pytorch-fid's statistics
     mu_s, sigma_s   of its spatial features; ADM's reference batches
     count           how many images the moments are of, where the file says
 
-A file is read through once before anything else is done with it, so that one that is cut short or
-damaged is known at once. No pickled object is loaded.
+Every file is read to its end before it is used, so that a truncated or damaged file is found at
+once. Pickled objects are not loaded.
 """
 
 import contextlib
@@ -30,18 +30,18 @@ _HEADERS = {
     (2, 0): npy.read_array_header_2_0,
     (3, 0): npy.read_array_header_2_0,  # the same, in UTF-8
 }
-_SAID_ELSEWHERE = 2**16 - 1  # in the number's place, by some writers of large files
-_ROUNDING = 1e-4  # of the largest variance: what float32 leaves of a symmetric, positive matrix
+_ZIP64_COUNT = 2**16 - 1  # stands for the number of members where that is stored elsewhere
+_ROUNDING = 1e-4  # share of the largest variance by which float32 may break symmetry or positivity
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Npz:
-    """What a file holds; at least one of both.
+    """The content of a file: images, moments, or both.
 
     Attributes:
-        path: of the file.
-        shape: of its images, none of whose sides is 0; None where there are no images.
-        gaussians: moments by name of the features.
+        path: The file.
+        shape: Shape of its images, without a 0; None where the file has no images.
+        gaussians: Moments by name of the features.
     """
 
     path: str | os.PathLike
@@ -49,10 +49,10 @@ class Npz:
     gaussians: Mapping[str, Gaussian]
 
     def batches(self, size: int) -> Iterator[UInt8[np.ndarray, "_batch height width 3"]]:
-        """The images in pieces, so that they need not fit into memory.
+        """The images in batches of at most `size`, so that they need not fit into memory.
 
         Raises:
-            UserError: the file has changed and is not readable any more.
+            UserError: The file has changed and is not readable any more.
         """
         with (
             naming(self.path),
@@ -66,15 +66,15 @@ class Npz:
 
 
 def read(path: str | os.PathLike) -> Npz:
-    """What an npz holds, its moments in float64.
+    """The content of an npz, with moments in float64.
 
     Raises:
-        UserError: it is no npz, or damaged; or its arrays are not those of the module's docstring.
+        UserError: The file is no npz, is damaged, or holds other arrays than the module describes.
     """
     with naming(path), zipfile.ZipFile(path) as archive:
         if damaged := archive.testzip():
             raise ValueError(f"{damaged} is damaged, by its checksum")
-        if _members_said(archive, path) not in (len(archive.infolist()), _SAID_ELSEWHERE):
+        if _stated_members(archive, path) not in (len(archive.infolist()), _ZIP64_COUNT):
             raise ValueError("its directory is damaged: it lists fewer or more arrays than it says")
         names = [name.removesuffix(".npy") for name in archive.namelist()]
         shape = _image_shape(archive, path) if "arr_0" in names else None
@@ -94,7 +94,7 @@ def read(path: str | os.PathLike) -> Npz:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-    """Makes one line that names the file of whatever is raised for a damaged one."""
+    """Turns errors of a damaged file into a UserError of one line that names the file."""
     try:
         yield
     except UserError:
@@ -103,15 +103,15 @@ def naming(path: str | os.PathLike) -> Iterator[None]:
         raise UserError(f"{path}: not a readable file of arrays: {first_line(error)}") from error
 
 
-def _members_said(archive: zipfile.ZipFile, path: str | os.PathLike) -> int:
-    """The number of members that the end of a zip file gives; zipfile does not look at it."""
+def _stated_members(archive: zipfile.ZipFile, path: str | os.PathLike) -> int:
+    """The number of members that the end of the zip file states; zipfile does not check it."""
     with open(path, "rb") as file:
         file.seek(-22 - len(archive.comment), os.SEEK_END)
         return struct.unpack("<10xH10x", file.read(22))[0]
 
 
 def _header(file: zipfile.ZipExtFile) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Reads up to the data: the shape, whether it is stored by columns, and the dtype."""
+    """Reads up to the data: the shape, whether the array is in column order, and the dtype."""
     version = npy.read_magic(file)
     if version not in _HEADERS:
         raise ValueError(f"npy version {version} is not known")
@@ -176,7 +176,7 @@ def _gaussian(
 
 
 def _not_a_covariance(matrix: Float[np.ndarray, "n n"]) -> str:
-    """What is wrong with it beyond rounding; '' if nothing is."""
+    """Why the matrix is no covariance, rounding errors aside; '' if it is one."""
     little = _ROUNDING * np.abs(np.diagonal(matrix)).max()
     if np.abs(matrix - matrix.T).max() > little:
         return "it is not symmetric"

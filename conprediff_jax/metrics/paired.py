@@ -1,12 +1,12 @@
-"""Two ways to train compared by matched pairs: runs that share seed, data order and steps.
+"""Compares two ways to train by matched pairs of runs, which share seed, data order and steps.
 
     d = mean_k d_k,     d +- t_{n-1} s / sqrt(n)                                                (1)
 
 with d_k the difference of pair k, s their standard deviation and t the quantile of Student's
-distribution. (1) says how the difference would vary over seeds; it holds for normal d_k, and from
-fewer than `FEW` pairs it is wide and not to be leant on. What it cannot see, how a run's own figure
-would vary over other samples, is (2): the ends of two independent intervals combined
-(Zou and Donner 2008, "Construction of confidence limits about effect measures", eq. 8),
+distribution. The interval (1) describes how the difference varies over seeds. It holds for normal
+d_k; from fewer than `FEW` pairs, it is wide and not reliable. It does not describe how the figures
+of one run vary over samples. For that, (2) combines the ends of two independent intervals (Zou and
+Donner 2008, "Construction of confidence limits about effect measures", eq. 8),
 
     low = a - b - ((a - low_a)^2 + (high_b - b)^2)^(1/2),   high likewise                       (2)
 """
@@ -26,8 +26,8 @@ class Paired(NamedTuple):
     """A mean difference over pairs.
 
     Attributes:
-        figure: equation (1) at `bootstrap.LEVEL`; without an interval for a single pair.
-        differences: of every pair.
+        figure: Equation (1) at `bootstrap.LEVEL`; a single pair has no interval.
+        differences: The difference of every pair.
     """
 
     figure: Figure
@@ -35,14 +35,14 @@ class Paired(NamedTuple):
 
 
 def paired_difference(setting: Sequence[float], baseline: Sequence[float]) -> Paired:
-    """Equation (1), of the first minus the second.
+    """The mean difference (1) of the setting minus the baseline.
 
     Args:
-        setting: a value for each pair.
-        baseline: its partner's, in the same order.
+        setting: A value for each pair.
+        baseline: The value of its partner, in the same order.
 
     Raises:
-        ValueError: there are no pairs, or a value without a partner.
+        ValueError: There are no pairs, or a value has no partner.
     """
     if len(setting) != len(baseline) or not len(setting):
         raise ValueError(
@@ -58,7 +58,7 @@ def paired_difference(setting: Sequence[float], baseline: Sequence[float]) -> Pa
 
 
 def independent_difference(setting: Figure, baseline: Figure) -> Figure:
-    """Equation (2); no interval where either has none."""
+    """The difference with the interval (2); without one where either figure has none."""
     difference = setting.value - baseline.value
     if setting.low is None or baseline.low is None:
         return Figure(difference)

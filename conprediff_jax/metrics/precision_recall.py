@@ -1,12 +1,12 @@
-"""Improved precision and recall: does either set lie within the manifold of the other?
+"""Improved precision and recall: how much of each set lies within the manifold of the other.
 
-A set's manifold is the union of balls about its points, each reaching to the point's k-th nearest
-neighbour in the set. Precision is the share of samples within the reference's manifold, recall the
-share of the reference within the samples'. Source: Kynkaanniemi et al. 2019 (arXiv 1904.06991),
-equations 1 to 3, there with k = 3.
+The manifold of a set is the union of balls about its points, where each ball reaches to the k-th
+nearest neighbour of its point in the set. Precision is the share of samples within the manifold of
+the reference. Recall is the share of the reference within the manifold of the samples. Source:
+Kynkaanniemi et al. 2019 (arXiv 1904.06991), equations 1 to 3, there with k = 3.
 
-Distances are computed on the device in blocks, so that no n x n matrix exists. Features are centred
-first: a common offset would cost the digits that |a|^2 + |b|^2 - 2 a.b needs.
+Distances are computed on the device in blocks, so that no n x n matrix is needed. Features are
+centred first, because a common offset would cost |a|^2 + |b|^2 - 2 a.b its precision.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ class Neighbors(NamedTuple):
     """The nearest points of every query, nearest first.
 
     Attributes:
-        distances: Euclidean, float32.
-        indices: among the points.
+        distances: Euclidean distances, float32.
+        indices: Indices of the points.
     """
 
     distances: Float[np.ndarray, "queries k"]
@@ -33,11 +33,12 @@ class Neighbors(NamedTuple):
 
 
 class Inside(NamedTuple):
-    """Which points lie within the other set's manifold, for every k asked for.
+    """Which points lie within the manifold of the other set, for every k.
 
     Attributes:
-        samples: of the samples, within the reference's; precision is the mean over them.
-        reference: of the reference, within the samples'; recall is the mean over them.
+        samples: Whether each sample lies within the reference's manifold; precision is the mean.
+        reference: Whether each reference image lies within the samples' manifold; recall is the
+            mean.
     """
 
     samples: Bool[np.ndarray, "samples ks"]
@@ -50,15 +51,15 @@ def precision_recall(
     *,
     ks: Sequence[int] = (3,),
 ) -> Inside:
-    """Membership in each other's manifold; its means are precision and recall.
+    """Membership in each other's manifold, whose means are precision and recall.
 
     Args:
-        samples: features of the images judged.
-        reference: features of the images they are held against.
-        ks: which neighbours a ball reaches to; an answer for each.
+        samples: Features of the samples.
+        reference: Features of the reference images.
+        ks: The values of k; a ball reaches to the k-th nearest neighbour.
 
     Raises:
-        ValueError: a side has not more features than the largest k.
+        ValueError: A side has no more feature vectors than the largest k.
     """
     samples, reference = _centred(samples, reference)
     radii = [
@@ -76,7 +77,7 @@ def nearest(
     """The k nearest points of every query; a query that is a point finds itself first.
 
     Raises:
-        ValueError: there are fewer than k points.
+        ValueError: There are fewer than k points.
     """
     if len(points) < k:
         raise ValueError(f"{len(points)} images have no {k} neighbours: more are needed")
@@ -93,15 +94,15 @@ def nearest(
 
 
 def _centred(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both less one point amid them, which distances do not notice and float32 does."""
+    """Both sets less the mean of the second: distances stay the same, and float32 loses less."""
     centre = second.mean(axis=0, dtype=np.float64).astype(np.float32)
     return tuple(np.subtract(x, centre, dtype=np.float32) for x in (first, second))
 
 
 def _within(queries: np.ndarray, points: np.ndarray, radii: np.ndarray) -> np.ndarray:
-    """Whether each query lies in any point's ball, for every column of radii."""
+    """Whether each query lies in the ball of any point, for every column of radii."""
     inside = []
-    # A padded point has no ball.
+    # Points of the padding get no ball.
     missing = -len(radii) % _block(points)
     padded = np.pad(radii.astype(np.float32), ((0, missing), (0, 0)), constant_values=-1)
     reaches = padded.reshape(-1, _block(points), radii.shape[1])
@@ -114,7 +115,7 @@ def _within(queries: np.ndarray, points: np.ndarray, radii: np.ndarray) -> np.nd
 
 
 def _block(x: np.ndarray) -> int:
-    """Rows of a block; small sets are rounded up to a power of two, to compile seldom."""
+    """Rows of a block; for small sets a power of two, so that few shapes are compiled."""
     return min(BLOCK, 1 << (len(x) - 1).bit_length())
 
 
@@ -132,7 +133,7 @@ def _squared(a: jax.Array, b: jax.Array) -> jax.Array:
 
 @jax.jit
 def _merge(distances, indices, queries, points, valid, start):
-    """The k best of those known and of one more block, of which the first `valid` rows count."""
+    """The k nearest of those found so far and of a new block, whose first `valid` rows count."""
     new = jnp.where(jnp.arange(len(points)) < valid, _squared(queries, points), jnp.inf)
     numbers = jnp.broadcast_to(start + jnp.arange(len(points)), new.shape)
     both = jnp.concatenate([distances, new], axis=1)
