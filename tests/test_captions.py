@@ -69,14 +69,14 @@ def test_captions_become_token_ids(tfds_dir):
     with pytest.raises(data.DataError, match=r"expected token ids, \(16, 14\) and int32"):
         data.check_batch(plain, spec, batch_size=16, tokenizer=tokenizer)
     del batch["text"]
-    with pytest.raises(data.DataError, match="has no texts, and the model reads them"):
+    with pytest.raises(data.DataError, match="has no texts, which the model reads"):
         data.check_batch(batch, spec, batch_size=16, tokenizer=tokenizer)
     without = data.DataSpec(name="openmoji/people", data_dir=tfds_dir)
     for iterate in (data.make_iterator, data.evaluation_iterator):
         options = {} if iterate is data.evaluation_iterator else {"seed": 0}
-        with pytest.raises(ValueError, match="text is None; it names the feature"):
+        with pytest.raises(ValueError, match="text is None; it must name the feature"):
             iterate(without, batch_size=1, tokenizer=tokenizer, **options)
-    with pytest.raises(ValueError, match="text is None; it names the feature"):
+    with pytest.raises(ValueError, match="text is None; it must name the feature"):
         next(data.captions(without))
 
 

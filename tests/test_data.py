@@ -336,11 +336,11 @@ def test_missing_data_says_where_it_belongs(tmp_path):
     [
         ({"name": ""}, "name is empty"),
         ({"crop": "middle"}, r"crop is 'middle'; choose from \['center', 'random'\]"),
-        ({"image_size": 0}, "image_size is 0; at least 1"),
+        ({"image_size": 0}, "image_size is 0; it must be at least 1"),
         ({"threads": -1}, "threads is -1"),
         ({"keep": "caption"}, "list of feature names"),
-        ({"class_names": "cat"}, "class_names is the text 'cat'; it is a list of class names"),
-        ({"text": ""}, "text is empty; it is the name of a feature"),
+        ({"class_names": "cat"}, "class_names is the text 'cat'; it must be a list of class names"),
+        ({"text": ""}, "text is empty; it must name a feature"),
     ],
 )
 def test_a_wrong_spec_is_refused(changes, message):

@@ -116,7 +116,7 @@ def test_a_mask_of_colours_and_transparency_is_refused(tmp_path):
     save(tmp_path / "two.png", np.stack([colours, alpha], axis=-1))
     save(tmp_path / "none.png", np.stack([colours, 0 * alpha], axis=-1))
     save(tmp_path / "opaque.png", np.stack([colours, 0 * alpha + 255], axis=-1))
-    with pytest.raises(UserError, match=r"two.png: .* its colours draw one mask and its transp"):
+    with pytest.raises(UserError, match=r"two.png: .* its colours show one mask and its transp"):
         read_mask(tmp_path / "two.png")
     with pytest.raises(UserError, match=r"none.png: not a readable mask: every pixel is transp"):
         read_mask(tmp_path / "none.png")

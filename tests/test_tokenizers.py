@@ -129,11 +129,13 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError, match="not a readable tokenizer"):
         Tokenizer.from_file(tmp_path, length=8)
     (tmp_path / "vocab.txt").write_text("the\ncat\n")
-    with pytest.raises(UserError, match=r"has no \[PAD\]: not BERT's vocabulary"):
+    with pytest.raises(UserError, match=r"has no \[PAD\], so it is not BERT's vocabulary"):
         Tokenizer.from_file(tmp_path / "vocab.txt", length=8)
     (tmp_path / "vocab.json").write_text('{"a": 0}')
     (tmp_path / "merges.txt").write_text("")
-    with pytest.raises(UserError, match=r"has no <\|startoftext\|>: not CLIP's vocabulary"):
+    with pytest.raises(
+        UserError, match=r"has no <\|startoftext\|>, so it is not CLIP's vocabulary"
+    ):
         Tokenizer.from_file(tmp_path / "vocab.json", length=8)
     with pytest.raises(ValueError, match=r"not the text of a tokenizer\.json"):
         Tokenizer.from_json("nothing")
@@ -144,7 +146,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
         trained(vocab_size=9)
     with pytest.raises(ValueError, match="there are no captions"):
         Tokenizer.train([], vocab_size=9, length=8)
-    with pytest.raises(ValueError, match="length is 2; at least 3"):
+    with pytest.raises(ValueError, match="length is 2; it must be at least 3"):
         trained(length=2)
     with pytest.raises(TypeError, match="the single text 'cook'"):
         trained()("cook")

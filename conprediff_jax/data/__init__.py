@@ -1,4 +1,4 @@
-"""Images in, batches out: sources, transforms, and the grain pipeline."""
+"""Reads data sets and makes batches of them: sources, transforms, and the grain pipeline."""
 
 from conprediff_jax.data.pipeline import (
     DataSpec,

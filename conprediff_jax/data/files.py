@@ -12,13 +12,13 @@ from conprediff_jax.common.images import list_folders, list_images, warn_once
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FolderSource:
-    """Image files below one folder.
+    """The image files of a folder and its subfolders.
 
     Attributes:
         root: The folder.
-        files: Paths relative to it, see `list_images`.
-        labels: The class of every file, or None.
-        class_names: Names of the classes, by number, or None.
+        files: Paths of the files relative to the folder, see `list_images`.
+        labels: Number of every file's class, or None.
+        class_names: Names of the classes by number, or None.
     """
 
     root: str
@@ -34,7 +34,7 @@ class FolderSource:
         record = {"image": b"", "name": path}
         try:
             record["image"] = pathlib.Path(path).read_bytes()
-        except OSError as error:  # such as one that was deleted, or is a link to nowhere
+        except OSError as error:  # such as for a deleted file, or a link to nowhere
             record["unreadable"] = error.strerror or first_line(error)
         if self.labels is not None:
             record["label"] = self.labels[index]
@@ -49,12 +49,13 @@ def open_folder(
     Args:
         root: The folder.
         split: Name of the split.
-        label: 'label' for the classes of the subfolders, None for none.
-        keep: Further features; a folder has none.
-        class_names: Names of the classes by number, where a run has numbered them.
+        label: 'label' to take the subfolders as classes, None for no labels.
+        keep: Further features to deliver. A folder has none, so any name is an error.
+        class_names: Names of the classes by number; empty to number the subfolders by name.
 
     Raises:
-        DataError: There is no such split or feature, no image, or a class without a number.
+        DataError: There is no such split or feature, there is no image, or a class is not among
+            `class_names`.
     """
     train = os.path.join(root, "train")
     if os.path.isdir(os.path.join(root, split)):
@@ -67,7 +68,7 @@ def open_folder(
     files = list_images(pathlib.Path(root))
     if label is None or not _all_in_folders(root, files):
         return FolderSource(root=root, files=tuple(files), labels=None, class_names=None)
-    # Numbered as for training: another split may lack some.
+    # All splits number their classes as the split `train` does, since another may lack some.
     numbered = train if split != "train" and os.path.isdir(train) else root
     names = tuple(class_names) or tuple(sorted(list_folders(pathlib.Path(numbered))))
     classes = [file.split("/")[0] for file in files]
@@ -88,7 +89,7 @@ def open_folder(
 
 
 def _all_in_folders(root: str, files: Sequence[str]) -> bool:
-    """Whether every image lies in a subfolder; says so where only some of them do."""
+    """Whether every image lies in a subfolder; logs a warning if only some of them do."""
     stray = [file for file in files if "/" not in file]
     if stray and len(stray) < len(files):
         warn_once(

@@ -1,10 +1,10 @@
-"""Images with holes: what inpainting reads.
+"""Images with holes, which inpainting fills.
 
-Images are a folder of files, taken as they are, or a data set, whose images go through the data
-pipeline (centre crops of the model's size). Masks are one of the kinds of `masks`, drawn anew for
-every image; one file for all images; or a folder with a mask for every image, of the same name
-whatever the ending. Names are the same also where upper and lower case differ, or how Unicode
-composes their letters.
+The images are those of a folder, taken as they are, or those of a data set, which go through the
+data pipeline (centre crops of the model's size). The masks are of a kind in `masks`, drawn anew for
+every image; or one file for all images; or a folder with a mask for every image. A mask has the
+name of its image, whatever the ending. Names that differ only in upper and lower case, or in how
+Unicode composes their letters, count as the same.
 """
 
 import collections
@@ -31,10 +31,10 @@ class Picture(NamedTuple):
     """An image.
 
     Attributes:
-        name: of its file, without the ending and relative to its folder; or its number in a data
-            set, six digits.
-        image: its pixels.
-        label: its class, where the data have classes.
+        name: Path of its file without the ending, relative to the folder of all images; or its
+            number in a data set, with six digits.
+        image: Its pixels.
+        label: Number of its class; None where the data have no classes.
     """
 
     name: str
@@ -43,13 +43,13 @@ class Picture(NamedTuple):
 
 
 class Hole(NamedTuple):
-    """An image to be filled.
+    """An image with a hole to be filled.
 
     Attributes:
-        name: see `Picture`.
-        image: the whole image.
-        mask: true where it is known.
-        label: its class, where the data have classes.
+        name: See `Picture`.
+        image: The whole image.
+        mask: True where the image is known.
+        label: See `Picture`.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Hole(NamedTuple):
 
 
 def is_folder(images: str) -> bool:
-    """Whether a name is a folder of image files, and no data set."""
+    """Whether a name is that of a folder of image files, and not of a data set."""
     root = pathlib.Path(images).expanduser()
     return root.is_dir() and not (root / "dataset_info.json").exists()
 
@@ -73,11 +73,11 @@ def read_folder(images: str, *, num: int | None = None) -> list[Picture]:
     """The image files of a folder and its subfolders, in their natural order.
 
     Args:
-        images: path of the folder.
-        num: how many, the first; all when None.
+        images: Path of the folder.
+        num: Number of images, from the first; None for all.
 
     Raises:
-        UserError: there are none, two have one name, or one cannot be decoded.
+        UserError: There are no images, two of them have the same name, or one cannot be decoded.
     """
     root, pictures = pathlib.Path(images).expanduser(), {}
     for file in list_images(root)[:num]:
@@ -94,19 +94,19 @@ def read_folder(images: str, *, num: int | None = None) -> list[Picture]:
 
 
 def _stem(file: str) -> str:
-    """The name of an image: that of its file without the ending."""
+    """The name of an image: the path of its file without the ending."""
     return os.path.splitext(file)[0]
 
 
 def read_data(spec: DataSpec, *, num: int | None = None) -> list[Picture]:
-    """The images of a data set, in its order, without those that cannot be decoded.
+    """The images of a data set in its order, without those that cannot be decoded.
 
     Args:
-        spec: which, and how they are cropped and resized.
-        num: how many, the first; all when None.
+        spec: The data set, and how its images are cropped and resized.
+        num: Number of images, from the first; None for all.
 
     Raises:
-        DataError: the data are missing, or lack the split.
+        DataError: The data are missing, or lack the split.
     """
     spec = spec.of_images(keep=(), text=None)
     batches = evaluation_iterator(spec, batch_size=min(num or _BATCH, _BATCH))
@@ -114,7 +114,7 @@ def read_data(spec: DataSpec, *, num: int | None = None) -> list[Picture]:
 
 
 def _numbered(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[Picture]:
-    """The images of batches, without those that fill up or could not be decoded."""
+    """The images of batches, without padding and without images that could not be decoded."""
     numbers = itertools.count()
     for batch in batches:
         for row in np.flatnonzero(batch["mask"]):
@@ -125,17 +125,18 @@ def _numbered(batches: Iterator[dict[str, np.ndarray]]) -> Iterator[Picture]:
 def cut(
     pictures: Sequence[Picture], masks: str, *, polarity: str = "keep", seed: int = 0
 ) -> list[Hole]:
-    """Takes a part of every image away.
+    """Cuts a hole into every image.
 
     Args:
-        pictures: the images.
-        masks: a kind of mask, the path of a mask, or that of a folder of masks.
-        polarity: what white says in mask files, see `masks.read_mask`.
-        seed: of masks that are drawn. The mask of image i is a function of the seed and i.
+        pictures: The images.
+        masks: A kind of mask, the path of a mask, or the path of a folder of masks.
+        polarity: The meaning of white in mask files, see `masks.read_mask`.
+        seed: Seed of masks that are drawn. The mask of image i depends on the seed and i alone.
 
     Raises:
-        UserError: no such kind or path, an image is too small for the kind, a mask is missing, not
-            the only one, or has another size than its image.
+        FieldError: There is no such kind or path.
+        UserError: An image is too small for the kind of mask; or a mask is missing, ambiguous, or
+            of another size than its image.
     """
     path = pathlib.Path(masks).expanduser()
     if masks in masks_lib.MASKS:
@@ -155,7 +156,7 @@ def cut(
 
 
 def _drawn(kind: str, picture: Picture, seed: tuple[int, int]) -> masks_lib.Mask:
-    """A mask of a kind for an image."""
+    """Draws a mask of one kind for an image."""
     try:
         shape = picture.image.shape[:2]
         return masks_lib.make_mask(kind, *shape, np.random.default_rng(seed))
@@ -164,7 +165,7 @@ def _drawn(kind: str, picture: Picture, seed: tuple[int, int]) -> masks_lib.Mask
 
 
 def _read(file: pathlib.Path, picture: Picture, polarity: str) -> masks_lib.Mask:
-    """The mask of an image from its file."""
+    """Reads the mask of an image from a file."""
     mask = masks_lib.read_mask(file, polarity)
     if mask.shape != picture.image.shape[:2]:
         sizes = [
@@ -175,17 +176,17 @@ def _read(file: pathlib.Path, picture: Picture, polarity: str) -> masks_lib.Mask
 
 
 def mask_files(folder: pathlib.Path, names: Sequence[str]) -> list[pathlib.Path]:
-    """The file of the mask of every image.
+    """Finds the mask file of every image.
 
-    A file of exactly the name counts first; otherwise, and without the ending, case and the way
-    Unicode composes letters do not matter.
+    A file with exactly the name of the image, up to the ending, is taken first. Without such a
+    file, upper and lower case and the composition of letters do not matter.
 
     Args:
-        folder: of masks, in the same subfolders as the images.
-        names: see `Picture`.
+        folder: The folder of masks, in the same subfolders as the images.
+        names: Names of the images, see `Picture`.
 
     Raises:
-        UserError: an image has no mask, or several, or shares its only one with another image.
+        UserError: An image has no mask, or several, or would share its mask with another image.
     """
     found, asked = collections.defaultdict(list), collections.defaultdict(list)
     for file in list_images(folder):
@@ -210,5 +211,5 @@ def mask_files(folder: pathlib.Path, names: Sequence[str]) -> list[pathlib.Path]
 
 
 def _folded(name: str) -> str:
-    """A name as others of the same letters have it, whatever their case and composition."""
+    """A name in a form that does not depend on its case and on the composition of letters."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", name).casefold())

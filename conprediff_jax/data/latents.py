@@ -1,17 +1,22 @@
-"""Latents encoded once, ahead of training: their files, and random access to them.
+"""Latents that were encoded ahead of training: their files, and random access to them.
 
     <folder>/
         00000-of-00012.array_record, ...    one record for each record of the data, in its order
         latents.json                        the manifest; `incomplete.json` while shards are missing
 
-A record is a msgpack map: `latent` and, where images are flipped, `mirrored` (the latent of the
-mirrored image, which is not the mirrored latent), both float32 `[rows, columns, channels]` as the
-autoencoder has them, unscaled; where captions were encoded too, `encoded`, float16 `[captions,
-length, width]`, in their order; `label` and the kept features as the data have them. A record of an
-undecodable image has none of the encoded. So record i here is record i of the data, and order,
-flips and captions are drawn as they are for images.
+A record is a msgpack map with these keys:
 
-Files are written under another name and moved into place: what has its name is whole.
+    latent      float32 [rows, columns, channels], as the autoencoder returns it, unscaled
+    mirrored    the same for the mirrored image (which is not the mirrored latent), where images are
+                flipped
+    encoded     float16 [captions, length, width], where captions were encoded too
+    label and the kept features, as the data have them
+
+A record of an undecodable image has none of the first three. Record i here is record i of the data,
+so that the order, flips and captions of training are drawn as they are for images.
+
+Files are written under a temporary name and then moved into place, so that no file with its final
+name is ever half written.
 """
 
 import dataclasses
@@ -35,11 +40,12 @@ COMPLETE, INCOMPLETE = "latents.json", "incomplete.json"
 COMMAND = "python -m conprediff_jax.precompute --config=..."
 VERSION = 1
 
-# Of a `DataSpec`: what latents depend on. The folder of TFDS and the speed of reading are not.
+# The fields of a `DataSpec` that latents depend on. They do not depend on the folder of TFDS, nor
+# on how fast the data are read.
 DATA_FIELDS = ("name", "split", "image_size", "label", "keep")
 
 _PARTIAL = ".partial"
-_OPTIONS = "group_size:1,uncompressed"  # random access; noise-like floats hardly compress
+_OPTIONS = "group_size:1,uncompressed"  # for random access; such floats hardly compress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,17 +53,17 @@ class Manifest:
     """What a folder of latents holds.
 
     Attributes:
-        fingerprint: Of the autoencoder, see `encoders.fingerprint`.
-        model: Its options, see `encoders.described_model`.
-        data: Which images, see `described_data`.
-        class_names: Names of the classes, or None.
-        flip: Whether the latents of mirrored images are there.
+        fingerprint: Fingerprint of the autoencoder, see `encoders.fingerprint`.
+        model: Options of the autoencoder, see `encoders.described_model`.
+        data: The images that were encoded, see `described_data`.
+        class_names: Names of the classes by number, or None.
+        flip: Whether the latents of mirrored images are included.
         shape: Rows, columns and channels of a latent.
-        count: Records, undecodable ones included.
-        shard_size: Records of every shard but the last.
-        scale: What latents are to be multiplied by.
-        scale_source: Where that comes from.
-        text_fingerprint: Of the text encoder and its vocabulary, see
+        count: Number of records, undecodable ones included.
+        shard_size: Number of records of every shard but the last.
+        scale: The factor that latents are to be multiplied by.
+        scale_source: How the factor was found, in words.
+        text_fingerprint: Fingerprint of the text encoder and its vocabulary, see
             `encoders.text_fingerprint`; empty where captions were not encoded.
     """
 
@@ -75,7 +81,7 @@ class Manifest:
 
     @property
     def num_shards(self) -> int:
-        """Files of the folder."""
+        """Number of shards."""
         return math.ceil(self.count / self.shard_size)
 
     def shard_name(self, shard: int) -> str:
@@ -83,29 +89,29 @@ class Manifest:
         return f"{shard:05}-of-{self.num_shards:05}.array_record"
 
     def shard_range(self, shard: int) -> range:
-        """The records in a shard."""
+        """The indices of the records in a shard."""
         start = shard * self.shard_size
         return range(start, min(start + self.shard_size, self.count))
 
     def missing(self, folder: pathlib.Path) -> list[int]:
-        """The shards that are not in a folder."""
+        """The numbers of the shards that are not in a folder."""
         shards = range(self.num_shards)
         return [shard for shard in shards if not (folder / self.shard_name(shard)).exists()]
 
     def to_dict(self) -> dict[str, Any]:
-        """As it is in its file: JSON's types only."""
+        """The content of the manifest's file, in types of JSON."""
         return json.loads(json.dumps({"version": VERSION, **dataclasses.asdict(self)}))
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> "Manifest":
-        """The other way round.
+        """Makes a manifest from the content of its file.
 
         Raises:
-            ValueError, KeyError, TypeError: The file was not written by this version.
+            ValueError, KeyError, TypeError: The content is not of this version.
         """
         version = stored.pop("version")
         if version != VERSION:
-            raise ValueError(f"version {version}; this program knows {VERSION}")
+            raise ValueError(f"it has version {version}; this program reads version {VERSION}")
         names, shape = stored.pop("class_names"), tuple(stored.pop("shape"))
         return cls(**stored, shape=shape, class_names=None if names is None else tuple(names))
 
@@ -117,7 +123,7 @@ def described_data(spec: Any) -> dict[str, Any]:
 
 
 def differences(theirs: Manifest, ours: Manifest) -> str:
-    """Where two manifests differ, with both values; empty where they do not."""
+    """The fields in which two manifests differ, with both values; empty if they are equal."""
     flat, other = (
         traverse_util.flatten_dict(manifest.to_dict(), sep=".") for manifest in (theirs, ours)
     )
@@ -132,10 +138,10 @@ def differences(theirs: Manifest, ours: Manifest) -> str:
 
 
 def find_manifest(folder: pathlib.Path) -> Manifest | None:
-    """The manifest of a folder that is complete or begun; None where nothing is there yet.
+    """The manifest of a folder, complete or incomplete; None if the folder is empty or missing.
 
     Raises:
-        DataError: It is unreadable, or the folder holds other things.
+        DataError: The manifest is unreadable, or the folder holds other things.
     """
     for name in (COMPLETE, INCOMPLETE):
         path = folder / name
@@ -158,7 +164,7 @@ def begin(folder: pathlib.Path, manifest: Manifest) -> None:
     """Marks a folder as one that is being filled.
 
     Raises:
-        WriteError: Nothing can be written there.
+        WriteError: The folder cannot be written to.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -168,16 +174,16 @@ def begin(folder: pathlib.Path, manifest: Manifest) -> None:
 def write_shard(
     folder: pathlib.Path, manifest: Manifest, shard: int, records: Iterable[dict[str, Any]]
 ) -> None:
-    """Writes one shard, and moves it into place when it is on disk.
+    """Writes one shard, and moves it into place once it is on disk.
 
     Args:
-        folder: Where `begin` has been.
-        manifest: The folder's.
-        shard: Its number.
-        records: Maps as in the module docstring, in order.
+        folder: A folder that `begin` has marked.
+        manifest: The manifest of the folder.
+        shard: Number of the shard.
+        records: The records of the shard in order; see the module docstring.
 
     Raises:
-        WriteError: It cannot be written.
+        WriteError: The shard cannot be written.
     """
     path = folder / manifest.shard_name(shard)
     partial = path.with_name(path.name + _PARTIAL)
@@ -195,7 +201,7 @@ def write_shard(
 
 
 def finish(folder: pathlib.Path, manifest: Manifest) -> None:
-    """Marks a folder as complete, once every shard is there."""
+    """Marks a folder as complete. Call it once every shard is written."""
     _write_manifest(folder / COMPLETE, manifest)
     (folder / INCOMPLETE).unlink(missing_ok=True)
 
@@ -204,7 +210,7 @@ def read_manifest(folder: str) -> Manifest:
     """The manifest of a complete folder.
 
     Raises:
-        DataError: There is none, or the folder is incomplete.
+        DataError: There is no manifest, or the folder is incomplete.
     """
     path = pathlib.Path(folder).expanduser()
     manifest = find_manifest(path)
@@ -214,20 +220,20 @@ def read_manifest(folder: str) -> Manifest:
     if missing or not (path / COMPLETE).exists():
         raise sources.DataError(
             f"{folder} is incomplete, {len(missing)} of {manifest.num_shards} shards are missing; "
-            f"run {COMMAND} --out={folder} again: it goes on where it stopped"
+            f"run {COMMAND} --out={folder} again: it continues where it stopped"
         )
     return manifest
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatentSource:
-    """Random access to the latents of a folder; a `Source` whose records hold no image.
+    """Random access to the latents of a folder: a `Source` whose records hold no images.
 
     Attributes:
-        records: Undecoded records of all shards.
-        folder: What to call the folder in messages.
-        class_names: Names of the classes, or None.
-        features: Names of what is delivered besides the latents.
+        records: The undecoded records of all shards.
+        folder: Name of the folder in messages.
+        class_names: Names of the classes by number, or None.
+        features: Names of the features that are delivered besides the latents.
     """
 
     records: Any
@@ -249,13 +255,14 @@ class LatentSource:
 
 
 def open_latents(spec: Any) -> LatentSource:
-    """The latents of a `DataSpec`.
+    """Opens the latents that a `DataSpec` names.
 
     Args:
-        spec: Its `latents` is the folder; what it says of the images must be true of it.
+        spec: A `DataSpec` whose field `latents` is the folder. Its other fields must agree with
+            the images that were encoded.
 
     Raises:
-        DataError: The folder is missing, incomplete, or holds the latents of other images.
+        DataError: The folder is missing or incomplete, or holds the latents of other images.
     """
     manifest = read_manifest(spec.latents)
     _check_spec(manifest, spec)
@@ -286,17 +293,17 @@ def open_latents(spec: Any) -> LatentSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ToLatentExample(transforms.ToExample):
-    """From a record to an example with `latent` float32 in the place of `image`.
+    """Makes an example with `latent` float32 `[rows, columns, channels]` in the place of `image`.
 
-    Where captions were encoded, that of the caption is there as `encoded`, float16 [length, width].
-
-    The draws are those of an image, number for number; `crop` and `size` have had their effect.
+    Where captions were encoded, the example has the chosen one as `encoded`, float16
+    `[length, width]`. The random numbers are the same as for images. `crop` and `size` have no
+    effect, since they were applied before the images were encoded.
     """
 
     def make(
         self, record: dict[str, Any], *, offset: float, mirrored: bool, choice: float
     ) -> dict[str, Any] | transforms.Undecodable:
-        """One example as told; see `ToExample`."""
+        """Makes one example from given choices; see `ToExample.make`."""
         del offset
         others = dict(record)
         latents = {False: others.pop("latent", None), True: others.pop("mirrored", None)}
@@ -312,7 +319,11 @@ class ToLatentExample(transforms.ToExample):
 
 
 def _check_spec(manifest: Manifest, spec: Any) -> None:
-    """Raises DataError where a spec asks for other images than those that were encoded."""
+    """Checks that a spec agrees with the images that were encoded.
+
+    Raises:
+        DataError: A field of the spec differs.
+    """
     theirs, ours = manifest.data, described_data(spec)
     compared = ["name", "split", "image_size", *(["label"] if spec.label else [])]
     for field in compared:
@@ -325,7 +336,7 @@ def _check_spec(manifest: Manifest, spec: Any) -> None:
     if lacking:
         raise sources.DataError(
             f"config.data.keep has {', '.join(lacking)}; the latents in {spec.latents} were "
-            f"encoded with {theirs['keep']}"
+            f"encoded with keep={theirs['keep']}"
         )
     if spec.encoded_text and not manifest.text_fingerprint:
         raise sources.DataError(
@@ -347,7 +358,7 @@ def _write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
 
 
 def _move_into_place(partial: pathlib.Path, path: pathlib.Path) -> None:
-    """Renames a file once it is on disk, so that not even a power cut leaves half of it."""
+    """Renames a file once it is on disk, so that no power cut can leave half of it."""
     with writing(path):
         with partial.open("rb+") as file:
             os.fsync(file.fileno())

@@ -1,19 +1,20 @@
 """Masks for inpainting: true where a pixel is known, false where it is to be filled.
 
-The six kinds of the RePaint protocol (Lugmayr et al. 2022, arXiv 2201.09865, section 5), `strokes`
-between its two free-form kinds, and `box`:
+There are the six kinds of the RePaint protocol (Lugmayr et al. 2022, arXiv 2201.09865, section 5),
+a kind `strokes` between its two free-form kinds, and `box`:
 
-    thin, strokes, thick    free-form strokes, narrow, medium and wide; in the wide two, boxes at
-                            times. Settings of LaMa's narrow, medium and wide masks for 256 x 256
-                            (Suvorov et al. 2022, arXiv 2109.07161), scaled to the shorter side
+    thin, strokes, thick    free-form strokes: narrow, medium and wide; of `strokes` and `thick`,
+                            some masks are boxes. The settings are those of LaMa's narrow, medium
+                            and wide masks for 256 x 256 pixels (Suvorov et al. 2022, arXiv
+                            2109.07161), scaled to the shorter side
     every_second_line       every second row is known
     super_resolve           every second pixel of every second row is known
-    expand                  the centre is known, a quarter of either side (64 of 256)
+    expand                  the centre is known, with a quarter of either side (64 of 256)
     half                    the left half is known
-    box                     the centre is filled, half of either side
+    box                     the centre is filled, with half of either side
 
-The strokes are drawn here, in the manner of Yu et al. 2019, "Free-Form Image Inpainting with Gated
-Convolution" (arXiv 1806.03589), algorithm 1, and are not the files of either paper.
+The strokes are drawn here, by algorithm 1 of Yu et al. 2019, "Free-Form Image Inpainting with Gated
+Convolution" (arXiv 1806.03589). They are not the mask files that the papers have published.
 """
 
 import dataclasses
@@ -31,9 +32,9 @@ Mask = Bool[np.ndarray, "height width"]
 Levels = Shaped[np.ndarray, "height width"]
 
 POLARITIES = ("keep", "fill")
-_MOST = 0.5  # of an image that free-form masks fill
-_SIDE = 256  # that lengths are given for
-_DRAWS = 2000  # of a free-form mask, until one fills a part of at most _MOST
+_MOST = 0.5  # the largest share of an image that free-form masks fill
+_SIDE = 256  # the side of an image for which lengths are given
+_DRAWS = 2000  # attempts to draw a free-form mask that fills at most _MOST
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,13 +42,13 @@ class FreeForm:
     """Settings of free-form masks. Ranges include both ends; lengths are in 256ths of a side.
 
     Attributes:
-        strokes: Number of strokes.
-        width: Of a stroke.
-        length: Of a stroke's segments, of which it has one to five.
-        box_chance: Chance of boxes instead of strokes.
-        boxes: Number of boxes.
-        box_side: Sides of a box.
-        margin: Between boxes and the image's edge.
+        strokes: Range of the number of strokes.
+        width: Range of the width of a stroke.
+        length: Range of the length of a stroke's segments. A stroke has one to five segments.
+        box_chance: Probability of boxes instead of strokes.
+        boxes: Range of the number of boxes.
+        box_side: Range of the sides of a box.
+        margin: Distance between boxes and the edge of the image.
     """
 
     strokes: tuple[int, int]
@@ -59,14 +60,14 @@ class FreeForm:
     margin: int = 0
 
 
-_BOXES_TO_STROKES = 0.3 / 1.3  # LaMa weighs strokes 1 and boxes 0.3
+_BOX_CHANCE = 0.3 / 1.3  # LaMa gives strokes the weight 1 and boxes the weight 0.3
 FREE_FORMS = {
     "thin": FreeForm(strokes=(4, 50), width=(5, 15), length=(10, 50)),
     "strokes": FreeForm(
         strokes=(4, 5),
         width=(5, 55),
         length=(10, 110),
-        box_chance=_BOXES_TO_STROKES,
+        box_chance=_BOX_CHANCE,
         boxes=(1, 5),
         box_side=(10, 50),
     ),
@@ -74,7 +75,7 @@ FREE_FORMS = {
         strokes=(1, 5),
         width=(5, 105),
         length=(10, 210),
-        box_chance=_BOXES_TO_STROKES,
+        box_chance=_BOX_CHANCE,
         boxes=(1, 3),
         box_side=(30, 150),
         margin=10,
@@ -104,7 +105,7 @@ def _box(mask: Mask) -> None:
 
 
 def _central(mask: Mask, share: int) -> tuple[slice, slice]:
-    """The middle of a mask, one `share`-th of either side."""
+    """The slices of the centre of a mask, one `share`-th of either side."""
     sides = [max(side // share, 1) for side in mask.shape]
     starts = [(side - inner) // 2 for side, inner in zip(mask.shape, sides, strict=True)]
     return tuple(slice(start, start + side) for start, side in zip(starts, sides, strict=True))
@@ -121,17 +122,17 @@ MASKS = (*FREE_FORMS, *FIXED)
 
 
 def make_mask(name: str, height: int, width: int, rng: np.random.Generator) -> Mask:
-    """A mask of one kind, with known pixels and with others.
+    """Makes a mask of one kind, with both known pixels and pixels to be filled.
 
     Args:
-        name: one of `MASKS`.
-        height: pixels.
-        width: pixels.
-        rng: draws the free-form ones; the others take nothing from it.
+        name: Kind of the mask, one of `MASKS`.
+        height: Height in pixels.
+        width: Width in pixels.
+        rng: Generator that draws free-form masks; the other kinds draw nothing.
 
     Raises:
-        ValueError: there is no such kind.
-        UserError: an image of that size is too small to be filled in part.
+        ValueError: There is no such kind.
+        UserError: An image of that size is too small for such a mask.
     """
     if name not in MASKS:
         raise ValueError(f"mask {name!r}: choose one of {', '.join(MASKS)}, or give a path")
@@ -144,7 +145,7 @@ def make_mask(name: str, height: int, width: int, rng: np.random.Generator) -> M
 
 
 def _drawn(name: str, height: int, width: int, rng: np.random.Generator) -> Mask:
-    """A mask of one kind, whatever it fills."""
+    """Makes a mask of one kind, whatever share of the image it fills."""
     if name in FREE_FORMS:
         return _free_form(FREE_FORMS[name], height, width, rng)
     mask = np.zeros((height, width), bool)
@@ -158,20 +159,21 @@ def filled_share(mask: Mask) -> float:
 
 
 def read_mask(path: str | os.PathLike, polarity: str = "keep") -> Mask:
-    """A mask from an image file, which is read as photos are: upright by its EXIF orientation.
+    """Reads a mask from an image file, turned upright by its EXIF orientation as photos are.
 
-    White is whatever lies above half of the range of the file's numbers, of 8 or of 16 bits; of
-    numbers that are all 0 or 1, as in label maps, 1 is white. Where pixels are transparent and all
-    others have one colour, white or black, the colour says nothing, and what is transparent is the
-    hole, whatever the polarity.
+    A pixel counts as white if its value is above half of the file's range, which has 8 or 16 bits.
+    Where all values are 0 or 1, as in label maps, 1 is white. If some pixels are transparent and
+    all others have the same colour, white or black, then the transparent pixels are the hole,
+    whatever the polarity.
 
     Args:
-        path: of the file.
-        polarity: what white says: 'keep' (RePaint) or 'fill' (latent diffusion's inpainting).
+        path: Path of the file.
+        polarity: Meaning of white: 'keep' (as in RePaint) or 'fill' (as in the inpainting of latent
+            diffusion).
 
     Raises:
-        UserError: the file is missing, no image, or draws one mask by its colours and another one
-            by its transparency.
+        UserError: The file is missing or no image, or its colours show another mask than its
+            transparency.
     """
     path = pathlib.Path(path)
     try:
@@ -183,7 +185,7 @@ def read_mask(path: str | os.PathLike, polarity: str = "keep") -> Mask:
 
 
 def _levels(image: Image.Image) -> tuple[Levels, int, Bool[np.ndarray, "height width"]]:
-    """The grey of every pixel, that of white, and which pixels can be seen."""
+    """The grey value of every pixel, the value of white, and which pixels are not transparent."""
     if image.mode.startswith("I;16"):  # Pillow would clip it at 255
         levels = np.asarray(image)
         return levels, 2**16 - 1, levels != image.info.get("transparency", -1)
@@ -205,7 +207,7 @@ def _levels(image: Image.Image) -> tuple[Levels, int, Bool[np.ndarray, "height w
 def _known(
     levels: Levels, most: int, visible: Bool[np.ndarray, "height width"], polarity: str
 ) -> Mask:
-    """What a file says is known, see `read_mask`."""
+    """The known pixels by the rules of `read_mask`."""
     if not visible.any():
         raise BadImage("every pixel is transparent")
     labels = np.isin(levels[visible], (0, 1)).all()
@@ -214,14 +216,14 @@ def _known(
         return white if polarity == "keep" else ~white
     if white[visible].any() and not white[visible].all():
         raise BadImage(
-            "its colours draw one mask and its transparency another: save it without an alpha "
+            "its colours show one mask and its transparency another: save it without an alpha "
             "channel, or in one colour"
         )
     return visible
 
 
 def _free_form(form: FreeForm, height: int, width: int, rng: np.random.Generator) -> Mask:
-    """Strokes or boxes, known around them."""
+    """Draws a free-form mask: strokes or boxes to be filled, with known pixels around them."""
     image = Image.new("L", (width, height), 255)
     draw = ImageDraw.Draw(image)
     unit = min(height, width) / _SIDE
@@ -255,7 +257,7 @@ def _draw_stroke(
     unit: float,
     rng: np.random.Generator,
 ) -> None:
-    """One to five segments with round joints, whose directions turn to and fro."""
+    """Draws one to five segments with round joints, whose directions alternate."""
     width = max(round(unit * rng.uniform(*form.width)), 1)
     here = rng.uniform(0, size)
     for segment in range(rng.integers(1, 5, endpoint=True)):

@@ -1,16 +1,17 @@
-"""The stream of batches: grain over a random-access source.
+"""The stream of batches, made by grain from a random-access source.
 
     source -> shuffle -> repeat -> every process_count-th -> decode, crop, flip -> batch
               (anew each epoch)   (this process's share)     (worker threads)
 
-The shuffle is one global permutation an epoch, the same in every process, of which process p takes
-the places p, p + P, p + 2P, ... So the processes read disjoint parts of every epoch, together all
-of it, and nothing is left out when P does not divide the number of records. What is drawn for an
-example depends on the seed and its place in the global stream, not on P or on the threads.
+Every epoch is shuffled by one global permutation, which is the same in every process. Of P
+processes, process p reads the places p, p + P, p + 2P, ... of the stream. So the processes read
+disjoint parts of every epoch, and together all of it, even if P does not divide the number of
+records. Crops, flips and captions depend on the seed and on the place of the example in the global
+stream, but not on P or on the threads.
 
-The iterator's `get_state()` is a small dict of integers that says which records have been consumed.
-`set_state` goes on from there with the very batches that would have come, undecodable records or
-not: whether a record can be decoded does not change.
+The iterator's `get_state()` is a small dict of integers that says which records have been read.
+After `set_state`, the iterator returns the batches that would have come next, also where records
+cannot be decoded, since these are the same on every pass.
 """
 
 import dataclasses
@@ -26,37 +27,40 @@ from conprediff_jax.common.keys import fixed
 from conprediff_jax.data import latents, sources, transforms
 from conprediff_jax.data.tokenizers import Tokenizer
 
-_NO_TEXT = "text is None; it names the feature that holds the captions"
+_NO_TEXT = "text is None; it must name the feature that holds the captions"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """Which images, and how they are read. The keys of a configuration's `data` section.
+    """Which images are read, and how: the fields are the keys of a config's `data` section.
 
     Attributes:
         name: TFDS name or path, see `sources`.
-        split: Split of it.
-        data_dir: Where TFDS data sets live; None for TFDS's own default.
+        split: Name of the split.
+        data_dir: Folder of the TFDS data sets; None for the default of TFDS.
         download: Whether a missing TFDS data set may be downloaded.
-        image_size: Pixels a side.
-        latents: Folder of latents encoded ahead of time by `precompute`, delivered instead of the
-            images; empty to read the images.
+        image_size: Pixels of a side.
+        latents: Folder of latents that `precompute` has encoded ahead of time. They are delivered
+            instead of the images; empty to read the images.
         encoded_text: Whether captions are encoded ahead of time too, by a frozen text encoder, and
-            delivered as `encoded`. Without `latents` they are encoded on the fly.
-        crop: Which square of an image that is not square: `center` or `random`.
-        flip: Whether images are mirrored left and right half of the time.
+            delivered as `encoded`. Without `latents`, captions are encoded during training.
+        crop: Which square is cut out of an image that is not square: `center` or `random`.
+        flip: Whether every image is mirrored left and right with probability one half.
         shuffle: Whether the order is drawn anew every epoch.
-        label: Feature delivered as `label`; the default where there is one; None for no labels.
-        keep: Further features to deliver, such as `caption`.
-        class_names: Names of the classes by number, which a run stores when it begins, so that
-            they never change their numbers; () for whatever numbers the data have.
-        text: Feature that holds the captions, such as `caption`; delivered under its own name, as
-            those of `keep` are, and as `text`, see `make_iterator`. None for no texts.
-        threads: Threads that read and decode; 0 to do it in the caller's.
-        workers: Worker processes, each with its own threads; 0 for none. Pillow decodes without
-            the interpreter lock, so threads usually do. A program that asks for workers must be
-            an absl program that guards its start with `if __name__ == "__main__"`.
-        prefetch: Batches kept ready.
+        label: Name of the feature that is delivered as `label`; None for no labels. Data without a
+            feature named `label` are read without labels if this field has its default.
+        keep: Names of further features to deliver, such as `caption`.
+        class_names: Names of the classes by number; () to number them as the data do. A run stores
+            them when it begins, so that classes never change their numbers.
+        text: Name of the feature that holds the captions, such as `caption`; None for no texts.
+            It is delivered under its own name, as a feature in `keep` is, and also as `text`, see
+            `make_iterator`.
+        threads: Number of threads that read and decode; 0 to use the caller's thread.
+        workers: Number of worker processes, each with its own threads; 0 for none. Threads are
+            usually enough, since Pillow decodes without the interpreter lock. A program that uses
+            workers must be an absl program that guards its start with
+            `if __name__ == "__main__"`.
+        prefetch: Number of batches that are kept ready.
     """
 
     name: str
@@ -79,33 +83,35 @@ class DataSpec:
 
     def __post_init__(self):
         if not self.name:
-            raise ValueError("name is empty; it is a TFDS name or the path of a folder")
+            raise ValueError("name is empty; it must be a TFDS name or the path of a folder")
         if self.crop not in transforms.CROPS:
             raise ValueError(f"crop is {self.crop!r}; choose from {list(transforms.CROPS)}")
         if self.latents and self.crop != "center":
-            raise ValueError(f"crop is {self.crop!r}; latents were encoded of the 'center' crop")
+            raise ValueError(f"crop is {self.crop!r}; latents were encoded from 'center' crops")
         for field, least in {"image_size": 1, "threads": 0, "workers": 0, "prefetch": 1}.items():
             if getattr(self, field) < least:
-                raise ValueError(f"{field} is {getattr(self, field)}; at least {least}")
+                raise ValueError(f"{field} is {getattr(self, field)}; it must be at least {least}")
         for field, what in {"keep": "feature", "class_names": "class"}.items():
             if isinstance(value := getattr(self, field), str):
-                raise ValueError(f"{field} is the text {value!r}; it is a list of {what} names")
+                raise ValueError(
+                    f"{field} is the text {value!r}; it must be a list of {what} names"
+                )
         if self.text == "":
-            raise ValueError("text is empty; it is the name of a feature, or None for no texts")
+            raise ValueError("text is empty; it must name a feature, or be None for no texts")
         missing = () if self.text is None or self.text in self.keep else (self.text,)
         object.__setattr__(self, "keep", (*self.keep, *missing))
 
     def of_images(self, **changes: Any) -> "DataSpec":
-        """The images themselves, whether or not training reads their latents; other fields too."""
+        """The same spec for images instead of latents, with changes of other fields."""
         return dataclasses.replace(self, latents="", **changes)
 
 
 def open_data(spec: DataSpec) -> sources.Source:
-    """The undecoded records or the latents of a spec; `len()`, `class_names` tell what there is.
+    """Opens the undecoded records, or the latents, of a spec.
 
     Raises:
-        DataError: The data are missing, or lack a split or feature; the latents are of other data;
-            the classes are others than `class_names`.
+        DataError: The data are missing, or lack a split or a feature; the latents were encoded from
+            other data; or the classes are not `class_names`.
     """
     _allow_open_files()
     source = latents.open_latents(spec) if spec.latents else _open_images(spec)
@@ -126,23 +132,23 @@ def _open_images(spec: DataSpec) -> sources.Source:
 
 
 def _allow_open_files() -> None:
-    """As many as the system lets: every file of a data set stays open once it has been read."""
+    """Raises the limit of open files: every file of a data set stays open once it is read."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def num_examples(spec: DataSpec) -> int:
-    """Number of records, over all processes, bad ones included."""
+    """Number of records over all processes, undecodable ones included."""
     return len(open_data(spec))
 
 
 def captions(spec: DataSpec, *, limit: int | None = None) -> Iterator[str]:
-    """All captions, in the order of the data: what to train a tokenizer on.
+    """All captions in the order of the data, for training a tokenizer.
 
     Args:
-        spec: Its `text` is the feature that holds them.
-        limit: If given, at most so many records are read, evenly spaced.
+        spec: A spec whose `text` names the feature with the captions.
+        limit: If given, the largest number of records to read, evenly spaced.
 
     Raises:
         DataError: The data are missing, or lack that feature.
@@ -167,30 +173,36 @@ def make_iterator(
     repeat: bool = True,
     tokenizer: Tokenizer | None = None,
 ) -> grain.DatasetIterator:
-    """Batches for training.
+    """Makes an iterator over batches for training.
+
+    If an image has several captions, one of them is drawn every epoch; an image without a caption
+    has the empty one. Undecodable images are skipped, and the batch is filled with the next ones.
 
     Args:
-        spec: Which images, and how they are read.
-        batch_size: Examples a batch of this process.
-        seed: Of order, crops and flips; 0 to 2^32 - 1, the same in every process.
-        process_index: This process, `jax.process_index()`.
-        process_count: All of them, `jax.process_count()`.
+        spec: Which images are read, and how.
+        batch_size: Number of examples in a batch of this process.
+        seed: Seed of order, crops, flips and captions, from 0 to 2^32 - 1; the same in every
+            process.
+        process_index: Index of this process, `jax.process_index()`.
+        process_count: Number of processes, `jax.process_count()`.
         repeat: False for a single epoch, whose last, short batch is dropped. The number of batches
             may then differ between processes by one.
-        tokenizer: Makes token ids of the captions that `spec.text` names.
+        tokenizer: Turns the captions that `spec.text` names into token ids.
 
     Returns:
-        An iterator of dicts: `image` uint8 `[batch, size, size, 3]`, or in its place `latent`
-        float32 `[batch, rows, columns, channels]` and, if the spec asks for it, `encoded` float16
-        `[batch, length, width]`; `label` int32 `[batch]` where there are labels;
-        every kept feature, text as an array of str `[batch]`; `text` where the spec has one: int32
-        token ids `[batch, length]`, or str `[batch]` without a tokenizer. Of an image's captions
-        one is drawn anew every epoch; an image without any has the empty one. Undecodable images
-        are left out and the batch filled with the next ones; more than max(10, 1 %) of them raise
-        `DataError`. `get_state()` and `set_state()` as in the module docstring.
+        An iterator over dicts, with `get_state()` and `set_state()` as in the module docstring:
+
+        * `image`: uint8 `[batch, size, size, 3]`; or in its place `latent`: float32
+          `[batch, rows, columns, channels]`, and `encoded`: float16 `[batch, length, width]`, if
+          the spec says so.
+        * `label`: int32 `[batch]`, where there are labels.
+        * Every kept feature; text as an array of str `[batch]`.
+        * `text`: int32 token ids `[batch, length]`, or str `[batch]` without a tokenizer, if the
+          spec has a `text`.
 
     Raises:
-        DataError: The data are missing, or a single epoch of them does not fill a batch.
+        DataError: The data are missing, or a single epoch does not fill a batch. The iterator
+            raises it too, when more than max(10, 1 %) of the images cannot be decoded.
     """
     _check_process(batch_size, process_index, process_count)
     if tokenizer is not None and spec.text is None:
@@ -214,7 +226,8 @@ def make_iterator(
         stream = stream.shuffle()
     if repeat:
         stream = stream.repeat()
-    # The draws come before the share is taken: they belong to the place in the global stream.
+    # Random numbers are drawn before the share is taken, since they belong to the place in the
+    # global stream.
     stream = stream.random_map(example)[process_index::process_count]
     examples = _examples(stream, spec, batch_size)
     examples = examples.filter(transforms.BadRecords(len(source)).good)
@@ -229,21 +242,22 @@ def evaluation_iterator(
     process_count: int = 1,
     tokenizer: Tokenizer | None = None,
 ) -> grain.DatasetIterator:
-    """One pass in the order of the source: centre crops, no flips, the first of several captions.
+    """Makes an iterator over one pass in the order of the source, for evaluation.
 
-    All processes get the same number of batches of the same size. What is too much, at the end, is
-    filled with copies of the last record; an undecodable image is black.
+    Images are cropped at the centre and not flipped; of several captions, the first is taken. All
+    processes get the same number of batches of the same size: the last batches are padded with
+    copies of the last record. An undecodable image is black.
 
     Args:
-        spec: Which images. `latents`, `crop`, `flip` and `shuffle` do not apply.
-        batch_size: Examples a batch of this process.
-        process_index: This process, `jax.process_index()`.
-        process_count: All of them, `jax.process_count()`.
-        tokenizer: Makes token ids of the captions that `spec.text` names.
+        spec: Which images are read. `latents`, `crop`, `flip` and `shuffle` do not apply.
+        batch_size: Number of examples in a batch of this process.
+        process_index: Index of this process, `jax.process_index()`.
+        process_count: Number of processes, `jax.process_count()`.
+        tokenizer: Turns the captions that `spec.text` names into token ids.
 
     Returns:
-        An iterator of dicts as from `make_iterator`, with `mask` bool `[batch]`: false for what
-        fills up, and for undecodable images.
+        An iterator over dicts as from `make_iterator`, with `mask`, bool `[batch]`, which is false
+        for padding and for undecodable images.
 
     Raises:
         DataError: The data are missing, or too many images cannot be decoded.
@@ -268,17 +282,18 @@ def check_batch(
     num_classes: int | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Checks a batch against what the model was built for; once, before the first step.
+    """Checks that a batch fits the model. It is called once, before the first step.
 
     Args:
-        batch: From an iterator of this module.
-        spec: What was asked for.
-        batch_size: Examples a batch.
-        num_classes: Classes the model knows; None when it knows no classes.
-        tokenizer: What made the token ids of `text`; None when the model reads no texts.
+        batch: A batch from an iterator of this module.
+        spec: The spec of the iterator.
+        batch_size: The number of examples that the batch should have.
+        num_classes: Number of classes of the model; None if the model has no classes.
+        tokenizer: The tokenizer that made the token ids in `text`; None if the model reads no
+            texts.
 
     Raises:
-        DataError: Shape, dtype, value, label or text does not fit; the message says which.
+        DataError: A shape, dtype, value, label or text does not fit; the message says which.
     """
     if spec.latents:
         _check_latents(batch["latent"], spec, batch_size)
@@ -293,7 +308,7 @@ def check_batch(
         return
     if "label" not in batch:
         raise sources.DataError(
-            f"{spec.name}: has no labels, and the model expects {num_classes} classes"
+            f"{spec.name} has no labels; the model expects {num_classes} classes"
         )
     low, high = int(batch["label"].min()), int(batch["label"].max())
     if low < 0 or high >= num_classes:
@@ -313,7 +328,7 @@ def _check_images(image: np.ndarray, spec: DataSpec, batch_size: int) -> None:
         raise sources.DataError(f"{spec.name}: images have dtype {image.dtype}; expected uint8")
     if image.max() <= 1:
         raise sources.DataError(
-            f"{spec.name}: no value of a whole batch is above {image.max()}; expected 0 to 255"
+            f"{spec.name}: no value in a whole batch is above {image.max()}; expected 0 to 255"
         )
 
 
@@ -330,8 +345,8 @@ def _check_latents(latent: np.ndarray, spec: DataSpec, batch_size: int) -> None:
 def _check_tokens(tokens: np.ndarray | None, spec: DataSpec, shape: tuple[int, int]) -> None:
     if tokens is None:
         raise sources.DataError(
-            f"{spec.name}: has no texts, and the model reads them; config.data.text names the "
-            "feature that holds the captions"
+            f"{spec.name}: the batch has no texts, which the model reads; config.data.text must "
+            "name the feature that holds the captions"
         )
     if tokens.shape != shape or tokens.dtype != np.int32:
         raise sources.DataError(
@@ -341,7 +356,7 @@ def _check_tokens(tokens: np.ndarray | None, spec: DataSpec, shape: tuple[int, i
 
 
 class _OnePass:
-    """The examples of one pass, filled up to a multiple of `multiple`, and whether they count."""
+    """The examples of one pass, padded to a multiple of `multiple`; each with whether it counts."""
 
     def __init__(self, source: sources.Source, example: transforms.ToExample, multiple: int):
         self.source = source
@@ -359,11 +374,13 @@ class _OnePass:
 
 @dataclasses.dataclass(frozen=True)
 class _Blackened:
-    """Examples with a `mask`, false for those that fill up and for undecodable images, now black.
+    """Adds a `mask` to examples, which is false for padding and for undecodable images.
+
+    An undecodable image becomes black.
 
     Attributes:
-        size: Pixels a side.
-        bad: Where undecodable records are counted.
+        size: Pixels of a side.
+        bad: The count of undecodable records.
     """
 
     size: int
@@ -382,16 +399,19 @@ class _Blackened:
 def _check_process(batch_size: int, process_index: int, process_count: int) -> None:
     """Checks the arguments that both iterators share."""
     if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; at least 1")
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     if not 0 <= process_index < process_count:
-        raise ValueError(f"process_index is {process_index}; expected 0 to {process_count - 1}")
+        raise ValueError(
+            f"process_index is {process_index}; it must be from 0 to {process_count - 1}"
+        )
 
 
 def _examples(stream: grain.MapDataset, spec: DataSpec, batch_size: int) -> grain.IterDataset:
-    """Reads a stream by threads, and worker processes where asked for, in its order.
+    """Reads a stream in its order, with threads and, if the spec says so, with worker processes.
 
-    Workers take the places in turn and hand on one example each. What makes fewer of them, leaving
-    some out and batching, comes later: done by the workers, it would depend on their number.
+    Workers take the places of the stream in turn, and each returns single examples. Undecodable
+    examples are left out, and batches made, after the workers; otherwise the batches would depend
+    on the number of workers.
     """
     ahead = spec.prefetch * batch_size
     options = grain.ReadOptions(num_threads=spec.threads, prefetch_buffer_size=ahead)

@@ -1,24 +1,24 @@
-"""Where images come from: random-access sources of undecoded records.
+"""Random-access sources of undecoded records.
 
 A source is named by
 
-* a TFDS name, `openmoji/people`, `cifar10` or `celeb_a_hq/256`, looked up in `data_dir`;
-* a path to a TFDS data set, the folder that holds its `dataset_info.json`;
-* a path to a folder of image files, read as `images.list_images` says. A subfolder named like the
-  split (`train/`, `test/`) holds that split; without one the folder is the split `train`. When
-  every image lies in a subfolder, the first-level subfolders are the classes, numbered in the order
-  of their names (`10` before `2`), or as a run has numbered them.
+* a TFDS name, such as `openmoji/people`, `cifar10` or `celeb_a_hq/256`, looked up in `data_dir`;
+* the path of a TFDS data set, which is the folder with its `dataset_info.json`;
+* the path of a folder of image files, see `images.list_images`. A subfolder with the name of the
+  split (`train/`, `test/`) holds that split. Without one, the folder is the split `train`. If every
+  image lies in a subfolder, the subfolders of the first level are the classes. They are numbered
+  in the order of their names (`10` before `2`), or as `class_names` says.
 
 A path starts with `/`, `./`, `../` or `~`, or has a scheme (`gs://`); everything else is a TFDS
-name. `openmoji` needs no network and is prepared when missing. Images stay compressed here: they
-are decoded by the workers of the pipeline.
+name. `openmoji` needs no network and is prepared if it is missing. Sources do not decode images:
+the workers of the pipeline do.
 
-A record is a dict: `image` (bytes of an image file), `name` (str, what to call it in a message),
-`label` (int) where there is one, and the features asked for by `keep`. The `image` of a file that
-cannot be read is empty, and there is `unreadable` (str), which says why.
+A record is a dict: `image` (bytes of an image file), `name` (str, for messages), `label` (int)
+where there is one, and the features in `keep`. If a file cannot be read, `image` is empty and
+`unreadable` (str) says why.
 
-Nothing here imports TensorFlow. TFDS is imported when a source is opened; only its builders for
-other people's data may import TensorFlow, while they prepare.
+Nothing here imports TensorFlow. TFDS is imported when a source is opened; some of its builders
+import TensorFlow while they prepare their data.
 """
 
 import os
@@ -29,7 +29,7 @@ from conprediff_jax.common.errors import DataError, shortened
 from conprediff_jax.data.files import open_folder
 from conprediff_jax.data.tfds import builder_from_directory, open_split, prepared_builder
 
-OF_THE_FILE = ("image", "name", "unreadable")  # what examples do not take over from a record
+OF_THE_FILE = ("image", "name", "unreadable")  # keys of a record that examples do not have
 _PATH_STARTS = ("/", "./", "../", "~")
 
 
@@ -38,7 +38,7 @@ class Source(Protocol):
     """Random access to undecoded records.
 
     Attributes:
-        class_names: Names of the classes, or None when records carry no label.
+        class_names: Names of the classes by number; None if records have no label.
     """
 
     class_names: tuple[str, ...] | None
@@ -66,21 +66,24 @@ def open_source(
 
     Args:
         name: TFDS name or path, see the module docstring.
-        split: Split, or a part of one in TFDS's notation (`train[:10%]`; not for folders of files).
-        data_dir: Where TFDS data sets live; `default_data_dir()` when None.
+        split: Name of the split. For TFDS data sets also a part of a split in the notation
+            of TFDS, such as `train[:10%]`.
+        data_dir: Folder of the TFDS data sets; None for `default_data_dir()`.
         download: Whether a missing TFDS data set may be downloaded and prepared.
-        label: The integer feature delivered as `label`. The default is taken where there is one;
-            any other name must exist. None for no labels.
-        keep: Further features to deliver, such as `caption`. Where a data set has several captions
-            an image (feature `captions`), `caption` is all of them.
-        class_names: Of a folder: names of the classes by number, where a run has numbered them.
+        label: Name of the integer feature that is delivered as `label`; None for no labels. Data
+            without a feature of the default name are read without labels; any other name must
+            exist.
+        keep: Names of further features to deliver, such as `caption`. If a data set has several
+            captions for an image (feature `captions`), `caption` is a list of them.
+        class_names: For folders of files: names of the classes by number; () to number them by
+            name.
 
     Returns:
         The source, with at least one record.
 
     Raises:
-        DataError: The data are missing, or lack a split or feature; or have a class that
-            `class_names` lack.
+        DataError: The data are missing, lack the split or a feature, or have a class that is not
+            among `class_names`.
     """
     if not name.startswith(_PATH_STARTS) and "://" not in name:
         builder = prepared_builder(name, data_dir, download)
@@ -94,15 +97,15 @@ def open_source(
 
 
 def check_class_names(title: str, names: Sequence[str] | None, expected: Sequence[str]) -> None:
-    """Checks that classes have the numbers that a run has given them.
+    """Checks that the classes of data have the numbers that a run has stored.
 
     Args:
-        title: What to call the data.
-        names: Names of their classes, by number; None where they have none.
-        expected: Those of the run; () for any.
+        title: Name of the data in the message.
+        names: Names of the data's classes by number; None if the data have no classes.
+        expected: Names of the run's classes by number; () to accept any.
 
     Raises:
-        DataError: They have others.
+        DataError: The classes or their numbers differ.
     """
     if expected and names is not None and tuple(names) != tuple(expected):
         raise DataError(

@@ -1,4 +1,4 @@
-"""Text files of captions, as people's editors write them."""
+"""Reads text files of captions, as editors write them."""
 
 import codecs
 import os
@@ -10,12 +10,13 @@ _UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
-    r"""The lines of a text file: UTF-8, or UTF-16 with a byte-order mark; lines end with \n or \r.
+    r"""The lines of a text file in UTF-8, or in UTF-16 with a byte-order mark.
 
-    Other separators of Unicode, such as U+2028, are part of a line; byte-order marks are not.
+    Lines end with \n, \r or \r\n. Other separators of Unicode, such as U+2028, are part of a line;
+    byte-order marks are removed.
 
     Raises:
-        UserError: it cannot be read, or is no text.
+        UserError: The file cannot be read, or is no text.
     """
     try:
         content = pathlib.Path(path).expanduser().read_bytes()
@@ -35,10 +36,11 @@ def read_lines(path: str | os.PathLike) -> list[str]:
 
 
 def read_captions(path: str | os.PathLike) -> list[str]:
-    """The captions of a text file, one a line: at least one, and none of them blank.
+    """The captions of a text file, one on each line.
 
     Raises:
-        UserError: it is no text file, holds no caption, or has a blank line, which is named.
+        UserError: The file is no text, holds no caption, or has a blank line; the message names
+            the line.
     """
     lines = read_lines(path)
     if not any(line.strip() for line in lines):

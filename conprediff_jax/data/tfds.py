@@ -1,4 +1,4 @@
-"""TFDS data sets: their builders found, prepared, and read as random-access sources."""
+"""Finds and prepares TFDS data sets, and reads them as random-access sources."""
 
 import contextlib
 import dataclasses
@@ -24,11 +24,11 @@ class TfdsSource:
     """One split of a prepared TFDS data set.
 
     Attributes:
-        records: The TFDS data source, its images left undecoded.
-        title: What to call the data set in messages.
-        label: The feature that becomes `label`, or None.
-        class_names: Names of the classes, or None.
-        keep: Names under which features are passed on -> their names in the data set.
+        records: The TFDS data source, with undecoded images.
+        title: Name of the data set in messages.
+        label: Name of the feature that is delivered as `label`, or None.
+        class_names: Names of the classes by number, or None.
+        keep: Maps the names under which features are delivered to their names in the data set.
     """
 
     records: Any
@@ -55,7 +55,7 @@ class TfdsSource:
 
 
 def _plain(value: Any) -> Any:
-    """Text as str, a sequence of texts as a list of str, anything else unchanged."""
+    """Turns bytes into str and a sequence of texts into a list of str; leaves other values."""
     if isinstance(value, dict) and "text" in value:  # COCO: one dict of parallel sequences
         value = value["text"]
     if isinstance(value, bytes):
@@ -66,14 +66,26 @@ def _plain(value: Any) -> Any:
 
 
 def default_data_dir() -> str:
-    """`TFDS_DATA_DIR`, or `~/tensorflow_datasets`, as TFDS has it."""
+    """The default folder of TFDS: `TFDS_DATA_DIR`, or else `~/tensorflow_datasets`."""
     return os.environ.get("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
 
 
 def open_split(
     builder: Any, title: str, split: str, label: str | None, keep: Sequence[str]
 ) -> TfdsSource:
-    """One split of a prepared builder, its images undecoded."""
+    """Opens one split of a prepared data set; the arguments are those of `sources.open_source`.
+
+    Args:
+        builder: The builder of the data set.
+        title: Name of the data set in messages.
+        split: Name of the split, or a part of one in the notation of TFDS.
+        label: Name of the feature that is delivered as `label`, or None.
+        keep: Names of further features to deliver.
+
+    Raises:
+        DataError: There is no such split or feature, the split is empty, the label is no class
+            label, or the files have no random access.
+    """
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -115,7 +127,7 @@ def open_split(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """TFDS reports every folder it looks into, and warns of each that is not there yet."""
+    """Hides the messages of TFDS, which names every folder that it looks into."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity(logging.ERROR)
     try:
@@ -125,20 +137,20 @@ def _quiet() -> Iterator[None]:
 
 
 def is_prepared(builder: Any) -> bool:
-    """Whether the files of a TFDS builder are in place."""
+    """Whether the files of a TFDS builder exist."""
     with _quiet():
         return builder.is_prepared()
 
 
 def builder_from_directory(path: str, title: str) -> Any:
-    """The builder of a data set that lies in a folder.
+    """The builder of a data set in a given folder.
 
     Args:
-        path: The folder that holds its `dataset_info.json`.
-        title: What a message calls the data set.
+        path: The folder that holds `dataset_info.json`.
+        title: Name of the data set in messages.
 
     Raises:
-        DataError: It is not readable.
+        DataError: The data set is not readable.
     """
     import tensorflow_datasets as tfds
 
@@ -150,7 +162,11 @@ def builder_from_directory(path: str, title: str) -> Any:
 
 
 def make_builder(name: str, data_dir: str | None = None) -> Any:
-    """The TFDS builder of a name, to be written or read as array_record.
+    """The TFDS builder of a data set; if it is not prepared yet, it will write array_record.
+
+    Args:
+        name: TFDS name.
+        data_dir: Folder of the TFDS data sets; None for `default_data_dir()`.
 
     Raises:
         DataError: TFDS does not know the name.
@@ -163,10 +179,10 @@ def make_builder(name: str, data_dir: str | None = None) -> Any:
     try:
         with _quiet():
             builder = tfds.builder(name, data_dir=root)
-            if is_prepared(builder):  # in whatever format
+            if is_prepared(builder):  # in any format
                 return builder
             return tfds.builder(name, data_dir=root, file_format="array_record")
-    except Exception as error:  # unknown names, configs and versions each have their own
+    except Exception as error:  # unknown names, configs and versions raise different types
         raise DataError(
             f"{name}: {_nearest(name) or first_line(error)} (a folder is written with a leading ./ "
             "or /)"
@@ -174,7 +190,7 @@ def make_builder(name: str, data_dir: str | None = None) -> Any:
 
 
 def _nearest(name: str) -> str:
-    """The names of TFDS that are nearest to one that it does not know; '' if it knows it."""
+    """A phrase with the names that are nearest to one that TFDS does not know; '' if it does."""
     import tensorflow_datasets as tfds
 
     builder, _, config = name.partition(":")[0].partition("/")
@@ -190,19 +206,19 @@ def _nearest(name: str) -> str:
 
 
 def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = None) -> Any:
-    """Downloads and writes a TFDS data set as array_record, unless that is done already.
+    """Downloads a TFDS data set and writes it as array_record, unless that is done already.
 
     Args:
         name: TFDS name.
-        data_dir: Where to; `default_data_dir()` when None.
-        manual_dir: Where files lie that TFDS cannot download; `<data_dir>/downloads/manual` when
-            None.
+        data_dir: Folder to write to; None for `default_data_dir()`.
+        manual_dir: Folder of files that TFDS cannot download; None for
+            `<data_dir>/downloads/manual`.
 
     Returns:
         The prepared builder.
 
     Raises:
-        DataError: Unknown name, no network, or manual files are missing.
+        DataError: The name is unknown, the download fails, or manual files are missing.
     """
     import tensorflow_datasets as tfds
 
@@ -212,15 +228,15 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
     if builder.name != OPENMOJI and importlib.util.find_spec("tensorflow"):
         import tensorflow as tf
 
-        tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
+        tf.config.set_visible_devices([], "GPU")  # leaves the accelerators to JAX
     try:
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(manual_dir=manual_dir)
         )
-    except Exception as error:  # whatever a download or somebody else's builder raises
-        again = make_builder(name, data_dir)
-        if is_prepared(again):  # another process of this machine was faster
-            return again
+    except Exception as error:  # whatever a download or a builder of TFDS raises
+        current = make_builder(name, data_dir)
+        if is_prepared(current):  # by another process on this machine, at the same time
+            return current
         if builder.MANUAL_DOWNLOAD_INSTRUCTIONS and manual_dir is None:
             raise DataError(f"{name}: {_how_to_get(builder, name, data_dir)}") from error
         raise DataError(f"{name}: could not be prepared: {first_line(error)}") from error
@@ -228,7 +244,16 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
 
 
 def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
-    """A builder with its files in place."""
+    """The builder of a data set that is prepared, or can be prepared now.
+
+    Args:
+        name: TFDS name.
+        data_dir: Folder of the TFDS data sets; None for `default_data_dir()`.
+        download: Whether a missing data set may be downloaded. OpenMoji needs no download.
+
+    Raises:
+        DataError: The data set is missing and may not be downloaded, or cannot be prepared.
+    """
     import tensorflow_datasets as tfds
 
     builder = make_builder(name, data_dir)
@@ -236,15 +261,15 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
         return builder
     if builder.name != OPENMOJI and not download:
         raise DataError(
-            f"{name}: not in {builder.data_dir}; {_how_to_get(builder, name, data_dir)}"
+            f"{name} is not in {builder.data_dir}; {_how_to_get(builder, name, data_dir)}"
         )
-    logging.info("%s: preparing it in %s", name, builder.data_dir)
+    logging.info("preparing %s in %s", name, builder.data_dir)
     tfds.disable_progress_bar()
     return prepare(name, data_dir)
 
 
 def _how_to_get(builder: Any, name: str, data_dir: str | None) -> str:
-    """What to do about a missing data set, in one phrase."""
+    """How to get a missing data set, in one phrase."""
     root = data_dir or default_data_dir()
     command = f"python -m conprediff_jax.prepare --name={name} --data_dir={root}"
     instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS

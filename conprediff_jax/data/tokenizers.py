@@ -1,9 +1,9 @@
-"""Tokenizers: from captions to the token ids that a text encoder reads.
+"""Tokenizers, which turn captions into the token ids that a text encoder reads.
 
-The work is done by the library `tokenizers`; here is which parts of it make CLIP's, BERT's and T5's
-tokenizers, what it takes to learn a small vocabulary from a data set's captions, and plain words
-about prompts that do not fit. The text of a `tokenizer.json` is all there is to a tokenizer,
-length and padding included, so that a checkpoint can carry it.
+The library `tokenizers` does the work. This module puts its parts together to the tokenizers of
+CLIP, BERT and T5, learns a small vocabulary from the captions of a data set, and explains why a
+prompt does not fit. A tokenizer is wholly described by the text of its `tokenizer.json`, length and
+padding included, so that a checkpoint can store it.
 
 Sources: byte-pair encoding, Sennrich et al. 2016 (arXiv 1508.07909); word pieces, Schuster and
 Nakajima 2012; CLIP's pieces, Radford et al. 2021 (arXiv 2103.00020), section 2.4.
@@ -27,14 +27,14 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.data.text_files import read_lines
 
-# The special tokens of a vocabulary learnt here: padding, unknown, start and end.
+# The special tokens of a vocabulary that is learnt here: padding, unknown, start and end.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[START]", "[END]")
 
 _CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 
-# What fills up a text where no file says so: the first of these that a vocabulary has.
+# The padding token of a vocabulary whose files name none is the first of these that it has.
 _PADS = ("[PAD]", "<pad>", _CLIP_END)
 
 
@@ -43,10 +43,10 @@ class Report:
     """How well texts fit a tokenizer.
 
     Attributes:
-        texts: How many there are.
-        truncated: How many are cut off at the end.
-        tokens: How many tokens they have, cut-off ones left out, special ones included.
-        unknown: How many of the tokens stand for what the vocabulary lacks.
+        texts: Number of texts.
+        truncated: Number of texts that are cut off at the end.
+        tokens: Number of their tokens, special ones included, without tokens that are cut off.
+        unknown: Number of tokens that stand for pieces of text that the vocabulary lacks.
     """
 
     texts: int
@@ -57,10 +57,10 @@ class Report:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tokenizer:
-    """From texts to token ids, all texts of one length.
+    """Turns texts into token ids, all of one length.
 
     Attributes:
-        backend: The library's, with truncation and padding to one length.
+        backend: The tokenizer of the library, with truncation and padding to one length.
     """
 
     backend: tokenizers.Tokenizer
@@ -70,40 +70,40 @@ class Tokenizer:
         lengths = [padding and padding["length"], truncation and truncation["max_length"]]
         if lengths[0] is None or lengths[0] != lengths[1]:
             raise ValueError(
-                f"texts are filled up to {lengths[0]} tokens and cut off at {lengths[1]}: both "
-                "must be the same number"
+                f"texts are padded to {lengths[0]} tokens and cut off at {lengths[1]}: both must "
+                "be the same number"
             )
 
     @property
     def length(self) -> int:
-        """Tokens of a text, special ones and padding included."""
+        """Number of tokens of every text, special ones and padding included."""
         return self.backend.padding["length"]
 
     @property
     def vocab_size(self) -> int:
-        """Token ids are 0 .. vocab_size - 1."""
+        """Number of token ids, which are 0 to vocab_size - 1."""
         return max(self.backend.get_vocab().values()) + 1
 
     @property
     def pad(self) -> int:
-        """The token id that fills up a text."""
+        """The token id of padding."""
         return self.backend.padding["pad_id"]
 
     @functools.cached_property
     def end(self) -> int:
-        """The token id that ends a text, before it is filled up."""
+        """The token id at the end of a text, before padding."""
         empty = self.backend.encode("")
         return empty.ids[sum(empty.attention_mask) - 1]
 
     @functools.cached_property
     def unknown(self) -> int | None:
-        """The token id of what the vocabulary lacks; None where it lacks nothing."""
+        """The token id of text that the vocabulary lacks; None if it can express any text."""
         model = json.loads(self.to_json())["model"]
         token = model.get("unk_token")
         return model.get("unk_id") if token is None else self.backend.token_to_id(token)
 
     def __call__(self, texts: Iterable[str]) -> Int32[np.ndarray, "texts length"]:
-        """The token ids of texts: long ones are cut off, short ones filled up.
+        """The token ids of texts. Long texts are cut off and short ones padded.
 
         Raises:
             TypeError: `texts` is a single text.
@@ -113,7 +113,7 @@ class Tokenizer:
         )
 
     def report(self, texts: Iterable[str]) -> Report:
-        """Counts what `__call__` leaves out of texts."""
+        """Counts the texts that `__call__` cuts off, and the tokens that are unknown."""
         encodings = self._encode(texts)
         return Report(
             texts=len(encodings),
@@ -123,16 +123,16 @@ class Tokenizer:
         )
 
     def check(self, prompt: str) -> None:
-        """Checks a user's prompt; captions of a data set may have any of these faults.
+        """Checks a user's prompt more strictly than captions of a data set are checked.
 
         Raises:
-            UserError: It is empty, longer than is read, or has what the vocabulary lacks.
+            UserError: The prompt is empty or too long, or has pieces that the vocabulary lacks.
         """
         if not prompt.strip():
             raise UserError("the prompt is empty: say what the image should show")
         try:
             (encoding,) = self._encode([prompt])
-        except (TypeError, UnicodeEncodeError) as error:  # of bytes that were no UTF-8
+        except (TypeError, UnicodeEncodeError) as error:  # raised for bytes that were no UTF-8
             raise UserError(f"the prompt {prompt!a} is no text in UTF-8") from error
         spans = self._unknown_spans(encoding)
         unknown = [prompt[start : _with_marks(prompt, end)] for start, end in spans]
@@ -155,10 +155,10 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
-        """The other way round.
+        """Makes a tokenizer from the text of a `tokenizer.json`.
 
         Raises:
-            ValueError: The text is no tokenizer, or one without a length.
+            ValueError: The text is no tokenizer, or a tokenizer without a length.
         """
         try:
             backend = tokenizers.Tokenizer.from_str(text)
@@ -173,11 +173,12 @@ class Tokenizer:
         """Reads a published tokenizer.
 
         Args:
-            path: A folder with `tokenizer.json`; with `vocab.json` and `merges.txt`, CLIP's; or
-                with `vocab.txt`, BERT's. Or one of these files. A `tokenizer_config.json` beside
-                them says what fills up a text and whether BERT's letters become lower case.
-            length: Tokens of a text.
-            pad: The token that fills up a text, where the files' own is not wanted.
+            path: One of these files, or the folder that holds them: `tokenizer.json`; for CLIP,
+                `vocab.json` and `merges.txt`; for BERT, `vocab.txt`. A `tokenizer_config.json` in
+                the same folder names the padding token, and says whether BERT's tokenizer turns
+                letters into lower case.
+            length: Number of tokens of a text.
+            pad: The padding token, if not that of the files.
 
         Raises:
             UserError: A file is missing or unreadable, or the vocabulary has no such token.
@@ -190,9 +191,9 @@ class Tokenizer:
             raise
         except Exception as error:  # the library raises plain Exceptions
             raise UserError(f"{path}: not a readable tokenizer: {error}") from error
-        told = config.get("pad_token") or (backend.padding or {}).get("pad_token")
-        told = told.get("content") if isinstance(told, dict) else told
-        candidates = [pad] if pad else [told, *_PADS]
+        own = config.get("pad_token") or (backend.padding or {}).get("pad_token")
+        own = own.get("content") if isinstance(own, dict) else own
+        candidates = [pad] if pad else [own, *_PADS]
         known = [token for token in candidates if token and backend.token_to_id(token) is not None]
         if not known:
             raise UserError(f"{path}: the vocabulary has no {pad or 'padding token'}; name another")
@@ -202,30 +203,33 @@ class Tokenizer:
     def clip(
         cls, vocabulary: dict[str, int], merges: list[tuple[str, str]], *, length: int
     ) -> "Tokenizer":
-        """A tokenizer of CLIP's kind.
+        """Makes a tokenizer of CLIP's kind.
 
         Args:
-            vocabulary: Token ids of the pieces, `<|startoftext|>` and `<|endoftext|>` among them.
-            merges: Pairs of pieces that become one, the first ones first.
-            length: Tokens of a text.
+            vocabulary: Token ids of the pieces, with `<|startoftext|>` and `<|endoftext|>`.
+            merges: Pairs of pieces that are merged, in the order of merging.
+            length: Number of tokens of a text.
+
+        Raises:
+            UserError: The vocabulary lacks one of the two special tokens.
         """
         return cls(_with_length(_clip(vocabulary, merges, "the vocabulary"), length, _CLIP_END))
 
     @classmethod
     def train(cls, captions: Iterable[str], *, vocab_size: int, length: int) -> "Tokenizer":
-        """Learns a vocabulary: pairs of symbols are merged, the commonest first.
+        """Learns a vocabulary from captions by byte-pair encoding: frequent pairs are merged first.
 
-        Capital letters become small, and letters with accents are composed, however they were
-        written; punctuation that no caption has is read as a space. The same captions give the same
+        The tokenizer turns capital letters into small ones, composes letters with accents, and
+        reads punctuation that no caption has as a space. The same captions give the same
         vocabulary, in any order and in every process.
 
         Args:
-            captions: What to learn from.
-            vocab_size: Tokens there may be: the special ones, letters, and what they merge to.
-            length: Tokens of a text, start and end included.
+            captions: The captions.
+            vocab_size: Largest number of tokens: special ones, letters, and merged pieces.
+            length: Number of tokens of a text, start and end included.
 
         Raises:
-            ValueError: There are no captions, or their letters alone are more than `vocab_size`.
+            ValueError: There are no captions, or their letters alone exceed `vocab_size`.
         """
         captions = [unicodedata.normalize("NFC", caption) for caption in captions]
         pad, unknown, start, end = SPECIAL_TOKENS
@@ -244,7 +248,8 @@ class Tokenizer:
                 pre_tokenizers.Punctuation(),
             ]
         )
-        # No prefix or suffix within words: with one, the library's order of symbols is random.
+        # No prefix or suffix marks pieces within words: with one, the library orders symbols
+        # randomly.
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
         )
@@ -260,7 +265,8 @@ class Tokenizer:
         if isinstance(texts, str):
             raise TypeError(f"texts is the single text {texts!r}; a list of texts is expected")
         texts = [str(text) for text in texts]
-        # One at a time in the pipeline's threads: the library's own are for many.
+        # The threads of the pipeline encode one text at a time; a batch would start the threads of
+        # the library.
         return (
             self.backend.encode_batch(texts)
             if len(texts) > 1
@@ -268,12 +274,12 @@ class Tokenizer:
         )
 
     def _unknown_spans(self, encoding: tokenizers.Encoding) -> list[tuple[int, int]]:
-        """Where in the text unknown tokens come from."""
+        """The parts of the text, as (start, end), that became unknown tokens."""
         rows = zip(encoding.ids, encoding.special_tokens_mask, encoding.offsets, strict=True)
         return [span for token, special, span in rows if token == self.unknown and not special]
 
     def _cut_off(self, text: str, encoding: tokenizers.Encoding) -> str:
-        """The words of a text that are not, or not wholly, read."""
+        """The end of a text, from the first word that is cut off in whole or in part."""
         starts = [
             start
             for part in encoding.overflowing
@@ -286,7 +292,7 @@ class Tokenizer:
 
 
 def _read(path: pathlib.Path) -> tokenizers.Tokenizer:
-    """The library's tokenizer, without a length; see `Tokenizer.from_file`."""
+    """Reads a tokenizer of the library, without a length; see `Tokenizer.from_file`."""
     folder = path if path.is_dir() else path.parent
     names = ("tokenizer.json", "vocab.json", "vocab.txt") if path.is_dir() else (path.name,)
     name = next((name for name in names if (folder / name).exists()), None)
@@ -312,10 +318,10 @@ def _read_config(folder: pathlib.Path) -> dict:
 def _clip(
     vocabulary: dict[str, int], merges: list[tuple[str, str]], where: str
 ) -> tokenizers.Tokenizer:
-    """CLIP's, of lower-case words in bytes, the last one of each marked."""
+    """CLIP's tokenizer: lower-case words as bytes, with a mark at the last piece of each word."""
     missing = [token for token in (_CLIP_START, _CLIP_END) if token not in vocabulary]
     if missing:
-        raise UserError(f"{where}: has no {missing[0]}: not CLIP's vocabulary")
+        raise UserError(f"{where} has no {missing[0]}, so it is not CLIP's vocabulary")
     model = models.BPE(vocabulary, merges, unk_token=_CLIP_END, end_of_word_suffix="</w>")
     backend = tokenizers.Tokenizer(model)
     backend.normalizer = normalizers.Sequence(
@@ -337,11 +343,11 @@ def _clip(
 
 
 def _bert(path: pathlib.Path, lowercase: bool) -> tokenizers.Tokenizer:
-    """BERT's, of word pieces."""
+    """BERT's tokenizer, which reads word pieces."""
     vocabulary = {line: number for number, line in enumerate(read_lines(path))}
     missing = [token for token in _BERT_TOKENS if token not in vocabulary]
     if missing:
-        raise UserError(f"{path}: has no {missing[0]}: not BERT's vocabulary")
+        raise UserError(f"{path} has no {missing[0]}, so it is not BERT's vocabulary")
     _, unknown, start, end = _BERT_TOKENS
     backend = tokenizers.Tokenizer(models.WordPiece(vocabulary, unk_token=unknown))
     backend.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
@@ -357,7 +363,7 @@ def _unseen_punctuation(texts: Iterable[str]) -> str:
 
 
 def _between(backend: tokenizers.Tokenizer, start: str, end: str) -> tokenizers.Tokenizer:
-    """The same tokenizer, with every text put between two tokens."""
+    """Makes a tokenizer put a start and an end token around every text."""
     backend.post_processor = processors.TemplateProcessing(
         single=f"{start} $A {end}",
         special_tokens=[(token, backend.token_to_id(token)) for token in (start, end)],
@@ -366,17 +372,19 @@ def _between(backend: tokenizers.Tokenizer, start: str, end: str) -> tokenizers.
 
 
 def _with_length(backend: tokenizers.Tokenizer, length: int, pad: str) -> tokenizers.Tokenizer:
-    """The same tokenizer, with all texts of one length."""
+    """Makes a tokenizer with one length for all texts."""
     least = backend.num_special_tokens_to_add(is_pair=False) + 1
     if length < least:
-        raise ValueError(f"length is {length}; at least {least}, special tokens included")
+        raise ValueError(
+            f"length is {length}; it must be at least {least}, special tokens included"
+        )
     backend.enable_truncation(length)
     backend.enable_padding(length=length, pad_id=backend.token_to_id(pad), pad_token=pad)
     return backend
 
 
 def _with_marks(text: str, end: int) -> int:
-    """Where the accents end that belong to the letter before `end`."""
+    """The end of the combining accents that follow the letter before `end`."""
     while end < len(text) and unicodedata.combining(text[end]):
         end += 1
     return end

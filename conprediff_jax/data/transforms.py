@@ -1,12 +1,12 @@
-"""From the bytes of an image file to a square of uint8 RGB.
+"""Turns the bytes of an image file into a square of uint8 RGB.
 
     decode -> RGB on white -> crop a square as large as the shorter side -> resize it
 
-Cropping first and resizing the crop is the same picture as resizing the shorter side and cropping
-then, with less to compute. The filter is Pillow's Lanczos, whose support grows with the reduction
-(antialiasing); an exact whole reduction takes Pillow's box filter, the plain area average, which
-has no ringing at the hard edges of drawings. JPEGs are decoded at a reduced scale where that still
-leaves twice the size asked for, so that the last reduction is the filter's.
+To crop first and then resize gives the same picture as to resize first, and costs less. The filter
+is Pillow's Lanczos, whose support grows with the reduction (antialiasing). A reduction by a whole
+number uses Pillow's box filter, the area average, which causes no ringing at the hard edges of
+drawings. JPEGs are decoded at a reduced scale if that leaves at least twice the final size, so that
+the filter makes the last reduction.
 """
 
 import dataclasses
@@ -27,14 +27,16 @@ CROPS = ("center", "random")
 
 
 def decode(data: bytes, at_least: int = 0) -> Image.Image:
-    """Decodes an image file to RGB, transparency on white, upright by its EXIF orientation.
+    """Decodes an image file to RGB on a white background, upright by its EXIF orientation.
 
     Args:
-        data: Bytes of an image file; grey, palette, alpha, CMYK and 16-bit grey will do.
-        at_least: If positive, a JPEG may come out reduced, its sides no shorter than this.
+        data: Bytes of an image file, which may be grey (8 or 16 bits), of a palette, transparent,
+            or CMYK.
+        at_least: If positive, a JPEG may be decoded at a reduced scale, with sides no shorter than
+            this many pixels.
 
     Raises:
-        BadImage: The file is no image, damaged, or of numbers whose white is not known.
+        BadImage: The file is no image or damaged, or its range of values is not known.
     """
     image = read_image(data, at_least)
     if image.mode.startswith("I;16"):  # Pillow would clip it at 255
@@ -56,9 +58,9 @@ def square(image: Image.Image, size: int, offset: float = 0.5) -> UInt8[np.ndarr
     """A square of the image, as large as its shorter side, resized to `size` pixels a side.
 
     Args:
-        image: RGB image.
-        size: Pixels a side of the result.
-        offset: Where along the longer side the square lies, 0 at its beginning, 1 at its end.
+        image: An RGB image.
+        size: Pixels of a side of the result.
+        offset: Place of the square along the longer side, from 0 (its beginning) to 1 (its end).
     """
     width, height = image.size
     side = min(width, height)
@@ -73,12 +75,12 @@ def square(image: Image.Image, size: int, offset: float = 0.5) -> UInt8[np.ndarr
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Undecodable:
-    """What takes the place of an example whose image cannot be decoded.
+    """Takes the place of an example whose image cannot be decoded.
 
     Attributes:
-        name: Of the record.
-        error: Why.
-        others: Everything of the example but its image.
+        name: Name of the record.
+        error: The reason.
+        others: All of the example but its image.
     """
 
     name: str
@@ -87,16 +89,16 @@ class Undecodable:
 
 
 class BadRecords:
-    """Counts the records that cannot be decoded, names each in the log, and gives up at too many.
+    """Counts the records that cannot be decoded, logs their names, and raises if they are too many.
 
-    The limit is `max(floor, share * records seen)`; a record counts once however often it comes.
-    All of them are too many as well, or twice as many in a row as there are. The counts are those
-    of one process and start anew when a run is resumed.
+    Too many are more than `max(floor, share * records seen)`, where every record counts once; or
+    all records; or `2 * total` bad records in a row. Every process counts for itself, and starts
+    anew when a run is resumed.
 
     Args:
-        total: Records there are.
-        floor: See above.
-        share: See above.
+        total: Number of records.
+        floor: Number of bad records that is always allowed.
+        share: Share of bad records that is allowed.
     """
 
     def __init__(self, total: int = sys.maxsize, floor: int = 10, share: float = 0.01):
@@ -105,10 +107,10 @@ class BadRecords:
         self._seen = self._in_a_row = 0
 
     def good(self, example: Any) -> bool:
-        """Whether it is an example, and not `Undecodable`; counts it.
+        """Counts an example, and returns whether it is one and not `Undecodable`.
 
         Raises:
-            DataError: There are too many bad ones.
+            DataError: Too many records cannot be decoded.
         """
         bad = isinstance(example, Undecodable)
         self.add(example.error if bad else None, example.name if bad else "")
@@ -118,11 +120,11 @@ class BadRecords:
         """Counts one record.
 
         Args:
-            error: Why it could not be decoded; None if it could.
-            name: What to call it in the log.
+            error: The reason why it could not be decoded; None if it could.
+            name: Name of the record in the log.
 
         Raises:
-            DataError: There are too many bad ones.
+            DataError: Too many records cannot be decoded.
         """
         self._seen += 1
         self._in_a_row += 1
@@ -144,17 +146,17 @@ class BadRecords:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ToExample:
-    """From a record to an example: `image` uint8 `[size, size, 3]`, `label` int32, kept features.
+    """Makes an example of a record: `image` uint8 `[size, size, 3]`, `label` int32, kept features.
 
-    With `text` named, its caption is there once more as `text`: a str, or int32 token ids
-    `[length]` where there is a tokenizer.
+    If `text` names a feature, the example has its caption under the key `text` too: as a str, or
+    with a tokenizer as int32 token ids `[length]`.
 
     Attributes:
-        size: Pixels a side.
-        crop: `center`, or `random`: a place along the longer side drawn for each example.
-        flip: Whether to mirror left and right, with probability one half.
-        text: The kept feature that holds the caption, or None.
-        tokenizer: Makes token ids of captions; None to leave them as they are.
+        size: Pixels of a side.
+        crop: `center`, or `random` for a place along the longer side that is drawn every time.
+        flip: Whether to mirror left and right with probability one half.
+        text: Name of the kept feature that holds the caption, or None.
+        tokenizer: Turns captions into token ids; None to leave them as they are.
     """
 
     size: int
@@ -166,9 +168,9 @@ class ToExample:
     def __call__(
         self, record: dict[str, Any], rng: np.random.Generator
     ) -> dict[str, Any] | Undecodable:
-        """One example by chance.
+        """Makes one example with random choices.
 
-        Always draws the same numbers, so that one option does not change what another one does.
+        It always draws three numbers, so that no option changes the draws for another one.
         """
         offset, mirror, choice = rng.random(3)
         return self.make(
@@ -181,13 +183,13 @@ class ToExample:
     def make(
         self, record: dict[str, Any], *, offset: float, mirrored: bool, choice: float
     ) -> dict[str, Any] | Undecodable:
-        """One example as told.
+        """Makes one example from given choices.
 
         Args:
             record: The record.
-            offset: Where along the longer side the square lies, 0 to 1.
+            offset: Place of the square along the longer side, from 0 to 1.
             mirrored: Whether left and right are exchanged.
-            choice: 0 to 1 (exclusive); picks one of several captions.
+            choice: A number from 0 to 1 (exclusive) that picks one of several captions.
         """
         others = self._others(record, choice)
         try:
@@ -202,7 +204,7 @@ class ToExample:
         return {"image": np.ascontiguousarray(pixels), **others}
 
     def _others(self, record: dict[str, Any], choice: float) -> dict[str, Any]:
-        """Everything of an example but its image; the arguments are those of `make`."""
+        """All of an example but its image; the arguments are those of `make`."""
         example = {key: value for key, value in record.items() if key not in sources.OF_THE_FILE}
         for key, value in example.items():
             if isinstance(value, list):

@@ -1,1 +1,1 @@
-"""The TFDS data set `openmoji`; a builder finds its metadata only inside a package."""
+"""The TFDS data set `openmoji`. It is a package so that TFDS finds the builder's metadata."""

@@ -1,13 +1,14 @@
-"""What OpenMoji's captions of people say: role, gender and skin tone; and which are held out.
+"""Reads role, gender and skin tone from OpenMoji's captions of people, and holds some of them out.
 
-A caption such as "woman health worker medium skin tone" puts three attributes together, each of
-which comes in other captions too. A model that has learnt them apart should draw combinations that
-it has not seen. So of the five skin tones of every role and gender one is held out,
+A caption such as "woman health worker medium skin tone" combines three attributes, and each of them
+occurs in other captions too. A model that has learnt the attributes separately should draw
+combinations that it has not seen. So one of the five skin tones of every role and gender is held
+out:
 
-    tone (hash(role) + number of the gender) mod 5,                                              (1)
+    tone (hash(role) + number of the gender) mod 5                                               (1)
 
-which leaves in training every role and gender with four tones and with none, and, for a role that
-comes in several genders, each of its tones with another gender.
+In training, every role and gender remains with four tones and without a tone. If a role has several
+genders, each of its tones remains with another gender.
 """
 
 import hashlib
@@ -26,10 +27,10 @@ class Attributes(NamedTuple):
     """What a caption says of a person.
 
     Attributes:
-        role: What remains without the other two: occupation, action, hair or age; empty for a
-            plain person. A girl or a boy is a "child".
-        gender: One of `GENDERS`; `person` where the caption names neither.
-        skin_tone: One of `SKIN_TONES`; None where the caption names none and the skin is yellow.
+        role: The rest of the caption: an occupation, an action, hair or age; empty for a plain
+            person. A girl or a boy is a "child".
+        gender: One of `GENDERS`; `person` if the caption names neither a woman nor a man.
+        skin_tone: One of `SKIN_TONES`; None if the caption names none, and the skin is yellow.
     """
 
     role: str
@@ -38,7 +39,7 @@ class Attributes(NamedTuple):
 
 
 def parse(caption: str) -> Attributes:
-    """The attributes in the caption of a person. Anything else is a role without gender or tone."""
+    """The attributes in a caption. A caption of anything but a person is a role alone."""
     tone = _SKIN_TONE.search(caption)
     rest = _SKIN_TONE.sub("", caption)
     word = _GENDER.search(rest)
@@ -51,7 +52,7 @@ def parse(caption: str) -> Attributes:
 
 
 def held_out(caption: str) -> bool:
-    """Whether a caption's combination of attributes is kept from training, eq. (1)."""
+    """Whether the combination of attributes in a caption is held out from training, eq. (1)."""
     role, gender, tone = parse(caption)
     if tone is None:
         return False

