@@ -1,6 +1,6 @@
 """ConPreDiff in JAX: diffusion models that learn to predict the context of every point.
 
-`load` opens a trained model in a notebook; see `conprediff_jax.runs.api`.
+`load` opens a trained model, for example in a notebook; see `conprediff_jax.runs.api`.
 
 Source: *Improving Diffusion-Based Image Synthesis with Context Prediction*, NeurIPS 2023,
 arXiv 2401.02015.
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """`load`, on first use: `import conprediff_jax` alone imports neither JAX nor a model."""
+    """Imports `load` when it is first used: `import conprediff_jax` alone does not import JAX."""
     if name == "load":
         from conprediff_jax.runs.api import load
 

@@ -1,1 +1,1 @@
-"""What the commands share: flags, one line for a user's error, exit codes."""
+"""Modules that the commands share: flags, one line for a user's error, exit codes."""

@@ -1,6 +1,7 @@
-"""What every command shares: one line for a user's error, quiet libraries, cached compilation.
+"""How every command runs: one line for a user's error, quiet libraries, cached compilation.
 
-Exit codes: 0 done; 2 the user's error; 75 (EX_TEMPFAIL) stopped by SIGTERM, to be started again.
+Exit codes: 0 when the work is done; 2 for a user's error; 75 (EX_TEMPFAIL) when SIGTERM stopped the
+command and the same command continues the work.
 """
 
 import importlib.util
@@ -27,12 +28,12 @@ USER_ERROR_CODE = 2
 
 
 def run(main: Callable[[list[str]], None], *, several: bool = False, positional: int = 0) -> None:
-    """Runs a command: `absl.app.run`, except that a user's error is one line and exit code 2.
+    """Runs a command as `absl.app.run` does, except that a user's error is one line and code 2.
 
     Args:
-        main: The command.
-        several: Whether it can be one of several processes; see `parallel.processes`.
-        positional: How many arguments it takes besides options.
+        main: The function of the command.
+        several: Whether it can run as one of several processes; see `parallel.processes`.
+        positional: Number of arguments that it takes besides flags.
     """
     # TensorFlow only writes events here; without this it announces its oneDNN kernels.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -42,10 +43,12 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
     handler = logging.get_absl_handler()
     handler.python_handler.setFormatter(_OneLine())
     handler.addFilter(_ours_or_serious)
-    flags.DEFINE_bool("version", False, "Print the version of the package, and end.")
+    flags.DEFINE_bool("version", False, "Print the version of the package and exit.")
     if several:
         flags.DEFINE_bool(
-            "distributed", False, "Find the other processes of this run by Cloud TPU, Slurm or MPI."
+            "distributed",
+            False,
+            "Find the other processes of the run through Cloud TPU, Slurm or MPI.",
         )
 
     def guarded(argv: list[str]) -> None:
@@ -56,7 +59,7 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
             if several:
                 processes.exit_when_asked()  # until there is something to save
                 processes.join(automatic=flags.FLAGS.distributed)
-                if jax.process_index():  # what all do, the first one says
+                if jax.process_index():  # only the first process logs what all of them do
                     logging.set_verbosity(logging.WARNING)
             else:
                 processes.refuse_several()
@@ -64,7 +67,7 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
         except UserError as error:
             _fail(_said(error))
         except processes.Preempted as stop:
-            # The first to end must not take the others' exit codes from them: Slurm signals those.
+            # Slurm signals the other processes when the first one ends; they must keep this exit code.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             logging.info("%s", stop)
             sys.exit(processes.RESTART_CODE)
@@ -86,29 +89,36 @@ def version() -> str:
 
 
 def need(module: str, extra: str) -> None:
-    """Checks, before anything is computed, that a library of one of the extras is there.
+    """Checks, before anything is computed, that a library of one of the extras is installed.
+
+    Args:
+        module: Name of the library's module.
+        extra: The extra of this package that installs it.
 
     Raises:
-        UserError: It is not installed.
+        UserError: The library is not installed.
     """
     if importlib.util.find_spec(module) is None:
         raise UserError(f'{module} is not installed, which this needs: pip install -e ".[{extra}]"')
 
 
 def config_name() -> pathlib.Path:
-    """The file that `--config` names, without what may follow a colon."""
+    """The file that `--config` names, without a colon and what follows it."""
     name = config_flags.get_config_filename(flags.FLAGS["config"])
     return pathlib.Path(name.partition(":")[0])
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
-    """As absl's own, which ends with code 1 where launchers must know that a flag was wrong."""
+    """Parses flags as absl does, but ends with exit code 2 where a flag is wrong.
+
+    Launchers must be able to tell this from code 1, with which absl ends.
+    """
     home = os.path.expanduser("~/")
     if "--version" in argv[1:]:
         print(f"conprediff_jax {version()}")
         sys.exit(0)
     try:
-        # A shell leaves ~ alone where it does not begin a word.
+        # Shells expand ~ only at the beginning of a word.
         argv = [re.sub(r"(^--[\w.]+=|,)~/", rf"\1{home}", arg) for arg in argv]
         argv, keys = _without_keys(argv)
         rest = flags.FLAGS(argv)
@@ -117,10 +127,10 @@ def _parse_flags(argv: list[str]) -> list[str]:
     except flags.Error as error:
         inside = "parsing config file" in str(error)
         _fail(_of_config(error) if inside else " ".join(str(error).split()))
-    except Exception as error:  # config files run while flags are parsed, and raise what they like
+    except Exception as error:  # config files run while flags are parsed, and raise any error
         _fail(_of_config(error))
     given = config_flag.is_defined() and flags.FLAGS["config"].value is not None
-    if given and not config_name().is_file():  # ml_collections says so later, and at length
+    if given and not config_name().is_file():  # ml_collections would say so in many lines
         _fail(f"--config={config_name()}: there is no such file")
     if keys and not given:
         _fail(f"--config.{next(iter(keys))}: there is no --config that it could be a key of")
@@ -132,7 +142,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
 
 
 def _without_keys(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The command line without keys of a config, files of flags read; and the keys."""
+    """The command line without keys of a config, and these keys; files of flags are read."""
     if not config_flag.is_defined():
         return argv, {}
     rest, keys = config_flag.split(flags.FLAGS.read_flags_from_files(argv[1:], force_gnu=False))
@@ -140,8 +150,8 @@ def _without_keys(argv: list[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _of_config(error: BaseException | None) -> str:
-    """What is wrong with a config file, and where."""
-    chain = []  # ml_collections and absl wrap what was raised first
+    """Says what is wrong with a config file, and where."""
+    chain = []  # ml_collections and absl wrap the error that was raised first
     while error is not None:
         chain.append(error)
         error = error.__context__
@@ -150,7 +160,7 @@ def _of_config(error: BaseException | None) -> str:
         return f"{first.filename}, line {first.lineno}: {first.msg}"
     texts = [str(e.args[0] if e.args else "").strip() or type(e).__name__ for e in chain]
     reason = texts[-1].splitlines()[0].partition(" Other fields present")[0].strip(" .")
-    reason = re.sub(r"^'(\w+)'$", r"\1", reason)  # a KeyError's
+    reason = re.sub(r"^'(\w+)'$", r"\1", reason)  # the message of a KeyError
     hints = [line for text in texts for line in text.splitlines() if line.startswith("Did you")]
     hint = f"; {hints[0].lower()}" if hints else ""
     frames = [frame for e in chain for frame in traceback.extract_tb(e.__traceback__)]
@@ -161,19 +171,19 @@ def _of_config(error: BaseException | None) -> str:
 
 
 def _said(error: UserError) -> str:
-    """The message of a user's error; here alone a field becomes the flag that sets it."""
+    """The message of a user's error, with dashes before a field that is a flag of the command."""
     is_flag = isinstance(error, FieldError) and error.field in flags.FLAGS
     return f"--{error}" if is_flag else str(error)
 
 
 def _fail(message: str) -> NoReturn:
-    python_logging.disable()  # what libraries still say, in the background, is not the last word
+    python_logging.disable()  # so that no library logs anything after the message
     print(f"error: {message}", file=sys.stderr, flush=True)
     _end(USER_ERROR_CODE)
 
 
 def _end(code: int) -> NoReturn:
-    """Ends the process; one of several at once, where JAX would first wait for the others."""
+    """Ends the process. One of several ends at once, where JAX would wait for the others."""
     if jax.distributed.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -182,7 +192,7 @@ def _end(code: int) -> NoReturn:
 
 
 class _OneLine(logging.PythonFormatter):
-    """Time and message; the level where it is worth reading."""
+    """Formats a record as time and message, with its level from warnings on."""
 
     def format(self, record) -> str:
         level = "" if record.levelno <= python_logging.INFO else f"{record.levelname}: "
@@ -190,10 +200,10 @@ class _OneLine(logging.PythonFormatter):
 
 
 def _message(record) -> str:
-    """The message; of a library's, the first line."""
+    """The message of a record; only the first line if a library logged it."""
     try:
         message = record.getMessage()
-    except (TypeError, ValueError, KeyError):  # it was given other arguments than it asks for
+    except (TypeError, ValueError, KeyError):  # the arguments do not fit the format
         message = str(record.msg)
     return message if _ours(record) else message.partition("\n")[0]
 
@@ -207,12 +217,15 @@ def _ours(record) -> bool:
 
 
 def _ours_or_serious(record) -> bool:
-    """Libraries speak up when something is wrong; not asyncio, of what has been raised already."""
+    """Whether to log a record: all of ours, and warnings of libraries.
+
+    Errors that asyncio logs are left out, since they are raised as well.
+    """
     return _ours(record) or (record.levelno >= python_logging.WARNING and record.name != "asyncio")
 
 
 def _cache_compilations() -> None:
-    """Keeps compiled programs between runs, unless the user has chosen a place (or none)."""
+    """Keeps compiled programs between runs, unless the user has chosen a cache folder (or none)."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = pathlib.Path.home() / ".cache" / "conprediff_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))

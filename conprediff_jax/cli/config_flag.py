@@ -1,7 +1,7 @@
 """The flag `--config` of a config file, and `--config.section.key=value` for every key of it.
 
-A value is read by the declared type of its key, so that any key can be set to anything that it may
-be: 'None' where None may be, a tuple as Python writes it. The last of several values counts.
+A value is read by the declared type of its key, so every value that a key may have can be given:
+'None' where None is allowed, and tuples as Python writes them. The last of several values counts.
 """
 
 import re
@@ -24,14 +24,14 @@ _OVERRIDE = re.compile(rf"--?(no)?{NAME}\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 
 def define(default: str | None = None, *, lock: bool = True, help_string: str = "Config file."):
-    """Defines `--config`, and returns its holder.
+    """Defines `--config`, and returns its flag holder.
 
     Args:
-        default: The file where the command line names none.
-        lock: Whether a command may not add keys to the config.
-        help_string: What `--help` says.
+        default: The config file that is used when the command line names none.
+        lock: Whether to lock the config, so that no keys can be added.
+        help_string: The text of `--help`.
     """
-    # Where ml_collections sees none of the keys, it leaves them to `split` and `apply`.
+    # ml_collections does not see the keys, and so leaves them to `split` and `apply`.
     return config_flags.DEFINE_config_file(
         NAME,
         default,
@@ -51,11 +51,11 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Separates the keys that are set on a command line from its other arguments.
 
     Args:
-        arguments: Of the command. `--config.key=value` and `--config.key value` set a key,
-            `--config.key` alone sets it to True and `--noconfig.key` to False.
+        arguments: Arguments of the command. `--config.key=value` and `--config.key value` set a
+            key, `--config.key` alone sets it to True, and `--noconfig.key` to False.
 
     Returns:
-        The other arguments, and what is set, by its path without 'config.'.
+        The other arguments, and the values as texts, by the keys' paths without 'config.'.
     """
     rest, texts = [], {}
     waiting = list(arguments)
@@ -70,7 +70,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             text = "False"
         elif text is None:
             text = waiting.pop(0) if waiting and not waiting[0].startswith("--") else "True"
-        texts.pop(path, None)  # the last one is set last
+        texts.pop(path, None)  # the last value is set last
         texts[path] = text
     return rest + waiting, texts
 
@@ -78,13 +78,16 @@ def split(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 def apply(texts: dict[str, str]) -> None:
     """Sets keys of the config that was read.
 
+    Args:
+        texts: Values as texts, by the keys' paths without 'config.'; see `split`.
+
     Raises:
-        ConfigError: There is no such key, or it cannot have such a value.
+        ConfigError: There is no such key, or it cannot have this value.
     """
     for path, text in texts.items():
         _given[path] = override(flags.FLAGS[NAME].value, path, text)
 
 
 def given() -> dict[str, Any]:
-    """What the command line has set, by its path without 'config.'."""
+    """The values that the command line has set, by the keys' paths without 'config.'."""
     return dict(_given)

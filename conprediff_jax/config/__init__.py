@@ -1,9 +1,9 @@
-"""Configs: what a config file needs, `from conprediff_jax.config import default`.
+"""Configs. A config file imports what it needs here: `from conprediff_jax.config import default`.
 
-A config is plain ml_collections data, one section for each thing that is built. `sections` says how
-sections are made into objects, `denoising` and `first_stage` have the sections of each task,
-`experiment` makes everything that a config describes, and `presets` has published models as whole
-configs.
+A config is plain ml_collections data with one section for each object that is built. `sections`
+turns sections into objects, `denoising` and `first_stage` hold the sections of each task,
+`experiment` builds everything that a config describes, and `presets` holds published models as
+whole configs.
 """
 
 from conprediff_jax.config.denoising import (

@@ -1,7 +1,7 @@
 """Configs of diffusion models: their sections, and the task that they describe.
 
-`default()` and `default_discrete()` hold every key there is, with the defaults of the classes
-behind the sections; a config file starts from one of them and changes what it needs.
+`default()` and `default_discrete()` return configs with all keys and the defaults of the sections'
+classes. A config file starts from one of them and changes what it needs.
 """
 
 from typing import Any
@@ -40,7 +40,7 @@ TASK = "denoising"
 
 
 def default() -> ConfigDict:
-    """Every section and key, with defaults: a plain 64x64 pixel model with context prediction."""
+    """A config with all keys: a model of 64 x 64 pixels with context prediction."""
     return _default(
         first_stage=pixels(),
         process=section(GaussianProcess, kind="gaussian"),
@@ -50,10 +50,10 @@ def default() -> ConfigDict:
 
 
 def default_discrete(first_stage: ConfigDict) -> ConfigDict:
-    """Every section and key of a discrete model, with VQ-Diffusion's process and optimiser.
+    """A config with all keys of a discrete model, with VQ-Diffusion's process and optimiser.
 
     Args:
-        first_stage: What `tokens` returns.
+        first_stage: A section that `tokens` returns.
     """
     transformer = {"width": 512, "num_layers": 20, "num_heads": 16}
     config = _default(
@@ -77,7 +77,11 @@ def _default(**sections: ConfigDict) -> ConfigDict:
 
 
 def pixels(patch: int = 1) -> ConfigDict:
-    """A `first_stage` section: no codec but a rearrangement of pixels."""
+    """A `first_stage` section without autoencoder: points are patches of pixels.
+
+    Args:
+        patch: Side of a patch, in pixels.
+    """
     return section(Pixels, kind="pixels", patch=patch)
 
 
@@ -86,9 +90,9 @@ def latents(kind: str, weights: str, scale: float | None = None, **architecture:
 
     Args:
         kind: 'vq' or 'kl'.
-        weights: Where its parameters are, see `models.first_stage.Autoencoded`.
-        scale: What latents are multiplied by; None to measure it.
-        **architecture: Of the autoencoder; the defaults are those of VQ-f4.
+        weights: Path of its parameters; see `models.first_stage.Autoencoded`.
+        scale: The factor that latents are multiplied by; None to measure it.
+        **architecture: Keys of the autoencoder; the defaults are those of VQ-f4.
     """
     return _autoencoded(
         kind, weights, architecture, scale=placeholder(float) if scale is None else scale
@@ -99,9 +103,9 @@ def tokens(weights: str, used_codes: int | None = None, **architecture: Any) -> 
     """A `first_stage` section: the codes of a trained VQ autoencoder.
 
     Args:
-        weights: Where its parameters are, see `models.first_stage.Autoencoded`.
-        used_codes: How many codes are kept, see `models.first_stage.Tokens`; None for all.
-        **architecture: Of the autoencoder; the defaults are those of VQ-f4.
+        weights: Path of its parameters; see `models.first_stage.Autoencoded`.
+        used_codes: Number of codes to keep, see `models.first_stage.Tokens`; None for all.
+        **architecture: Keys of the autoencoder; the defaults are those of VQ-f4.
     """
     kept = placeholder(int) if used_codes is None else used_codes
     return _autoencoded("tokens", weights, architecture, used_codes=kept)
@@ -122,14 +126,14 @@ def text(
     prompts: tuple[str, ...] = ("",),
     **architecture: Any,
 ) -> ConfigDict:
-    """A `text` section: captions as a condition.
+    """A `text` section, for a model with captions as its condition.
 
     Args:
         kind: Kind of the encoder: 'clip', 't5' or 'bert'.
-        weights: Folder of the encoder's weights, see `sampling.text.TextCondition`.
-        tokenizer: File or folder of the tokenizer, see there.
-        prompts: Captions of the sample grids, see there.
-        **architecture: Of the encoder; the defaults are those of its published model.
+        weights: Folder of the encoder's weights; see `sampling.text.TextCondition`.
+        tokenizer: File or folder of the tokenizer; see `sampling.text.TextCondition`.
+        prompts: Captions of the sample grids; see `sampling.text.TextCondition`.
+        **architecture: Keys of the encoder; the defaults are those of its published model.
     """
     return ConfigDict(
         {
@@ -144,7 +148,7 @@ def text(
 
 
 def classes(config: ConfigDict) -> dict[str, type]:
-    """The class behind every section of a denoiser's config; see `TaskKind`."""
+    """The class of every section of a denoiser's config; see `TaskKind`."""
     with naming("config.first_stage"):
         first_stage = FIRST_STAGES[config.first_stage.get("kind")]
     with naming("config.process"):
@@ -168,7 +172,7 @@ def classes(config: ConfigDict) -> dict[str, type]:
 
 
 def _text_encoder_class(config: ConfigDict) -> type | None:
-    """The class behind `config.text.encoder`; None where no captions are read."""
+    """The class of `config.text.encoder`; None if the model reads no captions."""
     kind = config.text.get("kind")
     if kind == "none":
         return None
@@ -183,10 +187,10 @@ def _text_encoder_class(config: ConfigDict) -> type | None:
 
 
 def make_text(config: ConfigDict) -> TextCondition | None:
-    """The object of `config.text`; None where its kind is 'none'.
+    """Builds the `text` section; None if its kind is 'none'.
 
     Raises:
-        ConfigError: A key does not fit.
+        ConfigError: A key has a wrong value.
     """
     cls = _text_encoder_class(config)
     if cls is None:
@@ -247,7 +251,7 @@ def _make_first_stage(config: ConfigDict) -> FirstStage:
         first_stage, autoencoder = FIRST_STAGES[config.first_stage.get("kind")]
     if autoencoder is None:
         return build(first_stage, config, "first_stage", others=("kind",))
-    # float32 whatever the denoiser has: latents are made once and seen many times.
+    # float32, whatever dtype the denoiser has: latents are encoded once and used many times.
     model = build(autoencoder, config, "first_stage.autoencoder", dtype="float32")
     return build(first_stage, config, "first_stage", others=("kind", "autoencoder"), model=model)
 
@@ -255,7 +259,7 @@ def _make_first_stage(config: ConfigDict) -> FirstStage:
 def _check_condition(
     config: ConfigDict, condition: ConditionSpec, text: TextCondition | None
 ) -> None:
-    """Checks labels, captions and what stands for neither against each other."""
+    """Checks that labels, captions and the null condition fit together."""
     labelled = config.model.get("num_classes")
     if condition.dropout and not (text or labelled):
         raise ConfigError(
@@ -274,7 +278,7 @@ def _check_condition(
 def _check_size(
     config: ConfigDict, first_stage: FirstStage, denoiser: Denoiser, point_shape: tuple[int, ...]
 ) -> None:
-    """Checks the size of images against what first stage and denoiser divide it by."""
+    """Checks that the first stage and the denoiser can divide the image size."""
     factor = denoiser.downsampling
     if factor is not None and point_shape[0] % factor:
         scale = first_stage.downsampling
@@ -285,7 +289,7 @@ def _check_size(
 
 
 def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Denoising:
-    """A diffusion model in training, with context prediction unless its weight is 0."""
+    """The training of a diffusion model, with context prediction unless its weight is 0."""
     model = make_model(config, data)
     context = build(
         ContextPrediction,
@@ -316,7 +320,7 @@ def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Denoising
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """The config with the kinds that checkpoints of version 0.1 do not name."""
+    """The config, with the sections and kinds that checkpoints of older versions do not have."""
     check_keys(config, list(default()), "config")
     config = ConfigDict({**default(), **config})
     discrete = config.first_stage.get("kind") == "tokens"

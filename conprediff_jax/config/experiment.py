@@ -1,4 +1,4 @@
-"""A config made into objects, and the checks that involve more than one section."""
+"""From a config to its objects, with the checks that involve more than one section."""
 
 import dataclasses
 import math
@@ -27,11 +27,11 @@ class Experiment:
 
     Attributes:
         seed: Seed of all random streams.
-        data: Which images.
-        task: What is trained on them.
-        optimizer: By which updates.
-        train: For how long.
-        mesh: On which devices.
+        data: The data set, and how its images are read.
+        task: What is trained.
+        optimizer: The optimiser.
+        train: The number of steps, the batch size, and how often to log and save.
+        mesh: The division of the devices.
     """
 
     seed: int
@@ -43,10 +43,10 @@ class Experiment:
 
 
 def make_experiment(config: ConfigDict) -> Experiment:
-    """Builds every section; no data is read and no parameter made.
+    """Builds all sections. It reads no data and makes no parameters.
 
     Raises:
-        ConfigError: One line that names the key at fault.
+        ConfigError: A key is unknown or has a wrong value. The message is one line that names it.
     """
     config = completed(config)
     with naming("config"):
@@ -66,10 +66,10 @@ def make_experiment(config: ConfigDict) -> Experiment:
 
 
 def check_devices(experiment: Experiment, devices: int, processes: int) -> None:
-    """Checks mesh and batch against the machine.
+    """Checks that the mesh and the batch size fit the devices and processes.
 
     Raises:
-        ConfigError: The mesh does not fit the devices, or the batch is not divisible.
+        ConfigError: The mesh does not fit the devices, or they cannot divide the batch.
     """
     with naming("config.mesh"):
         data, fsdp, _ = experiment.mesh.shape(devices)

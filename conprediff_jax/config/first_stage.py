@@ -25,7 +25,7 @@ _KL_F8 = {"channel_mult": (1, 2, 4, 4), "latent_channels": 4}
 
 
 def default_first_stage(kind: str) -> ConfigDict:
-    """Every section and key of a first stage's training, with those of VQ-f4 and KL-f8.
+    """A config with all keys for training a first stage; the defaults are VQ-f4 and KL-f8.
 
     Args:
         kind: 'vq' or 'kl'.
@@ -39,12 +39,15 @@ def default_first_stage(kind: str) -> ConfigDict:
 
 
 def classes(config: ConfigDict) -> dict[str, type]:
-    """The class behind every section of a first stage's config; see `TaskKind`."""
+    """The class of every section of a first stage's config; see `TaskKind`."""
     return {"autoencoder": FIRST_STAGES[config.task].autoencoder, "loss": FirstStageLoss}
 
 
 def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> FirstStageTraining:
-    """An autoencoder, with LPIPS where its files are given and a discriminator where it counts."""
+    """The training of an autoencoder, with LPIPS if its files are given.
+
+    There is a discriminator unless its weight is 0.
+    """
     if data.latents:
         raise ConfigError(
             f"config.data.latents is {data.latents!r}: only a denoiser with a trained first stage "
@@ -56,7 +59,7 @@ def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> FirstStag
     cls = FIRST_STAGES[config.task].autoencoder
     model = build(cls, config, "autoencoder", dtype=config.dtype)
     if config.task == "vq" and loss.codebook_decay:
-        model = model.clone(codebook_weight=0.0)  # codes are averages, and do not descend
+        model = model.clone(codebook_weight=0.0)  # codes are averages, and get no gradients
     discriminator = None
     if loss.gan_weight:
         with naming("config.loss"):
@@ -75,7 +78,7 @@ def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> FirstStag
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """The config with sections that an older checkpoint does not have."""
+    """The config, with the sections that checkpoints of older versions do not have."""
     default = default_first_stage(config.task)
     check_keys(config, list(default), "config")
     return ConfigDict({**default, **config})

@@ -3,9 +3,9 @@
 Latent diffusion: Rombach et al. 2022, arXiv 2112.10752, appendix E; VQ-Diffusion: Gu et al. 2022,
 arXiv 2111.14822, section 4 and the published configurations.
 
-Each is a whole config, context prediction at the paper's strides included (arXiv 2401.02015), to
-which a config file adds its data. Backbones, schedules and learning rates are as published; the
-context section's weight and warm-up are ours, since the paper does not state them.
+Each function returns a whole config, with context prediction at the strides of the paper (arXiv
+2401.02015). A config file adds its data. Backbones, schedules and learning rates are as published.
+The weight and the warm-up of the context loss are ours, since the paper does not state them.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ def ldm_4(weights: str) -> ConfigDict:
     """LDM-4 with the VQ-f4 first stage: 64 x 64 x 3 latents, a UNet of 274,056,163 parameters.
 
     Args:
-        weights: Of the first stage, see `models.first_stage.Autoencoded`.
+        weights: Path of the first stage's weights; see `models.first_stage.Autoencoded`.
     """
     config = _latent_diffusion()
     config.first_stage = latents("vq", weights, scale=1.0)
@@ -39,10 +39,10 @@ def ldm_8(weights: str) -> ConfigDict:
     """LDM-8 with the KL-f8 first stage: 32 x 32 x 4 latents, a UNet of 294,966,916 parameters.
 
     Args:
-        weights: Of the first stage, see `models.first_stage.Autoencoded`.
+        weights: Path of the first stage's weights; see `models.first_stage.Autoencoded`.
     """
     config = _latent_diffusion()
-    # Scaled by their standard deviation, which is measured over the first batches.
+    # Latents are divided by their standard deviation, which is measured over the first batches.
     config.first_stage = latents("kl", weights, channel_mult=(1, 2, 4, 4), latent_channels=4)
     config.process.update(beta_end=0.0155, loss_norm="l1")
     config.model.update(
@@ -63,11 +63,11 @@ def ldm_8(weights: str) -> ConfigDict:
 def ldm_text(weights: str, tokenizer: str = "") -> ConfigDict:
     """Latent diffusion's text-to-image model: KL-f8, a UNet of 872,300,484 parameters.
 
-    Its text encoder, of 32 layers and BERT's vocabulary, is trained along.
+    Its text encoder has 32 layers and BERT's vocabulary, and is trained with the denoiser.
 
     Args:
-        weights: Of the first stage, see `models.first_stage.Autoencoded`.
-        tokenizer: BERT's, uncased, see `sampling.text.TextCondition`.
+        weights: Path of the first stage's weights; see `models.first_stage.Autoencoded`.
+        tokenizer: BERT's uncased tokenizer; see `sampling.text.TextCondition`.
     """
     config = _latent_diffusion().unlock()
     config.first_stage = latents(
@@ -94,12 +94,12 @@ def ldm_text(weights: str, tokenizer: str = "") -> ConfigDict:
 def vq_diffusion_f16(
     weights: str, num_codes: int = 1024, used_codes: int | None = None
 ) -> ConfigDict:
-    """VQ-Diffusion on 16 x 16 tokens: 20 layers, 512 wide, convolutions in the feed-forward layers.
+    """VQ-Diffusion on 16 x 16 tokens: 20 layers of width 512, with convolutional feed-forward.
 
     Args:
-        weights: Of the first stage, VQGAN-f16 (Esser et al. 2021, arXiv 2012.09841), see
-            `models.first_stage.Autoencoded`.
-        num_codes: Of its codebook.
+        weights: Path of the weights of the first stage, VQGAN-f16 (Esser et al. 2021, arXiv
+            2012.09841); see `models.first_stage.Autoencoded`.
+        num_codes: Number of codes of its codebook.
         used_codes: See `models.first_stage.Tokens`.
     """
     codec = {"channel_mult": (1, 1, 2, 2, 4), "attention_downsampling": (16,)}
@@ -111,10 +111,11 @@ def vq_diffusion_f16(
 
 
 def vq_diffusion_f8(weights: str, used_codes: int) -> ConfigDict:
-    """VQ-Diffusion on 32 x 32 tokens: 19 layers, 1024 wide; for captions.
+    """VQ-Diffusion on 32 x 32 tokens, for captions: 19 layers of width 1024.
 
     Args:
-        weights: Of the first stage, VQGAN-f8 of 8,192 codes, see `models.first_stage.Autoencoded`.
+        weights: Path of the weights of the first stage, VQGAN-f8 with 8,192 codes; see
+            `models.first_stage.Autoencoded`.
         used_codes: See `models.first_stage.Tokens`.
     """
     codec = {"channel_mult": (1, 1, 2, 4), "attention_downsampling": (8,)}
@@ -126,12 +127,12 @@ def vq_diffusion_f8(weights: str, used_codes: int) -> ConfigDict:
 
 
 def vq_diffusion_ithq(weights: str, tokenizer: str = "", text_weights: str = "") -> ConfigDict:
-    """Improved VQ-Diffusion as trained on ITHQ: 36 layers, 1408 wide, 4,096 codes; for captions.
+    """Improved VQ-Diffusion as trained on ITHQ, for captions: 36 layers of width 1408, 4,096 codes.
 
     Args:
-        weights: Of the first stage, see `models.first_stage.Autoencoded`.
-        tokenizer: CLIP's, see `sampling.text.TextCondition`.
-        text_weights: Of CLIP ViT-B/32, see there.
+        weights: Path of the first stage's weights; see `models.first_stage.Autoencoded`.
+        tokenizer: CLIP's tokenizer; see `sampling.text.TextCondition`.
+        text_weights: Folder of the weights of CLIP ViT-B/32; see `sampling.text.TextCondition`.
     """
     codec = {"channel_mult": (1, 2, 4, 8), "attention_downsampling": (8,), "embed_dim": 128}
     config = _vq_diffusion(weights, None, num_codes=4096, channels=64, **codec)
@@ -150,7 +151,7 @@ def _vq_diffusion(weights: str, used_codes: int | None, **codec: Any) -> ConfigD
     config = default_discrete(first_stage).unlock()
     config.dtype = "bfloat16"
     config.data.update(image_size=256, flip=True, label=None)
-    # The loss is in nats a token, some hundred times that of continuous models.
+    # The loss is in nats per token, about a hundred times the loss of continuous models.
     config.context.update(weight=0.3, points_per_example=64, warmup_steps=20_000)
     # Published: a moving average of decay 0.99, updated every 25 steps.
     config.train.update(steps=500_000, batch_size=256, ema_decay=0.9996)
@@ -168,8 +169,8 @@ def _latent_diffusion() -> ConfigDict:
     config.context.update(weight=0.03, points_per_example=256, warmup_steps=20_000)
     config.optimizer.update(warmup_steps=10_000, weight_decay=0.01)
     config.train.update(steps=500_000, ema_decay=0.9999)
-    # The original sampler: range(0, T, T / steps) + 1, ending at alpha_bar_0; latents have no
-    # limits.
+    # The original sampler visits range(0, T, T / steps) + 1 and ends at alpha_bar_0. It does not
+    # clip, since latents have no fixed range.
     config.sampling.update(
         sampler="ddim",
         steps=200,

@@ -1,9 +1,9 @@
-"""Sections of a config, and how each is made into its object.
+"""Sections of a config, and how each one becomes an object.
 
-A config is plain ml_collections data, one section for each thing that is built. The keys of a
-section are the fields of a dataclass or Flax module, with its defaults; `common.keys` says which
-fields are keys. `build` turns a section into its object and names the key of anything that does not
-fit, so that a config is checked before anything expensive is made.
+A config is plain ml_collections data with one section for each object that is built. The keys of a
+section are fields of a dataclass or Flax module, with their defaults; `common.keys` says which
+fields are keys. `build` turns a section into its object. If a value does not fit, it names the key,
+so that a config is checked before anything expensive is made.
 """
 
 import contextlib
@@ -33,20 +33,20 @@ from conprediff_jax.tasks.task import Task
 
 T = TypeVar("T")
 
-# Sections of every task. The other keys of a config are `task`, `seed`, `dtype` and `imports`.
+# Sections that every task has. Configs also have the keys `task`, `seed`, `dtype` and `imports`.
 SHARED = {"data": DataSpec, "optimizer": OptimizerSpec, "train": TrainSpec, "mesh": MeshSpec}
 
 _FIXED_AT_THE_TOP = ("task", "seed")
 
 
 class TaskKind(NamedTuple):
-    """What `config.task` may be.
+    """A kind of task, which `config.task` names.
 
     Attributes:
-        completed: From a config to the same with what older checkpoints do not say; raises
-            ConfigError for a section that the task does not have.
-        classes: From a config to the class behind each of its own sections, by the section's path.
-        make: From a config, its images and its `train` section to the task.
+        completed: A function that adds what checkpoints of older versions lack to a config. It
+            raises ConfigError for a section that the task does not have.
+        classes: A function from a config to the class of each of the task's sections, by path.
+        make: A function from a config, its `data` object and its `train` object to the task.
     """
 
     completed: Callable[[ConfigDict], ConfigDict]
@@ -58,7 +58,7 @@ TASKS: Registry[TaskKind] = Registry("task")
 
 
 def whole(task: str, **sections: ConfigDict) -> ConfigDict:
-    """A locked config with the shared sections and those of a task."""
+    """A locked config with the sections of a task and those that every task has."""
     config = ConfigDict(
         {
             "task": task,
@@ -76,7 +76,7 @@ def whole(task: str, **sections: ConfigDict) -> ConfigDict:
 def section(cls: type, *, kind: str | None = None, **values: Any) -> ConfigDict:
     """A section with the keys of a dataclass or Flax module, and its defaults.
 
-    A key that may be None is a reference that knows its type, so that a later value is checked.
+    A key that may be None is a reference with a type, so that values set later are checked.
 
     Args:
         cls: The class whose fields are the keys.
@@ -106,8 +106,8 @@ def build(
         config: The whole config.
         name: Name of the section; of a section in a section, both with a dot between them.
         others: Keys of the section that are not fields of the class.
-        **derived: What other sections decide; the class takes those of its fields that it marks as
-            derived.
+        **derived: Values that follow from other sections. The class takes those of the fields that
+            it marks as derived.
 
     Raises:
         ConfigError: A key is unknown or a value does not fit; the message names section and key.
@@ -122,14 +122,14 @@ def build(
 
 
 def build_kind(registry: Registry[type], config: ConfigDict, name: str, **derived: Any) -> Any:
-    """As `build`, of the class that a registry has for the section's `kind`."""
+    """Builds a section as `build` does, with the class that a registry has for its `kind`."""
     with naming(f"config.{name}"):
         cls = registry[config[name].get("kind")]
     return build(cls, config, name, others=("kind",), **derived)
 
 
 def task_kind(config: ConfigDict) -> TaskKind:
-    """What the registry has for `config.task`, once what `config.imports` names is imported.
+    """The kind of task that `config.task` names, after importing the modules in `config.imports`.
 
     Raises:
         ConfigError: There is no such task, or a module cannot be imported.
@@ -148,17 +148,17 @@ def task_kind(config: ConfigDict) -> TaskKind:
 
 
 def completed(config: ConfigDict) -> ConfigDict:
-    """The config, unlocked, with sections and kinds that a checkpoint is too old to name."""
+    """The config, unlocked, with the sections and kinds that older checkpoints do not have."""
     return task_kind(config).completed(config)
 
 
 def classes(config: ConfigDict) -> dict[str, type]:
-    """The class behind every section, by its path, such as `first_stage.autoencoder`."""
+    """The class of every section, by the section's path, such as `first_stage.autoencoder`."""
     return SHARED | task_kind(config).classes(config)
 
 
 def differing_keys(config: ConfigDict, other: ConfigDict) -> list[str]:
-    """Keys at which two configs differ, and that must not change when a run goes on."""
+    """Keys with different values in two configs that must not change when a run continues."""
     config, other = completed(config), completed(other)
     flat, other_flat = (flatten(each.to_dict()) for each in (config, other))
     fixed, switches = set(_FIXED_AT_THE_TOP), set()
@@ -182,7 +182,7 @@ def override(config: ConfigDict, path: str, text: str) -> Any:
         text: The value; see `fields.parse`.
 
     Raises:
-        ConfigError: There is no such key, or it cannot have such a value.
+        ConfigError: There is no such key, or it cannot have this value.
     """
     *outer, key = path.split(".")
     found, where = config, "config"
@@ -202,14 +202,14 @@ def override(config: ConfigDict, path: str, text: str) -> Any:
 
 
 def _kind_of(value: Any) -> Any:
-    """The type of a key that is no field of a class, by its value."""
+    """The type of a key that is not a field of a class, inferred from its value."""
     if isinstance(value, tuple | list):
         return tuple[type(value[0]) if value else str, ...]
     return str | None if value is None else type(value)
 
 
 def _kinds(config: ConfigDict, path: str) -> dict[str, Any]:
-    """Types of the keys of a section, where they are declared; see `fields.parse`."""
+    """Declared types of the keys of a section; see `fields.parse`."""
     if not path:
         return {"seed": random.SEEDS}
     cls = classes(config).get(path)
@@ -239,7 +239,7 @@ def check_keys(given: Iterable[str], known: list[str], where: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Lists as tuples, so that objects are hashable; nested sections as dicts."""
+    """Turns lists into tuples, so that objects are hashable, and nested sections into dicts."""
     if isinstance(value, list | tuple):
         return tuple(_plain(v) for v in value)
     return value.to_dict() if isinstance(value, ConfigDict) else value

@@ -1,7 +1,7 @@
-"""Captions as a condition: tokenizer and text encoder, taken from files or trained along.
+"""The vocabulary of captions, read from a file or learnt from the data.
 
-A vocabulary that is learnt is part of the run, so it is put into the config before anything is
-built, `config.text.vocabulary`, and every checkpoint carries it.
+A learnt vocabulary is part of the run. So it is stored in the config, in `config.text.vocabulary`,
+before anything is built, and every checkpoint holds it.
 """
 
 from collections.abc import Iterable
@@ -16,14 +16,14 @@ from conprediff_jax.config.sections import build, naming
 from conprediff_jax.data import DataSpec, Tokenizer
 from conprediff_jax.sampling.text import TextCondition
 
-CAPTIONED = 20_000  # records that a vocabulary is learnt from
+CAPTIONED = 20_000  # number of records that a vocabulary is learnt from
 
 
 def with_vocabulary(config: ConfigDict) -> ConfigDict:
-    """The config with the vocabulary of its captions; the same one where there is nothing to do.
+    """The config with the vocabulary of its captions; unchanged if it needs none or has one.
 
     Raises:
-        ConfigError: There are no captions, or too small a vocabulary.
+        ConfigError: There are no captions, or `vocab_size` is too small.
         DataError: The data are missing.
         UserError: The tokenizer's file is missing or unreadable.
     """
@@ -54,17 +54,18 @@ def with_vocabulary(config: ConfigDict) -> ConfigDict:
 
 
 def with_vocabulary_of(config: ConfigDict, stored: Iterable[dict | None]) -> ConfigDict:
-    """The config with the vocabulary of the first of some stored configs, where it has none.
+    """The config with the vocabulary of the first stored config that has one, if it lacks its own.
 
-    A vocabulary that is learnt anew, from data that have changed, would give every token another
+    If a vocabulary were learnt again from data that have changed, tokens would change their
     meaning.
 
     Args:
         config: The config.
-        stored: Configs of the run or model that this one goes on from; None for one that is not.
+        stored: Configs of the runs or models that this run continues or starts from; None for one
+            that does not exist.
 
     Raises:
-        ConfigError: A key does not fit.
+        ConfigError: A key has a wrong value.
     """
     if _lacking_vocabulary(config) is None:
         return config
@@ -75,12 +76,12 @@ def with_vocabulary_of(config: ConfigDict, stored: Iterable[dict | None]) -> Con
 
 
 def with_any_vocabulary(config: ConfigDict) -> ConfigDict:
-    """The same without data or files, for programs that are compiled and never run.
+    """The config with a vocabulary of a single letter, for programs that are compiled but not run.
 
-    Where a run would read or learn a vocabulary, this one knows a single letter.
+    It needs neither data nor files. The config is unchanged if it needs no vocabulary or has one.
 
     Raises:
-        ConfigError: A key does not fit.
+        ConfigError: A key has a wrong value.
     """
     text = _lacking_vocabulary(config)
     if text is None:
@@ -91,7 +92,7 @@ def with_any_vocabulary(config: ConfigDict) -> ConfigDict:
 
 
 def _lacking_vocabulary(config: ConfigDict) -> TextCondition | None:
-    """The object of `config.text` where it reads captions and does not know yet by which tokens."""
+    """The object of `config.text` if it needs a vocabulary and has none; None otherwise."""
     if config.get("task") != TASK or config.text.get("kind") == "none":
         return None
     text = make_text(config)
