@@ -67,7 +67,7 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
         except UserError as error:
             _fail(_said(error))
         except processes.Preempted as stop:
-            # Slurm signals the other processes when the first one ends; they must keep this exit code.
+            # When one process ends, Slurm signals the others, which must keep this exit code.
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             logging.info("%s", stop)
             sys.exit(processes.RESTART_CODE)
