@@ -1,4 +1,4 @@
-"""Shared test set-up: CPU, eight simulated devices, a compilation cache, run-time shape checks."""
+"""Shared set-up of the tests: CPU, eight simulated devices, compilation cache, shape checks."""
 
 import os
 import pathlib

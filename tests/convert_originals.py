@@ -1,7 +1,7 @@
-"""Published networks written down in torch, under the names that their checkpoints have.
+"""Published networks in torch, with the parameter names of their checkpoints.
 
-The UNet of ADM and latent diffusion (guided-diffusion, latent-diffusion), the transformer of
-VQ-Diffusion without its diffusion process, and the text encoders of both. `to_original` writes our
+They are the UNet of ADM and latent diffusion (guided-diffusion, latent-diffusion), the transformer
+of VQ-Diffusion without its diffusion process, and the text encoders of both. `to_original` writes our
 parameters as the state dicts of these networks.
 """
 

@@ -1,6 +1,7 @@
-"""Whole pipelines of diffusers, handed our noise.
+"""Whole diffusers pipelines that start from our noise.
 
-diffusers draws its noise by torch. Here it gets ours, so that whole loops can be compared.
+diffusers draws its noise with torch. These pipelines get our noise instead, so that whole sampling
+loops can be compared.
 """
 
 import diffusers

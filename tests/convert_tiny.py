@@ -1,4 +1,4 @@
-"""Tiny models of every kind, random weights and all, for the tests of conversion."""
+"""Tiny models of every kind, with random weights, for the tests of conversion."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""A disk without room, for tests of what is left then."""
+"""A simulated disk without free space."""
 
 import contextlib
 import resource

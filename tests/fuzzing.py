@@ -1,6 +1,7 @@
-"""Random inputs for the readers of what people bring: images, masks, texts, checkpoints, flags.
+"""Random inputs for the readers of users' files: images, masks, texts, checkpoints and flags.
 
-A few inputs each run with the suite. `FUZZ_INPUTS=5000 pytest tests/test_fuzz_*.py` runs many.
+The test suite runs every test on a few inputs. `FUZZ_INPUTS=5000 pytest tests/test_fuzz_*.py` runs
+many.
 """
 
 import os

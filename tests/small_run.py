@@ -1,4 +1,4 @@
-"""A run whose checkpoints take no model: a few arrays, a config and a stream of data."""
+"""A run whose checkpoints need no model: a few arrays, a config and a stream of data."""
 
 import functools
 

@@ -1,7 +1,7 @@
-"""A run, its trace and its images as an earlier version of the code made them: `tests/stored/`.
+"""A run, its trace and its images, as an earlier version of the code wrote them: `tests/stored/`.
 
-`python tests/stored_run.py` writes them anew, which is right only where numbers should change.
-What is stored now was written by version 0.1.0, before its modules were moved into folders.
+`python tests/stored_run.py` writes the files anew. Do this only if the numbers are meant to change.
+The present files were written by version 0.1.0, before its modules were moved into folders.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""The ablation study: its grid goes on where it was broken off, and its pairs are SciPy's."""
+"""Tests of the ablation study: a grid continues after a stop, and its intervals equal SciPy's."""
 
 import json
 import os

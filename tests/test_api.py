@@ -1,4 +1,4 @@
-"""The Python API: what it draws, and what it says to wrong arguments; and seeds everywhere."""
+"""Tests of the Python API: what it draws, how it reports wrong arguments, and seeds."""
 
 import pathlib
 import subprocess

@@ -1,4 +1,4 @@
-"""Retrieval of what images show: on OpenMoji's own drawings, whose captions are known."""
+"""Tests of retrieval by attributes, on OpenMoji's own drawings, whose captions are known."""
 
 import dataclasses
 

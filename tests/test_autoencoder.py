@@ -1,4 +1,4 @@
-"""The first stages against the published sizes, diffusers on the same weights, and SciPy."""
+"""Tests of the autoencoders against published sizes, diffusers on the same weights, and SciPy."""
 
 import math
 

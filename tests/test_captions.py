@@ -1,4 +1,4 @@
-"""OpenMoji and the captions of data sets: what they say, and the token ids they become."""
+"""Tests of OpenMoji and the captions of data sets: their words and their token ids."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Discrete diffusion against diffusers, matrix products, enumeration and counts of its draws."""
+"""Tests of discrete diffusion against diffusers, matrix products, enumeration and draws."""
 
 import collections
 import itertools

@@ -1,4 +1,4 @@
-"""Checkpoints: damaged, in the way, written to no room, and deleted while they are read."""
+"""Tests of checkpoints: damage, name clashes, full disks, and deletion during reading."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""CLIP, its preparation of images and its score against transformers."""
+"""Tests of CLIP, its image preprocessing and its score against transformers."""
 
 import json
 

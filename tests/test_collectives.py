@@ -1,4 +1,4 @@
-"""What devices send each other: by hand for single collectives, and in the real train step."""
+"""Tests of communication between devices: single collectives by hand, and the real train step."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The commands as a user runs them: other processes, killed, resumed, and told wrong things."""
+"""Tests of the commands in processes of their own: killed, resumed, and with wrong input."""
 
 import configparser
 import pathlib

@@ -1,4 +1,4 @@
-"""Context prediction against brute force, SciPy, POT, and the properties that it must have."""
+"""Tests of context prediction against brute force, SciPy and POT, and of its properties."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""Formats of our own, the program without our code, notebooks, and training from a model."""
+"""Tests of our own formats, the exported program, the Python API, and training from a model."""
 
 import json
 import os

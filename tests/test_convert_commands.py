@@ -1,4 +1,4 @@
-"""An exported folder in the place of a workdir, in every command that opens one."""
+"""Tests of commands that open an exported folder in the place of a workdir."""
 
 import json
 import os

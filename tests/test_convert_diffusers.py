@@ -1,4 +1,4 @@
-"""Pipelines of diffusers out of our models and into them: same weights, outputs and images."""
+"""Tests of diffusers pipelines that are written and read: same weights, outputs and images."""
 
 import json
 

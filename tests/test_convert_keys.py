@@ -1,7 +1,7 @@
-"""Every option of every class of diffusers that is read: used, without effect, or refused.
+"""Tests that every option of every diffusers class is used, has no effect, or is refused.
 
-The options are those of the installed diffusers' signatures, so that a version with more of them
-fails here until they are declared.
+The options come from the signatures of the diffusers that is installed, so a version with new
+options fails here until these are declared.
 """
 
 import collections

@@ -1,7 +1,8 @@
-"""Checkpoints by their original names, against torch models that have these names.
+"""Tests of checkpoints with original names, against torch models with these names.
 
-They load what our side writes strictly: a name or a shape that is not theirs fails there, a wrong
-place in the output. Where diffusers converts such files itself, its converter is the other side.
+The torch models load our state dicts with `strict`, so a wrong name or shape is an error, and a
+tensor in the wrong place gives another output. Where diffusers can convert such files, the tests
+also compare with its converter.
 """
 
 import math

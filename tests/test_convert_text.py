@@ -1,6 +1,6 @@
-"""Models that read captions, to and from diffusers' pipelines and the original checkpoints.
+"""Tests of models with captions, to and from diffusers pipelines and original checkpoints.
 
-Whole pipelines run on both sides with the same noise: tokenizer, text encoder, guidance and all.
+Whole pipelines run on both sides with the same noise, from the tokenizer to the guidance.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Data: what comes out of the pipeline, in which order, and what happens when it cannot."""
+"""Tests of the data pipeline: what it yields, in which order, and its errors."""
 
 import io
 import subprocess

@@ -1,4 +1,4 @@
-"""Discrete models in the trainer: tokens, times by importance, guidance, any mesh, resume."""
+"""Tests of discrete models in the trainer: tokens, times, guidance, meshes, resuming."""
 
 import itertools
 import shutil

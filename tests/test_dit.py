@@ -1,4 +1,4 @@
-"""The diffusion transformer against the paper's equations in torch, diffusers, and its promises."""
+"""Tests of the diffusion transformer against torch and diffusers, and of its properties."""
 
 import math
 

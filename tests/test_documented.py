@@ -1,4 +1,4 @@
-"""What the documentation names is there: commands, flags, keys of configs; and all of it starts."""
+"""Tests that the commands, flags and config keys that the documentation names exist and start."""
 
 import ast
 import functools

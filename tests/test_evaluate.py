@@ -1,4 +1,4 @@
-"""The evaluation command, what it reads, and what it refuses."""
+"""Tests of the evaluation command: what it reads, and what it refuses."""
 
 import dataclasses
 import json

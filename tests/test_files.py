@@ -1,4 +1,4 @@
-"""Files are there whole or not at all; what cannot be written is said in one line."""
+"""Tests of writing: a file is complete or absent, and a failure is reported in one line."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""The figures of fillings, against their definitions."""
+"""Tests of the metrics of inpainting against their definitions."""
 
 import subprocess
 import sys

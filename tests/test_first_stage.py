@@ -1,4 +1,4 @@
-"""Training autoencoders: the gradients of the game, the codes that follow, and a whole run."""
+"""Tests of autoencoder training: adversarial gradients, codebook averages, and a whole run."""
 
 import jax
 import jax.numpy as jnp

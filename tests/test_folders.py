@@ -1,4 +1,4 @@
-"""Folders of images as data: which classes they have, and files that are not as they should be."""
+"""Tests of folders of images as data: their classes, and files that are damaged or misplaced."""
 
 import numpy as np
 import pytest

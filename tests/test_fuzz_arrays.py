@@ -1,4 +1,4 @@
-"""Npz files of every kind of damage: what was written comes back, or one line names the file."""
+"""Tests of damaged npz files: what was written is read, or one line names the file."""
 
 import io
 import pathlib

@@ -1,4 +1,4 @@
-"""Random damage to the folder of checkpoints: what is read is what was written, or one line."""
+"""Tests of random damage to checkpoints: what was written is read, or one line names the fault."""
 
 import functools
 import pathlib

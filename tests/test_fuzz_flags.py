@@ -1,4 +1,4 @@
-"""Every key of every shipped config, set on the command line to anything."""
+"""Tests that set every key of every shipped config to arbitrary values on the command line."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""Image files, EXIF blocks and folders by chance: the right picture, or one line; see `fuzzing`."""
+"""Tests of random image files, EXIF blocks and folders: the right image or one line (`fuzzing`)."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""Mask files by chance: the right mask, by the file's numbers, or one line; see `fuzzing`."""
+"""Tests of random mask files: the mask that the file's numbers mean, or one line (`fuzzing`)."""
 
 import io
 import pathlib

@@ -1,4 +1,4 @@
-"""Files of captions as people's editors, and anything else, may write them."""
+"""Tests of caption files as editors write them, and of arbitrary files in their place."""
 
 import io
 import unicodedata

@@ -1,4 +1,4 @@
-"""The Gaussian process against diffusers, hand-computed values and its own algebra."""
+"""Tests of the Gaussian process against diffusers, values by hand and its own equations."""
 
 import diffusers
 import jax

@@ -1,4 +1,4 @@
-"""Image files: in which order they are listed, which folders are read, and how they are opened."""
+"""Tests of image files: the order of listings, the folders that are read, and decoding."""
 
 import io
 import itertools

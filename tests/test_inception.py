@@ -1,4 +1,4 @@
-"""The 2015 Inception against torch, and the weight files that users give."""
+"""Tests of the 2015 Inception network against torch, and of weight files that users give."""
 
 from itertools import chain
 

@@ -1,4 +1,4 @@
-"""From images with holes to fillings, through functions and through the commands."""
+"""Tests of inpainting from an image with a hole to its filling, by functions and commands."""
 
 import dataclasses
 import json

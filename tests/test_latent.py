@@ -1,4 +1,4 @@
-"""Latent diffusion: the command on the box, on real formats; first-stage weights good and bad."""
+"""Tests of latent diffusion: the CelebA-HQ config on real formats, and first-stage weights."""
 
 import importlib.util
 import io

@@ -1,6 +1,6 @@
-"""Launchers: what they would do, what they do where scripts play the cluster, what they refuse.
+"""Tests of the launchers: dry runs, runs against scripts that play the cluster, and refusals.
 
-What only a cluster can show, such as whether it has machines of such names, is not tested here.
+They do not test what only a cluster can show, such as whether machines of these names exist.
 """
 
 import json

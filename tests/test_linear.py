@@ -1,4 +1,4 @@
-"""Layers whose parameters get float32 gradients: Flax's own in float32, exact sums in bfloat16."""
+"""Tests of layers with float32 gradients: Flax's own in float32, exact sums in bfloat16."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""LPIPS against the same distance written in torch, on random weights; and its files."""
+"""Tests of LPIPS against the same distance in torch, on random weights, and of its files."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The masks of inpainting, and the files they can be read from."""
+"""Tests of the masks of inpainting and of mask files."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Metrics against independent implementations: torch, SciPy, brute force."""
+"""Tests of metrics against independent implementations: torch, SciPy, brute force."""
 
 import io
 

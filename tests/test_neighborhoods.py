@@ -1,4 +1,4 @@
-"""Neighbourhoods of images, and matched pairs, against SciPy, POT and counting by hand."""
+"""Tests of image neighbourhoods and paired intervals against SciPy, POT and counts by hand."""
 
 import itertools
 

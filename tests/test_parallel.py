@@ -1,4 +1,4 @@
-"""Meshes and sharding rules: any mix of axes computes the same, and each divides what it says."""
+"""Tests of meshes and sharding rules: every mix of axes computes the same and divides its share."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Plans: accounts of compiled programs against hand counts and XLA's own, slices, sweeps."""
+"""Tests of plans: programs against counts by hand and XLA's own, slices, and sweeps."""
 
 import functools
 import json

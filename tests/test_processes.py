@@ -1,4 +1,4 @@
-"""Several real processes: they train as one does, are killed and preempted, and go on as others."""
+"""Tests with several real processes: training as with one, kills, preemption and other numbers."""
 
 import os
 import queue

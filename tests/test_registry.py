@@ -1,4 +1,4 @@
-"""A denoiser and a process of somebody else, named by a config, go through every command."""
+"""Tests of a denoiser and a process from outside the package, in every command."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Sampling around a known part: against diffusers, and where the answer is known."""
+"""Tests of sampling around a known part, against diffusers and cases with a known answer."""
 
 import itertools
 

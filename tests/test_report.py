@@ -1,4 +1,4 @@
-"""What a run says of its speed: use of the device, goodput, waiting for data, traces."""
+"""Tests of the speed report of a run: device use, goodput, waiting for data, and traces."""
 
 import gc
 import itertools

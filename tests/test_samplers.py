@@ -1,4 +1,4 @@
-"""The samplers against diffusers' schedulers, and against data whose best denoiser is known."""
+"""Tests of the samplers against diffusers' schedulers, and on data with a known best denoiser."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What earlier versions wrote opens, goes on and draws as it did; see `stored_run`."""
+"""Tests that runs of earlier versions open, continue and sample as before; see `stored_run`."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Text encoders against transformers and diffusers on random weights, and their own promises."""
+"""Tests of text encoders against transformers and diffusers, and of their properties."""
 
 import json
 

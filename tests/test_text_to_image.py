@@ -1,4 +1,4 @@
-"""Captions as a condition in the trainer: vocabulary, encoder, null, guidance, prompts."""
+"""Tests of captions in the trainer: vocabulary, encoder, null text, guidance and prompts."""
 
 import functools
 import json

@@ -1,4 +1,4 @@
-"""Tokenizers against those of transformers, and what becomes of prompts that do not fit."""
+"""Tests of tokenizers against those of transformers, and of prompts that do not fit."""
 
 import json
 import pickle

@@ -1,4 +1,4 @@
-"""The trainer: what a step computes, on any mesh; stop, resume, and refusal."""
+"""Tests of the trainer: a step on any mesh, stopping, resuming, and refusals."""
 
 import errno
 import importlib.util

@@ -1,4 +1,4 @@
-"""The token transformer against the published sizes, diffusers, and its own promises."""
+"""Tests of the token transformer against published sizes and diffusers, and of its properties."""
 
 import math
 

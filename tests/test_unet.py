@@ -1,4 +1,4 @@
-"""The UNet against the published sizes, diffusers on the same weights, and its own promises."""
+"""Tests of the UNet against published sizes and diffusers, and of its properties."""
 
 import functools
 import math

@@ -1,4 +1,4 @@
-"""A model that compiles in seconds, and images for it; also a config file for the commands."""
+"""A model that compiles in seconds, images for it, and a config file for the commands."""
 
 import json
 import pathlib

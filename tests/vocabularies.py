@@ -1,4 +1,4 @@
-"""Small vocabularies in the files of published tokenizers."""
+"""Small vocabularies in the file formats of published tokenizers."""
 
 import json
 
