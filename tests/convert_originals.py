@@ -1,8 +1,8 @@
 """Published networks in torch, with the parameter names of their checkpoints.
 
 They are the UNet of ADM and latent diffusion (guided-diffusion, latent-diffusion), the transformer
-of VQ-Diffusion without its diffusion process, and the text encoders of both. `to_original` writes our
-parameters as the state dicts of these networks.
+of VQ-Diffusion without its diffusion process, and the text encoders of both. `to_original` writes
+our parameters as the state dicts of these networks.
 """
 
 import copy

@@ -29,7 +29,7 @@ def make_runs(out, seeds=(0, 1), num=8, **settings):
     )
 
 
-def test_settings_vary_context_prediction_alone():
+def test_settings_differ_in_context_prediction_only():
     config = tiny.get_config()
     found = Setting(context={"strides": (3,)}, weight=0.5, warmup=0.5).overrides(config)
     assert found == {
@@ -38,7 +38,7 @@ def test_settings_vary_context_prediction_alone():
     assert Setting().overrides(config) == {}
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_trained(tmp_path):
+def test_invalid_settings_are_refused_before_training(tmp_path):
     with pytest.raises(ConfigError, match="transport is 'emd'"):
         make_runs(tmp_path / "a", emd=Setting(context={"transport": "emd"}))
     assert not (tmp_path / "a").exists()
@@ -59,7 +59,7 @@ def test_a_config_file_that_was_edited_is_noticed(tmp_path, monkeypatch):
         make_runs(tmp_path)
 
 
-def test_a_grid_goes_on_and_a_failure_does_not_keep_the_others(tmp_path, monkeypatch):
+def test_a_grid_continues_after_a_failure(tmp_path, monkeypatch):
     runs, done, broken = make_runs(tmp_path), [], {"default, seed 0"}
 
     def train(run):
@@ -90,7 +90,7 @@ def test_a_grid_goes_on_and_a_failure_does_not_keep_the_others(tmp_path, monkeyp
     assert grid.complete(runs, ["measure"]) == [] and done == []
 
 
-def test_a_command_that_stops_stops_the_grid_and_one_that_fails_says_why(tmp_path):
+def test_an_interrupted_command_ends_the_grid_and_a_failed_one_is_reported(tmp_path):
     log = tmp_path / "log"
     with pytest.raises(Preempted):
         grid.execute([sys.executable, "-c", f"exit({RESTART_CODE})"], log)
@@ -233,7 +233,7 @@ def ablation(*arguments):
     )  # fmt: skip
 
 
-def test_two_settings_and_two_seeds_are_trained_measured_and_not_done_again(tmp_path):
+def test_a_grid_of_two_settings_and_two_seeds_runs_once(tmp_path):
     for split, count in (("train", 24), ("test", 6)):
         tiny.write_images(tmp_path / "data" / split, count)
     out = tmp_path / "out"

@@ -53,12 +53,12 @@ def test_a_seed_is_the_low_word_of_threefrys_key(seed):
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32, 1.5, "1", None, True])
-def test_what_is_no_seed_is_refused(seed):
+def test_invalid_seeds_are_refused(seed):
     with pytest.raises(FieldError, match=r"^seed is .*: it must be a whole number from 0 to"):
         random.as_seed(seed)
 
 
-def test_an_image_of_a_seed_can_be_drawn_again_alone(model):
+def test_one_image_of_a_seed_can_be_drawn_alone(model):
     """Whatever came before it, with its own class; the largest seed is one like any other."""
     drawn = model.sample(5, LARGEST, batch_size=1)
     again = model.sample(1, LARGEST, first=4, batch_size=1)
@@ -81,7 +81,7 @@ def test_holes_are_filled_from_any_seed(model):
 # --- sampling -------------------------------------------------------------------------------------
 
 
-def test_what_ddim_alone_has_stays_behind_with_ddim(model):
+def test_another_sampler_drops_the_settings_of_ddim(model):
     ddim = model.diffusion.sampling_with(eta=0.5)
     assert model.diffusion.checked_sampling(ddim, sampler="ddpm").eta == 0
     assert model.diffusion.checked_sampling(ddim, steps=np.int64(2)).steps == 2
@@ -112,13 +112,13 @@ def test_what_ddim_alone_has_stays_behind_with_ddim(model):
         ({"seed": 2**32}, "seed is 4294967296: it must be a whole number from 0 to 4294967295"),
     ],
 )
-def test_what_cannot_be_drawn_is_one_sentence_about_an_argument(model, settings, message):
+def test_invalid_arguments_are_reported_in_one_sentence(model, settings, message):
     with pytest.raises(FieldError, match=f"^{message}") as caught:
         model.sample(1, **settings)
     assert "--" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_wrong_types_are_one_sentence_as_well():
+def test_wrong_types_are_reported_in_one_sentence():
     """In a process that does not check annotations, as a notebook does not."""
     calls = [
         "model.sample(2.5)",

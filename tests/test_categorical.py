@@ -105,7 +105,7 @@ def test_corruption_has_the_closed_form_marginals(t):
     assert scipy.stats.chisquare(counts, matrices(SMALL)[t, 2] * counts.sum()).pvalue > 1e-3
 
 
-def test_draws_belong_to_the_example():
+def test_draws_depend_on_the_key_of_the_example_only():
     process = CategoricalProcess(num_codes=9)
     sample_time, corrupt = jax.jit(process.sample_time), jax.jit(process.corrupt)
     rngs = jax.random.split(jax.random.key(0), 64)
@@ -176,7 +176,7 @@ def test_auxiliary_loss_and_a_batch_of_several_times(adaptive):
         np.testing.assert_allclose(together[i], alone[0], rtol=1e-6)
 
 
-def test_gradients_are_finite_and_right_answers_cost_nothing():
+def test_gradients_are_finite_and_right_predictions_have_no_loss():
     process = CategoricalProcess(num_codes=5)
     t = jnp.array([0, 1, 50, 99])
     x_0 = jnp.tile(jnp.arange(5), (4, 1))
@@ -293,7 +293,7 @@ def test_guidance():
         ({"steps": 2, "reveal": "random"}, [12, 3, 0]),  # times 4, 1
     ],
 )
-def test_reveals_as_many_tokens_as_it_should(options, expected):
+def test_number_of_revealed_tokens_follows_the_schedule(options, expected):
     process = CategoricalProcess(num_codes=6, num_steps=5)
     sampler = CategoricalSampler(process=process, **options)
     logits = jnp.asarray(random_log_probs(0, (5, 3, 4, 6)))

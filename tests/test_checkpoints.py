@@ -68,7 +68,7 @@ def flip(path):
     path.write_bytes(content)
 
 
-def test_every_file_counts(run):
+def test_damage_to_any_file_is_detected(run):
     """One flipped bit in any file of any item: the older checkpoint is read, or the same one."""
     newest = run / "checkpoints" / "6"
     whole = shutil.copytree(newest, run / "whole")
@@ -87,7 +87,7 @@ def test_every_file_counts(run):
 
 
 @pytest.mark.parametrize("damage", ["empty", "no_config", "cut_config", "no_ema", "no_checksums"])
-def test_what_is_not_whole_is_passed_over_by_all_who_read(damage, run):
+def test_readers_skip_incomplete_checkpoints(damage, run):
     newest = run / "checkpoints" / "6"
     config = newest / "config" / "metadata"
     if damage == "empty":
@@ -111,7 +111,7 @@ def test_what_is_not_whole_is_passed_over_by_all_who_read(damage, run):
         look(run, 6)
 
 
-def test_checkpoints_of_before_checksums_are_read(run, monkeypatch):
+def test_checkpoints_without_checksums_are_read(run, monkeypatch):
     from conprediff_jax.runs import checkpoint
 
     assert checkpoint._VERSION == 2
@@ -123,7 +123,7 @@ def test_checkpoints_of_before_checksums_are_read(run, monkeypatch):
     assert_same(resume(old)[0], state_at(4))
 
 
-def test_copies_under_other_numbers_are_in_nobodys_way(run):
+def test_copies_of_checkpoints_under_other_numbers_do_no_harm(run):
     checkpoints = run / "checkpoints"
     shutil.copytree(checkpoints / "3", checkpoints / "100")
     (checkpoints / "200").mkdir()
@@ -137,12 +137,12 @@ def test_copies_under_other_numbers_are_in_nobodys_way(run):
     assert {"300", "backup_400", "unreadable-100", "unreadable-200"} <= set(folders(run))
 
 
-def test_a_checkpoint_that_cannot_be_saved_is_said(run):
+def test_a_failed_save_is_reported(run):
     with pytest.raises(CheckpointError, match=r"step 5 cannot be saved: .* holds step 6"):
         small_run.write(run, 5)
 
 
-def test_no_checkpoint_is_said(tmp_path):
+def test_a_workdir_without_checkpoints_is_reported(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(CheckpointError, match="training has not written one yet"):
         look(tmp_path)
@@ -150,7 +150,7 @@ def test_no_checkpoint_is_said(tmp_path):
         restore.load_experiment(str(tmp_path))
 
 
-def test_what_was_broken_off_is_removed(run):
+def test_unfinished_checkpoints_are_removed(run):
     left = run / "checkpoints" / "9.orbax-checkpoint-tmp"
     shutil.copytree(run / "checkpoints" / "6", left)
     assert_is_step(look(run), 6)
@@ -159,7 +159,7 @@ def test_what_was_broken_off_is_removed(run):
     assert folders(run) == ["3", "6"]
 
 
-def test_parameters_that_come_and_go_with_a_key_are_of_another_model(run):
+def test_switching_parameters_on_or_off_makes_another_model(run):
     def other(**keys):
         return CONFIG | {"context": {"weight": 0.0}} | keys
 
@@ -196,7 +196,7 @@ def test_a_run_that_keeps_one_checkpoint_can_be_read_while_it_writes(tmp_path):
     assert look(tmp_path)[0] == 11
 
 
-def test_listed_and_deleted_is_looked_for_again(run, monkeypatch):
+def test_a_checkpoint_deleted_after_listing_is_replaced_by_a_newer_one(run, monkeypatch):
     """The same for certain: the folder is replaced between listing and opening."""
     from conprediff_jax.runs import checkpoint
 
@@ -229,7 +229,7 @@ app.run(main, positional=1)
 """
 
 
-def test_without_room_the_last_line_says_so(run):
+def test_a_full_disk_is_reported_in_the_last_line(run):
     """As on a full disk: the older checkpoints stay, what was begun goes, nothing else is said."""
     ended = subprocess.run(
         [sys.executable, "-c", FILLED, str(run)],
@@ -243,13 +243,13 @@ def test_without_room_the_last_line_says_so(run):
     assert_is_step(look(run), 6)
 
 
-def test_a_place_that_takes_nothing_is_said(tmp_path):
+def test_an_unwritable_workdir_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(WriteError, match=f"cannot write {tmp_path}/file/run/checkpoints: "):
         Checkpoints(str(tmp_path / "file" / "run"))
 
 
-def test_log_messages_that_do_not_fit_their_arguments_are_said_all_the_same(capsys):
+def test_log_messages_with_wrong_arguments_are_written(capsys):
     handler = logging.PythonHandler(sys.stderr, app._OneLine())
     handler.addFilter(app._ours_or_serious)
     record = logging.logging.makeLogRecord(
@@ -271,7 +271,7 @@ def test_log_messages_that_do_not_fit_their_arguments_are_said_all_the_same(caps
         ({"train.log_every": 3}, None),
     ],
 )
-def test_a_learning_rate_that_jumps_is_said(keys, rate, caplog):
+def test_a_jump_of_the_learning_rate_is_reported(keys, rate, caplog):
     """After 3 steps: 2 of warm-up, then a quarter of the cosine of 6 steps, an eighth of 10's."""
     config = tiny.get_config()
     stored = json.loads(config.to_json())

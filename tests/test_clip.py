@@ -79,7 +79,7 @@ def test_prepared_images_are_those_of_transformers():
     np.testing.assert_array_equal(np.asarray(expected["pixel_values"][0]).transpose(1, 2, 0), found)
 
 
-def test_a_clip_of_other_weights_is_refused_in_a_line(clip_folder, tmp_path):
+def test_a_clip_with_other_weights_is_refused(clip_folder, tmp_path):
     for name in ("vocab.json", "merges.txt", "model.safetensors"):
         (tmp_path / name).write_bytes((clip_folder / name).read_bytes())
     with pytest.raises(UserError, match=r"no CLIP with a readable config\.json"):

@@ -112,7 +112,7 @@ def compiled_step(devices, config=None, **axes):
     return module, collectives(module, dict(mesh.shape))
 
 
-def test_gradients_are_all_that_data_parallel_chips_exchange():
+def test_data_parallel_chips_exchange_gradients_only():
     """As many bytes on two chips as on eight: those of the parameters, and a few scalars."""
     gradients = parameter_bytes(tiny.get_config())
     for devices in (2, 8):
@@ -121,7 +121,7 @@ def test_gradients_are_all_that_data_parallel_chips_exchange():
         assert gradients <= sum(c.payload for c in found) <= gradients + 1024
 
 
-def test_fsdp_moves_parameters_and_leaves_activations_where_they_are(monkeypatch):
+def test_fsdp_moves_parameters_but_no_activations(monkeypatch):
     """ZeRO-3: parameters are gathered twice and gradients summed; every device does its share.
 
     The CPU's compiler sums gradients whole where a TPU's scatters them.
@@ -138,7 +138,7 @@ def test_fsdp_moves_parameters_and_leaves_activations_where_they_are(monkeypatch
     assert program_cost(module).flops < program_cost(data).flops
 
 
-def test_gradients_are_summed_in_float32_whatever_activations_are():
+def test_gradients_are_summed_in_float32():
     pytest.importorskip("libtpu")
     config = tiny.get_config()
     config.dtype = "bfloat16"

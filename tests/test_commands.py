@@ -123,7 +123,7 @@ def test_sample_writes_grids_arrays_and_single_images(killed_and_resumed, tmp_pa
     assert (workdir / "samples" / "sample_step_0000060_seed_4294967295.png").exists()
 
 
-def test_of_two_runs_that_sample_into_one_new_folder_one_is_refused(killed_and_resumed, tmp_path):
+def test_only_one_of_two_runs_may_sample_into_a_new_folder(killed_and_resumed, tmp_path):
     arguments = [f"--workdir={killed_and_resumed[0]}", "--num=5", "--batch_size=2"]
     started = [
         subprocess.Popen(
@@ -184,7 +184,9 @@ def test_of_two_runs_that_sample_into_one_new_folder_one_is_refused(killed_and_r
         ("sample", ["stray", "--workdir={workdir}"], "stray"),
     ],
 )
-def test_bad_input_is_one_clear_line(module, arguments, message, killed_and_resumed, tmp_path):
+def test_bad_input_is_reported_in_one_line(
+    module, arguments, message, killed_and_resumed, tmp_path
+):
     broken = tmp_path / "broken.py"
     broken.write_text(BROKEN)
     (tmp_path / "folder.png").mkdir()
@@ -202,7 +204,7 @@ def test_bad_input_is_one_clear_line(module, arguments, message, killed_and_resu
     assert not (tmp_path / "run").exists()
 
 
-def test_requirements_pin_all_that_setup_asks_for():
+def test_requirements_pin_every_dependency():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     asked = map(Requirement, setup["options"]["install_requires"].split("\n")[1:])

@@ -63,7 +63,7 @@ def test_neighbors_are_the_true_ones_on_any_grid(grid):
         assert len(ordered) == (2 * stride + 1) ** len(grid) - 1
 
 
-def test_as_many_samples_as_neighbors_take_each_exactly_once():
+def test_with_as_many_samples_as_neighbors_each_is_drawn_once():
     centre = jnp.full((50, 1), 12)
     drawn = draw(keys(50), centre, grid=(5, 5), strides=(1,), samples=8)
     assert (np.sort(drawn[:, 0, 0]) == sorted(brute_neighbors((5, 5), 1, 12))).all()
@@ -169,7 +169,7 @@ def test_gradient_of_exact_transport_equals_finite_differences():
     assert float(slope) == pytest.approx(float(ahead - behind) / 2e-3, rel=1e-2)
 
 
-def test_both_ways_to_build_the_cost_agree():
+def test_both_computations_of_the_cost_agree():
     y, t = normal(3, 8, 20), normal(3, 8, 20, seed=1)
     product = transport._squared_distances(y, t)
     np.testing.assert_allclose(
@@ -221,7 +221,7 @@ def test_random_points_are_an_unbiased_estimate():
     assert (some.var(0) > full.var(0)).all()  # they are indeed other, fewer points
 
 
-def test_an_example_is_scored_the_same_in_any_batch():
+def test_the_loss_of_an_example_does_not_depend_on_its_batch():
     term = prediction(points_per_example=7)
     h, x_0, t, rngs = inputs()
     params = term.init(jax.random.key(0), features=5, channels=2)

@@ -55,7 +55,7 @@ def folder(model, tmp_path_factory):
     "make", [tiny.vq, tiny.tokens, with_classes, tiny.reading_along, tiny.reading_tokens]
 )
 @pytest.mark.parametrize("to", ["inference", "safetensors"])
-def test_formats_of_our_own_come_back_bit_for_bit(make, to, tmp_path):
+def test_own_formats_round_trip_bit_for_bit(make, to, tmp_path):
     model, out = tiny.pretrained(make()), str(tmp_path / "out")
     formats.write(model, to, out)
     back = pretrained.open_folder(out) if to == "inference" else formats.read(out, to)
@@ -71,7 +71,7 @@ def test_formats_of_our_own_come_back_bit_for_bit(make, to, tmp_path):
         np.testing.assert_array_equal(tokenizer(captions), model.diffusion.tokenizer(captions))
 
 
-def test_safetensors_say_what_they_are(model, tmp_path):
+def test_safetensors_have_metadata(model, tmp_path):
     formats.write(model, "safetensors", str(tmp_path / "out"))
     with safe_open(tmp_path / "out" / "denoiser.safetensors", "np") as file:
         metadata, names = file.metadata(), set(file.keys())
@@ -98,7 +98,7 @@ def test_nothing_is_overwritten_or_left_half_written(model, folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_card_tells_what_it_is_of(model, tmp_path):
+def test_the_card_describes_the_model(model, tmp_path):
     metrics = tmp_path / "metrics.json"
     figures = {"FID": {"value": 12.345678, "low": 11.0, "high": 13.0}, "IS": {"value": 2.0}}
     metrics.write_text(json.dumps({"samples": "50,000 images", "metrics": figures}))
@@ -221,7 +221,7 @@ def test_the_exported_program_runs_from_its_files_with_jax_alone(make, tmp_path)
     assert np.abs(images.astype(int) - ours).max() <= 1
 
 
-def test_the_exported_program_is_for_every_platform_and_any_number(tmp_path):
+def test_the_exported_program_has_every_platform_and_batch_size(tmp_path):
     from jax import export
 
     model = tiny.pretrained(with_classes())
@@ -286,7 +286,7 @@ def convert(*arguments):
     return python("-m", "conprediff_jax.convert", *arguments)
 
 
-def test_the_command_goes_out_and_back(tmp_path):
+def test_the_command_exports_and_imports(tmp_path):
     model = tiny.pretrained(tiny.pixels())
     formats.write(model, "inference", str(tmp_path / "run"))
     there = convert(
@@ -314,7 +314,7 @@ def test_the_command_goes_out_and_back(tmp_path):
         (["import", "--from=ldm", "--out={out}"], "import PATH"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments, message, folder, tmp_path):
+def test_bad_input_is_reported_in_one_line(arguments, message, folder, tmp_path):
     given = [a.format(folder=folder, out=tmp_path / "out") for a in arguments]
     result = convert(*given)
     assert result.returncode == 2

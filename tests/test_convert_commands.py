@@ -60,7 +60,7 @@ def test_sample_and_inpaint(folders, tmp_path):
         assert max(known) >= 0.5  # the half that was kept, of the data that the config names
 
 
-def test_evaluate_and_its_kin(folders, tmp_path):
+def test_evaluation_commands(folders, tmp_path):
     images, folder, _ = folders
     run(
         "evaluate", f"--workdir={folder}", f"--reference={images}", "--num=6", "--allow_few",

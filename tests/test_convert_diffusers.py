@@ -38,7 +38,7 @@ def made(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_exported_models_open_there_and_come_back(name, tmp_path, monkeypatch):
+def test_exported_models_open_in_diffusers_and_return(name, tmp_path, monkeypatch):
     model = made(name)
     formats.write(model, "diffusers", str(tmp_path / "out"))
     found, pipeline = theirs(monkeypatch, tmp_path / "out", model, 2)
@@ -93,7 +93,7 @@ def their_ldm(family=diffusers.VQModel, **options):
 
 
 @pytest.mark.parametrize("family", [diffusers.VQModel, diffusers.AutoencoderKL])
-def test_their_latent_models_are_read(family, tmp_path, monkeypatch):
+def test_latent_models_of_diffusers_are_read(family, tmp_path, monkeypatch):
     their_ldm(family, scaling_factor=0.7).save_pretrained(tmp_path / "theirs")
     model = diffusers_pipeline.read(str(tmp_path / "theirs")).resampled(steps=3)
     found, _ = theirs(monkeypatch, tmp_path / "theirs", model, 2)
@@ -125,7 +125,7 @@ def test_a_vq_model_without_a_scale_has_one(tmp_path):
     assert scale == 0.18215
 
 
-def test_the_original_steps_survive():
+def test_the_steps_of_the_original_code_are_kept():
     """Trap: `range(0, T, c) + 1` down to alpha_bar_0, which are not diffusers' defaults."""
     config = presets.ldm_4("weights")
     config.first_stage.autoencoder.update(tiny.AUTOENCODER)
@@ -230,7 +230,7 @@ def patched():
         ),
     ],
 )
-def test_models_that_no_pipeline_holds_are_one_clear_line(config, message, tmp_path):
+def test_models_without_a_pipeline_are_reported_in_one_line(config, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         formats.write(tiny.pretrained(config()), "diffusers", str(tmp_path / "out"))
     assert "\n" not in str(error.value)
@@ -316,7 +316,7 @@ def test_weights_of_half_precision_and_in_shards(dtype, shards, tmp_path):
         ("scheduler/scheduler_config.json", {"stray": 1}, "no counterpart for stray=1"),
     ],
 )
-def test_files_that_cannot_be_followed_are_one_clear_line(file, content, message, tmp_path):
+def test_invalid_files_are_reported_in_one_line(file, content, message, tmp_path):
     formats.write(made("DDIM"), "diffusers", str(tmp_path / "out"))
     path = tmp_path / "out" / file
     if isinstance(content, dict):

@@ -52,7 +52,7 @@ def test_every_option_of_a_scheduler_is_declared_with_its_default(name):
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-def test_every_part_of_a_pipeline_and_what_it_does_untold_is_declared(name):
+def test_every_part_of_a_pipeline_and_its_defaults_are_declared(name):
     pipeline = getattr(diffusers, name)
     declared = {*PIPELINES[name].parts, *PIPELINES[name].left_aside}
     assert declared == options_of(pipeline.__init__).keys()
@@ -263,7 +263,7 @@ def random_config(rng):
     return json.loads(json.dumps(config))
 
 
-def test_random_schedulers_sample_as_there_or_are_refused(monkeypatch):
+def test_random_schedulers_equal_those_of_diffusers_or_are_refused(monkeypatch):
     outcomes = collections.Counter()
 
     def check(rng):
@@ -308,7 +308,9 @@ COSINE = DDIM | {"beta_schedule": "squaredcos_cap_v2"}
         (DDIM, "DDIMPipeline", 1, "steps refused"),
     ],
 )  # fmt: skip
-def test_schedulers_sample_as_there_or_are_refused(config, pipeline, steps, outcome, monkeypatch):
+def test_schedulers_equal_those_of_diffusers_or_are_refused(
+    config, pipeline, steps, outcome, monkeypatch
+):
     assert compared(config, pipeline, steps, monkeypatch) == outcome
 
 

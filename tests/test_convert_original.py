@@ -342,7 +342,7 @@ def test_checkpoints_of_half_precision(dtype, tmp_path):
 
 
 @pytest.mark.parametrize("wrapper", ["module.", "model.", "module.model."])
-def test_names_with_something_in_front_of_all_of_them(wrapper, tmp_path):
+def test_names_with_a_common_prefix(wrapper, tmp_path):
     model, path = tiny.pretrained(tiny.kl()), tmp_path / "model.ckpt"
     content = ldm_checkpoint(model)
     wrapped = {wrapper + name: tensor for name, tensor in content["state_dict"].items()}
@@ -356,7 +356,7 @@ def test_names_with_something_in_front_of_all_of_them(wrapper, tmp_path):
     tiny.assert_equal(formats.read(str(path), "adm", config=pixels.config).params, pixels.params)
 
 
-def test_what_else_is_in_published_files(tmp_path):
+def test_other_entries_of_published_files_are_ignored_or_refused(tmp_path):
     """Plain values beside the tensors; the average alone; nothing where tensors should be."""
     model, path = tiny.pretrained(tiny.kl()), tmp_path / "model.ckpt"
     content = ldm_checkpoint(model)

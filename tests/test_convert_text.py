@@ -82,7 +82,7 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_exported_models_open_there_and_come_back(name, vocabularies, tmp_path, monkeypatch):
+def test_exported_models_open_in_diffusers_and_return(name, vocabularies, tmp_path, monkeypatch):
     model = made(name, vocabularies)
     formats.write(model, "diffusers", str(tmp_path / "out"))
     found, pipeline = theirs(monkeypatch, tmp_path / "out", model, 2, PROMPTS)
@@ -196,7 +196,7 @@ def their_pipeline(name, folder):
 
 
 @pytest.mark.parametrize("name", ["LDM", "Stable Diffusion", "VQ-Diffusion"])
-def test_their_models_are_read(name, tmp_path, monkeypatch):
+def test_models_of_diffusers_are_read(name, tmp_path, monkeypatch):
     (tmp_path / "vocabulary").mkdir()
     folder = tmp_path / "theirs"
     their_pipeline(name, tmp_path / "vocabulary").save_pretrained(folder)
@@ -243,7 +243,7 @@ def test_parts_of_a_pipeline_must_fit(vocabularies, tmp_path):
         (lambda: tiny.reading(tiny.kl(), "clip"), "sampling.steps_offset is 0"),
     ],
 )
-def test_models_that_no_pipeline_holds_are_one_clear_line(config, message, tmp_path):
+def test_models_without_a_pipeline_are_reported_in_one_line(config, message, tmp_path):
     with pytest.raises(UserError, match=message) as error:
         formats.write(tiny.pretrained(config()), "diffusers", str(tmp_path / "out"))
     assert "\n" not in str(error.value)

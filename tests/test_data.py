@@ -73,7 +73,7 @@ def test_every_epoch_is_a_permutation_of_its_own(numbered):
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_out_every_epoch(numbered, processes):
+def test_processes_divide_every_epoch(numbered, processes):
     # Place k of the global stream is the (k // P)-th of process k % P. Three do not divide 20.
     steps = 15
     shares = [stream(numbered, steps, index=i, count=processes) for i in range(processes)]
@@ -101,7 +101,7 @@ def test_a_restored_iterator_goes_on_bit_for_bit(damaged):
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (2, 0)])
-def test_another_number_of_workers_goes_on(numbered, tmp_path, before, after):
+def test_a_restored_iterator_may_have_other_workers(numbered, tmp_path, before, after):
     """With the very next record: nothing of an epoch is left out, and nothing seen twice."""
     flags.FLAGS.mark_as_parsed()  # as a command has, where grain starts processes
 
@@ -119,7 +119,7 @@ def test_another_number_of_workers_goes_on(numbered, tmp_path, before, after):
 
 
 @pytest.mark.parametrize(("workers", "threads"), [(0, 0), (3, 2)])
-def test_one_pass_is_complete_and_in_order_whoever_reads(damaged, workers, threads):
+def test_one_pass_is_complete_and_in_order_for_any_workers(damaged, workers, threads):
     flags.FLAGS.mark_as_parsed()
     spec = spec_of(damaged, shuffle=False, workers=workers, threads=threads)
     batches = list(data.evaluation_iterator(spec, batch_size=8))
@@ -184,7 +184,7 @@ def test_a_few_images_that_are_all_bad_end_the_run(tmp_path, shares):
         list(data.evaluation_iterator(spec_of(tmp_path), batch_size=3))
 
 
-def test_flips_are_half_of_all_and_belong_to_the_place(tmp_path):
+def test_half_of_the_images_are_flipped_depending_on_their_place(tmp_path):
     picture = np.zeros((4, 4, 3), np.uint8)
     picture[:, 0] = 200
     Image.fromarray(picture).save(tmp_path / "one.png")
@@ -315,7 +315,7 @@ def test_subfolders_are_classes_and_splits(tmp_path):
         data.num_examples(spec_of(tmp_path, split="test"))
 
 
-def test_missing_data_says_where_it_belongs(tmp_path):
+def test_missing_data_are_reported_with_their_place(tmp_path):
     def message(**fields):
         with pytest.raises(data.DataError) as caught:
             data.num_examples(data.DataSpec(data_dir=str(tmp_path), **fields))
@@ -348,7 +348,7 @@ def test_a_wrong_spec_is_refused(changes, message):
         data.DataSpec(**{"name": "cifar10", **changes})
 
 
-def test_check_batch_says_what_does_not_fit(numbered):
+def test_check_batch_names_what_does_not_fit(numbered):
     spec = spec_of(numbered)
     good = {"image": np.full((2, 4, 4, 3), 9, np.uint8), "label": np.int32([0, 4])}
     data.check_batch(good, spec, batch_size=2, num_classes=5)

@@ -273,7 +273,7 @@ def conditional(config):
 
 
 @pytest.mark.parametrize("kind", ["discrete", "continuous"])
-def test_guidance_combines_the_two_answers(conditional, kind):
+def test_guidance_combines_the_two_predictions(conditional, kind):
     model = conditional[kind].task.model
     params = jax.tree.map(
         lambda x: jax.random.normal(jax.random.key(x.size), x.shape) / 5,
@@ -320,7 +320,7 @@ def test_dropped_conditions_train_the_null(conditional, images, kind):
     assert moved.shape == (4,) and not moved[1:3].any()
 
 
-def test_configs_that_contradict_themselves(config):
+def test_contradictory_configs_are_refused(config):
     for overrides, message in [
         ({"condition.dropout": 0.1}, "config.condition.dropout is 0.1: there is no condition"),
         ({"first_stage.used_codes": 17}, "config.first_stage.used_codes is 17: .* 1 .. 16"),

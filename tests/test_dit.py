@@ -240,7 +240,7 @@ def test_matches_diffusers(out_channels, epsilon):
         again.load_state_dict({name: torch.tensor(tensor) for name, tensor in back.items()})
 
 
-def test_refuses_what_only_one_side_has():
+def test_refuses_models_without_a_counterpart():
     theirs, ours = arrays(their_model()), DiT(**TINY, **LABELS)
     last = "transformer_blocks.2.norm1.emb.timestep_embedder.linear_1.bias"
     with pytest.raises(DiffusersError, match=f"{last} is not the same as in block 0"):
@@ -274,7 +274,7 @@ def test_published_parameter_counts(size, patch, count):
     assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables)) == count
 
 
-def test_places_and_times():
+def test_position_and_time_embeddings():
     places = patches.positions(2, 3, 8)
     np.testing.assert_allclose(places.reshape(6, 8), table(3, 8)[:6], atol=1e-7)
     frequency = np.array([1, 0.01])
@@ -354,7 +354,7 @@ def test_scan_equals_blocks_one_by_one_and_every_one_can_be_tapped(tap):
     assert features.shape == (3, 4, 6, 4)
 
 
-def test_features_are_of_points_as_the_prediction_is():
+def test_features_are_arranged_as_the_prediction():
     """Where the projection is the identity, they are the prediction."""
     model = DiT(**(TINY | {"out_channels": 4}))
     (x, t), _ = inputs(model)
@@ -459,7 +459,7 @@ def test_bfloat16_activations():
     assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {jnp.dtype("float32")}
 
 
-def test_one_time_of_ours_is_one_of_theirs():
+def test_time_of_sit_runs_backwards():
     """SiT reads 1 - t of our t; the options say it once, and nothing else changes."""
     model = DiT(**TINY)
     (x, _), _ = inputs(model)

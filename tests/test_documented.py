@@ -144,7 +144,7 @@ def file_of(before, word):
     return word if re.fullmatch(r"(benchmarks|launch)/\w+\.(py|sh)", word) else None
 
 
-def test_commands_in_the_documentation_are_there_and_have_their_flags(helps):
+def test_documented_commands_exist_with_their_flags(helps):
     wrong, seen = [], set()
     for place, command, flags in command_lines():
         if command is None:
@@ -159,7 +159,7 @@ def test_commands_in_the_documentation_are_there_and_have_their_flags(helps):
     assert set(LAUNCHERS) < seen and {file for file in helps if "conprediff" in file} <= seen
 
 
-def test_flags_keys_and_files_in_sentences_are_there(helps):
+def test_documented_flags_keys_and_files_exist(helps):
     known, wrong = set().union(*map(flags_of, helps.values())), []
     for page in PAGES:
         prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)

@@ -9,10 +9,10 @@ import zlib
 
 import numpy as np
 import pytest
-from conprediff_jax.errors import UserError
 from fuzzing import fuzz
 from PIL import Image
 
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.data.holes import Picture, cut, mask_files
 from conprediff_jax.data.masks import POLARITIES, read_mask
 from conprediff_jax.data.transforms import decode

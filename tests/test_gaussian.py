@@ -68,7 +68,7 @@ def test_corruption_and_velocity_equal_diffusers(schedule, beta_start, beta_end,
     )
 
 
-def test_draws_belong_to_the_example():
+def test_draws_depend_on_the_key_of_the_example_only():
     """An example's time and noise depend on its key alone, and cover their ranges."""
     process = GaussianProcess(num_steps=10)
     rngs = jax.random.split(jax.random.key(0), 500)

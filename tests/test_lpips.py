@@ -102,7 +102,7 @@ def test_gradient_is_finite_where_nothing_is_active():
     assert jnp.isfinite(gradient).all()
 
 
-def test_bad_files_are_one_clear_line(tmp_path):
+def test_bad_files_are_reported_in_one_line(tmp_path):
     _, features, heads = reference("alexnet")
     good, other = tmp_path / "trunk.safetensors", tmp_path / "heads.safetensors"
     save_file(features, good)

@@ -239,7 +239,7 @@ def test_slices_by_name(name, slice_, chips):
         ("v4:4x4", "3 dimensions"),
     ],
 )
-def test_no_such_slice(name, message):
+def test_unknown_slices_are_refused(name, message):
     with pytest.raises(UserError, match=message):
         Topology.parse(name)
 
@@ -292,7 +292,7 @@ def test_memory_of_arguments_is_that_of_their_shards():
     assert divided.batch == whole.batch
 
 
-def test_what_the_compiler_would_have_needed():
+def test_memory_is_read_from_the_compilers_error():
     error = "RESOURCE_EXHAUSTED: the total memory required for HLO temporaries (48.00G) exceeds"
     assert memory_lib.needed(ValueError(error)) == 48 * 2**30
     used = "Ran out of memory in memory space hbm. Used 20.5G of 15.75G hbm."
@@ -354,7 +354,7 @@ def test_a_sweep_stops_where_memory_ends_and_finds_the_best(monkeypatch, tmp_pat
     assert len(lines) == 9 and len({len(line) for line in lines}) == 1
 
 
-def test_a_plan_for_a_slice_that_is_not_there():
+def test_a_plan_for_a_slice_without_the_machine():
     pytest.importorskip("libtpu")
     config = tiny.get_config()
     config.train.batch_size = 16

@@ -201,14 +201,14 @@ NUMBERED = {"JAX_COORDINATOR_ADDRESS": "localhost:1", "JAX_PROCESS_ID": "0"}
         (processes.refuse_several, {"SLURM_STEP_NUM_TASKS": "8"}, "TASKS is 8: this command runs"),
     ],
 )
-def test_half_told_processes_are_refused(call, settings, message, monkeypatch):
+def test_incomplete_settings_of_processes_are_refused(call, settings, message, monkeypatch):
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=message):
         call()
 
 
-def test_commands_of_one_process_say_so():
+def test_commands_for_a_single_process_refuse_several():
     result = subprocess.run(
         [sys.executable, "-m", "conprediff_jax.evaluate", "--reference=x"],
         cwd=ROOT, env=environment() | {"JAX_NUM_PROCESSES": "2"}, capture_output=True, text=True,

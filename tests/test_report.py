@@ -147,7 +147,7 @@ def test_a_step_that_still_runs_is_not_waited_for(watch):
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1.0])
-def test_a_run_that_waits_for_data_is_told_so(seconds, watch, tmp_path, monkeypatch):
+def test_a_run_that_waits_for_data_reports_it(seconds, watch, tmp_path, monkeypatch):
     said = []
     monkeypatch.setattr(logging, "warning", lambda text, *values: said.append(text % values))
     spec = TrainSpec(steps=5, log_every=2, batch_size=4)
@@ -186,6 +186,6 @@ def test_a_measured_step_is_the_step_compiled_once_and_traced(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("text", ["10", "5:4", "0:3", "a:b", "1:2:3"])
-def test_a_window_of_steps_that_is_none(text):
+def test_invalid_windows_of_steps_are_refused(text):
     with pytest.raises(ValueError, match="START:STOP"):
         trace_window(text)

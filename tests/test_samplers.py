@@ -194,7 +194,7 @@ def test_dpm_solver_equals_diffusers(prediction, schedule, spacing, monkeypatch)
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-def test_times_below_a_least_lambda_equal_diffusers(spacing, monkeypatch):
+def test_time_limit_equals_the_smallest_lambda_of_diffusers(spacing, monkeypatch):
     """Trap: of the cosine schedule, 'linspace' begins at 994 and not at 999."""
     process = make_process("cosine", "v")
     lambdas = 0.5 * np.log(process.alpha_bars / (1 - process.alpha_bars))
@@ -220,7 +220,7 @@ def test_times_equal_those_of_diffusers():
 
 @pytest.mark.parametrize("make", [DDIM, DDPM, RePaint, DPMSolverPP2M])
 @pytest.mark.parametrize("num_steps", [20, 1000])
-def test_as_many_steps_as_asked_for_begin_in_the_noise_or_are_refused(make, num_steps):
+def test_times_that_are_too_few_or_begin_too_late_are_refused(make, num_steps):
     process = make_process("cosine", "v", num_steps)
     options = {"jump_length": 1, "resamplings": 1} if make is RePaint else {}
     for spacing in SPACINGS:

@@ -84,7 +84,7 @@ def test_encoders_equal_the_published_ones(checkpoint):
     np.testing.assert_allclose(found, their_output(kind, model, tokens), atol=2e-5)
 
 
-def test_weights_travel_both_ways_bit_for_bit(checkpoint, tmp_path):
+def test_weights_round_trip_bit_for_bit(checkpoint, tmp_path):
     kind, folder, model = checkpoint
     encoder, params = interop.load(folder, **OPTIONS.get(kind, {}))
     written = interop.params_to_transformers(params, encoder)
@@ -171,7 +171,7 @@ def tiny(kind, **options):
 
 
 @pytest.mark.parametrize(("kind", "reach"), [("clip", "after"), ("bert", "all"), ("t5", "all")])
-def test_who_sees_whom(kind, reach):
+def test_which_tokens_see_which(kind, reach):
     encoder, variables = tiny(kind)
     tokens = some_tokens(padding=False)
     other = tokens.copy()
@@ -202,7 +202,7 @@ def test_distance_buckets_are_those_of_transformers(buckets, most):
 
 
 @pytest.mark.parametrize("kind", sorted(TEXT_ENCODERS))
-def test_options_change_no_more_than_they_say(kind):
+def test_each_option_changes_only_what_it_names(kind):
     encoder, variables = tiny(kind, num_layers=1)
     tokens = jnp.asarray(some_tokens())
 

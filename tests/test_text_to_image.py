@@ -201,7 +201,7 @@ def test_a_frozen_encoder_comes_from_its_folder(config, tmp_path):
         frozen.prepare(wrong, lambda: iter(()))
 
 
-def test_configs_that_contradict_themselves(config):
+def test_contradictory_configs_are_refused(config):
     for overrides, message in [
         ({"model.num_classes": 3}, "a model has one condition"),
         ({"condition.null": "none"}, "config.condition.null is 'none'"),

@@ -95,7 +95,7 @@ def test_a_vocabulary_is_learnt_from_captions():
         assert copy.to_json() == tokenizer.to_json()
 
 
-def test_what_is_lost_is_counted():
+def test_truncated_and_unknown_tokens_are_counted():
     tokenizer = trained(length=6)
     report = tokenizer.report(["cook", "", "cook 7 cook", "man cook dark skin tone"])
     assert (report.texts, report.truncated, report.unknown) == (4, 1, 1)
@@ -122,7 +122,7 @@ def test_a_prompt_that_does_not_fit_is_explained(prompt, message):
     assert tokenizer([prompt]).shape == (1, 10)  # as data it will do
 
 
-def test_what_is_no_tokenizer_is_refused(tmp_path):
+def test_files_that_are_no_tokenizer_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"no tokenizer there; expected tokenizer\.json"):
         Tokenizer.from_file(tmp_path, length=8)
     (tmp_path / "tokenizer.json").write_text("{}")

@@ -328,7 +328,7 @@ def test_without_room_the_last_good_checkpoint_is_named(
         train(run_config, str(tmp_path))
 
 
-def test_storage_that_does_not_answer_condemns_no_checkpoint(finished, monkeypatch):
+def test_a_storage_error_moves_no_checkpoint_aside(finished, monkeypatch):
     with Checkpoints(str(finished[0]), read_only=True) as checkpoints:
 
         def unanswered(path, items):
