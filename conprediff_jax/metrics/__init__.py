@@ -1,1 +1,1 @@
-"""Distances between images and between sets of images."""
+"""Metrics of images, of sets of images and of models."""

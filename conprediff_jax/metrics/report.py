@@ -1,4 +1,4 @@
-"""An evaluation as one HTML page, with its pictures inside and as PNGs beside it."""
+"""Writes an evaluation as one HTML page that contains its pictures, and as PNGs beside it."""
 
 import base64
 import dataclasses
@@ -32,10 +32,10 @@ class Picture:
     """A picture of the report.
 
     Attributes:
-        file: its name, without the ending.
-        title: its heading.
-        note: what one sees.
-        pixels: uint8.
+        file: Name of the PNG, without the ending.
+        title: Heading above the picture.
+        note: What the picture shows.
+        pixels: The picture, uint8.
     """
 
     file: str
@@ -45,7 +45,7 @@ class Picture:
 
 
 def table(figures: Mapping[str, Figure]) -> str:
-    """Figures and their intervals as plain text, one a line."""
+    """The figures with their intervals as plain text, one per line."""
     width = max(map(len, figures))
     lines = []
     for name, figure in figures.items():
@@ -67,14 +67,14 @@ def write(
     """Writes `report.html` and the PNGs.
 
     Args:
-        folder: where to.
-        title: heading.
-        about: what was compared, in words.
-        figures: metrics by name.
-        pictures: in order.
+        folder: The folder of the report.
+        title: Heading of the page.
+        about: What was compared, in words.
+        figures: Figures by name of the metric.
+        pictures: Pictures in the order of the page.
 
     Returns:
-        The page.
+        The path of the page.
     """
     parts = [f"<h1>{html.escape(title)}</h1>", _rows(about), "<h2>Metrics</h2>", _metrics(figures)]
     for picture in pictures:
@@ -99,7 +99,7 @@ def neighbors_picture(
     samples: UInt8[np.ndarray, "rows height width 3"],
     nearest: UInt8[np.ndarray, "rows k height width 3"],
 ) -> UInt8[np.ndarray, "_height _width 3"]:
-    """Each sample at the head of a row, followed by its nearest neighbours after a white column."""
+    """Rows that begin with a sample, and show its nearest neighbours after a white column."""
     blank = np.full_like(samples[:, None], 255)
     rows = np.concatenate([samples[:, None], blank, nearest], axis=1)
     return images.grid(rows.reshape(-1, *samples.shape[1:]), columns=rows.shape[1])
@@ -108,13 +108,13 @@ def neighbors_picture(
 def precision_recall_picture(
     curve: Float[np.ndarray, "points 2"], labels: Sequence[str], precision: Figure, recall: Figure
 ) -> UInt8[np.ndarray, "_height _width 3"]:
-    """Precision over recall: a curve over k, and the reported point with its intervals.
+    """A plot of precision over recall: a curve over k, and the reported point with its intervals.
 
     Args:
-        curve: (recall, precision) of every k.
-        labels: of the points.
-        precision: as reported.
-        recall: as reported.
+        curve: Recall and precision for every k.
+        labels: Labels of the points of the curve.
+        precision: The reported precision.
+        recall: The reported recall.
     """
     size, margin = 480, 56
     image = Image.new("RGB", (size + 2 * margin, size + 2 * margin), "white")

@@ -1,9 +1,10 @@
-"""A small evaluation inside the train loop: is the run getting better?
+"""A small evaluation inside the train loop, which shows whether the run is getting better.
 
-    FD-random-VGG16, KD-random-VGG16    of `num` samples against `num` images of the data
+    FD-random-VGG16, KD-random-VGG16    of some samples against `num` images of the data
 
-Both need no weights; see `metrics.random_vgg16`. So few images bias the distance upwards, always by
-about as much: compare the numbers of a run with each other, and with nothing else.
+Both distances need no weight files; see `metrics.networks.random_vgg16`. So few images bias the
+Frechet distance upwards, always by about as much: compare the numbers of one run with each other,
+and with nothing else.
 """
 
 import itertools
@@ -21,15 +22,15 @@ from conprediff_jax.metrics.kernel import kernel_distance
 
 
 class SmallEvaluation:
-    """Compares samples of the moving average with the data; compiles once.
+    """Compares samples of the moving average with the data; the network is compiled once.
 
     Args:
-        draw: From `params` and `frozen` of a `DiffusionModel` to the samples, uint8.
-        mesh: Devices; all of them compute.
-        spec: the data. The first images that its evaluation order gives are the reference, read at
-            the first call.
-        num: How many images the samples are compared with.
-        batch_size: images at a time.
+        draw: Function from `params` and `frozen` of a `DiffusionModel` to samples, uint8.
+        mesh: The devices, which share the work.
+        spec: The data. The reference is its first images in the order of evaluation, which are read
+            at the first call.
+        num: Number of reference images.
+        batch_size: Images at a time.
     """
 
     def __init__(
@@ -47,14 +48,14 @@ class SmallEvaluation:
         self._reference: tuple[np.ndarray, Gaussian] | None = None
 
     def __call__(self, params: Any, frozen: Any) -> dict[str, float]:
-        """Metrics by the names they are logged under.
+        """The metrics by their names in the log.
 
         Args:
-            params: See `DiffusionModel`; those of the moving average.
-            frozen: See there.
+            params: Moving average of the parameters; see `DiffusionModel`.
+            frozen: See `DiffusionModel`.
 
         Raises:
-            DataError: the data cannot be read.
+            DataError: The data cannot be read.
         """
         if self._reference is None:
             batches = data.evaluation_iterator(self._spec, batch_size=self._runner.batch_size)
@@ -72,6 +73,7 @@ class SmallEvaluation:
         }
 
     def _features(self, images: np.ndarray) -> tuple[np.ndarray, Gaussian]:
+        """The features of images, and their moments."""
         size = self._runner.batch_size
         parts = [images[start : start + size] for start in range(0, len(images), size)]
         rows = np.concatenate([self._runner(part)["pool"] for part in parts])

@@ -1,4 +1,4 @@
-"""All figures of one set of images against another."""
+"""Computes all figures of one set of images against another."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,17 +16,18 @@ from conprediff_jax.metrics.kernel import kernel_distance
 from conprediff_jax.metrics.precision_recall import Inside, precision_recall
 
 METRICS = ("frechet", "spatial", "kernel", "score", "precision", "recall")
-ENOUGH = 2048  # a covariance of 2048 features has full rank from there on
-CURVE = (1, 2, 3, 5, 10)  # the k of the plot of precision and recall
+ENOUGH = 2048  # images; with fewer, the covariance of 2048 features has not full rank
+CURVE = (1, 2, 3, 5, 10)  # values of k in the plot of precision and recall
 _NEEDS_REFERENCE_ROWS = ("kernel", "precision", "recall")
 
 
 class Results(NamedTuple):
-    """What came out.
+    """The results of an evaluation.
 
     Attributes:
-        figures: by published name.
-        curve: recall and precision for every k of `CURVE`, for the plot; empty without them.
+        figures: Figures by published name of the metric.
+        curve: Recall and precision for every k of `CURVE`, for the plot; empty where neither metric
+            is computed.
     """
 
     figures: dict[str, Figure]
@@ -35,16 +36,19 @@ class Results(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Suite:
-    """What is to be computed.
+    """The metrics to compute, and their settings.
 
     Attributes:
-        metrics: of `METRICS`.
-        replicates: bootstrap replicates of every interval; 0 for none.
-        neighbor: k of precision and recall.
-        subsets: subsets of the kernel distance.
-        subset_size: features of a subset.
-        splits: of the inception score.
-        seed: of subsets and replicates.
+        metrics: Metrics, of `METRICS`.
+        replicates: Number of bootstrap replicates for every interval; 0 for no intervals.
+        neighbor: The k of precision and recall.
+        subsets: Number of subsets of the kernel distance.
+        subset_size: Features in a subset.
+        splits: Number of splits of the inception score.
+        seed: Seed of subsets and replicates.
+
+    Raises:
+        ValueError: A metric is unknown, or a number is out of range.
     """
 
     metrics: Sequence[str] = METRICS
@@ -66,7 +70,7 @@ class Suite:
             raise ValueError(f"replicates is {self.replicates}: it must not be negative")
 
     def possible(self, extractor: Extractor, reference: ImageSet) -> "Suite":
-        """The same, without what this network or this reference has no features for."""
+        """This suite without the metrics for which the network or the reference lacks features."""
         without = [metric for metric in self.metrics if metric not in extractor.labels]
         if reference.batches is None:
             without += [metric for metric in self.metrics if metric in _NEEDS_REFERENCE_ROWS]
@@ -77,7 +81,7 @@ class Suite:
         )
 
     def sample_rows(self) -> set[str]:
-        """Features that must be kept of the samples."""
+        """Names of the features of the samples that must be kept."""
         keep = {"pool"} if self._any("kernel", "precision", "recall") else set()
         keep |= {"logits"} if self._any("score") else set()
         if self.replicates:
@@ -86,14 +90,18 @@ class Suite:
         return keep
 
     def reference_rows(self) -> set[str]:
-        """Features that must be kept of the reference."""
+        """Names of the features of the reference that must be kept."""
         return {"pool"} if self._any(*_NEEDS_REFERENCE_ROWS) else set()
 
     def check_counts(self, samples: int, reference: int) -> None:
-        """Refuses Frechet distances of too few images; a count of 0 is not known.
+        """Checks that there are enough images for Frechet distances.
+
+        Args:
+            samples: Number of samples; 0 where it is unknown.
+            reference: Number of reference images; 0 where it is unknown.
 
         Raises:
-            UserError: a side has fewer than `ENOUGH`.
+            UserError: A side has fewer than `ENOUGH` images.
         """
         for side, count in (("samples", samples), ("reference images", reference)):
             if self._any("frechet", "spatial") and 0 < count < ENOUGH:
@@ -103,10 +111,14 @@ class Suite:
                 )
 
     def check_possible(self, samples: int, reference: int) -> None:
-        """Refuses, before anything is computed, what so few images have no figure of.
+        """Checks, before anything is computed, that there are enough images for every metric.
+
+        Args:
+            samples: Number of samples; 0 where it is unknown.
+            reference: Number of reference images; 0 where it is unknown.
 
         Raises:
-            UserError: a side has fewer images than a metric takes; a count of 0 is not known.
+            UserError: A side has fewer images than a metric needs.
         """
         neighbors = max(*CURVE, self.neighbor) + 1
         least = {"score": self.splits, "precision": neighbors, "recall": neighbors}
@@ -121,10 +133,15 @@ class Suite:
                     )
 
     def compute(self, samples: Features, reference: Features, labels: Mapping[str, str]) -> Results:
-        """Every figure, by its published name.
+        """Computes all figures.
+
+        Args:
+            samples: Features of the samples, with those of `sample_rows` kept.
+            reference: Features of the reference, with those of `reference_rows` kept.
+            labels: Published names of the metrics.
 
         Raises:
-            UserError: there are too few images for a metric.
+            UserError: There are too few images for a metric.
         """
         inside = None
         if self._any("precision", "recall"):
@@ -164,11 +181,11 @@ class Suite:
                 size=self.subset_size,
                 rng=rng,
             )
-            # To first order, the distance is the mean of these.
+            # To first order, the distance is the mean of value + influence over the samples.
             return mean_figure(value + influence, **options)
         if metric == "score":
             logits = samples.rows["logits"]
-            logits = logits[rng.permutation(len(logits))]  # classes may come in turn
+            logits = logits[rng.permutation(len(logits))]  # samples may take their classes in turn
             return figure(lambda rows: inception_score(rows, splits=self.splits), logits, **options)
         column = sorted({*CURVE, self.neighbor}).index(self.neighbor)
         rows = inside.samples if metric == "precision" else inside.reference

@@ -1,1 +1,1 @@
-"""A trained model and what is drawn from it: images, shards of many, fillings."""
+"""Diffusion models, and drawing images and fillings from them."""

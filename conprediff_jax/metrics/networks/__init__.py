@@ -1,1 +1,1 @@
-"""The networks that metrics look through."""
+"""The networks whose features metrics compare."""

@@ -1,10 +1,10 @@
-"""CLIP: images and texts in one space.
+"""CLIP, which maps images and texts into one space.
 
 Source: Radford et al. 2021 (arXiv 2103.00020), with the vision transformer. Both towers are
-pre-norm transformers; the image is read off the class token, the text off its end token, under a
-causal mask. The text tower is `models.text.CLIPText`. `load` reads the folder of a checkpoint on
-the Hugging Face hub: `config.json`, `model.safetensors` (or `pytorch_model.bin`), and `vocab.json`
-with `merges.txt`, or `tokenizer.json`.
+pre-norm transformers. The vector of an image is the output at the class token; that of a text is
+the output at its end token, under a causal mask. The text tower is `models.text.CLIPText`. `load`
+reads the folder of a checkpoint from the Hugging Face hub: `config.json`, `model.safetensors` (or
+`pytorch_model.bin`), and `vocab.json` with `merges.txt`, or `tokenizer.json`.
 """
 
 import json
@@ -33,7 +33,7 @@ _VISION_NAMES = transformers_text.Names(
     layers={
         "patch_embedding": "vision_model.embeddings.patch_embedding",
         "position_embedding": "vision_model.embeddings.position_embedding",
-        "input_norm": "vision_model.pre_layrnorm",  # so it is spelt in every checkpoint
+        "input_norm": "vision_model.pre_layrnorm",  # spelt like this in every checkpoint
         "output_norm": "vision_model.post_layernorm",
     },
     block="vision_model.encoder.layers.{}",
@@ -42,16 +42,16 @@ _VISION_NAMES = transformers_text.Names(
 
 
 class VisionModel(nn.Module):
-    """From pixels to the normed class token; the defaults are those of ViT-B/32.
+    """The image tower, from pixels to the normalised class token; the defaults are ViT-B/32's.
 
     Attributes:
         width: Channels.
         num_layers: Number of blocks.
-        num_heads: Attention heads.
+        num_heads: Number of attention heads.
         hidden: Hidden channels of the feed-forward layers.
-        activation: As in `CLIPText`.
-        patch_size: Pixels a side of a patch.
-        image_size: Pixels a side of an image.
+        activation: Activation of the feed-forward layers, as in `CLIPText`.
+        patch_size: Side of a patch in pixels.
+        image_size: Side of an image in pixels.
     """
 
     width: int = 768
@@ -84,12 +84,12 @@ class VisionModel(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Both towers and their projections; matrices are multiplied in full float32 everywhere.
+    """Both towers and their projections; all matrix products are in full float32.
 
     Attributes:
         vision_model: The image tower.
         text_model: The text tower.
-        projection_dim: Size of the space they share.
+        projection_dim: Dimension of the shared space.
     """
 
     vision_model: VisionModel
@@ -103,18 +103,18 @@ class CLIP(nn.Module):
 
     @property
     def image_size(self) -> int:
-        """Pixels a side of an image."""
+        """Side of an image in pixels."""
         return self.vision_model.image_size
 
     @property
     def length(self) -> int:
-        """Tokens of a text."""
+        """Number of tokens of a text."""
         return self.text_model.length
 
     def embed_images(
         self, images: UInt8[Array, "batch height width 3"]
     ) -> Float[Array, "batch projection_dim"]:
-        """Vectors of length 1 of images of `image_size`, as `prepare` makes them."""
+        """The vectors, of length 1, of images that `prepare` has resized to `image_size`."""
         pixels = (images.astype(jnp.float32) / 255 - jnp.array(MEAN)) / jnp.array(STD)
         with jax.default_matmul_precision("highest"):
             return _unit(self.visual_projection(self.vision_model(pixels)))
@@ -122,19 +122,25 @@ class CLIP(nn.Module):
     def embed_texts(
         self, tokens: Int[Array, "batch length"], end: int
     ) -> Float[Array, "batch projection_dim"]:
-        """Vectors of length 1; `end` is the token that ends a text."""
+        """The vectors, of length 1, of texts; `end` is the token that ends a text."""
         with jax.default_matmul_precision("highest"):
             x = self.text_model(tokens)
             first_end = (tokens == end).argmax(axis=1)
             return _unit(self.text_projection(x[jnp.arange(len(x)), first_end]))
 
     def __call__(self, images: Array, tokens: Array) -> tuple[Array, Array]:
-        """Both, so that `init` sees every parameter."""
+        """The vectors of images and texts; `init` calls this to see every parameter."""
         return self.embed_images(images), self.embed_texts(tokens, 0)
 
 
 class Loaded(NamedTuple):
-    """A CLIP ready for use."""
+    """A CLIP ready for use.
+
+    Attributes:
+        model: The network.
+        params: Its parameters, as NumPy arrays.
+        tokenizer: The tokenizer of its text tower.
+    """
 
     model: CLIP
     params: Any
@@ -145,11 +151,11 @@ def load(folder: str | os.PathLike, cache: str | os.PathLike) -> Loaded:
     """Reads a checkpoint's folder.
 
     Args:
-        folder: see the module docstring.
-        cache: where converted weights are kept.
+        folder: The folder; see the module.
+        cache: Folder for converted weights.
 
     Raises:
-        UserError: a file is missing, damaged, or of another network.
+        UserError: A file is missing, damaged, or of another network.
     """
     folder = pathlib.Path(folder)
     try:
@@ -167,10 +173,11 @@ def load(folder: str | os.PathLike, cache: str | os.PathLike) -> Loaded:
 
 
 def make_model(config: dict) -> CLIP:
-    """The model that a checkpoint's config describes; what it leaves out is as in ViT-B/32.
+    """The model that a checkpoint's config describes; fields that it lacks are as in ViT-B/32.
 
     Raises:
-        ValueError, KeyError: It describes another model.
+        KeyError: A section of the config is missing.
+        ValueError: The config describes another model.
     """
     vision = config["vision_config"]
     names = {
@@ -191,10 +198,10 @@ def make_model(config: dict) -> CLIP:
 
 
 def params_from_transformers(state_dict: dict[str, np.ndarray], model: CLIP) -> dict:
-    """The parameters out of a `transformers` state dict; the temperature is left aside.
+    """The parameters from a `transformers` state dict; the temperature is not read.
 
     Raises:
-        ValueError: a tensor is missing, left over or of another shape than the model's.
+        ValueError: A tensor is missing or left over, or has another shape than the model's.
     """
     image = jax.ShapeDtypeStruct((1, model.image_size, model.image_size, 3), jnp.uint8)
     tokens = jax.ShapeDtypeStruct((1, model.length), jnp.int32)
@@ -208,7 +215,7 @@ def params_from_transformers(state_dict: dict[str, np.ndarray], model: CLIP) -> 
 
 
 def _their_name(path: tensors.Path) -> str:
-    """The name in `transformers` of one of our parameters."""
+    """The name that `transformers` gives a parameter."""
     tower, *inner = path
     if inner == ["class_embedding"]:
         return "vision_model.embeddings.class_embedding"
@@ -219,7 +226,7 @@ def _their_name(path: tensors.Path) -> str:
 def prepare(
     images: UInt8[np.ndarray, "batch height width 3"], size: int
 ) -> UInt8[np.ndarray, "batch size size 3"]:
-    """The central square, resized by Pillow's bicubic filter, as CLIP's own code does it."""
+    """The central square, resized by Pillow's bicubic filter as in CLIP's own code."""
     height, width = images.shape[1:3]
     shorter = min(height, width)
     shape = (width * size // shorter, height * size // shorter)

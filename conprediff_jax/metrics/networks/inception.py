@@ -1,15 +1,15 @@
-"""The Inception network of 2015 whose features define the FID, as pytorch-fid has it.
+"""The Inception network of 2015 whose features define the FID, as in pytorch-fid.
 
 Source: Szegedy et al. 2015 (arXiv 1512.00567), in the version of TensorFlow's
-`inception-2015-12-05`, which differs from the one trained later (torchvision's) in four ways:
-average pools leave the padding out of the mean; the last block pools by the maximum; the classes
-are 1008; there is no auxiliary head. Normalisation uses the stored statistics, epsilon 0.001.
+`inception-2015-12-05`. It differs from the later version (torchvision's) in four ways: average
+pools leave the padding out of the mean; the last block pools by the maximum; there are 1008
+classes; there is no auxiliary head. Normalisation uses stored statistics, with epsilon 0.001.
 
 Images are scaled as pytorch-fid scales them,
 
     x = 2 resize(image / 255, 299 x 299, bilinear, no antialiasing, half-pixel centres) - 1     (1)
 
-torch-fidelity and TensorFlow's graph take (image - 128) / 128 and other centres, which moves the
+torch-fidelity and TensorFlow's graph use (image - 128) / 128 and other centres, which changes the
 features by some thousandths.
 
 Modules and parameters have the names of pytorch-fid's weight file.
@@ -34,15 +34,16 @@ _LEAVES = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var":
 
 
 class InceptionFeatures(NamedTuple):
-    """What the metrics read off the network; float32.
+    """The features that metrics use; float32.
 
     Attributes:
-        pool: mean over places of the last block, for FID, KID, precision and recall.
-        spatial: first seven channels of Mixed_6d's 1x1 branch after its ReLU, 17 x 17 places; for
-            the sFID (Nash et al. 2021, arXiv 2103.03841; TensorFlow's `mixed_6/conv`, as in ADM).
-        logits: of the 1008 classes, without the bias, for the inception score.
-        taps: means over places of 64, 192 and 768 channels: after the first and the second
-            max-pool, and before the auxiliary head.
+        pool: Mean over places of the last block, for FID, KID, precision and recall.
+        spatial: First seven channels of Mixed_6d's 1x1 branch after its ReLU, at 17 x 17 places,
+            for the sFID (Nash et al. 2021, arXiv 2103.03841; TensorFlow's `mixed_6/conv`, as in
+            ADM).
+        logits: Logits of the 1008 classes, without the bias, for the inception score.
+        taps: Means over places of 64, 192 and 768 channels: after the first and the second
+            max-pool, and at the place of the auxiliary head.
     """
 
     pool: Float[Array, "batch 2048"]
@@ -52,7 +53,7 @@ class InceptionFeatures(NamedTuple):
 
 
 class _Conv(nn.Module):
-    """Convolution, normalisation by stored statistics, ReLU."""
+    """A convolution, normalisation by stored statistics, and a ReLU."""
 
     channels: int
     kernel: tuple[int, int] = (1, 1)
@@ -74,7 +75,7 @@ class _Conv(nn.Module):
 
 
 class _Norm(nn.Module):
-    """Batch normalisation that has been trained: an affine map of each channel."""
+    """Batch normalisation with stored statistics: an affine map of each channel."""
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -87,17 +88,17 @@ class _Norm(nn.Module):
 
 
 class _Block(nn.Module):
-    """Convolutions in parallel, their outputs side by side."""
+    """Parallel branches of convolutions, whose outputs are concatenated."""
 
     def chain(self, x: Array, prefix: str, *convolutions: tuple) -> Array:
-        """Convolutions one after the other: `prefix` alone, or with _1, _2, ... where several."""
+        """Convolutions in sequence, called `prefix` if there is one, else `prefix`_1, _2, ..."""
         for number, (channels, kernel) in enumerate(convolutions, 1):
             name = prefix if len(convolutions) == 1 else f"{prefix}_{number}"
             x = _Conv(channels, kernel, name=name)(x)
         return x
 
     def average(self, x: Array) -> Array:
-        """3x3 mean in which padding does not count."""
+        """The mean over 3x3 places; places of the padding do not count."""
         return nn.avg_pool(x, (3, 3), (1, 1), "SAME", count_include_pad=False)
 
 
@@ -196,7 +197,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, images: UInt8[Array, "batch height width 3"]) -> InceptionFeatures:
-        """Features of images of any size."""
+        """The features of images of any size."""
         x = images.astype(jnp.float32) / 255
         shape = (len(x), SIZE, SIZE, 3)
         x = 2 * jax.image.resize(x, shape, "bilinear", antialias=False) - 1  # (1)
@@ -228,14 +229,14 @@ class Inception(nn.Module):
 
 
 def params_from_pytorch_fid(state_dict: Mapping[str, np.ndarray]) -> dict:
-    """The parameters out of pytorch-fid's (or torch-fidelity's) weight file.
+    """The parameters from the weight file of pytorch-fid or torch-fidelity.
 
     Args:
-        state_dict: NumPy arrays by the file's names; counters of batches, and the last bias, which
-            the score's logits go without, are left aside.
+        state_dict: NumPy arrays by their names in the file. Counters of batches are not read, nor
+            is the last bias, which the logits of the inception score leave out.
 
     Raises:
-        ValueError: a tensor is missing, left over or of another shape than the network's.
+        ValueError: A tensor is missing or left over, or has another shape than the network's.
     """
     unread = ("num_batches_tracked", "fc.bias")
     return _table().read({k: v for k, v in state_dict.items() if not k.endswith(unread)})

@@ -1,7 +1,7 @@
 """LPIPS, the learned perceptual distance of two images.
 
-With f_l the activations at the l-th tap of a trunk, scaled to length 1 at every pixel, and w_l a
-learned non-negative weight of every channel,
+With f_l the activations at the l-th tap of a trunk, scaled to length 1 at every pixel, and w_l
+learned non-negative weights of the channels,
 
     d(x, y) = sum_l mean_pixels w_l . (f_l(x) - f_l(y))^2                                 (1)
 
@@ -37,15 +37,19 @@ SCALE = (0.458, 0.448, 0.450)
 class AlexNet(nn.Module):
     """The convolutional part of AlexNet; float32.
 
-    Its parameters are named as torchvision names them, `features_0` to `features_10`.
+    Its layers have torchvision's names, `features_0` to `features_10`.
     """
 
     @nn.compact
     def __call__(self, x: Images) -> list[Float[Array, "batch _h _w _c"]]:
-        """The five ReLUs, of scaled images of at least 31 pixels a side."""
+        """The outputs of the five ReLUs.
+
+        Args:
+            x: Images scaled by `SHIFT` and `SCALE`, at least 31 pixels a side.
+        """
 
         def layer(x: Array, index: int, channels: int, kernel: int, stride: int = 1) -> Array:
-            # Half the kernel on every side; the wide first one gets less.
+            # The padding is half the kernel, but less for the wide first kernel.
             padding = 2 if index == 0 else kernel // 2
             conv = nn.Conv(
                 channels,
@@ -72,13 +76,15 @@ SMALLEST_IMAGE = {"alexnet": 31, "vgg16": 16}
 
 
 class LPIPS(nn.Module):
-    """The distance (1), in float32. Parameters: `trunk/features_<n>` and `head_<l>`, see `load`.
+    """The distance (1), in float32.
+
+    Its parameters are `trunk/features_<n>` and `head_<l>`, which `load` reads.
 
     Attributes:
-        network: the trunk, a key of `TRUNKS`.
+        network: The trunk, a key of `TRUNKS`.
 
     Raises:
-        ValueError: the trunk is unknown, at construction.
+        ValueError: The trunk is unknown.
     """
 
     network: str = "vgg16"
@@ -90,17 +96,17 @@ class LPIPS(nn.Module):
 
     @property
     def smallest_image(self) -> int:
-        """Pixels a side that images need."""
+        """The smallest side of an image in pixels."""
         return SMALLEST_IMAGE[self.network]
 
     @nn.compact
     def __call__(self, x: Images, y: Images) -> Float[Array, "batch"]:
-        """Distances of images in [-1, 1]."""
+        """The distances between the images of two batches, in [-1, 1]."""
         both = jnp.concatenate([x, y]).astype(jnp.float32)
         taps = TRUNKS[self.network](name="trunk")((both - jnp.array(SHIFT)) / jnp.array(SCALE))
         distance = jnp.zeros(len(x))
         for level, h in enumerate(taps):
-            # The floor, far below any length, is there for the gradient where nothing is active.
+            # The small constant keeps the gradient finite where no channel is active.
             unit = h * jax.lax.rsqrt(jnp.square(h).sum(axis=-1, keepdims=True) + 1e-20)
             squares = jnp.square(unit[: len(x)] - unit[len(x) :])
             head = nn.Dense(1, use_bias=False, precision="highest", name=f"head_{level}")
@@ -115,17 +121,19 @@ def load(
     *,
     cache: str | os.PathLike = "~/.cache/conprediff_jax/weights",
 ) -> dict[str, Any]:
-    """Parameters from files, as NumPy arrays.
+    """Reads the parameters from files, as NumPy arrays.
+
+    Each file has the format of safetensors or of torch.
 
     Args:
-        model: says which network is expected.
-        trunk: torchvision's weights (`features.0.weight` ...; the classifier's are left aside).
-        heads: the `lpips` package's (`lin0.model.1.weight` ...). Both are files of safetensors or
-            of torch.
-        cache: where files of torch are kept converted.
+        model: The network whose parameters are read.
+        trunk: File of torchvision's weights (`features.0.weight` ...); those of the classifier are
+            not read.
+        heads: File of the `lpips` package's weights (`lin0.model.1.weight` ...).
+        cache: Folder for converted files of torch.
 
     Raises:
-        UserError: a file is missing, unreadable, or not what it should be.
+        UserError: A file is missing, unreadable, or of another network.
     """
     cache = pathlib.Path(cache).expanduser()
     tensors = cached.read(trunk, cache) | cached.read(heads, cache)
@@ -137,7 +145,7 @@ def load(
 
 
 def table(model: LPIPS) -> Table:
-    """Where the parameters are in the state dicts of both files together."""
+    """The names of the parameters in the two files, whose state dicts are joined."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     shapes = parameter_shapes(jax.eval_shape(model.init, jax.random.key(0), image, image)["params"])
     names, heads = {}, []

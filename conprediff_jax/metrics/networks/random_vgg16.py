@@ -1,9 +1,9 @@
 """Features of a VGG-16 with fixed random weights, for `FD-random-VGG16`.
 
-For images far from ImageNet, or where no pretrained weights can be had, a random network is a
-published substitute (Naeem et al. 2020, arXiv 2002.09797, which takes its last layer). This one is
-read after every stage, since the last alone tells noise from drawings badly. Everything about it is
-defined here, so that its numbers can be repeated in any language:
+For images far from ImageNet, or without pretrained weights, a random network is a published
+substitute (Naeem et al. 2020, arXiv 2002.09797, which uses its last layer). This one uses the
+outputs of all stages, because the last stage alone hardly tells noise from drawings. Its complete
+definition follows, so that its numbers can be reproduced in any language:
 
     bits        64-bit outputs, in order, of Philox-4x64-10 with key (16, 0), counter from 1
     u           (bits >> 11) / 2^53, in [0, 1)
@@ -15,8 +15,8 @@ defined here, so that its numbers can be repeated in any language:
     features    of every stage, the projection of the mean over places of its last ReLU (relu1_2,
                 relu2_2, relu3_3, relu4_3, relu5_3); 5 x 32 numbers
 
-A distance depends on the size of the images; both sides must have the same. It is never to be
-called FID.
+A distance depends on the size of the images, which must be the same on both sides. Do not call it
+FID.
 """
 
 import flax.linen as nn
@@ -29,18 +29,18 @@ from jaxtyping import Array, Float, UInt8
 from conprediff_jax.metrics.networks.vgg16 import VGG16
 
 KEY = 16
-FEATURES = 32  # of a stage
-LEAST = 32
+FEATURES = 32  # of each stage
+LEAST = 32  # smallest side in pixels of the network's input
 
 
 class RandomVGG16(nn.Module):
-    """The network; its parameters come from `params`, not from `init`."""
+    """The network; its parameters come from the function `params`, and not from `init`."""
 
     @nn.compact
     def __call__(
         self, images: UInt8[Array, "batch height width 3"]
     ) -> Float[Array, "batch features"]:
-        """Features, float32."""
+        """The features of images, float32."""
         repeats = -(-LEAST // min(images.shape[1:3]))
         x = images.repeat(repeats, axis=1).repeat(repeats, axis=2)
         x = x.astype(jnp.float32) / 127.5 - 1
@@ -54,7 +54,7 @@ class RandomVGG16(nn.Module):
 
 
 def params() -> dict:
-    """The parameters, float32 NumPy arrays: always the same."""
+    """The parameters, float32 NumPy arrays, which are always the same."""
     image = jax.ShapeDtypeStruct((1, LEAST, LEAST, 3), jnp.uint8)
     tree = jax.eval_shape(RandomVGG16().init, jax.random.key(0), image)["params"]
     shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(tree).items()}
@@ -75,6 +75,6 @@ def params() -> dict:
 
 
 def _place(path: tuple[str, ...]) -> tuple[bool, int]:
-    """Where in the order of draws a parameter is; the projections come last."""
+    """The place of a parameter in the order of the draws; the projections come last."""
     layer = path[-2]
     return layer.startswith("projection"), int(layer.split("_")[1])

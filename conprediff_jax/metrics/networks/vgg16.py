@@ -15,17 +15,17 @@ STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolut
 class VGG16(nn.Module):
     """The convolutional part of VGG-16; float32.
 
-    Its parameters are named as torchvision names them, `features_0` to `features_28`.
+    Its layers have torchvision's names, `features_0` to `features_28`.
     """
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "batch height width 3"]
     ) -> list[Float[Array, "batch _h _w _c"]]:
-        """The last ReLU of each of the five stages (relu1_2, relu2_2, relu3_3, relu4_3, relu5_3).
+        """The output of the last ReLU of each stage (relu1_2, relu2_2, relu3_3, relu4_3, relu5_3).
 
         Args:
-            x: images, scaled as the weights want them; at least 16 pixels a side.
+            x: Images, scaled as the weights require, at least 16 pixels a side.
         """
         taps, index = [], 0
         for channels, convolutions in STAGES:
