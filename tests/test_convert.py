@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 def with_classes():
     """Class-conditional, on patches: what only our own formats hold."""
-    config = tiny.pixels(steps=2).unlock()
+    config = tiny.pixels(steps=4).unlock()
     config.first_stage.patch = 2
     with config.model.ignore_type():
         config.model.update(channel_mult=(1,), attention_downsampling=(), num_classes=3)
@@ -123,13 +123,13 @@ def test_the_api_samples_encodes_and_decodes(folder, model):
     np.testing.assert_array_equal(images, tiny.draw(model, 3, np.ones(3, int)))
     single = opened.sample(3, label=1, batch_size=1)
     assert np.abs(single.astype(int) - images).max() <= 1
-    assert not np.array_equal(opened.sample(3, label=1, steps=3), images)
+    assert not np.array_equal(opened.sample(3, label=1, steps=5), images)
     points = opened.encode(images)
     assert points.shape == (3, 4, 4, 12)
     np.testing.assert_array_equal(opened.decode(points), images)
     assert "step 3" in repr(opened)
     for arguments, message in (
-        ({"label": 3}, "knows 0 to 2"),
+        ({"label": 3}, "whole number from 0 to 2"),
         ({"steps": 0}, "steps is 0"),
         ({"guidance": 2.0}, "guidance is 2.0"),
         ({"prompts": "a cat"}, "reads no captions"),
@@ -154,11 +154,11 @@ def test_the_api_fills_holes(folder):
     np.testing.assert_array_equal(again, filled)
     spec = sampling_for(opened.diffusion, steps=4, jump_length=2, resamplings=1)
     assert opened._fill(spec)._cache_size() == 1
-    one = opened.inpaint(images, masks[0], seed=1, label=0, steps=2, sampler="ddim")
+    one = opened.inpaint(images, masks[0], seed=1, label=0, steps=4, sampler="ddim")
     np.testing.assert_array_equal(one[:, masks[0]], images[:, masks[0]])
     for arguments, message in (
-        ({"masks": masks[:2]}, r"masks are of shape \(2, 8, 8\): \(3, 8, 8\) or \(8, 8\)"),
-        ({"masks": masks, "label": 3}, "knows 0 to 2"),
+        ({"masks": masks[:2]}, r"masks has the shape \(2, 8, 8\): \(3, 8, 8\) or \(8, 8\)"),
+        ({"masks": masks, "label": 3}, "whole number from 0 to 2"),
         ({"masks": masks, "prompt": "a cat"}, "reads no captions"),
         ({"masks": masks, "resamplings": 0}, "resamplings"),
     ):

@@ -219,7 +219,7 @@ def patched():
         ),
         (lambda: tiny.pixels(sampler="dpm_solver"), "clip is 1.0 with dpm_solver"),
         (lambda: tiny.pixels(spacing="trailing", steps=7), "take steps that divide 20"),
-        (lambda: tiny.pixels(steps_offset=3, steps=9), "goes on by 2 at every step"),
+        (lambda: tiny.pixels(steps_offset=3, steps=9), "moves by 2 at every step"),
         (
             lambda: tiny.pixels(time_limit=19, spacing="linspace"),
             "time_limit is 19: only diffusers' DPM-Solver",

@@ -135,13 +135,13 @@ def open_folder(path: str, step: int | None = None) -> Pretrained:
     Raises:
         UserError: There is no such checkpoint, or it holds a first stage and no denoiser.
     """
-    step, config, params, task_state = restore.restore(
-        path, parallel.make_mesh(parallel.MeshSpec()), step
-    )
-    if "frozen" not in task_state:
+    run = restore.restore(path, parallel.make_mesh(parallel.MeshSpec()), step)
+    if "frozen" not in run.state:
         raise UserError(f"{path} holds a first stage: there is no denoiser")
-    params, frozen = jax.tree.map(np.asarray, (params, task_state["frozen"]))
-    return Pretrained(config=config, params=params, frozen=frozen, step=step, origin=str(path))
+    params, frozen = jax.tree.map(np.asarray, (run.params, run.state["frozen"]))
+    return Pretrained(
+        config=run.config, params=params, frozen=frozen, step=run.step, origin=str(path)
+    )
 
 
 def write_folder(model: Pretrained, folder: pathlib.Path) -> None:
