@@ -1,1 +1,1 @@
-"""Opening what training has written."""
+"""Reading and writing the workdir of a run: checkpoints, and models for use."""

@@ -1,10 +1,10 @@
-"""The batches of a run: this process's part of each, and how another set of processes goes on.
+"""The batches of a run: one process's part of each, and how other processes continue them.
 
-The parts are those of `data.make_iterator`: place i of the stream goes to part i mod P. How far a
-part has come, in all of them, says which places have been seen, so that a checkpoint of P parts can
-be continued with any other number: all begin at the first place that is still unseen. Nothing is
-seen twice, and nothing left out, as long as the parts have come equally far; undecodable images let
-some run ahead, by a few examples, which are then seen again.
+`data.make_iterator` divides the stream of examples into P parts: place i goes to part i mod P. A
+checkpoint stores how far each part has come, and so which places have been seen. A run with any
+other number of parts begins at the first place that has not been seen. If all parts have come
+equally far, every example is seen exactly once. Undecodable images let some parts run ahead by a
+few examples, which are then seen again.
 """
 
 import json
@@ -17,11 +17,11 @@ from etils import epath
 
 
 class Batches:
-    """This process's part of every batch; an iterator of dicts of numpy arrays.
+    """An iterator of one process's part of every batch, as dicts of NumPy arrays.
 
     Args:
-        iterator: Of the part.
-        share: Which part it is, and of how many.
+        iterator: The iterator of this part.
+        share: The index of this part, and the number of parts.
     """
 
     def __init__(self, iterator: grain.DatasetIterator, share: tuple[int, int]):
@@ -34,17 +34,17 @@ class Batches:
         return next(self._iterator)
 
     def get_state(self) -> bytes:
-        """Where the part is, as grain's checkpoint handler wants it."""
+        """The place of this part in the data, in the form that grain's checkpoint handler needs."""
         return json.dumps({"share": self._share, "stream": self._iterator.get_state()}).encode()
 
     def restore(self, folder: epath.Path) -> None:
-        """Goes on where the parts stopped whose states are in a folder, however many they were.
+        """Continues where the parts stopped whose states a folder holds, however many they were.
 
         Args:
-            folder: With the files of grain's checkpoint handler, one a process.
+            folder: Folder with the files of grain's checkpoint handler, one per process.
 
         Raises:
-            ValueError: The files are not all there, or not such files.
+            ValueError: Files are missing, or have another form.
         """
         states = _read_states(folder)
         fresh = self._iterator.get_state()
@@ -60,25 +60,25 @@ def first_unseen(states: Iterable[dict[str, Any]]) -> int:
     """The first place of the whole stream that has not been seen.
 
     Args:
-        states: `{"share": (index, count), "stream": a grain iterator's state}` of every part.
+        states: For every part, `{"share": (index, count), "stream": state of the grain iterator}`.
     """
     places = []
     for state in states:
         index, count = state["share"]
         cursors = _cursors(state["stream"])
         for worker, cursor in enumerate(cursors):
-            # Worker w of W reads every W-th of its part.
+            # Worker w of W reads every W-th example of its part, from the w-th on.
             places.append(index + count * (worker + len(cursors) * cursor["next_index"]))
     return min(places)
 
 
 def starting_at(first: int, state: dict[str, Any], share: Iterable[int]) -> dict[str, Any]:
-    """A part's state, changed to begin at its first place that is not before `first`.
+    """The state of a part that begins at its first place from `first` on.
 
     Args:
         first: A place of the whole stream.
-        state: Of a fresh iterator of the part.
-        share: Which part it is, and of how many.
+        state: State of a fresh iterator of the part.
+        share: The index of the part, and the number of parts.
     """
     state = json.loads(json.dumps(state))
     index, count = share
@@ -93,12 +93,12 @@ def starting_at(first: int, state: dict[str, Any], share: Iterable[int]) -> dict
 
 
 def _cursors(state: dict[str, Any]) -> list[dict[str, Any]]:
-    """Where the workers of a part are; a part without workers is its own."""
+    """The places of the workers of a part; without workers, the place of the part itself."""
     return state.get("iterators_in_use_states", [state])
 
 
 def _layout(state: dict[str, Any]) -> tuple[bool, int]:
-    """Whether a part is read by workers, and by how many; it may differ from run to run."""
+    """Whether workers read a part, and how many; this may change when a run continues."""
     return "iterators_in_use_states" in state, len(_cursors(state))
 
 
@@ -107,7 +107,7 @@ def _read_states(folder: epath.Path) -> list[dict[str, Any]]:
     for file in folder.glob("process_*-of-*.json"):
         index, count = map(int, re.findall(r"\d+", file.name))
         state = json.loads(file.read_text())
-        # Files of before shares were written down: a part a process.
+        # Files of older versions hold no shares: there was one part per process.
         states.append(state if "share" in state else {"share": [index, count], "stream": state})
         counts.add(count)
     if counts != {len(states)}:

@@ -1,16 +1,17 @@
-"""Checkpoints by orbax: asynchronous, atomic, and what each one holds.
+"""Checkpoints, which orbax writes asynchronously and atomically.
 
 A checkpoint is a folder of items that are read independently:
 
     <workdir>/checkpoints/<step>/
-        ema      moving average of the denoiser, and
-        extra    the task's own state, such as a frozen first stage: all that sampling opens
-        train    step, parameters, optimiser state
-        data     states of the data iterators, one file a process; see `batches`
-        config   the run's config
-        checksums   of all files of the items above; see `checksums`
+        ema         moving average of the parameters that are sampled
+        extra       state of the task, such as a frozen first stage
+        train       step, parameters and optimiser state
+        data        states of the data iterators, one file per process; see `batches`
+        config      the run's config
+        checksums   checksums of all files of the items above; see `checksums`
 
-Checkpoints of earlier versions have no checksums, and are read without.
+Sampling opens only `ema`, `extra` and `config`. Checkpoints of earlier versions have no checksums,
+and are read without them.
 """
 
 import contextlib
@@ -40,14 +41,14 @@ T = TypeVar("T")
 
 FOLDER = "checkpoints"
 
-# Of the machine or the storage, not of a checkpoint: names of status codes, HTTP's, and exceptions.
+# Errors of the machine or the storage, not of a checkpoint: status codes in messages, and types.
 _PASSING = re.compile(
     r"\b(UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED|CANCELLED|UNAUTHENTICATED"
     r"|PERMISSION_DENIED)\b|\bHTTP\D{0,20}(429|5\d\d)\b"
 )
 _PASSING_ERRORS = (ConnectionError, TimeoutError, MemoryError)
 
-# Of the item `extra`; from this version on, a checkpoint without checksums has lost them.
+# Version of the item `extra`. From this version on, a checkpoint without checksums has lost them.
 _VERSION = 2
 
 _STEP = re.compile(r"0|[1-9][0-9]*")
@@ -67,15 +68,15 @@ class _Opened(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of a workdir. Use as a context manager: leaving it finishes writing.
+    """The checkpoints of a workdir, as a context manager; leaving it finishes writing.
 
     Args:
-        workdir: Of the run.
-        keep: How many to keep; older ones are deleted.
-        read_only: For programs that only look.
+        workdir: Workdir of the run.
+        keep: Number of checkpoints to keep; older ones are deleted. None keeps all.
+        read_only: Whether nothing is written or deleted.
 
     Raises:
-        CheckpointError: There is no folder of checkpoints to be read from.
+        CheckpointError: With `read_only`, there is no folder of checkpoints.
         WriteError: The folder cannot be made.
     """
 
@@ -121,7 +122,7 @@ class Checkpoints:
         except Exception as error:
             if kind is None:
                 raise
-            logging.warning("%s", error)  # what ends the run came before, and says more
+            logging.warning("%s", error)  # the error that ends the run came first, and says more
         finally:
             self._remove_partial()
 
@@ -132,16 +133,21 @@ class Checkpoints:
 
     @property
     def last_good(self) -> str:
-        """Where the newest complete checkpoint is, to be said."""
+        """The path of the newest complete checkpoint, for messages."""
         step = self.latest_step
         return "none yet" if step is None else str(self.folder / str(step))
 
     def save(self, state: TrainState, data: Batches, config: dict) -> None:
-        """Starts writing; the state may be donated as soon as this returns.
+        """Starts to write a checkpoint; the state may be donated as soon as this returns.
+
+        Args:
+            state: The train state.
+            data: The batches, whose place is saved.
+            config: The run's config as plain data.
 
         Raises:
-            CheckpointError: Checkpoints of later steps are in the way.
-            WriteError: This checkpoint, or the one before, cannot be written.
+            CheckpointError: The folder holds checkpoints of later steps.
+            WriteError: This checkpoint, or the one before it, cannot be written.
         """
         self.wait()
         step = int(state.step)
@@ -165,23 +171,28 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk.
+        """Waits until all checkpoints are on disk.
 
         Raises:
-            WriteError: It cannot be written.
+            WriteError: A checkpoint cannot be written.
         """
         with writing(self._written):
             self._manager.wait_until_finished()
 
     def restore(self, abstract: TrainState, data: Batches, config: dict) -> TrainState | None:
-        """The newest readable state, and `data` set to where it was; None if there is none.
+        """The newest readable state; None if there is no checkpoint. `data` goes to its place.
 
-        It may have been written by other processes, on another mesh. Unreadable checkpoints are
-        named in the log and moved aside, out of the way of new ones.
+        Another number of processes, on another mesh, may have written it. Unreadable checkpoints
+        are named in the log and moved aside, so that new ones can take their names.
+
+        Args:
+            abstract: Shapes, dtypes and shardings of the state.
+            data: The batches, which continue where the checkpoint was written.
+            config: The run's config as plain data.
 
         Raises:
-            CheckpointError: The checkpoint is of another model, or none is readable.
-            WriteError: An unreadable one cannot be moved.
+            CheckpointError: The checkpoint holds another model, or no checkpoint is readable.
+            WriteError: An unreadable checkpoint cannot be moved.
         """
 
         def load(step: int, opened: _Opened) -> TrainState:
@@ -204,15 +215,15 @@ class Checkpoints:
     def restore_for_inference(
         self, abstract: Callable[[dict], tuple[Any, Any]], step: int | None = None
     ) -> tuple[int, dict, Any, Any]:
-        """Step, config, moving average and own state of the task; the newest readable by default.
+        """The step, the config, the moving average and the task's state of a checkpoint.
 
         Args:
-            abstract: Gives shapes and shardings of the moving average and the own state for a
-                config.
-            step: Which checkpoint.
+            abstract: A function from a config to shapes and shardings of the moving average and the
+                task's state.
+            step: Step of the checkpoint; None for the newest readable one.
 
         Raises:
-            CheckpointError: There is no such step, or nothing readable.
+            CheckpointError: There is no such step, or no checkpoint is readable.
         """
 
         def load(step: int, opened: _Opened) -> tuple[int, dict, Any, Any]:
@@ -224,10 +235,10 @@ class Checkpoints:
         return self._newest(_INFERENCE, load, only=step)
 
     def config(self, step: int | None = None) -> dict:
-        """The run's config that a checkpoint was written with, by default the newest readable.
+        """The config in a checkpoint; by default the newest readable checkpoint.
 
         Raises:
-            CheckpointError: There is no such step, or nothing readable.
+            CheckpointError: There is no such step, or no checkpoint is readable.
         """
         return self._newest(("config",), lambda step, opened: opened.config, only=step)
 
@@ -248,7 +259,7 @@ class Checkpoints:
         only: int | None = None,
         move_aside: bool = False,
     ) -> T:
-        """`load` of the newest step for which it works, in every process.
+        """The result of `load` for the newest step that every process can load.
 
         A run may write and delete checkpoints meanwhile, so they are listed again before each try.
         """
@@ -287,10 +298,10 @@ class Checkpoints:
             self._manager.reload()
 
     def _remove_partial(self) -> None:
-        """Removes what is left of a checkpoint whose writing was broken off."""
+        """Removes checkpoints whose writing was interrupted."""
         if jax.process_index():
             return
-        with contextlib.suppress(OSError):  # they are in nobody's way
+        with contextlib.suppress(OSError):  # if they stay, they do no harm
             for path in self.folder.iterdir():
                 name = path.name.partition(ocp.utils.TMP_DIR_SUFFIX)[0]
                 if _STEP.fullmatch(name) and ocp.utils.is_tmp_checkpoint(path):
@@ -298,26 +309,26 @@ class Checkpoints:
 
 
 def newest_config(workdir: str) -> dict | None:
-    """The config of a run's newest checkpoint that has a readable one; None where there is none.
+    """The config of a run's newest checkpoint with a readable config; None if there is none.
 
-    Only looks, and unlike `Checkpoints` never waits for other processes.
+    This only reads, and unlike `Checkpoints` it never waits for other processes.
 
     Raises:
-        CheckpointError: It may not be read.
+        CheckpointError: There is no permission to read a checkpoint.
     """
     folder = absolute(workdir) / FOLDER
     tried: set[int] = set()
     while steps := [step for step in _steps(folder) if step not in tried]:
         path = folder / str(steps[-1])
         opened, _ = _attempt_here(functools.partial(_open, path, ("config",)))
-        if opened:  # if not, whoever restores it will say what is wrong
+        if opened:  # if not, restoring it will say what is wrong
             return opened.config
         tried.add(steps[-1])
     return None
 
 
 def _steps(folder: epath.Path) -> list[int]:
-    """Steps of the complete checkpoints of a folder, in order; other names are no checkpoints."""
+    """Steps of the complete checkpoints in a folder, in order; other names are ignored."""
     if not folder.is_dir():
         return []
     paths = [path for path in folder.iterdir() if _STEP.fullmatch(path.name)]
@@ -325,7 +336,7 @@ def _steps(folder: epath.Path) -> list[int]:
 
 
 def _open(path: epath.Path, items: tuple[str, ...]) -> _Opened:
-    """Raises where a file of the items is not what was written, as far as that is known."""
+    """Opens a checkpoint; raises an error if a file of the items differs from its checksum."""
     checked = checksums.compare(path, items)
     config = json.loads((path / "config" / "metadata").read_text())
     if not isinstance(config, dict):
@@ -334,7 +345,7 @@ def _open(path: epath.Path, items: tuple[str, ...]) -> _Opened:
 
 
 def _attempt(read: Callable[[], T]) -> tuple[T | None, str]:
-    """What `read` returns, or in one line why it is not to be had in every process."""
+    """The result of `read`, or in one line the reason why not every process has one."""
     value, reason = _attempt_here(read)
     if _anywhere(bool(reason)):
         return None, reason or "another process cannot read its part"
@@ -342,21 +353,21 @@ def _attempt(read: Callable[[], T]) -> tuple[T | None, str]:
 
 
 def _attempt_here(read: Callable[[], T]) -> tuple[T | None, str]:
-    """The same of this process alone; raises where the fault is not the checkpoint's."""
+    """The same for this process alone; raises errors that are not the checkpoint's fault."""
     try:
         return read(), ""
     except CheckpointError:
         raise
     except PermissionError as error:
         raise CheckpointError(f"cannot read {error.filename}: {error.strerror}") from error
-    except Exception as error:  # orbax, tensorstore and grain raise what they like
+    except Exception as error:  # orbax, tensorstore and grain raise errors of any type
         if isinstance(error, _PASSING_ERRORS) or _PASSING.search(str(error)):
-            raise  # the checkpoint may be whole: to be tried again, and not without it
+            raise  # the checkpoint may be intact, so the run must not go on without it
         return None, (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _free(path: epath.Path) -> epath.Path:
-    """The path; where something is there already, the same with a number behind it."""
+    """The path itself if nothing is there, or else the path with a number after it."""
     free, number = path, 1
     while free.exists():
         number += 1
@@ -372,19 +383,19 @@ def _no_step(step: int | None, folder: epath.Path) -> CheckpointError:
 
 
 def _anywhere(value: bool) -> bool:
-    """Whether it is true in some process."""
+    """Whether a value is true in any process."""
     if jax.process_count() == 1:
         return value
     return bool(multihost_utils.process_allgather(np.array(value)).any())
 
 
 def _trained(state: TrainState) -> dict[str, Any]:
-    """What training alone needs, and inference never opens."""
+    """The parts of the state that only training needs; inference never opens them."""
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
 
 
 def _wrapped(task_state: Any) -> dict[str, Any]:
-    """Orbax wants a tree with an array in it, which an empty one is not."""
+    """The content of the item `extra`; orbax needs at least one array in it, the version."""
     return {"extra": task_state, "version": np.array(_VERSION, np.int32)}
 
 

@@ -1,8 +1,9 @@
-"""Checksums of a checkpoint's files: written with it, compared before anything is read from it.
+"""Checksums of a checkpoint's files, which are compared before anything is read.
 
     <step>/checksums/crc32.json    {"crc32": {"ema/manifest.ocdbt": 123, ...}, "own": 456}
 
-`own` is of the other entry. Files of the items are listed, wherever orbax puts them.
+`own` is the checksum of the entry `crc32`. The files are found by listing the folders of the items,
+so nothing depends on how orbax names them.
 """
 
 import concurrent.futures
@@ -21,17 +22,17 @@ _CHUNK = 1 << 22
 
 
 class ChecksumHandler(ocp.CheckpointHandler):
-    """Writes the checksums once the other items are complete, of which it has to be the last."""
+    """Writes the checksums when all other items are complete; it must be the last item."""
 
     def save(self, directory: epath.Path, args: "ChecksumSave") -> None:
-        """Writes nothing: the other items are still being written, in the background."""
+        """Does nothing, since the other items are still being written in the background."""
 
     def restore(self, directory: epath.Path, args: None = None) -> None:
-        """Is not needed: `compare` reads without orbax."""
+        """Is not needed, since `compare` reads the file without orbax."""
         raise NotImplementedError
 
     def finalize(self, directory: epath.Path) -> None:
-        """Writes the file; orbax calls this in one process, in the background, at the end."""
+        """Writes the file. At the end, orbax calls this in the background, in one process."""
         step = directory.parent
         items = sorted(path.name for path in step.iterdir() if path.is_dir())
         found = _checksums(step, [f for i in items if i != directory.name for f in _files(step, i)])
@@ -41,21 +42,21 @@ class ChecksumHandler(ocp.CheckpointHandler):
 @ocp.args.register_with_handler(ChecksumHandler, for_save=True, for_restore=True)
 @dataclasses.dataclass
 class ChecksumSave(ocp.args.CheckpointArgs):
-    """Asks orbax for checksums."""
+    """The argument that asks orbax to write checksums."""
 
 
 def compare(step: epath.Path, items: Sequence[str]) -> bool:
-    """Compares the files of some items with their checksums; of several processes, each takes some.
+    """Compares the files of some items with their checksums. Processes share the work.
 
     Args:
         step: Folder of the checkpoint.
-        items: Names of folders in it.
+        items: Names of the items.
 
     Returns:
-        Whether it has checksums; checkpoints of earlier versions have none.
+        Whether the checkpoint has checksums; checkpoints of earlier versions have none.
 
     Raises:
-        ValueError: A file is missing, or is not what was written.
+        ValueError: A file is missing, or its checksum differs.
     """
     if not (step / ITEM).exists():
         return False

@@ -1,7 +1,7 @@
-"""What a run keeps when it goes on, though its data may have changed: vocabulary and classes.
+"""The vocabulary and the classes of a run, which stay the same although its data may change.
 
-Both are put into the config before anything is made, `config.text.vocabulary` and
-`config.data.class_names`, and every checkpoint carries them.
+Both are stored in the config before anything is built, in `config.text.vocabulary` and
+`config.data.class_names`, and every checkpoint holds them.
 """
 
 from ml_collections import ConfigDict
@@ -14,22 +14,22 @@ from conprediff_jax.runs.checkpoint import newest_config
 
 
 def with_stored_vocabulary(config: ConfigDict, workdir: str) -> ConfigDict:
-    """The config with the vocabulary of the run or model that it goes on from, where it has none.
+    """The config with the vocabulary of the run or model that it continues, if it lacks its own.
 
     Raises:
-        ConfigError: A key does not fit.
+        ConfigError: A key has a wrong value.
     """
     paths = filter(None, (workdir, config.train.init_from))
     return with_vocabulary_of(config, map(newest_config, paths))
 
 
 def with_class_names(config: ConfigDict, workdir: str) -> ConfigDict:
-    """The config with the names of its classes, by number; the same one where no classes are read.
+    """The config with the names of its classes, in order; unchanged if labels are not read.
 
-    They are those of the run that it goes on with, or else those that the data have now.
+    The names come from the run in the workdir, or else from the data.
 
     Raises:
-        ConfigError: It does not fit itself, or names other classes than that run.
+        ConfigError: The config is wrong, or it names other classes than the run in the workdir.
         DataError: The data are missing.
     """
     experiment = make_experiment(config)

@@ -1,4 +1,4 @@
-"""Opening what training has written, for use."""
+"""Opening checkpoints to use the models in them."""
 
 import pathlib
 from collections.abc import Iterator
@@ -21,21 +21,21 @@ from conprediff_jax.tasks.task import Task
 
 
 class Restored(NamedTuple):
-    """What a checkpoint holds for use, of whatever task.
+    """The parts of a checkpoint that are needed to use its model, for any task.
 
     Attributes:
-        step: Training steps behind it.
+        step: Number of training steps.
         config: The run's config.
-        task: What the config describes.
-        params: Moving average of the task's main branch of parameters.
-        state: The task's state.
+        task: The task that the config describes.
+        params: Moving average of the parameters `params[task.averaged]`.
+        task_state: The task's state.
     """
 
     step: int
     config: ConfigDict
     task: Task
     params: Any
-    state: Any
+    task_state: Any
 
 
 def restore(workdir: str, mesh: Mesh, step: int | None = None) -> Restored:
@@ -43,8 +43,8 @@ def restore(workdir: str, mesh: Mesh, step: int | None = None) -> Restored:
 
     Args:
         workdir: Workdir of a training run, or a folder for inference.
-        mesh: Where the parameters go, replicated.
-        step: Which checkpoint; the newest readable one when None.
+        mesh: The mesh on which the parameters are replicated.
+        step: Step of the checkpoint; None for the newest readable one.
 
     Raises:
         CheckpointError: The folder holds no such checkpoint, or nothing readable.
@@ -52,33 +52,33 @@ def restore(workdir: str, mesh: Mesh, step: int | None = None) -> Restored:
 
     def abstract(config: dict) -> tuple[Any, Any]:
         task = make_experiment(ConfigDict(config)).task
-        params, state = jax.eval_shape(task.init)
+        params, task_state = jax.eval_shape(task.init)
         sharding = parallel.replicated(mesh)
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            (params[task.averaged], state),
+            (params[task.averaged], task_state),
         )
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        step, config, params, state = checkpoints.restore_for_inference(abstract, step)
+        step, config, params, task_state = checkpoints.restore_for_inference(abstract, step)
     config = ConfigDict(config)
-    return Restored(step, config, make_experiment(config).task, params, state)
+    return Restored(step, config, make_experiment(config).task, params, task_state)
 
 
 def load(workdir: str, mesh: Mesh, step: int | None = None) -> TrainedModel:
-    """The diffusion model of a run with its moving average; see `restore`.
+    """The diffusion model of a run with the moving average of its parameters; see `restore`.
 
     Raises:
-        CheckpointError: See `restore`.
+        CheckpointError: The folder holds no such checkpoint, or no readable one.
         UserError: The run trained a first stage.
     """
     restored = restore(workdir, mesh, step)
     model = _model_of(restored.task, workdir)
-    return TrainedModel(model, restored.params, restored.state["frozen"], restored.step)
+    return TrainedModel(model, restored.params, restored.task_state["frozen"], restored.step)
 
 
 def load_model(workdir: str, step: int | None = None) -> DiffusionModel:
-    """The diffusion model of a run, without its parameters; raises as `load` does."""
+    """The diffusion model of a run, without its parameters; raises the errors of `load`."""
     return _model_of(load_experiment(workdir, step).task, workdir)
 
 
@@ -89,14 +89,14 @@ def _model_of(task: Task, workdir: str) -> DiffusionModel:
 
 
 def load_experiment(workdir: str, step: int | None = None) -> Experiment:
-    """What a workdir's run was: its data and all else that its config describes.
+    """The experiment of a run: its data, and all else that its config describes.
 
     Args:
-        workdir: Of a training run.
-        step: Of the checkpoint whose config counts; the newest readable when None.
+        workdir: Workdir of a training run.
+        step: Step of the checkpoint whose config is read; None for the newest readable one.
 
     Raises:
-        CheckpointError: The workdir holds no checkpoint.
+        CheckpointError: The workdir holds no such checkpoint.
     """
     with Checkpoints(workdir, read_only=True) as checkpoints:
         config = checkpoints.config(step)
@@ -106,17 +106,18 @@ def load_experiment(workdir: str, step: int | None = None) -> Experiment:
 def read_pictures(
     images: str | None, workdir: str, step: int, *, split: str = "test", num: int | None = None
 ) -> list[Picture]:
-    """The images of a folder or a data set, by default those of the data that a model was made of.
+    """The images of a folder or a data set, by default the data set that a model was trained on.
 
     Args:
-        images: Path of a folder, or name of a data set, which is read as the model's own.
-        workdir: Of the model.
-        step: Of its checkpoint.
-        split: Of a data set.
-        num: How many, the first; all when None.
+        images: Path of a folder, or name of a data set. A data set is read with the settings of the
+            model's own data.
+        workdir: Workdir of the model.
+        step: Step of its checkpoint.
+        split: Split of the data set.
+        num: Number of images, from the first on; None for all.
 
     Raises:
-        UserError: There are none, or a file cannot be decoded.
+        UserError: There are no images, or a file cannot be decoded.
     """
     if images and holes_lib.is_folder(images):
         return holes_lib.read_folder(images, num=num)
@@ -126,13 +127,13 @@ def read_pictures(
 
 
 def own_files(images: str | None, workdir: str, step: int, masks: str) -> Iterator[pathlib.Path]:
-    """The files of images and masks that are read, and all others in the same folders.
+    """The files of images and masks that are read, and all other images in the same folders.
 
     Args:
         images: See `read_pictures`.
         workdir: See `read_pictures`.
         step: See `read_pictures`.
-        masks: See `holes.cut`.
+        masks: The masks, as `holes.cut` takes them.
     """
     for place in (images or load_experiment(workdir, step).data.name, masks):
         path = pathlib.Path(place).expanduser()
