@@ -19,6 +19,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from absl import flags, logging
+from study.attributes import ATTRIBUTES, agreement, retrieved
 
 from conprediff_jax import data, parallel
 from conprediff_jax.cli import app
@@ -26,7 +27,6 @@ from conprediff_jax.common import images
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_atomically, write_text
 from conprediff_jax.common.progress import Progress
-from conprediff_jax.metrics.attributes import ATTRIBUTES, agreement, retrieved
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
 from conprediff_jax.runs.restore import load, load_experiment
 from conprediff_jax.sampling.generate import generate_batches, make_generate

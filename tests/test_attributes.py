@@ -4,10 +4,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from study.attributes import agreement, retrieved
 
 from conprediff_jax import data
 from conprediff_jax.data.openmoji.captions import held_out
-from conprediff_jax.metrics.attributes import agreement, retrieved
 
 
 def test_agreement_is_by_attribute():

@@ -6,8 +6,8 @@ import numpy as np
 import ot
 import pytest
 from scipy import stats
+from study import neighborhoods, paired
 
-from conprediff_jax.metrics import neighborhoods, paired
 from conprediff_jax.metrics.bootstrap import Figure
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
-from conprediff_jax.metrics.paired import independent_difference, paired_difference
 from study.grid import BASELINE, MEASURED
 from study.measure import HELD_OUT, LOSS
+from study.paired import independent_difference, paired_difference
 
 SPEED = "steps/s, ratio"
 

@@ -4,7 +4,7 @@
     held-out loss                               mean over times, and over each third of them
     bits per token                              of discrete models, on held-out images
     difference W2, patch W2                     local structure of the samples against that of
-                                                held-out images, see `metrics.neighborhoods`; also
+                                                held-out images, see `study.neighborhoods`; also
                                                 on the grid of the model's points, by block means
 
 Every model draws from the same prior noise and is shown the same held-out images with the same
@@ -26,12 +26,12 @@ from conprediff_jax.common.files import write_atomically, write_text
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.metrics import denoising_loss, features, image_sets
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
-from conprediff_jax.metrics.neighborhoods import NeighborhoodJudge, block_means
 from conprediff_jax.metrics.suite import Suite
 from conprediff_jax.runs.restore import load
 from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.shards import generate_to, make_draw
 from study.grid import Run
+from study.neighborhoods import NeighborhoodJudge, block_means
 
 HELD_OUT = "held_out.npy"  # losses of every image and time
 REAL = "real.json"  # the neighbourhoods of training images, in the study's folder

@@ -9,11 +9,11 @@ import numpy as np
 
 from conprediff_jax.common.files import write_text
 from conprediff_jax.metrics.bootstrap import Figure
-from conprediff_jax.metrics.paired import FEW
 from conprediff_jax.planning.tables import markdown
 from study.compare import SPEED, Comparison, Result, compare, load, loss_by_time, pairs
 from study.grid import BASELINE
 from study.measure import LOSS, REAL
+from study.paired import FEW
 
 _HIGHER = ("precision", "recall", SPEED)  # is better
 _NAME = "report"
