@@ -1,14 +1,14 @@
-"""Trained models in a notebook.
+"""The Python API: trained models in a notebook.
 
     import conprediff_jax
 
     model = conprediff_jax.load("runs/openmoji")
     images = model.sample(16, seed=0, steps=50)             # uint8 [16, height, width, 3]
     again = model.decode(model.encode(images))
-    filled = model.inpaint(images, masks)                   # of masks that are true where known
+    filled = model.inpaint(images, masks)                   # masks are true where pixels are known
 
-`load` opens a workdir, or a folder that `convert` wrote with `--to=inference` or `import`. Every
-function is compiled once for each shape and setting.
+`load` opens a workdir, or a folder that the command `convert` wrote for inference. Every function
+is compiled once for each shape and setting.
 """
 
 import functools
@@ -40,10 +40,10 @@ class Model:
     """A trained denoiser with its first stage, for inference.
 
     Attributes:
-        diffusion: What the model is: first stage, process, denoiser, sampling.
-        params: The denoiser's parameters, on the devices.
-        frozen: The first stage's.
-        step: Training steps behind them.
+        diffusion: The diffusion model: first stage, process, denoiser and defaults of sampling.
+        params: Parameters of the denoiser, on the devices.
+        frozen: Parameters that are not trained, such as those of the first stage.
+        step: Number of training steps.
     """
 
     def __init__(self, trained: TrainedModel, mesh: jax.sharding.Mesh):
@@ -60,7 +60,7 @@ class Model:
 
     @property
     def num_classes(self) -> int | None:
-        """Classes of the model; None where it has none."""
+        """The number of classes; None for a model without classes."""
         return self.diffusion.num_classes
 
     def sample(
@@ -74,22 +74,22 @@ class Model:
         batch_size: int | None = None,
         **sampling: Any,
     ) -> Images:
-        """Draws images. Image i is a function of the seed and i, whatever `num` and `first`.
+        """Draws images. Image i depends only on the seed and i, not on `num` or `first`.
 
         Args:
-            num: How many.
-            seed: Of all of them, 0 to 2^32 - 1.
-            label: Class of every image; all classes in turn when None. For models with classes.
-            first: The first image: `sample(1, seed, first=i)` draws image i alone.
-            prompts: Captions, taken in turn; those of the config when None. For models that read
-                captions.
-            batch_size: Images at a time; by default all, up to 64.
-            **sampling: Fields of the model's `sampling` section, such as `sampler`, `steps`, `eta`
-                or `guidance`; those of its config where they are not given.
+            num: Number of images.
+            seed: Seed of all images, from 0 to 2^32 - 1.
+            label: Class of all images, for models with classes; None for all classes in turn.
+            first: Index of the first image: `sample(1, seed, first=i)` draws image i alone.
+            prompts: Captions that images take in turn, for models that read captions; None for
+                those of the config.
+            batch_size: Images per batch; by default all, up to 64.
+            **sampling: Fields of the `sampling` section, such as `sampler`, `steps`, `eta` or
+                `guidance`; the config sets those that are not given.
 
         Raises:
-            UserError: An argument is out of range, or does not fit the model; mostly a FieldError,
-                which names the argument.
+            UserError: An argument is out of range, or does not fit the model. In most cases it is a
+                FieldError, which names the argument.
         """
         num = as_kind("num", num, _COUNTS)
         batch_size = _batch_size(batch_size, num)
@@ -118,25 +118,26 @@ class Model:
         batch_size: int | None = None,
         **sampling: Any,
     ) -> Images:
-        """Fills holes; what is known comes back as it went in, bit for bit.
+        """Fills holes in images; known pixels are returned unchanged, bit for bit.
 
-        A filling depends on the seed, on the image's place among `images`, and on what is known of
-        it. By default continuous models fill by RePaint, which calls the network up to 2,410 times.
+        A filling depends on the seed, on the image's index in `images`, and on its known pixels. By
+        default, continuous models fill by RePaint, which calls the network up to 2,410 times.
 
         Args:
-            images: Of any size that the model takes.
-            masks: True, or not 0, where pixels are known; one for all images, or one for each.
-            seed: Of all fillings, 0 to 2^32 - 1.
-            label: Class of every image; all classes in turn when None. For models with classes.
-            prompt: Caption of every image. For models that read captions.
-            batch_size: Images at a time; by default all, up to 64.
-            **sampling: Fields of the model's `sampling` section; with `sampler` the known part is
-                replaced in its steps, without it `steps`, `jump_length` and `resamplings` are
-                RePaint's.
+            images: Images of any size that the model takes.
+            masks: Masks that are true, or not 0, where pixels are known; one for all images, or one
+                for each.
+            seed: Seed of all fillings, from 0 to 2^32 - 1.
+            label: Class of all images, for models with classes; None for all classes in turn.
+            prompt: Caption of all images, for models that read captions.
+            batch_size: Images per batch; by default all, up to 64.
+            **sampling: Fields of the `sampling` section. With `sampler`, the known part replaces
+                its estimate in the steps of this sampler. Without it, continuous models use
+                RePaint, and `steps`, `jump_length` and `resamplings` are its settings.
 
         Raises:
-            UserError: An argument is out of range, or does not fit the model, nor does the size of
-                an image or a mask; mostly a FieldError, which names the argument.
+            UserError: An argument is out of range or does not fit the model, such as the size of
+                an image or a mask. In most cases it is a FieldError, which names the argument.
         """
         images = _checked(images)
         masks = _checked_masks(masks, images.shape[:3])
@@ -158,10 +159,10 @@ class Model:
         return np.concatenate(filled)
 
     def encode(self, images: UInt8[Any, "count height width 3"]) -> Points:
-        """From uint8 images to the points that are diffused: pixels, latents or tokens.
+        """Encodes uint8 images as the points that are diffused: pixels, latents or tokens.
 
         Raises:
-            FieldError: These are no images, or the first stage does not take their size.
+            FieldError: The argument is not images, or the first stage does not take their size.
         """
         images, unit = _checked(images), self.diffusion.first_stage.downsampling
         if images.shape[1] % unit or images.shape[2] % unit:
@@ -171,10 +172,11 @@ class Model:
         return np.asarray(self._encode(self.frozen, jnp.asarray(images)))
 
     def decode(self, points: Shaped[Any, "count rows columns *channels"]) -> Images:
-        """From points to uint8 images.
+        """Decodes points to uint8 images.
 
         Raises:
-            FieldError: These are no points of the model: finite numbers, or tokens that it has.
+            FieldError: The argument is not points of the model: its shape is wrong, a number is not
+                finite, or a token is not one of the model's.
         """
         points = _array("points", points)
         form = self.diffusion.point_shape[2:]  # channels; tokens have none
@@ -197,7 +199,7 @@ class Model:
         return None if label is None else int(label)
 
     def _tokens(self, prompts: Any) -> np.ndarray | None:
-        """Token ids of the captions that are taken in turn; None for a model that reads none."""
+        """Token ids of the captions that images take in turn; None for a model without captions."""
         given = [prompts] if isinstance(prompts, str) else prompts
         if given is not None:
             if not isinstance(given, Sequence) or not given:
@@ -222,7 +224,7 @@ def _batch_size(given: Any, num: int) -> int:
 
 
 def _array(name: str, value: Any) -> np.ndarray:
-    """Raises FieldError for what is no array of numbers, such as lists of several lengths."""
+    """The value as an array. Raises FieldError if it is not an array of numbers."""
     try:
         array = np.asarray(value)
     except ValueError:
@@ -233,7 +235,7 @@ def _array(name: str, value: Any) -> np.ndarray:
 
 
 def _checked(images: Any) -> Images:
-    """Raises FieldError for what is no batch of uint8 images, such as floats in [0, 1]."""
+    """The images as an array. Raises FieldError if it is not a batch of uint8 images."""
     images = _array("images", images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
         raise FieldError(
@@ -245,7 +247,7 @@ def _checked(images: Any) -> Images:
 
 
 def _checked_masks(masks: Any, shape: tuple[int, int, int]) -> Bool[np.ndarray, "count h w"]:
-    """One mask for each image; raises FieldError for what is no mask of them."""
+    """One mask for each image. Raises FieldError if the masks do not fit the images."""
     masks = _array("masks", masks)
     if masks.shape not in (shape, shape[1:]):
         raise FieldError(
@@ -257,14 +259,14 @@ def _checked_masks(masks: Any, shape: tuple[int, int, int]) -> Bool[np.ndarray, 
 
 
 def load(path: str | os.PathLike, step: int | None = None) -> Model:
-    """Opens a model.
+    """Opens a trained model.
 
     Args:
-        path: A workdir, or a folder of a model for use.
-        step: Which checkpoint; the newest readable one when None.
+        path: Workdir of a training run, or a folder for inference.
+        step: Step of the checkpoint; None for the newest readable one.
 
     Raises:
-        UserError: There is none, or it is of a first stage.
+        UserError: There is no such checkpoint, or it holds a first stage.
     """
     if step is not None:
         step = as_kind("step", step, range(2**31))

@@ -1,1 +1,1 @@
-"""What a training step computes, for each kind of model."""
+"""The tasks that can be trained, and the train step."""

@@ -1,1 +1,1 @@
-"""The trainer: where data, process, denoiser and context meet."""
+"""The trainer: the train loop, what it loads and measures before, and its log."""

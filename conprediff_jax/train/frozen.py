@@ -1,4 +1,4 @@
-"""Loading the parameters of a frozen first stage, and measuring its scale or its used codes."""
+"""Loading networks that are not trained, and measuring the scale of latents or the codes in use."""
 
 import dataclasses
 import itertools
@@ -32,25 +32,25 @@ from conprediff_jax.weights.model_shapes import differing_fields
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCALE_BATCHES = 8
 CODE_BATCHES = 256
-MEASURED_AT_ONCE = 16  # images
+MEASURED_AT_ONCE = 16  # images per call while measuring
 
 
 class FirstStageError(UserError):
-    """First-stage weights that are missing, or of another model."""
+    """The weights of a first stage are missing, or belong to another model."""
 
 
 def prepare(task: Task, batches: Callable[[], Iterator[Batch]]) -> Any:
-    """What a fresh run loads or measures, to take the place of the task's state.
+    """The task's state of a fresh run, with everything loaded or measured that it needs.
 
     Args:
         task: What is trained.
-        batches: Opens this process's batches anew.
+        batches: A function that opens this process's batches from the beginning.
 
     Returns:
-        The task's state; None where there is nothing to load.
+        The task's state; None if there is nothing to load.
 
     Raises:
-        UserError: What is to be loaded is missing or does not fit.
+        UserError: Weights are missing or do not fit.
     """
     if isinstance(task, FirstStageTraining):
         return task.with_perceptual_weights()
@@ -59,7 +59,7 @@ def prepare(task: Task, batches: Callable[[], Iterator[Batch]]) -> Any:
     frozen, first_stage = {}, task.model.first_stage
     if isinstance(first_stage, Autoencoded):
         if task.latents and isinstance(first_stage, Latents) and first_stage.scale is None:
-            # It was measured on the images when they were encoded.
+            # The scale was measured when the images were encoded.
             scale = latents.read_manifest(task.latents).scale
             first_stage = dataclasses.replace(first_stage, scale=scale)
         frozen |= load(first_stage, batches)
@@ -70,9 +70,9 @@ def prepare(task: Task, batches: Callable[[], Iterator[Batch]]) -> Any:
     return {"frozen": frozen, "history": task.model.process.init_history()}
 
 
-def check_latents(task: Denoising, state: dict[str, Any]) -> None:
-    """Raises DataError where others than this run's networks encoded the latents or captions."""
-    model, frozen = task.model, state["frozen"]
+def check_latents(task: Denoising, task_state: dict[str, Any]) -> None:
+    """Raises DataError if other networks than this run's encoded the latents or captions."""
+    model, frozen = task.model, task_state["frozen"]
     encoders.check_first_stage(
         task.latents, model.first_stage.model, frozen["autoencoder"], model.point_shape
     )
@@ -83,16 +83,17 @@ def check_latents(task: Denoising, state: dict[str, Any]) -> None:
 
 
 def load(first_stage: Autoencoded, batches: Callable[[], Iterator[Batch]]) -> dict[str, Any]:
-    """What `first_stage.abstract()` describes: parameters, and what goes with them.
+    """The frozen parameters that `first_stage.abstract()` describes.
 
-    That is the scale of latents, given or measured, or the indices of the codes that tokens count.
+    Besides the autoencoder's parameters, these are the scale of latents, given or measured, or the
+    indices of the codes that tokens number.
 
     Args:
-        first_stage: Says where the weights are.
-        batches: Opens this process's batches; used where something is to be measured.
+        first_stage: The first stage, with the path of its weights.
+        batches: A function that opens this process's batches; called only to measure something.
 
     Raises:
-        FirstStageError: Missing weights, or weights of another shape or family.
+        FirstStageError: The weights are missing, or have other shapes or another architecture.
     """
     params = load_params(first_stage)
     if isinstance(first_stage, Tokens):
@@ -105,10 +106,10 @@ def load(first_stage: Autoencoded, batches: Callable[[], Iterator[Batch]]) -> di
 
 
 def load_text_encoder(text: TextCondition) -> Any:
-    """A text encoder's parameters from the folder that `config.text.weights` names.
+    """The parameters of a text encoder, from the folder that `config.text.weights` names.
 
     Raises:
-        UserError: They are missing, or of another encoder.
+        UserError: The weights are missing, or belong to another encoder.
     """
     loaded = transformers_text.load(text.weights)
     ours = jax.eval_shape(text.init, jax.random.key(0))
@@ -121,7 +122,7 @@ def load_text_encoder(text: TextCondition) -> Any:
 
 
 def load_params(first_stage: Autoencoded) -> Any:
-    """Parameters of the autoencoder from a workdir or a diffusers folder; see `load`."""
+    """The autoencoder's parameters from a workdir or a diffusers folder; see `load`."""
     path = epath.Path(first_stage.weights).expanduser()
     if (path / FOLDER).is_dir():
         return _from_workdir(first_stage, path)
@@ -169,13 +170,13 @@ def _from_diffusers(
 
 
 def _parts(images: Any) -> list[np.ndarray]:
-    """A batch in equal parts: one device encodes them, beside all that training has there."""
+    """A batch in equal parts, small enough for one device that also holds the train state."""
     size = max(size for size in range(1, MEASURED_AT_ONCE + 1) if len(images) % size == 0)
     return np.split(np.asarray(images), len(images) // size)
 
 
 def _measured_scale(first_stage: Latents, params: Any, batches: Iterator[Batch]) -> float:
-    """One over the standard deviation of the latents of the first batches of all processes."""
+    """1 / the standard deviation of the latents in the first batches of all processes."""
     encode = jax.jit(first_stage.encode_unscaled)
     variances = []
     for _ in range(SCALE_BATCHES):
@@ -188,7 +189,10 @@ def _measured_scale(first_stage: Latents, params: Any, batches: Iterator[Batch])
 def _kept_codes(
     first_stage: Tokens, params: Any, batches: Callable[[], Iterator[Batch]]
 ) -> np.ndarray:
-    """Indices of the kept codes, ascending, int32: those most used in up to `CODE_BATCHES`."""
+    """Indices of the kept codes, ascending, int32: the most used ones in `CODE_BATCHES` batches.
+
+    Fewer batches are counted if the data have no more.
+    """
     total = first_stage.model.num_codes
     if first_stage.num_codes == total:
         return np.arange(total, dtype=np.int32)

@@ -33,26 +33,26 @@ from conprediff_jax.train.report import Reporter
 from conprediff_jax.train.start_from import start_from
 from conprediff_jax.train.throughput import MeasuredStep
 
-EVALUATED = 256  # samples of a small evaluation
+EVALUATED = 256  # number of samples of a small evaluation
 
 
 def train(config: ConfigDict, workdir: str) -> TrainState:
-    """Trains a config to its last step, going on where the workdir's newest checkpoint stops.
+    """Trains a config to its last step, and continues from the newest checkpoint in the workdir.
 
     Args:
-        config: See `config.default`.
-        workdir: Checkpoints, TensorBoard events and sample grids go here.
+        config: The config; see `config.default`.
+        workdir: Folder for checkpoints, TensorBoard events and sample grids.
 
     Returns:
         The final state.
 
     Raises:
-        ConfigError: The config does not fit itself or the machine; nothing has been written then.
+        ConfigError: The config is wrong or does not fit the devices; nothing has been written.
         DataError: The data are missing or do not fit the config.
-        CheckpointError: The workdir holds a run of another model, or nothing readable.
+        CheckpointError: The workdir holds a run of another model, or no readable checkpoint.
         DivergedError: The loss became NaN or infinite.
-        Preempted: SIGTERM came, to any process; the last step that was done has been saved.
-        WriteError: Something cannot be written; the message names the last good checkpoint.
+        Preempted: Some process received SIGTERM; the last step has been saved.
+        WriteError: A file cannot be written; the message names the last good checkpoint.
     """
     began = time.monotonic()
     config = with_class_names(with_vocabulary(with_stored_vocabulary(config, workdir)), workdir)
@@ -114,7 +114,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
 
 @contextlib.contextmanager
 def _naming_last_good(checkpoints: Checkpoints, workdir: str) -> Iterator[None]:
-    """Ends in one line where the workdir takes nothing more, and says what is there to go on."""
+    """Adds the last good checkpoint to the message when nothing can be written to the workdir."""
     try:
         with writing(workdir):
             yield
@@ -123,8 +123,8 @@ def _naming_last_good(checkpoints: Checkpoints, workdir: str) -> Iterator[None]:
 
 
 def _compare_learning_rates(experiment: Experiment, stored: dict, start: int) -> None:
-    """Says where the learning rate jumps, as the config is another one than at the last save."""
-    with contextlib.suppress(UserError):  # of a version with other keys
+    """Logs a warning if the learning rate jumps because the config has changed since the save."""
+    with contextlib.suppress(UserError):  # another version with other keys wrote the config
         before = build(OptimizerSpec, ConfigDict(stored), "optimizer")
         old = float(before.learning_rates(stored["train"]["steps"])(start))
         new = float(experiment.optimizer.learning_rates(experiment.train.steps)(start))
@@ -138,7 +138,7 @@ def _compare_learning_rates(experiment: Experiment, stored: dict, start: int) ->
 
 
 def _prepared(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainState:
-    """A fresh state with what the task loads or measures, or another model has, in its place."""
+    """A fresh state with parameters that are loaded, measured, or taken from another model."""
     if experiment.train.init_from:
         return start_from(experiment.train.init_from, state, experiment.task)
     task_state = frozen.prepare(experiment.task, lambda: _open_batches(experiment, mesh))
@@ -149,7 +149,7 @@ def _prepared(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainSta
 
 
 def _open_batches(experiment: Experiment, mesh: Mesh) -> Batches:
-    """This process's share of the batches, the first of them checked and put back."""
+    """This process's share of the batches, after a check of the first batch."""
     with naming("config.mesh"):
         index, count = parallel.batch_share(mesh)
     batch_size = experiment.train.batch_size // count
@@ -176,7 +176,7 @@ def _open_batches(experiment: Experiment, mesh: Mesh) -> Batches:
 def _introduce(
     experiment: Experiment, mesh: Mesh, state: TrainState, workdir: str, reporter: Reporter
 ) -> None:
-    """Says what is about to be trained, on what and where to."""
+    """Logs what is trained, on which data and devices, and into which workdir."""
     from clu import parameter_overview
 
     table = parameter_overview.get_parameter_overview(state.params, include_stats="sharding")
@@ -200,7 +200,7 @@ def _introduce(
 
 
 class _Observer:
-    """Sample grids and small evaluations of the moving average, when they are due."""
+    """Makes sample grids and small evaluations of the moving average when they are due."""
 
     def __init__(self, experiment: Experiment, mesh: Mesh, workdir: str, reporter: Reporter):
         self._spec, self._reporter = experiment.train, reporter
@@ -216,7 +216,7 @@ class _Observer:
         evaluate = every.eval_every and (last or step % every.eval_every == 0)
         if not show and not evaluate:
             return
-        jax.block_until_ready(state)  # the steps still running count as training
+        jax.block_until_ready(state)  # the time of steps that still run counts as training
         with self._reporter.progress.paused():
             if show:
                 self._show(step, images.grid(self._sample(state.ema, state.task_state)))

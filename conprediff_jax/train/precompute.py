@@ -36,20 +36,20 @@ EncodeTexts = Callable[[list[str]], Float[np.ndarray, "captions length width"]]
 
 
 def precompute(config: ConfigDict, out: str, shard_size: int | None = None) -> latents.Manifest:
-    """Encodes every image of a config's data into a folder, going on where that was interrupted.
+    """Encodes all images of a config's data into a folder; continues if it was interrupted.
 
     Args:
-        config: Of a denoiser on a trained first stage.
-        out: The folder; on a file system that all processes see.
-        shard_size: Images a file; None: 1024, or as many as make 256 files.
+        config: Config of a denoiser on a trained first stage.
+        out: The folder, on a file system that all processes see.
+        shard_size: Images per file; None for 1024, or more if there would be over 256 files.
 
     Returns:
-        What the folder holds.
+        The manifest of the folder, which says what it holds.
 
     Raises:
         ConfigError: The config has no first stage to encode with, or crops at random.
-        DataError: The data are missing, or the folder holds other latents; nothing is changed then.
-        FirstStageError: The first stage's weights are missing, or of another model.
+        DataError: The data are missing, or the folder holds other latents, which stay unchanged.
+        FirstStageError: The weights of the first stage are missing, or belong to another model.
     """
     experiment = make_experiment(with_vocabulary(config))
     spec, first_stage = _image_spec(experiment.data), _first_stage(experiment)
@@ -102,7 +102,7 @@ def _first_stage(experiment: Experiment) -> Latents:
 
 
 def _image_spec(spec: DataSpec) -> DataSpec:
-    """The images themselves, whether or not the config says where their latents are."""
+    """The spec of the images themselves, even if the config names a folder of latents."""
     if spec.crop != "center":
         raise ConfigError(
             f"config.data.crop is {spec.crop!r}: latents are encoded once, of the 'center' crop"
@@ -111,7 +111,7 @@ def _image_spec(spec: DataSpec) -> DataSpec:
 
 
 def _first_batches(experiment: Experiment, spec: DataSpec) -> grain.DatasetIterator:
-    """The batches with which training on images begins."""
+    """The batches with which training on images would begin."""
     return data.make_iterator(
         spec,
         batch_size=experiment.train.batch_size // jax.process_count(),
@@ -136,7 +136,7 @@ def _manifest(
     shard_size: int,
     text_fingerprint: str,
 ) -> latents.Manifest:
-    """What the folder will hold."""
+    """The manifest of the folder to be written."""
     model, scale_source = experiment.task.model.first_stage.model, "given"
     if experiment.task.model.first_stage.scale is None:
         batch_size = experiment.train.batch_size
@@ -157,10 +157,10 @@ def _manifest(
 
 
 def _batch_size(experiment: Experiment) -> int:
-    """Images encoded at a time: as many as this process trains on, or a few more for its devices.
+    """Images per call: as many as this process trains on, rounded up to a multiple of its devices.
 
-    The latents are then those that training would encode itself, to the last bit where the compiler
-    leaves them.
+    So the latents are those that training would encode itself, bit for bit unless the compiler
+    treats the two programs differently.
     """
     devices = jax.local_device_count()
     share = experiment.train.batch_size // jax.process_count()
@@ -168,7 +168,7 @@ def _batch_size(experiment: Experiment) -> int:
 
 
 def _encoder(experiment: Experiment, params: Any) -> Encode:
-    """A function from up to a batch of images to their latents; one program, already compiled."""
+    """A compiled function from images, at most a batch, to their latents."""
     first_stage, batch_size = experiment.task.model.first_stage, _batch_size(experiment)
     mesh = parallel.make_mesh(parallel.MeshSpec(), jax.local_devices())
     sharding = parallel.batch_sharding(mesh)
@@ -186,7 +186,7 @@ def _encoder(experiment: Experiment, params: Any) -> Encode:
 
 
 def _text_encoder(experiment: Experiment) -> tuple[EncodeTexts | None, str]:
-    """From captions to what the denoiser reads, and its fingerprint; None where not wanted."""
+    """A function that encodes captions, and the text encoder's fingerprint; None if not wanted."""
     if not experiment.data.encoded_text:
         return None, ""
     text, batch_size = experiment.task.model.text, _batch_size(experiment)
@@ -214,7 +214,7 @@ def _write(
     encode: Encode,
     encode_texts: EncodeTexts | None,
 ) -> None:
-    """Encodes and writes shards."""
+    """Encodes and writes the shards of this process."""
     share = range(jax.process_index(), manifest.num_shards, jax.process_count())
     total, todo = (sum(len(manifest.shard_range(shard)) for shard in s) for s in (share, shards))
     progress = ProgressLine(total, "images", done=total - todo)
@@ -243,7 +243,7 @@ def _write(
 
 @dataclasses.dataclass(frozen=True)
 class _Decode:
-    """From a record of the data to `(its image, or why there is none; everything else)`."""
+    """Turns a record into its image, or the reason for having none, and its other keys."""
 
     example: transforms.ToExample
 
@@ -262,7 +262,7 @@ def _encoded(
     flip: bool,
     encode_captions: Callable[[list[dict[str, Any]]], list[np.ndarray]] | None,
 ) -> Iterator[dict[str, Any]]:
-    """The records to be written for a batch, in its order."""
+    """The records to be written for a batch, in the order of the batch."""
     decoded = [place for place, image in enumerate(images) if image is not None]
     kinds = {}
     if decoded:
@@ -280,7 +280,7 @@ def _encoded(
 def _encoded_captions(
     encode_texts: EncodeTexts, feature: str, records: list[dict[str, Any]]
 ) -> list[np.ndarray]:
-    """The encoded captions of every record; of the empty one where it has none."""
+    """The encoded captions of every record; a record without captions has an empty one."""
     captions = [record[feature] for record in records]
     captions = [c if isinstance(c, list) else [c] for c in captions]
     captions = [c or [""] for c in captions]
@@ -289,6 +289,6 @@ def _encoded_captions(
 
 
 def _wait_for_all(name: str) -> None:
-    """Until every process is here."""
+    """Waits until all processes have come here."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(f"precompute: {name}")

@@ -1,4 +1,4 @@
-"""What a run says: progress lines, TensorBoard events, and a stop when the loss is no number."""
+"""The log of a run: progress lines, TensorBoard events, and an error when the loss diverges."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,18 +14,18 @@ from conprediff_jax.train.throughput import WAITING, Clock, MeasuredStep
 
 
 class DivergedError(UserError):
-    """The loss, or its gradient, became NaN or infinite."""
+    """The loss or its gradient became NaN or infinite."""
 
 
 class Reporter:
-    """Collects the metrics of every step, without waiting for the device until they are due.
+    """Collects the metrics of every step, and does not wait for the device until they are due.
 
     Args:
-        workdir: Events are written here, by the first process.
-        spec: Says how often.
-        first_step: Steps done before this run of the program.
-        last_good: Says where the last good checkpoint is.
-        began: When the run was started, by `time.monotonic`; now, if not given.
+        workdir: The folder into which the first process writes events.
+        spec: The number of steps, the batch size, and how often to log.
+        first_step: Number of steps that were done before the program started.
+        last_good: A function that returns the path of the last good checkpoint.
+        began: Time at which the program started, by `time.monotonic`; by default now.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Reporter:
         last_good: Callable[[], str],
         began: float | None = None,
     ):
-        # Takes seconds, and is needed for nothing else than writing events.
+        # This import takes seconds, and only events need it.
         import tensorflow as tf
         from clu import metric_writers
 
@@ -54,19 +54,19 @@ class Reporter:
             self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
 
     def measure(self, train_step: MeasuredStep) -> None:
-        """Takes the step whose use of the device is to be logged, where its peak is known."""
+        """Sets the step whose use of the device is logged if the device's peak is known."""
         self._measured = train_step
 
     def fetch(self, batches: Iterator[Any]) -> Any:
-        """The next batch; the time that the device waited for it is logged."""
+        """Returns the next batch, and logs the time that the device waits for it."""
         last = next(iter(self._pending[-1][1].values())) if self._pending else None
         return self._clock.fetch(batches, last)
 
     def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of a step; says and writes their means when `log_every` is due.
+        """Adds the metrics of a step; logs and writes their means when `log_every` is due.
 
         Raises:
-            DivergedError: A loss is NaN or infinite.
+            DivergedError: A metric is NaN or infinite.
         """
         self._pending.append((step, metrics))
         if not self._running:  # the first step compiles, which is not part of the speed
@@ -81,10 +81,11 @@ class Reporter:
             self._write(step)
 
     def check(self) -> list[dict[str, np.ndarray]]:
-        """Fetches what is pending.
+        """Fetches and checks the metrics that have not been logged yet.
 
         Raises:
-            DivergedError: Names the first bad step, its terms and the last good checkpoint.
+            DivergedError: A metric is NaN or infinite; the message names the first such step, its
+                losses and the last good checkpoint.
         """
         pending = jax.device_get(self._pending)
         for step, metrics in pending:
@@ -98,34 +99,34 @@ class Reporter:
         return [metrics for _, metrics in pending]
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Says and writes numbers that are not of every step."""
+        """Logs and writes numbers that are not computed in every step."""
         said = [f"{name.removeprefix('eval/')} {value:.4f}" for name, value in values.items()]
         logging.info("step %d  %s", step, ", ".join(said))
         self._writer.write_scalars(step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Writes a picture to TensorBoard."""
+        """Writes an image to TensorBoard."""
         self._writer.write_images(step, {name: image[None]})
 
     def text(self, name: str, text: str) -> None:
-        """Writes a text to TensorBoard, in fixed width."""
+        """Writes a text to TensorBoard in a font of fixed width."""
         indented = "\n".join(f"    {line}" for line in text.splitlines())
         self._writer.write_texts(0, {name: indented})
 
     def close(self) -> None:
-        """Finishes writing."""
+        """Finishes writing events."""
         self._clock.close()
         self._writer.close()
 
     def _write(self, step: int) -> None:
-        """The means of what is pending, as a line and as events."""
+        """Logs the means of the pending metrics as a line and as events."""
         pending = self.check()
         self._pending.clear()
         means = {k: float(np.mean([metrics[k] for metrics in pending])) for k in pending[0]}
         speed = self.progress.mark(step)
         means["speed/steps_per_second"] = speed
         means["speed/images_per_second"] = speed * self._spec.batch_size
-        if speed:  # the run's first step took no time that counts
+        if speed:  # the time of the first step, which compiles, does not count
             means |= self._clock.interval(self.progress.seconds)
             if self._peak_share is not None:
                 means["speed/mfu"] = self._peak_share * speed

@@ -1,6 +1,7 @@
-"""Training that starts from a trained model: its denoiser, a fresh context decoder.
+"""A run that starts from a trained model.
 
-What is taken are the denoiser and the first stage; optimiser, data and step begin anew.
+It takes the denoiser and the first stage of the model. The context decoder, the optimiser, the data
+and the step begin anew.
 """
 
 import dataclasses
@@ -19,21 +20,21 @@ from conprediff_jax.tasks.denoising import Denoising
 from conprediff_jax.tasks.state import TrainState
 from conprediff_jax.tasks.task import Task
 
-# Fields that must not change within a run, but may between a model and what starts from it.
+# Fixed fields that may still differ between a model and a run that starts from it.
 _NEUTRAL = ("dtype", "scale", "importance")
 
 
 def start_from(path: str, state: TrainState, task: Task) -> TrainState:
-    """A fresh state with the denoiser and first stage of a trained model in their places.
+    """A fresh state with the denoiser and the first stage of a trained model.
 
     Args:
-        path: A workdir, or a folder of a model for use (`convert import`, `export --to=inference`).
-        state: As `init_state` makes it.
-        task: What is to be trained.
+        path: Workdir of a training run, or a folder for inference.
+        state: The state that `init_state` returns.
+        task: The task to be trained.
 
     Raises:
-        UserError: The model is another one than the config's; the message names the fields and
-            their values on both sides.
+        UserError: The model differs from the config's; the message names the fields and their
+            values on both sides.
     """
     where = f"config.train.init_from is {path}"
     if not isinstance(task, Denoising):
@@ -57,7 +58,7 @@ def start_from(path: str, state: TrainState, task: Task) -> TrainState:
 
 
 def _check_same(what: str, theirs: Any, ours: Any) -> None:
-    """Raises UserError where two parts differ in more than what training alone reads."""
+    """Raises UserError if two parts of a model differ in a field that must be the same."""
     if theirs is None and ours is None:
         return
     if type(theirs) is not type(ours):
@@ -78,7 +79,7 @@ def _check_same(what: str, theirs: Any, ours: Any) -> None:
 
 
 def _with_text_encoder_moved(opened: TrainedModel) -> TrainedModel:
-    """The same, with a frozen text encoder among what is trained, or the other way round."""
+    """The model with its text encoder moved from frozen to trained parameters, or back."""
     params, frozen = dict(opened.params), dict(opened.frozen)
     there, here = (frozen, params) if opened.model.text.has_fixed_weights else (params, frozen)
     here["text_encoder"] = there.pop("text_encoder")
@@ -86,7 +87,7 @@ def _with_text_encoder_moved(opened: TrainedModel) -> TrainedModel:
 
 
 def _placed(tree: Any, like: Any) -> Any:
-    """The same arrays, copied to where others are."""
+    """Copies of arrays with the shardings of other arrays."""
     return jax.tree.map(
         lambda leaf, place: jax.device_put(leaf, place.sharding, may_alias=False), tree, like
     )

@@ -1,12 +1,12 @@
-"""How well a run uses its machine: FLOPs of the step, waiting for data, and traces for a profiler.
+"""How well a run uses the device: FLOPs of a step, time spent waiting for data, profiler traces.
 
     MFU      = FLOPs of a step x steps a second / peak FLOP/s                              (1)
     goodput  = time spent on steps / time since the run was started                        (2)
 
-(1) counts what the compiled step computes on one device, loops as often as they run (see
-`planning.cost`), recomputed activations included, against the device's bf16 peak; Chowdhery et al.
-2022 (arXiv 2204.02311), appendix B, leave recomputation out. (2) leaves out starting, compiling,
-pauses for samples, evaluations and checkpoints, and waiting for data.
+(1) counts the FLOPs of the compiled step on one device, with loops as often as they run (see
+`xla.cost`) and recomputed activations, against the device's bfloat16 peak. Chowdhery et al. 2022
+(arXiv 2204.02311), appendix B, leave recomputation out. In (2), time spent on steps does not
+include starting, compiling, waiting for data, and pauses for samples, evaluations and checkpoints.
 """
 
 import time
@@ -27,15 +27,15 @@ WAITING = 0.2
 
 
 class MeasuredStep:
-    """A train step that is compiled once, knows its FLOPs, and is traced when it is asked to be.
+    """A train step that is compiled once, knows its FLOPs, and can be traced.
 
-    Call it as the step itself. The first call compiles.
+    It is called like the train step itself. The first call compiles.
 
     Args:
-        train_step: The jitted step.
-        first_step: Steps done before this run of the program.
-        trace: 'START:STOP', the steps to trace, both included; '' for none.
-        workdir: Traces are written here, where TensorBoard finds them beside the events.
+        train_step: The jitted train step.
+        first_step: Number of steps that were done before the program started.
+        trace: 'START:STOP', the steps to trace, both included; empty for none.
+        workdir: The folder for traces, where TensorBoard finds them beside the events.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class MeasuredStep:
         self._tracing = False
 
     def __call__(self, state: Any, batch: Any) -> Any:
-        """The next step."""
+        """Does the next step."""
         if self._compiled is None:
             self._compiled = self._jitted.lower(state, batch).compile()
         self._step += 1
@@ -62,7 +62,7 @@ class MeasuredStep:
         return result
 
     def close(self) -> None:
-        """Writes a trace that is still running."""
+        """Ends a trace that is still running, and writes it."""
         if self._tracing:
             jax.profiler.stop_trace()
             self._tracing = False
@@ -72,7 +72,7 @@ class MeasuredStep:
             )  # fmt: skip
 
     def peak_share(self) -> float | None:
-        """(1) at one step a second; None where the device's peak is not known, as on CPUs."""
+        """Equation (1) at one step a second; None if the device's peak is not known, as on CPUs."""
         peak = peak_flops(jax.devices()[0].device_kind)
         if peak is None or self._compiled is None:
             return None
@@ -80,14 +80,14 @@ class MeasuredStep:
 
 
 class Clock:
-    """Where a run's time goes: steps, and waiting for data.
+    """Measures the time that a run spends on steps and on waiting for data.
 
-    Waiting counts from the moment on when the device has nothing left to do: while it works, a
-    batch that takes long costs nothing. That moment is noted by a thread that blocks on the output
-    of the last step, as the caller is busy with the batch then. `close` ends the thread.
+    Waiting begins when the device has nothing left to do: while it works, a slow batch costs no
+    time. A thread that blocks on the output of the last step notes when the step ended, since the
+    caller is busy with the batch at that time. `close` ends the thread.
 
     Args:
-        began: When the run was started, by `time.monotonic`.
+        began: Time at which the program started, by `time.monotonic`; by default now.
     """
 
     def __init__(self, began: float | None = None):
@@ -96,12 +96,12 @@ class Clock:
         self._watcher = ThreadPoolExecutor(1, "step-end")
 
     def fetch(self, batches: Iterator[Any], last: Any) -> Any:
-        """The next batch, the time noted that the device waited for it.
+        """Returns the next batch, and notes the time that the device waits for it.
 
         Args:
-            batches: Where it comes from.
-            last: An output of the last step that was started, not donated to a later one; None if
-                that step has ended, or there was none.
+            batches: The iterator of batches.
+            last: An output of the last step that was started, whose memory no later step reuses;
+                None if that step has ended, or if there was none.
         """
         began = time.monotonic()
         if last is None or last.is_ready():
@@ -111,17 +111,17 @@ class Clock:
         end = self._watcher.submit(_end, last)
         batch = next(batches)
         now = time.monotonic()
-        if last.is_ready():  # so the thread has its time, or is about to
+        if last.is_ready():  # so the thread has the end of the step, or soon will
             self._waited += max(now - max(end.result(), began), 0.0)
         else:
-            end.cancel()  # nobody asks any more; it may be queued behind earlier steps
+            end.cancel()  # its result is not needed; it may be queued behind earlier steps
         return batch
 
     def interval(self, seconds: float) -> dict[str, float]:
-        """Shares of an interval of steps that has just ended.
+        """The share of waiting in an interval of steps that has just ended, and the goodput so far.
 
         Args:
-            seconds: How long it was, pauses left out.
+            seconds: Length of the interval without pauses.
         """
         waited, self._waited = min(self._waited, seconds), 0.0
         self._productive += seconds - waited
@@ -129,15 +129,15 @@ class Clock:
         return {"speed/data_wait": waited / seconds, "speed/goodput": goodput}
 
     def reset(self) -> None:
-        """Forgets waits that belong to no interval, as before the first step."""
+        """Forgets waiting that belongs to no interval, such as before the first step."""
         self._waited = 0.0
 
     def close(self) -> None:
-        """Ends the thread, once the step that it watches has ended; does not wait for it."""
+        """Lets the thread end after the step that it watches; does not wait for it."""
         self._watcher.shutdown(wait=False, cancel_futures=True)
 
 
 def _end(output: Any) -> float:
-    """Waits for an output of a step; when it was there, by `time.monotonic`."""
+    """Waits for an output of a step, and returns the time at which it was ready."""
     output.block_until_ready()
     return time.monotonic()
