@@ -99,7 +99,7 @@ def frechet_figure(
 
 def _draws(count: int, replicates: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """For each replicate, indices drawn with replacement; logs the progress where it takes long."""
-    progress = ProgressLine(replicates, "replicates", every=20)
+    progress = ProgressLine(replicates, "replicates", every=20.0)
     for number in range(replicates):
         if number:  # counts what is done, and never all of it: only long work needs a line
             progress.add(1)
