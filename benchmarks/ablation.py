@@ -4,21 +4,23 @@
         --seeds=0,1,2 --out=runs/ablation
     python benchmarks/ablation.py --config=configs/openmoji.py --out=runs/ablation --report
 
-Trains every setting with every seed through `conprediff_jax.main`. Runs of one seed share initial
-parameters, the order of the data and the noise, and have the same network when they are sampled:
-settings vary the config's `context` section alone. Then measures each run (`study/measure.py`) and
-prints paired differences, setting minus baseline of the same seed, as markdown.
+The study trains every setting with every seed by `conprediff_jax.main`. Runs of one seed share
+their initial parameters, the order of the data and the noise, and sample with the same network:
+settings vary only the config's `context` section. The study then measures each run
+(`study/measure.py`) and prints paired differences as Markdown: a setting minus the baseline of the
+same seed.
 
-Any key of the config can be set, `--config.train.batch_size=16`, for all runs. `--data` names other
-data: a TFDS name, a prepared TFDS directory, or a folder of images with `train` and `test` in it.
+You can set any key of the config for all runs, as `--config.train.batch_size=16`. `--data` names
+other data: a TFDS name, a prepared TFDS directory, or a folder of images with subfolders `train`
+and `test`.
 
-Everything is written to --out. Started again, the study goes on: finished runs are not done again,
-a run that was broken off goes on from its checkpoint. More settings and seeds can be added. SIGTERM
-saves the step of the run in progress and ends with 75. `--report` only rebuilds tables and plots:
-report.md, report.json, report.png, held_out.png. Plots need matplotlib.
+All files are written to --out. If you start the study again, it continues: finished runs are kept,
+and an interrupted run continues from its checkpoint. You can add settings and seeds. On SIGTERM,
+the run in progress saves its step, and the study ends with exit code 75. `--report` only rebuilds
+the tables and plots: report.md, report.json, report.png and held_out.png. Plots need matplotlib.
 
-`--figure=pixels=runs/ablation,tokens=runs/ablation_discrete` draws what the first of --settings
-but the baseline changes in several studies, in percent, to <out>/figure.png.
+`--figure=pixels=runs/ablation,tokens=runs/ablation_discrete` draws <out>/figure.png: how much the
+first of --settings that is not the baseline changes each metric in several studies, in percent.
 """
 
 import pathlib
@@ -47,11 +49,11 @@ SETTINGS = {
     "exact": Setting(context={"transport": "exact"}),
     "divergence": Setting(context={"transport": "sinkhorn_divergence"}),
     "gaussian": Setting(context={"transport": "gaussian"}),
-    # Decoder, and what it reads.
+    # The decoder, and what it reads.
     "direct": Setting(context={"decoder": "direct"}),
     "features": Setting(context={"source": "features"}),
     "prediction": Setting(context={"source": "prediction"}),
-    # Weights, relative to the config's, and how they come in over the run and over time.
+    # Weights relative to the config's, how they rise over the run, and how they vary over time t.
     "weight_tenth": Setting(weight=0.1),
     "weight_third": Setting(weight=1 / 3),
     "weight_triple": Setting(weight=3.0),
@@ -62,31 +64,35 @@ SETTINGS = {
     "constant": Setting(context={"time_weighting": "constant"}),
     "signal": Setting(context={"time_weighting": "signal"}),
     "snr": Setting(context={"time_weighting": "snr"}),
-    # Samples that stand for a neighbourhood.
+    # Samples of a neighbourhood.
     "q_4": Setting(context={"samples": 4}),
     "q_16": Setting(context={"samples": 16}),
     "q_32": Setting(context={"samples": 32}),
 }
 
 _CONFIG = config_flag.define("configs/openmoji.py")
-_SETTINGS = flags.DEFINE_list("settings", [BASELINE, "default"], f"Of {', '.join(SETTINGS)}.")
-_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "A run of every setting for each.")
-_STEPS = flags.DEFINE_integer("steps", None, "Training steps; the config's when absent.")
-_DATA = flags.DEFINE_string("data", None, "Data; the config's when absent.")
-_NUM = flags.DEFINE_integer("num", 2048, "Samples of each run.", lower_bound=12)
-_HELD_OUT = flags.DEFINE_integer("held_out", 512, "Held-out images, or all.", lower_bound=1)
+_SETTINGS = flags.DEFINE_list(
+    "settings", [BASELINE, "default"], f"Settings: {', '.join(SETTINGS)}."
+)
+_SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; every setting has a run for each.")
+_STEPS = flags.DEFINE_integer("steps", None, "Training steps; by default those of the config.")
+_DATA = flags.DEFINE_string("data", None, "Name of the data; by default that of the config.")
+_NUM = flags.DEFINE_integer("num", 2048, "Samples drawn from each run.", lower_bound=12)
+_HELD_OUT = flags.DEFINE_integer("held_out", 512, "Held-out images at most.", lower_bound=1)
 _SPLIT = flags.DEFINE_string("split", "test", "Split of the held-out images.")
 _TIMES = flags.DEFINE_integer("times", 20, "Times of continuous held-out losses.", lower_bound=3)
-_BOOTSTRAP = flags.DEFINE_integer("bootstrap", 100, "Replicates; 0: none.", lower_bound=0)
+_BOOTSTRAP = flags.DEFINE_integer(
+    "bootstrap", 100, "Replicates of the bootstrap; 0 for no intervals.", lower_bound=0
+)
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images measured at a time.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of the study.")
 _REPORT = flags.DEFINE_bool("report", False, "Only rebuild tables and plots.")
 _FIGURE = flags.DEFINE_list("figure", [], "Only draw these studies: name=folder,name=folder.")
-_MEASURE = flags.DEFINE_bool("measure", False, "Only measure what has been trained.")
+_MEASURE = flags.DEFINE_bool("measure", False, "Only measure the runs that have been trained.")
 
 
 def main(argv: list[str]) -> None:
-    """Trains, measures and reports; or one of them."""
+    """Trains, measures and reports, or does one of these."""
     del argv
     app.need("matplotlib", "plan")
     out = pathlib.Path(_OUT.value)
@@ -109,7 +115,7 @@ def main(argv: list[str]) -> None:
     if _MEASURE.value:
         _measure(runs, config, out)
         return
-    # Other processes train and measure: this one never touches an accelerator.
+    # Other processes train and measure; this process uses no accelerator.
     failed = grid.complete(runs, [sys.executable, *sys.argv, "--measure"])
     if any(run.result.exists() for run in runs):
         _report(out)
@@ -118,7 +124,7 @@ def main(argv: list[str]) -> None:
 
 
 def _config() -> tuple[ConfigDict, dict[str, Any]]:
-    """The config of all runs, and what of it differs from its file."""
+    """The config of all runs, and the keys in which it differs from its file."""
     config = _CONFIG.value.copy_and_resolve_references()
     given = config_flag.given()
     if _STEPS.value is not None:
@@ -130,7 +136,7 @@ def _config() -> tuple[ConfigDict, dict[str, Any]]:
         raise UserError(f"--config.{varied[0]}: the study sets it; give --seeds")
     config.update_from_flattened_dict(given)
     if not config.get("context", {}).get("weight"):
-        raise UserError("--config: has no context prediction (config.context.weight) to study")
+        raise UserError("--config: the config has no context prediction (config.context.weight)")
     return config, given
 
 
@@ -148,7 +154,7 @@ def _integers(values: list[str]) -> list[int]:
 
 
 def _measured() -> dict[str, Any]:
-    """Fields of `measure.Sizes`."""
+    """The fields of `measure.Sizes`."""
     return {
         "num": _NUM.value,
         "held_out": _HELD_OUT.value,
@@ -160,7 +166,7 @@ def _measured() -> dict[str, Any]:
 
 
 def _measure(runs: list[grid.Run], config: ConfigDict, out: pathlib.Path) -> None:
-    """Measures the runs that have been trained and not measured."""
+    """Measures the runs that have been trained but not measured."""
     from study import measure
 
     missing = [run for run in runs if run.trained and not run.result.exists()]

@@ -2,14 +2,14 @@
 
     python benchmarks/captions.py --workdir=runs/openmoji_text --guidance=1,2,3,5,8
 
-One image is drawn for each of --num captions that the model was trained on and of --num that were
-held out: combinations of role, gender and skin tone that no training image shows. Of every image
-the nearest one of the whole data set is looked up, by squared distance of pixels, and what its
-caption says is compared with what was asked. (Among training images alone, the nearest to a perfect
-drawing of a held-out combination would show something else.) Chance is the share of agreement with
-the captions of other samples; the drawings themselves, with a little noise, are what can be reached
-(a person and a man are often the same drawing). Everything is written to --out: a table, JSON, a
-plot, pictures.
+The model draws one image for each of --num captions that it was trained on, and for each of --num
+captions that were held out: combinations of role, gender and skin tone that no training image
+shows. For every sample, the benchmark finds the nearest image of the whole data set by the squared
+distance of pixels, and compares its caption with the caption that was asked for. (Among training
+images alone, the nearest to a perfect drawing of a held-out combination would show another one.)
+Chance is the share of agreement with the captions of other samples. The figures of the drawings
+themselves, with a little noise, are the best that can be reached (a person and a man are often the
+same drawing). The benchmark writes a table, JSON, a plot and pictures to --out.
 """
 
 import dataclasses
@@ -35,12 +35,12 @@ from conprediff_jax.sampling.model import TrainedModel
 _WORKDIR = flags.DEFINE_string("workdir", "runs/openmoji_text", "Workdir of a captioned model.")
 _GUIDANCE = flags.DEFINE_list("guidance", ["1", "2", "3", "5", "8"], "Scales of guidance.")
 _NUM = flags.DEFINE_integer("num", 250, "Captions of each kind.", lower_bound=2)
-_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; as configured when absent.")
-_SEED = flags.DEFINE_integer("seed", 0, "Seed of noise, of the choice of captions and intervals.")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Images at a time.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "Folder; WORKDIR/captions when absent.")
+_STEPS = flags.DEFINE_integer("steps", None, "Sampling steps; by default those of the config.")
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the noise, the choice of captions, the intervals.")
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Images drawn at a time.", lower_bound=1)
+_OUT = flags.DEFINE_string("out", None, "Folder for the results; by default WORKDIR/captions.")
 
-KINDS = {"seen": "train", "held out": "test"}  # to splits of openmoji/combinations
+KINDS = {"seen": "train", "held out": "test"}  # kinds of captions -> splits of the data set
 DRAWINGS = "the drawings themselves"
 SHOWN = 8  # samples a row of the pictures
 
@@ -60,7 +60,7 @@ class Gallery:
         return retrieved(drawn, np.concatenate(list(self.pixels.values())), every)
 
     def drawings(self, kind: str, asked: list[str], noise: float = 5 / 255) -> np.ndarray:
-        """The images with some captions, and a little noise, so that none is its own copy."""
+        """The images with some captions, plus a little noise, so that none is an exact copy."""
         found = self.pixels[kind][[self.captions[kind].index(caption) for caption in asked]]
         return found + noise * np.random.default_rng(_SEED.value).standard_normal(found.shape, "f4")
 
@@ -111,7 +111,7 @@ def table(found: Table) -> str:
 
 
 def plot(found: Table, scales: list[float], path: pathlib.Path) -> None:
-    """Shares over the scale of guidance: a panel an attribute, a line a kind of caption."""
+    """Plots shares over guidance: a panel for each attribute, a line for each kind of caption."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -138,7 +138,7 @@ def plot(found: Table, scales: list[float], path: pathlib.Path) -> None:
 
 
 def _gallery(spec: data.DataSpec) -> Gallery:
-    """Everything there is."""
+    """All images of the data set with their captions."""
     pixels, captions = {}, {}
     for kind, split in KINDS.items():
         part = dataclasses.replace(spec, split=split)
@@ -150,7 +150,7 @@ def _gallery(spec: data.DataSpec) -> Gallery:
 
 
 def _asked(gallery: Gallery) -> dict[str, list[str]]:
-    """Some captions with a skin tone of each kind."""
+    """Draws --num captions with a skin tone from each kind."""
     rng, asked = np.random.default_rng(_SEED.value), {}
     for kind, captions in gallery.captions.items():
         toned = [caption for caption in captions if "skin tone" in caption]
@@ -159,7 +159,7 @@ def _asked(gallery: Gallery) -> dict[str, list[str]]:
 
 
 def _draw(trained: TrainedModel, captions: list[str], scale: float) -> np.ndarray:
-    """An image for every caption."""
+    """Draws an image for every caption."""
     model = trained.model
     mesh = parallel.make_mesh(parallel.MeshSpec())
     spec = model.sampling_with(guidance=scale, steps=_STEPS.value)
@@ -176,7 +176,7 @@ def _draw(trained: TrainedModel, captions: list[str], scale: float) -> np.ndarra
 
 
 def _figures(gallery: Gallery, captions: list[str], drawn: np.ndarray) -> dict[str, Figure]:
-    """The share of samples that show what was asked, and of those that show what others asked."""
+    """Shares of samples that show what their own caption asks for, and what other captions ask."""
     shown, rng = gallery.shown(drawn), np.random.default_rng(_SEED.value)
     figures = {
         name: mean_figure(same, replicates=1000, rng=rng)
@@ -192,7 +192,7 @@ def _flat(pictures: np.ndarray) -> np.ndarray:
 
 
 def _show(path: pathlib.Path, captions: list[str], drawn: np.ndarray) -> None:
-    """Some of the samples, with their captions."""
+    """Writes a picture of some samples with their captions."""
     count = 4 * SHOWN
     pictures = images.captioned(drawn[:count], captions[:count])
     images.write_png(path, images.grid(pictures, columns=SHOWN))

@@ -2,14 +2,14 @@
 
     python benchmarks/chaos.py --kills=20 --processes=2
 
-One run is left alone; then the same run is started by `launch/local.py`, and time after time one of
-its processes, drawn at random, gets a signal at a random moment: while it starts, trains, or saves.
-SIGKILL three times out of four, SIGTERM otherwise. Parameters, optimiser state, moving average and
-the place in the data must end exactly, bit for bit, where they do without. A run that ends before
-all kills are done is compared, and another one begun.
+One run is left alone. Then `launch/local.py` starts the same run, and after each start one of its
+processes, drawn at random, gets a signal at a random moment: while it starts, trains or saves. The
+signal is SIGKILL with probability 3/4, otherwise SIGTERM. Parameters, optimiser state, moving
+average and the place in the data must be the same at the end, bit for bit, as without the signals.
+If a run ends before all kills are done, it is compared, and another run begins.
 
-The runs are short ones of a small model: --set says what of the config they change. Any other key
-can be set as well, `--config.seed=1`.
+The runs train a small model for a few steps: --set changes keys of the config. You can set any
+other key too, as `--config.seed=1`.
 """
 
 import os
@@ -32,10 +32,10 @@ from absl import flags, logging
 from conprediff_jax.cli import app, config_flag
 from conprediff_jax.common.errors import UserError
 
-_KILLS = flags.DEFINE_integer("kills", 20, "How many.", lower_bound=0)
-_PROCESSES = flags.DEFINE_integer("processes", 2, "Of the run.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of moments, victims and signals.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/chaos", "Folder of the runs; earlier ones go.")
+_KILLS = flags.DEFINE_integer("kills", 20, "Number of kills.", lower_bound=0)
+_PROCESSES = flags.DEFINE_integer("processes", 2, "Processes of a run.", lower_bound=1)
+_SEED = flags.DEFINE_integer("seed", 0, "Seed of the moments, the processes and the signals.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/chaos", "Folder; runs in it are deleted first.")
 _CONFIG = config_flag.define("configs/openmoji.py")
 _SET = flags.DEFINE_multi_string(
     "set",
@@ -48,7 +48,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 class Run:
-    """The run, under its launcher, in a workdir."""
+    """A run of the launcher in a workdir."""
 
     def __init__(self, workdir: pathlib.Path):
         self.workdir = workdir
@@ -68,11 +68,11 @@ class Run:
         threading.Thread(target=self._read, daemon=True).start()
 
     def next_start(self) -> list[int] | None:
-        """Process ids of the next start, once there is one; None when the run has ended."""
+        """Waits for the next start and returns its process ids; None if the run has ended."""
         return self._starts.get()
 
     def checkpoints(self) -> list[int]:
-        """Steps that are there."""
+        """The steps that have a checkpoint."""
         folder = self.workdir / "checkpoints"
         return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
@@ -82,12 +82,16 @@ class Run:
         return self._launcher.poll() is None
 
     def wait(self) -> None:
-        """Until the end."""
+        """Waits until the run ends.
+
+        Raises:
+            UserError: The run failed.
+        """
         if self._launcher.wait():
             raise UserError(f"the run failed, see {self.workdir}.log")
 
     def _read(self) -> None:
-        """Keeps the output, and hands on which processes were started."""
+        """Writes the output to a file, and queues the process ids of every start."""
         with self.workdir.with_suffix(".log").open("w") as log:
             for line in self._launcher.stdout:
                 log.write(line)
@@ -98,10 +102,10 @@ class Run:
 
 
 def settings() -> dict[str, Any]:
-    """What the runs change of the config, by key; `--config.KEY=VALUE` goes before --set.
+    """The changes to the config by key; `--config.KEY=VALUE` takes precedence over --set.
 
     Raises:
-        UserError: --set is not of the form KEY=VALUE.
+        UserError: A value of --set is not of the form KEY=VALUE.
     """
     for setting in _SET.value:
         if "=" not in setting:
@@ -139,7 +143,7 @@ def main(argv: list[str]) -> None:
 
 
 def harass(run: Run, rng: random.Random, kills: int, spread: float) -> int:
-    """Kills one process of every start, within `spread` seconds; returns the kills up to now."""
+    """Kills one process of every start within `spread` seconds, and returns the new total."""
     while (pids := run.next_start()) is not None:
         if kills == _KILLS.value:
             continue
@@ -147,7 +151,7 @@ def harass(run: Run, rng: random.Random, kills: int, spread: float) -> int:
         victim, kind = rng.choice(pids), rng.choice([signal.SIGKILL] * 3 + [signal.SIGTERM])
         try:
             os.kill(victim, kind)
-        except ProcessLookupError:  # it has ended by itself
+        except ProcessLookupError:  # the process has ended by itself
             continue
         kills += 1
         steps = run.checkpoints()
@@ -156,7 +160,7 @@ def harass(run: Run, rng: random.Random, kills: int, spread: float) -> int:
 
 
 def contents(run: Run) -> dict[str, bytes]:
-    """Every array of the last checkpoint, and where the data were, by name."""
+    """The bytes of all arrays of the last checkpoint and of the place in the data, by name."""
     folder = run.workdir / "checkpoints" / str(run.checkpoints()[-1])
     found = {file.name: file.read_bytes() for file in (folder / "data").glob("process_*")}
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())

@@ -1,16 +1,17 @@
-"""What a chip sends and computes as chips are added: on 2, 4 and 8 simulated devices, compiled.
+"""How much a chip sends and computes as chips are added, by programs for 2, 4 and 8 devices.
 
     python benchmarks/collectives.py --config=configs/openmoji.py
 
-The batch grows with the devices. What every chip gives to its collectives must not: under `data`,
-gradients are as large as the parameters, however many devices they are summed over, and a ring
-sends that twice, less one part in n. Under `fsdp`, parameters are gathered for the forward and the
-backward pass besides. Nothing is run, so nothing here depends on how busy the machine is.
+The batch grows with the number of devices, but the payload of the collectives on every chip must
+not. Under `data`, the gradients are as large as the parameters for any number of devices, and a
+ring sends 2 (n - 1) / n times as much. Under `fsdp`, the parameters are gathered too, for the
+forward and the backward pass. The programs are compiled for simulated devices and not run, so the
+figures do not depend on the load of the machine.
 """
 
 import os
 
-# Before JAX starts.
+# JAX reads these when it starts.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
@@ -37,7 +38,7 @@ HEADER = (
 
 
 def compiled(devices: int, weight: float, axis: str) -> tuple[list[Collective], float]:
-    """The collectives of a step on so many devices along one axis, and the FLOPs of each."""
+    """The collectives of a step on devices along one axis, and the FLOPs of every device."""
     config = _CONFIG.value.copy_and_resolve_references()
     config.train.batch_size = EXAMPLES * devices
     config.context.weight = weight

@@ -2,9 +2,9 @@
 
     python benchmarks/data.py --config=configs/openmoji.py
 
-Steps and batches are timed in turn, over and over, in one run, and the medians are compared: a busy
-machine slows both alike. The pipeline is read from its beginning through every stage, with nothing
-prepared while the step runs. Above 1 a step never waits; 5 leaves room for a faster device.
+Steps and batches are timed in turn, round after round, and the medians are compared, so that a busy
+machine slows both alike. Every round opens the pipeline anew, so that no batch is prepared while a
+step runs. With a ratio above 1, a step never waits for data; 5 leaves room for a faster device.
 """
 
 import statistics
@@ -20,9 +20,9 @@ from conprediff_jax.cli import app, config_flag
 from conprediff_jax.config.vocabulary import with_vocabulary
 
 _CONFIG = config_flag.define("configs/openmoji.py")
-_ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
-_BATCHES = flags.DEFINE_integer("batches", 20, "Batches read a round.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 3, "Steps taken a round.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds that are timed.", lower_bound=1)
+_BATCHES = flags.DEFINE_integer("batches", 20, "Batches read in a round.", lower_bound=1)
+_STEPS = flags.DEFINE_integer("steps", 3, "Train steps in a round.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:

@@ -1,17 +1,17 @@
-"""A train step of a UNet here, and of the same UNet of diffusers under `torch.compile`.
+"""Compares the train step of a UNet with that of the same UNet of diffusers in `torch.compile`.
 
     pip install -e ".[cuda,test]"     # and a torch that has CUDA
     python benchmarks/diffusers_step.py --config=configs/celebahq.py --config.train.batch_size=16
 
-Both do the same on one device, from the same parameters and in the config's `dtype`: add noise,
-predict it, compare, go back, clip, AdamW, moving average. diffusers' is in channels-last layout,
-with fused AdamW, and in autocast for bfloat16. Points are random latents, or random images where
-the config works on pixels; the context decoder is left out but for the last row. Steps are timed in
-turn, over and over, in one run, and medians are compared. On a GPU, MFU is by the FLOPs of the step
-here for both.
+Both steps do the same on one device, from the same parameters and in the config's `dtype`: they add
+noise, predict it, compute the loss and its gradient, clip it, and update by AdamW and the moving
+average. The step of diffusers uses the channels-last layout, fused AdamW, and autocast for
+bfloat16. Points are random latents, or random images if the config works on pixels. Only the step
+of the last row has context prediction. Steps are timed in turn, round after round, and the medians
+are compared. The MFU of both, on a GPU, uses the FLOPs of the JAX step.
 
-First the two networks are asked the same: `outputs differ by` is the largest difference of their
-outputs relative to the largest output.
+Before that, both networks get the same inputs: `outputs differ by` is the largest difference of
+their outputs relative to the largest output.
 """
 
 import os
@@ -34,20 +34,21 @@ from conprediff_jax.weights.diffusers import unet as diffusers_unet
 from conprediff_jax.xla.chips import peak_flops
 
 _CONFIG = config_flag.define("configs/openmoji.py")
-_ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of each.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of each kind.", lower_bound=1)
 _MODE = flags.DEFINE_enum(
     "mode", "default", ["default", "reduce-overhead", "max-autotune", "eager"],
-    "Of torch.compile; 'eager' for none.",
+    "Mode of torch.compile; 'eager' to leave it out.",
 )  # fmt: skip
 
 HERE, THERE, CONTEXT = "here", "diffusers", "here, with context prediction"
 
 
 class DiffusersStep:
-    """The train step of diffusers' UNet with the parameters of ours, and its state.
+    """The train step of diffusers' UNet and its state, with the parameters of ours.
 
     Attributes:
-        seconds: that the steps took.
+        model: The UNet.
+        seconds: Seconds of every step so far.
     """
 
     def __init__(self, ours: TimedStep):
@@ -80,7 +81,7 @@ class DiffusersStep:
         self.seconds: list[float] = []
 
     def predict(self, x: np.ndarray, t: np.ndarray, labels: np.ndarray | None) -> np.ndarray:
-        """Output for inputs `[B, rows, columns, channels]`, in the same order of axes."""
+        """The output for an input `[B, rows, columns, channels]`, in the same order of axes."""
         x = self._to_device(torch.from_numpy(x).movedim(-1, 1))
         labels = None if labels is None else torch.from_numpy(labels).to(self._device)
         with torch.no_grad(), self._autocast():
@@ -115,7 +116,7 @@ class DiffusersStep:
 
 
 def difference(ours: TimedStep, theirs: DiffusersStep) -> float:
-    """Largest difference of the networks' outputs, relative to the largest output."""
+    """The largest difference of the networks' outputs, relative to the largest output."""
     model, rng = ours.experiment.task.model, np.random.default_rng(0)
     x = rng.normal(size=(2, *model.point_shape)).astype(np.float32)
     t = np.array([1, model.process.num_steps // 2])
@@ -131,13 +132,13 @@ def difference(ours: TimedStep, theirs: DiffusersStep) -> float:
 def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
-    # Both frameworks live in one memory.
+    # Both frameworks share the memory of the device.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-    torch.set_float32_matmul_precision("high")  # as XLA's default on GPUs
+    torch.set_float32_matmul_precision("high")  # the default of XLA on GPUs
     if jax.device_count() > 1:
         raise UserError(
-            f"{jax.device_count()} devices, and torch would use one: show one alone, as by "
-            "CUDA_VISIBLE_DEVICES=0"
+            f"there are {jax.device_count()} devices, but torch would use one: make one visible, "
+            "for example by CUDA_VISIBLE_DEVICES=0"
         )
     config = _CONFIG.value.copy_and_resolve_references()
     if FIRST_STAGES[config.first_stage.kind].first_stage is Latents:
@@ -145,9 +146,9 @@ def main(argv: list[str]) -> None:
     context, config.context.weight = config.context.weight, 0.0
     model = make_experiment(config).task.model
     if not isinstance(model.denoiser, UNet) or model.text:
-        raise UserError("--config: a UNet without captions is compared, this has another denoiser")
+        raise UserError("--config: the denoiser must be a UNet without captions")
     steps = {HERE: TimedStep(config)}
-    steps[HERE].run()  # outputs begin at zero
+    steps[HERE].run()  # since all outputs of a new UNet are zero
     steps[THERE] = DiffusersStep(steps[HERE])
     print(f"outputs differ by {difference(steps[HERE], steps[THERE]):.1e}")
     if context:

@@ -1,9 +1,9 @@
-"""How long it takes from a folder to images: size on disk, loading, first and later images.
+"""How long it takes to open a run and to draw its first and later images; and its size on disk.
 
     python benchmarks/load.py --workdir=model --num=16
 
-In this order and in one process: `import conprediff_jax`, `load`, the first `sample`, which
-compiles, and a second one. No compilation cache is used unless JAX is told to.
+One process imports `conprediff_jax`, then calls `load`, then `sample` twice; the first `sample`
+compiles. There is no compilation cache unless JAX's own settings name one.
 """
 
 import pathlib
@@ -14,12 +14,12 @@ from absl import flags, logging
 
 from conprediff_jax.cli import app
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir, or an inference folder.", required=True)
-_NUM = flags.DEFINE_integer("num", 16, "Images.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string("workdir", None, "A workdir or an inference folder.", required=True)
+_NUM = flags.DEFINE_integer("num", 16, "Images of each call of sample.", lower_bound=1)
 
 
 def main(argv: list[str]) -> None:
-    """Prints a line for each."""
+    """Prints the size and the three times."""
     del argv
     import conprediff_jax
 

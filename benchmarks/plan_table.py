@@ -1,13 +1,13 @@
-"""The table of docs/plans.md: shipped configs on TPU slices, each compiled once and kept.
+"""Makes the table of docs/plans.md, of shipped configs on TPU slices.
 
     python benchmarks/plan_table.py                      # everything; days on a laptop
     python benchmarks/plan_table.py --configs=celebahq --topologies=v5e-16
     python benchmarks/plan_table.py --configs=coco --fsdp=8
-    python benchmarks/plan_table.py --compile=False      # the table of what is there
+    python benchmarks/plan_table.py --compile=False      # only the table of plans that exist
 
-A plan is what `conprediff_jax.plan` writes, one JSON file in `--folder`. Those that are there are
-not made again, so the command may be stopped at any time and started again: at most the plan in
-work is lost. The batch is the config's own, or the next larger one that the chips can divide.
+Each plan is a JSON file of `conprediff_jax.plan` in `--folder`. Plans that exist are not made
+again, so you can stop the command at any time and start it again; only the plan in progress is
+lost. The batch size is that of the config, or the next larger one that the chips can divide.
 """
 
 import importlib.util
@@ -25,7 +25,7 @@ from conprediff_jax.planning.plans import Plan
 from conprediff_jax.planning.topology import Topology
 
 ROOT = pathlib.Path(__file__).parent.parent
-# What compiles in a minute comes first.
+# Configs that compile in a minute come first.
 CONFIGS = ["openmoji", "openmoji_latent", "openmoji_text", "openmoji_discrete", "cifar10"]
 CONFIGS += ["celebahq", "imagenet", "ffhq_discrete", "lsun_churches", "imagenet_discrete"]
 CONFIGS += ["coco_discrete", "coco"]
@@ -33,14 +33,14 @@ TOPOLOGIES = ["v5e-16", "v4-128", "v5p-64", "v5e-256"]
 
 _CONFIGS = flags.DEFINE_list("configs", CONFIGS, "Names of files in configs/.")
 _TOPOLOGIES = flags.DEFINE_list("topologies", TOPOLOGIES, "TPU slices.")
-_FOLDER = flags.DEFINE_string("folder", "plans", "Where plans are kept.")
+_FOLDER = flags.DEFINE_string("folder", "plans", "Folder of the plans.")
 _COMPILE = flags.DEFINE_bool("compile", True, "Make the plans that are missing.")
-_FSDP = flags.DEFINE_integer("fsdp", 1, "Devices that share the parameters.", lower_bound=1)
-_WHOLE = flags.DEFINE_bool("whole", False, "With the sampler, and the step without context.")
+_FSDP = flags.DEFINE_integer("fsdp", 1, "Devices that divide the parameters.", lower_bound=1)
+_WHOLE = flags.DEFINE_bool("whole", False, "Plan the sampler and the step without context too.")
 
 
 def batch_size(config: pathlib.Path, chips: int) -> int:
-    """The config's own, or the next larger one that the chips can divide."""
+    """The batch size of a config, or the next larger one that the chips can divide."""
     spec = importlib.util.spec_from_file_location(config.stem, config)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -48,7 +48,7 @@ def batch_size(config: pathlib.Path, chips: int) -> int:
 
 
 def make(config: pathlib.Path, topology: Topology, out: pathlib.Path) -> bool:
-    """Makes a plan in a process of its own; whether that worked."""
+    """Makes a plan in a process of its own, and returns whether that worked."""
     command = [
         sys.executable,
         "-m",
@@ -69,7 +69,7 @@ def make(config: pathlib.Path, topology: Topology, out: pathlib.Path) -> bool:
 
 
 def main(argv: list[str]) -> None:
-    """Makes what is missing, and prints the table."""
+    """Makes the missing plans, and prints the table."""
     del argv
     folder, rows = pathlib.Path(_FOLDER.value), []
     topologies = [Topology.parse(name) for name in _TOPOLOGIES.value]

@@ -1,14 +1,14 @@
-"""What the context loss costs a train step: time and FLOPs with it, relative to without.
+"""How much the context loss adds to the time and the FLOPs of a train step.
 
     python benchmarks/step_overhead.py --config=configs/openmoji.py
 
-The last row is the config's step with Flax's own layers in the UNet in place of those of
-`conprediff_jax.common.linear`, which sum gradients in float32: to be compared with `the config's`.
+In the last row, the UNet of the config's step has Flax's own layers in place of those of
+`conprediff_jax.common.linear`, which sum gradients in float32. Compare it with `the config's`.
 
-Variants are timed in turn, over and over, in one run, and the medians are compared: a busy machine
-slows all of them alike. Absolute times are of this machine at this moment. FLOPs are read from the
-compiled programs, loops counted as often as they run; those of unknown length, which exact matching
-has, once.
+Variants are timed in turn, round after round, and the medians are compared, so that a busy machine
+slows all of them alike. Absolute times hold for this machine at this moment only. FLOPs are read
+from the compiled programs, with every round of a loop counted; loops of unknown length, which exact
+matching has, count once.
 """
 
 import contextlib
@@ -43,16 +43,16 @@ def variant(overrides: Mapping[str, Any]) -> TimedStep:
     """The config's step with some keys changed."""
     config = _CONFIG.value.copy_and_resolve_references()
     if config.task != "denoising":
-        raise UserError("--config: trains a first stage, which predicts no context")
+        raise UserError("--config: the config trains a first stage, which predicts no context")
     config.update_from_flattened_dict(overrides)
     return TimedStep(config)
 
 
 @contextlib.contextmanager
 def flax_layers() -> Iterator[None]:
-    """Networks traced inside are made of Flax's layers."""
+    """A context in which networks are traced with Flax's own layers."""
     own = {name: getattr(linear, name) for name in ("Dense", "Conv", "Embed")}
-    jax.clear_caches()  # traces of the other layers
+    jax.clear_caches()  # forgets traces with the package's layers
     try:
         for name in own:
             setattr(linear, name, getattr(nn, name))
