@@ -5,7 +5,7 @@ import pathlib
 
 # Before JAX starts: the suite never wants an accelerator, and sharding tests want several devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Unoptimised code compiles four times faster, and compiling is what takes the suite's time.
+# Code without optimisation compiles four times faster, and the suite mostly compiles.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
@@ -20,13 +20,13 @@ CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
-# Every annotated shape of the package is checked on every call a test makes.
+# Every annotated shape of the package is checked in every call.
 jaxtyping.install_import_hook("conprediff_jax", "beartype.beartype")
 
 
 @pytest.fixture(scope="module")
 def one_device():
-    """`train` takes every device there is; under this fixture it gets one, as on a laptop."""
+    """`train` uses every device; with this fixture there is only one, as on a laptop."""
     from conprediff_jax import parallel
 
     with pytest.MonkeyPatch.context() as patch:

@@ -102,7 +102,7 @@ def reading_tokens():
 
 
 def random_like(tree, seed):
-    """Random arrays of the shapes of a tree, of a size that keeps activations near one."""
+    """Random arrays in the shapes of a tree, scaled so that activations stay near one."""
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):

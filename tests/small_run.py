@@ -16,7 +16,7 @@ CONFIG = {"task": "denoising", "seed": 3, "context": {"weight": 0.5}, "model": {
 
 @functools.cache
 def state_at(step):
-    """A state of which every number says what step it is of."""
+    """A state in which every number is the step."""
     rng = np.random.default_rng(step)
     tree = {"kernel": rng.normal(size=(40, 50)), "bias": rng.normal(size=50), "scale": step + 0.5}
     tree = jax.tree.map(lambda value: jnp.asarray(value, jnp.float32), tree)
@@ -46,7 +46,7 @@ def batches(seen=0):
 
 
 def write(workdir, *steps, keep=None):
-    """Checkpoints after so many steps, each of which has seen as many records."""
+    """Writes checkpoints after the given steps, each of which has seen as many records."""
     with Checkpoints(str(workdir), keep=keep) as checkpoints:
         for step in steps:
             checkpoints.save(state_at(step), batches(step), CONFIG)

@@ -60,7 +60,7 @@ def captioned_images(folder: pathlib.Path) -> str:
 
 
 def machine() -> str:
-    """What the last bits of a result depend on: the processor's features, and the compiler."""
+    """What the last bits of a result depend on: the features of the processor, and the compiler."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else [platform.processor()]
     features = next((line for line in lines if line.startswith("flags")), lines[0])
@@ -127,7 +127,7 @@ def unpack(folder: pathlib.Path) -> pathlib.Path:
 
 
 def measured(folder: pathlib.Path) -> dict[str, np.ndarray]:
-    """What is stored beside the run, computed anew; the folder is the one to stand in."""
+    """Computes what is stored beside the run. `folder` must be the current directory."""
     return {"demo": demo_trace(), **continued(unpack(folder))}
 
 

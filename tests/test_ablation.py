@@ -104,7 +104,7 @@ def test_an_interrupted_command_ends_the_grid_and_a_failed_one_is_reported(tmp_p
 
 @pytest.fixture
 def study(tmp_path):
-    """Measured runs, of numbers: three pairs, and a run without a partner."""
+    """Results of runs: three pairs, and a run without a partner."""
     rng = np.random.default_rng(0)
     for setting, seeds in ((BASELINE, (0, 1, 2)), ("default", (1, 0, 2, 7)), ("exact", (2,))):
         for seed in seeds:
@@ -143,7 +143,7 @@ def test_pairs_share_a_seed_and_their_intervals_are_scipys(study):
     interval = stats.ttest_rel(mine, theirs).confidence_interval(0.95)
     assert found["FD"].difference == pytest.approx((np.mean(mine - theirs), *interval))
     assert found["FD"].differences == pytest.approx(tuple(mine - theirs))
-    # Two half-widths of 1 a pair, three pairs.
+    # Three pairs, each with two intervals of half-width 1.
     assert found["FD"].within == pytest.approx(np.sqrt(2 / 3))
     fast, base = (
         np.log(values(study, name, lambda r: r["steps_per_second"]))
@@ -185,7 +185,7 @@ def test_a_report_needs_no_more_than_the_results(study):
     report.write(study, [BASELINE, "exact", "default"])
     results = compare.load(study)
     assert compare.compare(results, "default")["held-out loss"].difference == whole.difference
-    # Of a single pair nothing is left to make an interval of.
+    # A single pair gives no interval.
     assert compare.compare(results, "exact")["held-out loss"].difference.low is None
 
 
@@ -200,7 +200,7 @@ def test_studies_are_drawn_side_by_side_in_percent(study, monkeypatch):
     monkeypatch.setattr(figure, "draw_row", seen)
     figure.draw({"pixels": study, "tokens": study}, "default", study / "figure.png")
     assert (study / "figure.png").stat().st_size > 1000
-    # Two studies; losses are there, the other metrics are not.
+    # Two studies that have losses, but no other metrics.
     assert len(panels) == 2 and len(set(panels)) == 2
     losses = compare.compare(compare.load(study), "default")["held-out loss"]
     pairs, mean = (dots.get_offsets()[:, 0].tolist() for dots in panels[0].collections)

@@ -44,7 +44,7 @@ def model():
 
 @pytest.mark.parametrize("seed", [0, 5, 2**31 - 1, 2**31, LARGEST])
 def test_a_seed_is_the_low_word_of_threefrys_key(seed):
-    """Outside a program and as the argument of one: there, JAX's own int32 ends at 2^31."""
+    """Both outside a compiled program and as its argument, where JAX's own int32 ends at 2^31."""
     key = jax.random.key(random.as_seed(seed))
     np.testing.assert_array_equal(jax.random.key_data(key), np.array([0, seed], np.uint32))
     expected = jax.random.key_data(random.stream(seed, "name", 3))
@@ -59,7 +59,7 @@ def test_invalid_seeds_are_refused(seed):
 
 
 def test_one_image_of_a_seed_can_be_drawn_alone(model):
-    """Whatever came before it, with its own class; the largest seed is one like any other."""
+    """An image keeps its class and does not depend on those before it, for the largest seed too."""
     drawn = model.sample(5, LARGEST, batch_size=1)
     again = model.sample(1, LARGEST, first=4, batch_size=1)
     np.testing.assert_array_equal(again, drawn[4:])
@@ -119,7 +119,7 @@ def test_invalid_arguments_are_reported_in_one_sentence(model, settings, message
 
 
 def test_wrong_types_are_reported_in_one_sentence():
-    """In a process that does not check annotations, as a notebook does not."""
+    """This runs in a process that does not check annotations, like a notebook."""
     calls = [
         "model.sample(2.5)",
         "model.sample('2')",

@@ -65,7 +65,7 @@ def vq_models():
 
 
 def kl_models():
-    """Two blocks a level, no attention but the middle's."""
+    """Two blocks per level, and attention in the middle only."""
     theirs = diffusers.AutoencoderKL(
         block_out_channels=(32, 64),
         layers_per_block=2,
@@ -77,7 +77,7 @@ def kl_models():
 
 
 def random_state_dict(model):
-    """Moves every weight off its initial value, norms included, and returns them all."""
+    """Moves every weight, also those of norms, off its initial value, and returns all weights."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
@@ -94,7 +94,7 @@ def from_torch(x):
 
 
 def assert_close(ours, theirs):
-    """Ours in float32 to theirs in float64, from which their own float32 is some 3e-6 away."""
+    """Compares our float32 with their float64. Their own float32 differs by about 3e-6 from it."""
     assert 0.5 < np.abs(theirs).max() < 5
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-6)
 
@@ -212,13 +212,13 @@ def test_nearest_codes_match_a_tree():
     indices = quantizer.nearest_codes(jnp.array(vectors), jnp.array(codebook))
     assert indices.dtype == jnp.int32
     np.testing.assert_array_equal(indices, cKDTree(codebook).query(vectors)[1])
-    # The first of equals, and codes are nearest to themselves.
+    # Of equal codes the first is taken, and every code is nearest to itself.
     twice = jnp.concatenate([codebook, codebook])
     np.testing.assert_array_equal(quantizer.nearest_codes(twice, twice), np.tile(range(100), 2))
 
 
 def test_quantizer_gradients():
-    """Straight through to the vectors, and (2) by hand to vectors and codes."""
+    """Gradients pass straight through to the vectors; those of (2) equal derivatives by hand."""
     rng = np.random.default_rng(0)
     codebook = jnp.array(rng.normal(size=(8, 3)), jnp.float32)
     z = jnp.array(rng.normal(size=(2, 4, 5, 3)), jnp.float32)
@@ -262,7 +262,7 @@ def mixture():
 
 
 def follow(codebook, vectors, steps, restart_below=0.05):
-    """The codebook and its averages after so many moving average steps over one batch."""
+    """The codebook and its averages after `steps` updates on one batch."""
 
     def step(carry, key):
         averages, codebook = carry
@@ -294,10 +294,10 @@ def test_dead_codes_are_revived(mixture):
     averages, codebook = jax.jit(follow, static_argnums=2)(start, mixture, 120)
     counts = quantizer.count_codes(quantizer.nearest_codes(mixture, codebook), 8)
     assert quantizer.used_fraction(counts) == 1
-    # It has come to rest, where k-means would too.
+    # The codes no longer move, as in k-means.
     np.testing.assert_allclose(codebook, kmeans2(points, np.asarray(codebook), 1)[0], atol=0.02)
 
-    # The moment itself: dead codes become different points of the batch with equal usage.
+    # One update: dead codes become different points of the batch with equal usage.
     rngs = jax.random.split(jax.random.key(1), 2)
     dying = averages._replace(usage=averages.usage.at[3:6].set(0))
     indices = jnp.zeros(mixture.shape[:-1], jnp.int32)
@@ -319,7 +319,7 @@ def test_codebook_metrics():
 
 
 def initialised(**options):
-    """A one-level autoencoder whose parameters, zero ones included, are random, and an image."""
+    """A one-level autoencoder with all parameters random, and an image."""
     model = VQModel(**(TINY | {"channel_mult": (1,), "num_codes": 5} | options))
     x = jax.random.uniform(jax.random.key(0), (1, 4, 4, 3), minval=-1)
     variables = jax.eval_shape(model.init, jax.random.key(1), x)

@@ -28,7 +28,7 @@ def random_log_probs(seed, shape):
 
 
 def recorded(denoise, seen):
-    """The same denoiser; every x_t it is asked about goes to the list `seen`."""
+    """The same denoiser, which adds every x_t of a call to the list `seen`."""
 
     def wrapped(x_t, t):
         jax.debug.callback(lambda x: seen.append(np.asarray(x)), x_t, ordered=True)
@@ -44,7 +44,7 @@ def run(sampler, denoise, x_T, rngs):
 
 
 def matrices(process):
-    """The chance of x_t (column) given x_0 (row), `[T + 1, K + 1, K + 1]`; last, the clean end."""
+    """q(x_t = column | x_0 = row) for every time, then the clean end: `[T + 1, K + 1, K + 1]`."""
     K = process.num_codes
     table = np.tile(np.eye(K + 1), (process.num_steps + 1, 1, 1))
     bars = zip(process.alpha_bars, process.gamma_bars, strict=True)
@@ -83,7 +83,7 @@ def test_posterior_equals_diffusers():
 
 @pytest.mark.parametrize("skipped", [0, 1])
 def test_posterior_equals_matrix_products(skipped):
-    """At every time and token; a previous time of -1 is the clean end."""
+    """Compares every time and token. A previous time of -1 is the clean end."""
     times = np.arange(skipped, SMALL.num_steps)
     previous = times - 1 - skipped
     log_p = random_log_probs(0, (4, 3))  # one row for every x_t
@@ -210,9 +210,9 @@ def best_denoiser(process, data):
 @pytest.mark.parametrize(
     ("data", "num_steps", "options"),
     [
-        # Both tokens are drawn together once in num_steps only.
+        # Both tokens are drawn in one step only once in num_steps samples.
         ("dependent", 300, {"steps": 300}),
-        # One at a time, whichever comes first, is the chain rule.
+        # Drawing one token at a time, in any order, follows the chain rule.
         ("dependent", 20, {"steps": 20, "reveal": "random"}),
         ("dependent", 20, {"steps": 20, "reveal": "purity"}),
         ("dependent", 20, {"steps": 20, "reveal": "purity", "purity_temperature": 0.0}),
@@ -359,7 +359,7 @@ def test_importance_remembers_the_last_losses():
     rngs = jax.random.split(jax.random.key(0), 5000)
     t, weight = state.draw(rngs)
     assert scipy.stats.chisquare(np.bincount(t, minlength=5), 5000 * p).pvalue > 1e-3
-    # Unbiased: a time's chance times its weight is that of a uniform draw.
+    # Unbiased: the probability of a time multiplied by its weight is that of a uniform draw.
     np.testing.assert_allclose(p[t] * weight, 0.2, rtol=1e-5)
     np.testing.assert_array_equal(state.draw(rngs[7:9])[0], t[7:9])
 

@@ -34,7 +34,7 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def run(written, tmp_path):
-    """A copy of it, to be damaged."""
+    """A copy of the run, to be damaged."""
     return shutil.copytree(written, tmp_path / "run")
 
 
@@ -44,7 +44,7 @@ def look(workdir, step=None):
 
 
 def resume(workdir, config=CONFIG):
-    """State of a run that goes on, and which record comes next."""
+    """The state of a run that continues, and its next record."""
     with Checkpoints(str(workdir)) as checkpoints:
         stream = batches()
         return checkpoints.restore(abstract(), stream, config), next(stream)["index"]
@@ -197,7 +197,7 @@ def test_a_run_that_keeps_one_checkpoint_can_be_read_while_it_writes(tmp_path):
 
 
 def test_a_checkpoint_deleted_after_listing_is_replaced_by_a_newer_one(run, monkeypatch):
-    """The same for certain: the folder is replaced between listing and opening."""
+    """The same in a fixed order: the folder is replaced between listing and opening."""
     from conprediff_jax.runs import checkpoint
 
     opened = checkpoint._open
@@ -230,7 +230,7 @@ app.run(main, positional=1)
 
 
 def test_a_full_disk_is_reported_in_the_last_line(run):
-    """As on a full disk: the older checkpoints stay, what was begun goes, nothing else is said."""
+    """Older checkpoints stay, the unfinished one is removed, and there is one message."""
     ended = subprocess.run(
         [sys.executable, "-c", FILLED, str(run)],
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "JAX_PLATFORMS": "cpu"},

@@ -49,7 +49,7 @@ GRIDS = [(7,), (5, 6), (3, 4, 3), (1, 5)]
 def test_neighbors_are_the_true_ones_on_any_grid(grid):
     strides, num_points = (1, 2, 3), int(np.prod(grid))
     points = jnp.arange(num_points)[None]
-    # Q far above the largest neighbourhood: by stratification every neighbour must then appear.
+    # With Q far above the size of the largest neighbourhood, stratification draws every neighbour.
     drawn = draw(keys(1), points, grid=grid, strides=strides, samples=400)
     in_order = {
         s: jax.device_get(context.ordered_neighbors(points, grid=grid, stride=s)) for s in strides
@@ -271,7 +271,7 @@ def test_cost_is_flat_in_the_stride_for_the_distribution_decoder_only():
 
 
 def test_decoder_learns_the_neighbourhood_of_a_pattern():
-    """On stripes, a point's value tells its neighbours: reading it must beat knowing nothing."""
+    """On stripes, a point determines its neighbours, so reading its value must lower the loss."""
     rows = jnp.tile(jnp.array([-1.0, 1.0]), 3)
     x_0 = jnp.broadcast_to(rows[None, :, None, None], (2, 6, 6, 1))
     term = prediction(strides=(1,), transport="exact")

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.usefixtures("one_device")
 
 
 def with_classes():
-    """Class-conditional, on patches: what only our own formats hold."""
+    """A class-conditional model on patches, which only our own formats can store."""
     config = tiny.pixels(steps=4).unlock()
     config.first_stage.patch = 2
     with config.model.ignore_type():
@@ -148,7 +148,7 @@ def test_the_api_fills_holes(folder):
     assert filled.shape == images.shape and filled.dtype == np.uint8
     np.testing.assert_array_equal(filled[masks], images[masks])
     assert (filled != images).any(-1)[~masks].mean() > 0.9
-    # What is not known is not looked at, 255 says known as true does, and nothing is compiled anew.
+    # Unknown pixels do not matter, 255 means known as True does, and nothing is compiled again.
     hidden = np.where(masks[..., None], images, 0)
     again = opened.inpaint(hidden, np.uint8(255) * masks, **settings)
     np.testing.assert_array_equal(again, filled)
@@ -240,7 +240,7 @@ def fresh(config):
 
 
 def test_training_can_start_from_a_model(model, folder):
-    """The denoiser and its average are the model's, the context decoder is fresh."""
+    """The denoiser and its average are those of the model; the context decoder is new."""
     config = with_classes().unlock()
     config.context.update(hidden=16, latent=4, samples=4, iterations=5)
     config.process.loss_norm = "l1"  # what only the loss reads may differ

@@ -35,7 +35,7 @@ def numbered(tmp_path_factory):
 
 @pytest.fixture
 def damaged(tmp_path, numbered):
-    """The same with images 3 and 11 cut short."""
+    """The same data with images 3 and 11 cut short."""
     for path in sorted(numbered.glob("*.png")):
         content = path.read_bytes()
         (tmp_path / path.name).write_bytes(content[:40] if path.stem in ("03", "11") else content)
@@ -102,7 +102,7 @@ def test_a_restored_iterator_goes_on_bit_for_bit(damaged):
 
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (2, 0)])
 def test_a_restored_iterator_may_have_other_workers(numbered, tmp_path, before, after):
-    """With the very next record: nothing of an epoch is left out, and nothing seen twice."""
+    """It continues with the next record: nothing of an epoch is left out or seen twice."""
     flags.FLAGS.mark_as_parsed()  # as a command has, where grain starts processes
 
     def batches(workers):
@@ -175,7 +175,7 @@ def test_a_bad_image_counts_once_however_often_it_comes(tmp_path, numbered, line
 
 @pytest.mark.parametrize("shares", [1, 2])
 def test_a_few_images_that_are_all_bad_end_the_run(tmp_path, shares):
-    """And do not keep it waiting for a good one for ever."""
+    """The pipeline does not wait forever for a good image."""
     for i in range(4):
         (tmp_path / f"{i}.png").write_bytes(b"not an image")
     with pytest.raises(data.DataError, match="records cannot be decoded"):

@@ -71,12 +71,12 @@ def load(stage, *batches):
 
 
 def loaded(experiment):
-    """The task's own state, with what it loads."""
+    """The task and its state, with the frozen parameters."""
     return frozen.prepare(experiment.task, lambda: iter(()))
 
 
 def complete(history):
-    """A history of ten losses a time, so that times are drawn in proportion to them."""
+    """A history with ten losses for every time, so that times are drawn by importance."""
     squares = np.linspace(1, 9, 60, dtype=np.float32).reshape(6, 10)
     return history._replace(squares=squares, counts=np.full(6, 10, np.int32))
 
@@ -96,7 +96,7 @@ def test_tokens_decode_to_the_autoencoders_reconstruction(weights, images):
 
 
 def test_unused_codes_are_left_out(weights, images):
-    """Of the codes that these images take, the five most frequent are kept and renumbered."""
+    """Of the codes that these images use, the five most frequent are kept and renumbered."""
     whole = Tokens(model=VQModel(**VQ), weights=str(weights))
     stored = load(whole)
     counts = np.bincount(np.asarray(whole.encode(stored, images)).ravel(), minlength=16)
@@ -107,7 +107,7 @@ def test_unused_codes_are_left_out(weights, images):
     assert counts[codes].min() >= np.delete(counts, codes).max()
     tokens = np.asarray(stage.encode(kept, images))
     assert set(tokens.ravel()) <= set(range(5))
-    # The nearest of those kept, in NumPy.
+    # The nearest of the kept codes, in NumPy.
     latents = np.asarray(stage.encode_unscaled(kept["autoencoder"], images))
     codebook = np.asarray(kept["autoencoder"]["quantizer"]["codebook"])[codes]
     distance = np.square(latents[..., None, :] - codebook).sum(-1)
@@ -123,7 +123,7 @@ def test_context_vectors_are_the_standardised_codes(weights, images):
     np.testing.assert_allclose(
         stage.vectors(stored, tokens), standard[np.asarray(tokens)], atol=1e-5
     )
-    # A distribution stands for its expected vector.
+    # For a distribution, the result is the expected vector.
     p = np.random.default_rng(0).dirichlet(np.ones(16), (2, 4, 4)).astype(np.float32)
     np.testing.assert_allclose(stage.vectors(stored, jnp.log(p)), p @ standard, atol=1e-5)
 
@@ -132,7 +132,7 @@ def test_context_vectors_are_the_standardised_codes(weights, images):
 
 
 def test_every_mesh_and_split_gives_the_same_run(config, images):
-    """The times drawn by importance too: their history is the same to the bit."""
+    """This holds for times that are drawn by importance too: their history has the same bits."""
     batch = {"image": np.asarray(images)}
     whole = make(config)
     task_state = loaded(whole)
@@ -154,7 +154,7 @@ def test_every_mesh_and_split_gives_the_same_run(config, images):
 
 
 def test_weighted_losses_have_the_mean_of_uniform_times(config, images):
-    """E_p[L / (T p)] is the mean over all times: summed exactly over every time, not drawn."""
+    """E_p[L / (T p)] is the mean over all times, computed here as an exact sum over times."""
     process = make(config).task.model.process
     history = jax.tree.map(jnp.asarray, complete(process.init_history()))
     p = history.probabilities()
@@ -166,7 +166,7 @@ def test_weighted_losses_have_the_mean_of_uniform_times(config, images):
 
 @pytest.mark.parametrize("source", ["features", "prediction"])
 def test_context_prediction_reaches_the_denoiser(config, images, source):
-    """Through `context/` as it is, and without changing what else is computed."""
+    """Context prediction uses `context/` unchanged, and changes nothing else."""
     experiment = make(config, **{"context.source": source, "context.weight": 1.0})
     task_state = loaded(experiment)
     params, _ = jax.jit(experiment.task.init)()
@@ -188,7 +188,7 @@ def test_context_prediction_reaches_the_denoiser(config, images, source):
 
 
 def test_a_resumed_run_repeats_the_uninterrupted_one(config, tmp_path):
-    """History and codes included; and the checkpoint samples without the weights' folder."""
+    """This includes the history and the codes. Sampling does not need the weights' folder."""
     state = train(config, str(tmp_path / "whole"))
     shutil.copytree(tmp_path / "whole/checkpoints/3", tmp_path / "half/checkpoints/3")
     tiny.assert_same(train(config, str(tmp_path / "half")), state)
@@ -208,7 +208,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(config, tmp_path):
 
 
 def test_the_bound_counts_every_time_and_the_prior(config, images):
-    """On a model whose every answer is uniform, against sums over transition matrices in NumPy."""
+    """On a model with uniform predictions, against sums over transition matrices in NumPy."""
     model = make(config).task.model
     params = jax.tree.map(jnp.zeros_like, jax.jit(model.init)(0)[0])
     process, frozen_ = model.process, jax.tree.map(jnp.asarray, loaded(make(config)))["frozen"]
@@ -267,7 +267,7 @@ def cumulative(process):
 def conditional(config):
     overrides = {"data.label": "label", "model.num_classes": 3, "condition.dropout": 0.4}
     tokens = make(config, **overrides)
-    # With as many groups as channels, a norm would take out what a label adds.
+    # With as many groups as channels, a norm would remove what a label adds.
     continuous = make(tiny.get_config(), **overrides, **{"model.scale_shift_norm": True})
     return {"discrete": tokens, "continuous": continuous}
 

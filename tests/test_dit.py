@@ -26,7 +26,7 @@ LABELS = {"num_classes": 5, "learned_null": True}
 
 
 def inputs(model, batch=3, grid=(4, 6)):
-    """Points, times, and the conditions the model asks for."""
+    """Points, times, and the conditions that the model reads."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(batch, *grid, 3)), jnp.float32)
     t = jnp.asarray([3, 500, 999][:batch], jnp.float32)
@@ -39,7 +39,7 @@ def inputs(model, batch=3, grid=(4, 6)):
 
 
 def random_params(model, scale=0.2):
-    """Parameters large enough to matter, also where they are zero at first."""
+    """Random parameters, also for those that are initially zero."""
     arguments, conditions = inputs(model)
     shapes = jax.eval_shape(model.init, jax.random.key(0), *arguments, **conditions)["params"]
     rng = np.random.default_rng(1)
@@ -87,7 +87,7 @@ class TorchBlock(nn.Module):
 
 
 class TorchDiT(nn.Module):
-    """The published layout; with a learned variance the outputs are twice as many."""
+    """The published layout. With a learned variance it has twice the outputs."""
 
     def __init__(self, width, layers, heads, patch, channels, classes, side):
         super().__init__()
@@ -122,7 +122,7 @@ class TorchDiT(nn.Module):
 
 
 def table(side, width):
-    """One place at a time: sin and cos of the column, then of the row."""
+    """Position embeddings one by one: sin and cos of the column, then of the row."""
     frequency = [10000 ** (-k / (width / 4)) for k in range(width // 4)]
     return [
         [
@@ -188,7 +188,7 @@ def test_reads_the_size_off_a_published_file_and_refuses_others():
 
 
 def their_model(**options):
-    """Random weights, with the embeddings of the first block in all."""
+    """A model with random weights, in which all blocks have the embeddings of the first."""
     model = randomised(
         diffusers.DiTTransformer2DModel(
             num_attention_heads=2,
@@ -222,7 +222,7 @@ def test_matches_diffusers(out_channels, epsilon):
     expected = np.moveaxis(expected.numpy(), 1, 3)[..., :3]
     np.testing.assert_allclose(apply(ours, params, x, t, **conditions).output, expected, atol=1e-4)
 
-    # Under the original conventions it is another function: so they matter.
+    # The original conventions give another output.
     published = ours.clone(time_endpoint=False)
     assert np.abs(apply(published, params, x, t, **conditions).output - expected).max() > 0.1
     if epsilon == 0.3:
@@ -253,7 +253,7 @@ def test_refuses_models_without_a_counterpart():
         diffusers_dit.fields_from_diffusers({"norm_type": "ada_norm"}, "there")
 
 
-# ----- numbers known beforehand
+# ----- published numbers
 
 
 @pytest.mark.parametrize(
@@ -326,11 +326,11 @@ def test_starts_as_published():
     } == {"output"}
 
 
-# ----- its own promises
+# ----- properties
 
 
 class Unrolled(DiT):
-    """The same with a loop in the place of the scan."""
+    """The same model with a loop in place of the scan."""
 
     def _blocks(self, x, c, text):
         every = []
@@ -355,7 +355,7 @@ def test_scan_equals_blocks_one_by_one_and_every_one_can_be_tapped(tap):
 
 
 def test_features_are_arranged_as_the_prediction():
-    """Where the projection is the identity, they are the prediction."""
+    """If the last projection is the identity, the features are the prediction."""
     model = DiT(**(TINY | {"out_channels": 4}))
     (x, t), _ = inputs(model)
     params = random_params(model)
@@ -442,7 +442,7 @@ def test_recomputing_changes_nothing_but_what_is_kept(policy):
         program = jax.jit(jax.grad(loss), static_argnums=1).lower(params, model).as_text()
         return program.count("stablehlo.dot_general")
 
-    # Those of the seven layers of a block and both of attention, or these two alone.
+    # The products of the seven layers of a block and two of attention, or those of attention only.
     assert products(again) - products(model) == {"nothing": 9, "products": 2}[policy]
 
 
@@ -460,7 +460,7 @@ def test_bfloat16_activations():
 
 
 def test_time_of_sit_runs_backwards():
-    """SiT reads 1 - t of our t; the options say it once, and nothing else changes."""
+    """SiT reads 1 - t for our t. Only `time_scale` and `time_shift` express this."""
     model = DiT(**TINY)
     (x, _), _ = inputs(model)
     params, t = random_params(model), jnp.array([0.0, 0.3, 1.0])

@@ -62,7 +62,7 @@ def mesh():
 
 
 def mean_extractor():
-    """A feature network that a test can follow: the mean colour."""
+    """A simple feature network: the mean colour."""
     return features.Extractor(
         name="mean colour",
         fingerprint="mean",
@@ -309,7 +309,7 @@ def test_features_are_cached_by_content_and_padding_leaves_no_trace(tmp_path, me
 
 
 def random_set(count):
-    """Images that are in no file."""
+    """Images in memory."""
     images = pictures(count, 2)
     return image_sets.ImageSet(
         name="random",

@@ -42,7 +42,7 @@ def test_without_room_the_old_file_stays_and_nothing_else(kind, tmp_path):
 
 
 def test_latents_without_room_are_no_shard(tmp_path):
-    """Their writer is another library's, which raises errors of its own."""
+    """Another library writes these files and raises its own errors."""
     manifest = latents.Manifest(
         fingerprint="", model={}, data={}, class_names=None, flip=False, shape=(10, 10, 4),
         count=100, shard_size=100, scale=1.0, scale_source="",

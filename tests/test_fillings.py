@@ -26,7 +26,7 @@ def random_region(height, width):
 
 
 def mean_extractor():
-    """A feature network that a test can follow: the mean colour."""
+    """A simple feature network: the mean colour."""
     return features.Extractor(
         name="mean colour",
         fingerprint="mean",
@@ -155,7 +155,7 @@ for content in ("", "[]", '{"a, thin": 3}', '{"a, thin": {"about": {}, "metrics"
 
 
 def test_runs_that_write_one_file_of_results_keep_each_others(tmp_path):
-    """In a process of its own, since the flags of two commands do not go together."""
+    """This runs in its own process, since flags of two commands would clash."""
     command = [sys.executable, "-c", TWO_RUNS, str(tmp_path / "inpainting.json")]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

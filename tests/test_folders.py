@@ -127,7 +127,7 @@ def test_a_run_stores_the_numbers_of_its_classes(class_run):
 
 
 def test_held_out_noise_belongs_to_the_place_in_the_data(class_run):
-    """So that the loss does not depend on batches, nor on what else can be decoded."""
+    """The loss depends neither on the batches nor on which other images can be decoded."""
     root, workdir = class_run / "data", str(class_run / "run")
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), np.uint8)
     (root / "test/cow").mkdir(parents=True)

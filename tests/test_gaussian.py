@@ -69,7 +69,7 @@ def test_corruption_and_velocity_equal_diffusers(schedule, beta_start, beta_end,
 
 
 def test_draws_depend_on_the_key_of_the_example_only():
-    """An example's time and noise depend on its key alone, and cover their ranges."""
+    """The time and noise of an example depend on its key only, and cover their ranges."""
     process = GaussianProcess(num_steps=10)
     rngs = jax.random.split(jax.random.key(0), 500)
     t = process.sample_time(rngs).t
@@ -106,7 +106,7 @@ def test_conversions_stay_finite_at_both_ends(schedule, prediction):
     x_0, epsilon = process.to_x0_and_epsilon(output, x_t, t)
     assert x_0.dtype == epsilon.dtype == jnp.float32
     assert np.isfinite(x_0).all() and np.isfinite(epsilon).all()
-    # The two estimates still explain x_t, as far as float32 can say.
+    # Eq. (1) holds for the two estimates, up to float32 rounding.
     scale = 1 + np.abs(np.sqrt(process.alpha_bar(t)))[:, None] * np.abs(x_0)
     assert np.all(np.abs(process.add_noise(x_0, epsilon, t) - x_t) < 1e-5 * scale)
     assert np.isfinite(process.loss(output, x_0, x_t, epsilon, t)).all()
@@ -114,7 +114,7 @@ def test_conversions_stay_finite_at_both_ends(schedule, prediction):
 
 @pytest.mark.parametrize("loss_norm", ["l1", "l2"])
 def test_min_snr_loss_is_the_same_for_every_prediction(loss_norm):
-    """One estimate of x_0, spoken in three parametrisations, costs the same in each."""
+    """The same estimate of x_0 has the same loss in all three parametrisations."""
     t = jnp.array([0, 100, 400, 999])
     x_0, estimate = points(0), points(1)
     x_t, noise = GaussianProcess().corrupt(jax.random.split(jax.random.key(2), 4), x_0, t)

@@ -33,7 +33,7 @@ def launch(script, *arguments, path=None, command=TRAIN):
 
 
 def program(folder, name, text):
-    """A program that notes how it was called in `calls`, and then does what it is told."""
+    """A program that appends its arguments to `calls` and then runs the given script."""
     file = folder / name
     file.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> {folder}/calls\n{text}\n')
     file.chmod(0o755)
@@ -51,8 +51,8 @@ def locally(*arguments, command):
 
 
 def test_local_processes_know_their_number_and_fail_together():
-    told = "import os; print({k: v for k, v in os.environ.items() if k.startswith('JAX_')})"
-    result = locally("--processes=2", "--port=1234", command=told)
+    command = "import os; print({k: v for k, v in os.environ.items() if k.startswith('JAX_')})"
+    result = locally("--processes=2", "--port=1234", command=command)
     assert result.returncode == 0
     for index in range(2):
         line = next(s for s in result.stdout.splitlines() if s.startswith(f"[{index}]"))
@@ -314,12 +314,12 @@ def test_tpu_vm_workers_stop_when_they_are_told(worker):
         ("", 0, False),
         ("", 75, True),
         ("", 9, False),
-        ("", 143, False),  # it killed itself
+        ("", 143, False),  # a SIGTERM that Slurm did not send
         ("USR1", 0, False),  # done in time
         ("USR1", 75, True),
-        ("USR1", 143, True),  # told before it listened
-        ("USR1", 134, True),  # and left by one that was
-        ("USR1 TERM", 137, True),  # its time was over before it had saved
+        ("USR1", 143, True),  # the signal comes before the handler is set
+        ("USR1", 134, True),  # aborted since another process had ended like this
+        ("USR1 TERM", 137, True),  # killed before it had saved
         ("USR1", 2, False),
         ("TERM", 75, False),  # scancel
         ("TERM", 137, False),
@@ -340,8 +340,8 @@ def test_slurm_jobs_queue_again_after_preemption(signals, code, requeued, tmp_pa
         assert option in batch.split()
     assert {"--cpus-per-task=6", "--kill-on-bad-exit=0", "--wait=90"} <= set(step.split())
     assert "conprediff_jax.main --distributed --config=configs/openmoji.py" in step
-    told = ["scancel --signal=TERM 17"] if "USR1" in signals else []
-    assert rest == told + (["scontrol requeue 17"] if requeued else [])
+    signalled = ["scancel --signal=TERM 17"] if "USR1" in signals else []
+    assert rest == signalled + (["scontrol requeue 17"] if requeued else [])
 
 
 # --- GKE ------------------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ def other_weights(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def captioned():
-    """Data as of TFDS with labels, several captions an image, and one file that is no image."""
+    """Data as in TFDS, with labels, several captions per image, and a file that is no image."""
     rng = np.random.default_rng(0)
     records = []
     for index in range(COUNT):
@@ -169,7 +169,7 @@ def test_training_is_the_same_and_knows_its_first_stage(weights, other_weights, 
 
 
 def test_captions_encoded_ahead_train_as_those_encoded_on_the_fly(weights, encoded, tmp_path):
-    """Up to float16, in which they are kept."""
+    """Equal up to float16, in which latents are stored."""
     for seed in (0, 1):
         torch.manual_seed(seed)
         clip = transformers.CLIPTextConfig(
@@ -207,7 +207,7 @@ def test_captions_encoded_ahead_train_as_those_encoded_on_the_fly(weights, encod
 
 
 class Killed(BaseException):
-    """The end of a process, as far as a process can have it happen to itself."""
+    """Simulates the sudden end of a process."""
 
 
 def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(

@@ -31,7 +31,7 @@ OVERRIDES = {"optimizer.schedule": "constant", "train.checkpoint_every": 4, "tra
 
 
 class Launched:
-    """A command under `launch/local.py`, and what it says."""
+    """A command under `launch/local.py`, and its output."""
 
     def __init__(self, module, *arguments, count=2, devices=1, restarts=0):
         options = [f"--processes={count}", f"--devices={devices}", f"--restarts={restarts}"]
@@ -50,7 +50,7 @@ class Launched:
         self._lines.put(None)
 
     def until(self, text):
-        """The next line that holds a text."""
+        """The next line that contains a text."""
         while text not in (line := self._lines.get(timeout=300) or "the end"):
             assert line != "the end", "".join(self.said)
         return line

@@ -119,7 +119,7 @@ def get_config():
 
 
 def command(folder: pathlib.Path, *arguments: str) -> str:
-    """What a command says; the plugin's folder is on the path, as its user would put it there."""
+    """The output of a command that runs with the plugin's folder on the path."""
     path = f"{folder}:{pathlib.Path(__file__).parent.parent}"
     done = subprocess.run(
         [sys.executable, "-m", *arguments],

@@ -42,7 +42,7 @@ def torched(x):
 
 
 def network_of(process):
-    """A stand-in: epsilon of a bounded, smooth v that depends on the other points as well."""
+    """A stand-in for a network: epsilon of a bounded, smooth v that depends on all points."""
     mix = jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)
 
     def network(x_t, t):
@@ -75,7 +75,7 @@ def inject(monkeypatch, z):
 
 
 def test_replacement_equals_diffusers(monkeypatch):
-    """Diffusers merges the known part behind a step; we do before the next, which is the same."""
+    """Diffusers inserts the known part after a step and we before the next, which is the same."""
     sampler = DDIM(process=GaussianProcess(), steps=10)
     scheduler = scheduler_for(sampler, 10, 1)
     scheduler.eta = 0.0
@@ -92,7 +92,7 @@ def test_replacement_equals_diffusers(monkeypatch):
 
 
 def test_repaint_equals_diffusers(monkeypatch):
-    """Its jumps, steps and undone steps, with the known part merged as in the original."""
+    """The jumps and steps of diffusers, with the known part inserted as in the original code."""
     process = GaussianProcess(num_steps=20)  # undone steps of skipped times are not exact there
     sampler = RePaint(process=process, steps=20, jump_length=3, resamplings=2)
     scheduler = scheduler_for(sampler, 3, 2)
@@ -115,7 +115,7 @@ def test_repaint_equals_diffusers(monkeypatch):
         else:
             beta = scheduler.betas[there]
             variance = (1 - beta) * variance + beta
-        # A step and the jump behind it have one noise here: diffusers gets it in its last draw.
+        # Here a step and the jump after it share one noise, which diffusers gets in its last draw.
         z = torched(step_noise(rngs, call, SHAPE[1:])) if last else torch.zeros(SHAPE)
         if there < here:
             inject(monkeypatch, z)
@@ -151,12 +151,12 @@ def test_the_network_is_traced_once_and_sees_what_is_known():
     assert len(traces) == 1
 
 
-# Where the answer is known ------------------------------------------------------------------------
+# Cases with a known answer ------------------------------------------------------------------------
 
 MEAN = np.array([0.5, 0.0, -0.5])
 COVARIANCE = np.array([[1.0, 0.5, 0.3], [0.5, 1.0, 0.5], [0.3, 0.5, 1.0]])
 GIVEN = 2.0  # the first point
-# Of the other two, given the first.
+# The mean and covariance of the other two points, given the first.
 CONDITIONAL_MEAN = MEAN[1:] + COVARIANCE[1:, 0] * (GIVEN - MEAN[0])
 CONDITIONAL_COVARIANCE = COVARIANCE[1:, 1:] - np.outer(COVARIANCE[1:, 0], COVARIANCE[0, 1:])
 
@@ -189,7 +189,7 @@ def test_repaint_samples_the_conditional_distribution():
     found = fillings(RePaint(**options, jump_length=5, resamplings=20))
     np.testing.assert_allclose(found.mean(0), CONDITIONAL_MEAN, atol=0.1)  # 3 standard errors
     np.testing.assert_allclose(np.cov(found.T), CONDITIONAL_COVARIANCE, atol=0.14)
-    # What the resampling is for: replacement alone does not.
+    # Resampling is necessary: with replacement alone this fails.
     replaced = fillings(RePaint(**options, resamplings=1))
     assert np.all(np.abs(replaced.mean(0) - CONDITIONAL_MEAN) > 0.2)
 
@@ -228,7 +228,7 @@ def best_denoiser(process):
     ("num_steps", "options"),
     [
         (300, {"steps": 300}),  # rarely two tokens in one step
-        # One token at a time is the chain rule, in whatever order.
+        # Drawing one token at a time, in any order, follows the chain rule.
         (20, {"steps": 20, "reveal": "random", "tokens_per_call": 1}),
         (20, {"steps": 20, "reveal": "purity", "tokens_per_call": 1}),
         (20, {"steps": 20, "reveal": "purity", "purity_temperature": 0.0}),
@@ -238,7 +238,7 @@ def test_discrete_fillings_have_the_conditional_frequencies(num_steps, options):
     process = CategoricalProcess(num_codes=CODES, num_steps=num_steps)
     sampler = CategoricalSampler(process=process, **options)
     count = 4000
-    # Every other example knows the middle token, the others the outer two.
+    # In every other example the middle token is known, in the rest the outer two.
     outer = (np.arange(count) % 2 == 0)[:, None]
     mask = np.where(outer, [True, False, True], [False, True, False])
     word = np.broadcast_to([1, 0, 1], mask.shape).astype(np.int32)

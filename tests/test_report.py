@@ -19,7 +19,7 @@ from conprediff_jax.train import report, throughput
 
 
 class Watch:
-    """A clock that is set by hand; a thread that waited for a step sees when the step ended."""
+    """A clock that is set by hand. A thread that waits for a step sees the time of its end."""
 
     def __init__(self, monkeypatch):
         self.now = 100.0
@@ -35,7 +35,7 @@ class Watch:
 
 
 class Result:
-    """A step's output, computed by a time."""
+    """The output of a step, which is ready at a given time."""
 
     def __init__(self, watch, end):
         self.watch, self.end = watch, end
@@ -62,7 +62,7 @@ class Device:
 
 
 class Quarter(throughput.MeasuredStep):
-    """A step that takes a quarter of the device's peak at one a second."""
+    """A step that uses a quarter of the device's peak at one step per second."""
 
     def peak_share(self):
         return 0.25

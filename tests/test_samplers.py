@@ -44,7 +44,7 @@ def make_process(schedule, prediction, num_steps=1000):
 
 
 def make_scheduler(cls, sampler, **extra):
-    """The scheduler of diffusers that ought to do what `sampler` does."""
+    """The scheduler of diffusers that corresponds to `sampler`."""
     process = sampler.process
     scheduler = cls(
         num_train_timesteps=process.num_steps,
@@ -61,7 +61,7 @@ def make_scheduler(cls, sampler, **extra):
 
 
 def answer(process, x_t, t, v):
-    """What a network that means `v` answers, in the process's own terms."""
+    """The output of a network that predicts `v`, converted to what the process expects."""
     signal = jnp.asarray(np.sqrt(process.alpha_bars), jnp.float32)[t].reshape(-1, 1, 1)
     sigma = jnp.asarray(np.sqrt(1 - process.alpha_bars), jnp.float32)[t].reshape(-1, 1, 1)
     return {"epsilon": signal * v + sigma * x_t, "x0": signal * x_t - sigma * v, "v": v}[
@@ -70,7 +70,7 @@ def answer(process, x_t, t, v):
 
 
 def smooth_denoiser(process):
-    """A network's stand-in: a bounded smooth function, nonlinear, that mixes the channels."""
+    """A stand-in for a network: a bounded, smooth, nonlinear function that mixes the channels."""
     mix = jnp.asarray(np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32))
 
     def denoise(x_t, t):
@@ -136,11 +136,11 @@ def test_ddpm_with_large_variance_and_clipping_equals_diffusers(monkeypatch):
 @pytest.mark.parametrize("eta", [0.0, 1.0])
 @pytest.mark.parametrize(("prediction", "schedule", "spacing"), COMBINATIONS)
 def test_ddim_equals_diffusers(prediction, schedule, spacing, eta, monkeypatch):
-    """Its steps go on by T // steps, which is another time than the next for most of these."""
+    """Their steps have the length T // steps, so most of them do not end at the next time."""
     process = make_process(schedule, prediction)
     sampler = DDIM(process=process, steps=7, spacing=spacing, eta=eta, step_end="stride")
     options = {"extra": {"clip_sample": False}, "eta": eta}
-    # There 1 - alpha_bar is taken in float32: three digits at a step that ends at time 0.
+    # diffusers computes 1 - alpha_bar in float32, with three digits for a step that ends at time 0.
     assert_equal_to_diffusers(diffusers.DDIMScheduler, sampler, monkeypatch, atol=1e-4, **options)
 
 
@@ -195,7 +195,7 @@ def test_dpm_solver_equals_diffusers(prediction, schedule, spacing, monkeypatch)
 
 @pytest.mark.parametrize("spacing", SPACINGS)
 def test_time_limit_equals_the_smallest_lambda_of_diffusers(spacing, monkeypatch):
-    """Trap: of the cosine schedule, 'linspace' begins at 994 and not at 999."""
+    """With the cosine schedule, 'linspace' begins at 994 and not at 999."""
     process = make_process("cosine", "v")
     lambdas = 0.5 * np.log(process.alpha_bars / (1 - process.alpha_bars))
     limit = int(np.sum(lambdas >= -5.1))
@@ -207,7 +207,7 @@ def test_time_limit_equals_the_smallest_lambda_of_diffusers(spacing, monkeypatch
 
 
 def test_times_equal_those_of_diffusers():
-    """All numbers of steps; ties of 'trailing' are rounded as `arange` adds up."""
+    """For all numbers of steps. Ties of 'trailing' are rounded as the sums of `arange`."""
     process = make_process("linear", "epsilon", num_steps=200)
     for spacing in SPACINGS:
         for steps in range(1, 201):
@@ -246,7 +246,7 @@ MEAN, DEVIATION = np.array([0.7, -0.3, 0.0]), np.array([0.2, 0.5, 1.0])  # of th
 
 
 def gaussian_denoiser(process):
-    """E[x_0 | x_t] for data N(MEAN, DEVIATION^2), said in the process's own terms."""
+    """E[x_0 | x_t] for data N(MEAN, DEVIATION^2), converted to what the process expects."""
 
     def denoise(x_t, t):
         alpha_bar = process.alpha_bar(t).reshape(-1, 1, 1)
@@ -258,7 +258,7 @@ def gaussian_denoiser(process):
 
 
 def deviation_error(sampler):
-    """Of a deterministic sampler on Gaussian data: where it takes 0 and 1, so N(0, 1) exactly."""
+    """The error in the deviation of samples of Gaussian data, for a deterministic sampler."""
     x_T = jnp.stack([jnp.zeros((1, 3)), jnp.ones((1, 3))])
     low, high = run(sampler, gaussian_denoiser(sampler.process), x_T, start()[1])
     np.testing.assert_allclose(low[0], MEAN, atol=1e-4)

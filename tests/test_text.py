@@ -25,7 +25,7 @@ OPTIONS = {"t5": {"length": LENGTH}}  # all else is in the configs
 
 
 def published(kind, **options):
-    """The other side's model and its config: tiny, or with options."""
+    """The reference model and its config, tiny or with the given options."""
     if kind == "clip":
         sizes = {
             "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": VOCAB,
@@ -97,7 +97,7 @@ def test_weights_round_trip_bit_for_bit(checkpoint, tmp_path):
     config = interop.encoder_to_config(encoder)
     assert interop.encoder_from_config(config, **OPTIONS.get(kind, {})) == encoder
 
-    # And they read what is written here.
+    # The reference library reads what is written here.
     save_file(written, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(config))
     again = type(model).from_pretrained(tmp_path).eval()

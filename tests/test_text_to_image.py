@@ -86,7 +86,7 @@ def test_a_run_goes_on_with_its_vocabulary_whatever_the_data_say_now(finished, c
 
 
 def randomised(model):
-    """Parameters none of which is zero, so that a caption reaches the output."""
+    """Parameters that are all nonzero, so that a caption affects the output."""
     params, frozen = jax.jit(model.init)(0)
     return jax.tree.map(
         lambda x: jax.random.normal(jax.random.key(x.size), x.shape) / 5, params
@@ -131,40 +131,45 @@ def test_guidance_is_between_the_caption_and_no_caption(config, null):
     text = model.encode_text(params, frozen, jnp.asarray(model.tokenizer(CAPTIONS[:2])))
     empty = model.encode_text(params, frozen, jnp.asarray(model.tokenizer([""])))
     condition = Condition(text=text, empty=empty)
-    told = model.denoise(params, x_t, t, condition).output
+    conditional = model.denoise(params, x_t, t, condition).output
     if null == "learned":
         every = jnp.ones(2, bool)
-        alone = model.denoise(params, x_t, t, condition, unconditional=every).output
+        unconditional = model.denoise(params, x_t, t, condition, unconditional=every).output
     else:
         nothing = Condition(text=jnp.concatenate([empty, empty]))
-        alone = model.denoise(params, x_t, t, nothing).output
-    assert np.abs(told - alone).max() > 1e-3
+        unconditional = model.denoise(params, x_t, t, nothing).output
+    assert np.abs(conditional - unconditional).max() > 1e-3
     guided = model.predict(params, x_t, t, condition, Guidance(scale=3.0))
-    np.testing.assert_allclose(guided, alone + 3 * (told - alone), atol=1e-3)
-    # Of 20 times, those from 5 to 14 are guided: neither of these two, and one of them.
+    np.testing.assert_allclose(guided, unconditional + 3 * (conditional - unconditional), atol=1e-3)
+    # Of 20 times, those from 5 to 14 are guided: first neither of the two times, then one of them.
     interval = Guidance(scale=3.0, interval=(0.25, 0.75))
     limited = jax.jit(functools.partial(model.predict, guidance=interval))
     outside = limited(params, x_t, t, condition)
-    np.testing.assert_allclose(outside, told, atol=1e-5)
+    np.testing.assert_allclose(outside, conditional, atol=1e-5)
     mixed = limited(params, x_t, jnp.array([3, 14]), condition)
-    np.testing.assert_allclose(mixed[0], told[0], atol=1e-5)
+    np.testing.assert_allclose(mixed[0], conditional[0], atol=1e-5)
     later = model.predict(params, x_t, jnp.array([3, 14]), condition, Guidance(scale=3.0))
     np.testing.assert_allclose(mixed[1], later[1], atol=1e-3)
 
 
 def test_rescaled_guidance_is_that_of_diffusers():
-    told, alone = np.random.default_rng(0).normal(size=(2, 3, 4, 4, 2)).astype(np.float32)
+    conditional, unconditional = (
+        np.random.default_rng(0).normal(size=(2, 3, 4, 4, 2)).astype(np.float32)
+    )
     guidance = Guidance(scale=5.0, rescale=0.7)
     process = GaussianProcess()
-    found = process.guide(jnp.asarray(told), jnp.asarray(alone), guidance)
-    noise, text = torch.from_numpy(alone + 5 * (told - alone)), torch.from_numpy(told)
+    found = process.guide(jnp.asarray(conditional), jnp.asarray(unconditional), guidance)
+    noise, text = (
+        torch.from_numpy(unconditional + 5 * (conditional - unconditional)),
+        torch.from_numpy(conditional),
+    )
     expected = rescale_noise_cfg(noise, text, guidance_rescale=0.7).numpy()
     # diffusers divides by n - 1 in both deviations, which cancels.
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 def test_a_frozen_encoder_comes_from_its_folder(config, tmp_path):
-    """CLIP's, as `transformers` writes it, and not without a tokenizer."""
+    """The encoder is CLIP's, as `transformers` writes it. Without a tokenizer it is refused."""
     clip = transformers.CLIPTextConfig(
         vocab_size=64,
         hidden_size=16,

@@ -74,7 +74,7 @@ def trained(**changes):
 def test_a_vocabulary_is_learnt_from_captions():
     tokenizer = trained()
     assert tokenizer.vocab_size <= 60
-    # Every process of a run learns the same one, whatever the order.
+    # Every process of a run learns the same vocabulary, in any order of captions.
     assert trained().to_json() == tokenizer.to_json()
     assert Tokenizer.train(CAPTIONS[::-1], vocab_size=60, length=10).to_json() == (
         tokenizer.to_json()
@@ -84,7 +84,7 @@ def test_a_vocabulary_is_learnt_from_captions():
     assert (tokens == tokenizer.end).sum() == 4 and tokenizer.pad == 0
     assert (tokens[3, 3:] == 0).all()  # "cook" is common enough for a token of its own
     np.testing.assert_array_equal(tokenizer(["  PERSON  in bed"]), tokenizer(["person in bed"]))
-    # A mark that captions have is read, one that they lack is not missed.
+    # Punctuation in captions is read, and other punctuation in a prompt is ignored.
     read, same = tokenizer(["man: medium-light, [dark]?"]), tokenizer(["man medium-light dark"])
     np.testing.assert_array_equal(read, same)
     assert (tokenizer(["medium light"]) != tokenizer(["medium-light"])).any()

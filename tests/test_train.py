@@ -91,7 +91,7 @@ def test_weight_zero_is_one_program_whatever_the_context_section_says():
 
 
 def test_weight_zero_trains_the_plain_model():
-    """Against a plain trainer written out here, which has never heard of context prediction."""
+    """Compares with a plain trainer, written here without context prediction."""
     experiment = make(**{"context.weight": 0.0})
     state, _ = run(experiment, mesh_of())
     model = experiment.task.model
@@ -305,7 +305,7 @@ def test_unreadable_checkpoints_are_moved_aside(finished, run_config, tmp_path):
     for file in (tmp_path / "run/checkpoints/6").rglob("*"):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(b"damaged")
-    # Looking falls back to the older one and touches nothing; training moves the damaged one aside.
+    # Reading falls back to the older one and changes nothing; training moves the damaged one aside.
     assert restore.load(str(tmp_path / "run"), mesh_of()).step == 3
     assert (tmp_path / "run/checkpoints/6").exists()
     assert_same(train(run_config, str(tmp_path / "run")), state)
@@ -430,7 +430,7 @@ SIZES = {
 
 
 def keys_of_no_type(config, prefix="config"):
-    """What the command line could not set."""
+    """The keys that the command line could not set."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
             yield from keys_of_no_type(value, f"{prefix}.{key}")

@@ -24,7 +24,7 @@ CONDITIONS = {"text_dim": 6, "num_classes": 3}
 
 
 def inputs(model, batch=3):
-    """Tokens (masks too), times, and the conditions the model asks for."""
+    """Tokens and masks, times, and the conditions that the model reads."""
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.integers(0, model.num_codes + 1, (batch, *model.grid)), jnp.int32)
     t = jnp.asarray(rng.permutation(model.num_steps)[:batch], jnp.int32)
@@ -37,7 +37,7 @@ def inputs(model, batch=3):
 
 
 def initialised(**options):
-    """A tiny model, random parameters large enough to matter, and inputs."""
+    """A tiny model, large random parameters, and inputs."""
     model = TokenTransformer(**(TINY | options))
     arguments, conditions = inputs(model)
     params = jax.eval_shape(model.init, jax.random.key(0), *arguments, **conditions)
@@ -78,7 +78,7 @@ def test_published_parameter_counts(count, options):
 
 
 def random_diffusers(text_dim):
-    """Their transformer with every weight moved off its initial value, and its state dict."""
+    """Their transformer with all weights off their initial values, and its state dict."""
     theirs = diffusers.Transformer2DModel(
         num_attention_heads=2,
         attention_head_dim=8,
@@ -100,7 +100,7 @@ def random_diffusers(text_dim):
 
 @pytest.mark.parametrize("text_dim", [None, 6])
 def test_matches_diffusers(text_dim):
-    """They take one time for all: every example goes alone there, all together here."""
+    """diffusers takes one time per call, so it gets one example per call; ours get all at once."""
     theirs, state_dict = random_diffusers(text_dim)
     ours = TokenTransformer(**TINY, text_dim=text_dim)
     params = params_from_diffusers(state_dict, ours)
@@ -190,7 +190,7 @@ def test_remat_changes_nothing_and_dropout_acts_in_training_only():
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed
     )
-    # Without a stream to draw from, so nothing is dropped.
+    # There is no random stream, so nothing is dropped.
     still = jax.jit(model.apply)(params, *arguments, **conditions).output
     assert abs(np.mean(np.square(still)) - plain[0]) > 1e-3
 

@@ -121,7 +121,7 @@ def guided_diffusion():
 
 
 def text_to_image():
-    """Spatial transformers of two blocks; `attention_head_dim` is the number of heads there."""
+    """Spatial transformers of two blocks. Here `attention_head_dim` is the number of heads."""
     theirs = diffusers.UNet2DConditionModel(
         in_channels=5,
         out_channels=3,
@@ -147,7 +147,7 @@ def text_to_image():
 
 
 def random_state_dict(model):
-    """Moves every weight off its initial value, norms included, and returns them all."""
+    """Moves every weight, also those of norms, off its initial value, and returns all weights."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
@@ -235,7 +235,7 @@ def test_timestep_embedding_matches_diffusers():
 
 
 def initialised(**options):
-    """A tiny UNet whose parameters, zero ones included, are random, and its inputs."""
+    """A tiny UNet with all parameters random, and its inputs."""
     unet = UNet(**(TINY | {"num_heads": 4, "attention_downsampling": (1,)} | options))
     x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
     t = jnp.array([1, 50])
