@@ -99,7 +99,7 @@ def need(module: str, extra: str) -> None:
         UserError: The library is not installed.
     """
     if importlib.util.find_spec(module) is None:
-        raise UserError(f'{module} is not installed, which this needs: pip install -e ".[{extra}]"')
+        raise UserError(f'this needs {module}, which is not installed: pip install -e ".[{extra}]"')
 
 
 def config_name() -> pathlib.Path:
@@ -133,7 +133,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     if given and not config_name().is_file():  # ml_collections would say so in many lines
         _fail(f"--config={config_name()}: there is no such file")
     if keys and not given:
-        _fail(f"--config.{next(iter(keys))}: there is no --config that it could be a key of")
+        _fail(f"--config.{next(iter(keys))}: it is a key of a config file; give --config as well")
     try:
         config_flag.apply(keys)
     except UserError as error:

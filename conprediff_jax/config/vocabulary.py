@@ -32,8 +32,8 @@ def with_vocabulary(config: ConfigDict) -> ConfigDict:
         return config
     if text.has_fixed_weights and not text.tokenizer:
         raise ConfigError(
-            f"config.text.tokenizer is empty: the frozen encoder of {text.weights} reads tokens as "
-            "it was trained on; name their folder, often the same one"
+            f"config.text.tokenizer is empty: the frozen encoder in {text.weights} needs the "
+            "tokenizer that it was trained with; give its folder, which is often the same one"
         )
     spec = build(DataSpec, config, "data").of_images()
     with naming("config.data"):

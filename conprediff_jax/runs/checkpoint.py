@@ -340,7 +340,7 @@ def _open(path: epath.Path, items: tuple[str, ...]) -> _Opened:
     checked = checksums.compare(path, items)
     config = json.loads((path / "config" / "metadata").read_text())
     if not isinstance(config, dict):
-        raise ValueError("its config is none")
+        raise ValueError("its config is not a dict")
     return _Opened(config, checked)
 
 

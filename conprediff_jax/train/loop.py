@@ -102,7 +102,9 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                         checkpoints.save(state, batches, plain_config)
                 if stop:
                     checkpoints.wait()
-                    raise Preempted(f"asked to stop: step {step} is saved, start again to go on")
+                    raise Preempted(
+                        f"asked to stop: step {step} is saved; the same command continues"
+                    )
                 observe(step, state)
         finally:
             train_step.close()
@@ -130,8 +132,8 @@ def _compare_learning_rates(experiment: Experiment, stored: dict, start: int) ->
         new = float(experiment.optimizer.learning_rates(experiment.train.steps)(start))
         if not np.isclose(old, new, rtol=1e-3, atol=0):
             logging.warning(
-                "the learning rate goes on at %.3g where the run before was at %.3g: %s of %d steps"
-                " now, %s of %d before",
+                "the learning rate goes on at %.3g where the run before was at %.3g: the schedule "
+                "is %s over %d steps now, and was %s over %d before",
                 new, old, experiment.optimizer.schedule, experiment.train.steps, before.schedule,
                 stored["train"]["steps"],
             )  # fmt: skip

@@ -16,7 +16,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from conprediff_jax import data, parallel
-from conprediff_jax.common.errors import ConfigError, UserError
+from conprediff_jax.common.errors import ConfigError, FieldError
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.config.experiment import Experiment, make_experiment
 from conprediff_jax.config.vocabulary import with_vocabulary
@@ -54,7 +54,7 @@ def precompute(config: ConfigDict, out: str, shard_size: int | None = None) -> l
     experiment = make_experiment(with_vocabulary(config))
     spec, first_stage = _image_spec(experiment.data), _first_stage(experiment)
     if "://" in out:
-        raise UserError(f"--out={out}: latents are written to a folder of a mounted file system")
+        raise FieldError("out", f"is {out}: it must be a folder of a mounted file system")
     folder = pathlib.Path(out).expanduser()
     stored = latents.find_manifest(folder)
     source = data.open_data(spec)
@@ -82,7 +82,7 @@ def precompute(config: ConfigDict, out: str, shard_size: int | None = None) -> l
     if jax.process_index() == 0:
         latents.finish(folder, manifest)
     logging.info(
-        "%d images encoded, scale %.5f, written to %s; train with --config.data.latents=%s",
+        "%d images encoded, scale %.5f, written to %s; train with config.data.latents=%s",
         manifest.count, manifest.scale, folder, out,
     )  # fmt: skip
     return manifest
@@ -125,7 +125,8 @@ def _check_same(folder: pathlib.Path, stored: latents.Manifest, manifest: latent
     differences = latents.differences(stored, manifest)
     if differences:
         raise data.DataError(
-            f"{folder} holds other latents: {differences}; give what is there, or another --out"
+            f"{folder} holds other latents: {differences}; change the config to match them, or "
+            "give another folder"
         )
 
 
