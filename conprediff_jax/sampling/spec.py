@@ -87,7 +87,8 @@ class GaussianSampling(ContinuousSampling):
         spacing: The spacing of the times that are visited: 'leading', 'trailing' or 'linspace'.
         steps_offset: Number that is added to times of 'leading' spacing; the original latent
             diffusion has 1.
-        final: alpha_bar at the end of DDIM: 'one', or 'first' as in the original latent diffusion.
+        final: Value of alpha_bar at the end of DDIM: 'one', or 'first' as in the original latent
+            diffusion.
         eta: Share of DDPM's noise that DDIM adds, in [0, 1].
         step_end: The time at which a step of DDIM ends: 'next' for the time that is visited next,
             or 'stride' for a constant stride, as in diffusers.
