@@ -122,6 +122,11 @@ def pipeline_of(model: Pretrained) -> str:
         DiffusersError: No pipeline can; the message says why.
     """
     diffusion = model.diffusion
+    if not isinstance(diffusion.denoiser, UNet | TokenTransformer):
+        raise DiffusersError(
+            f"{model.origin} has a denoiser of class {type(diffusion.denoiser).__name__}: the "
+            f"pipelines written here have a UNet or a token transformer; {OTHER_FORMATS}"
+        )
     if diffusion.text:
         return diffusers_text.pipeline_of(model)
     if diffusion.num_classes:
