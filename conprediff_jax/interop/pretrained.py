@@ -136,9 +136,9 @@ def open_folder(path: str, step: int | None = None) -> Pretrained:
         UserError: There is no such checkpoint, or it holds a first stage and no denoiser.
     """
     run = restore.restore(path, parallel.make_mesh(parallel.MeshSpec()), step)
-    if "frozen" not in run.state:
+    if "frozen" not in run.task_state:
         raise UserError(f"{path} holds a first stage: there is no denoiser")
-    params, frozen = jax.tree.map(np.asarray, (run.params, run.state["frozen"]))
+    params, frozen = jax.tree.map(np.asarray, (run.params, run.task_state["frozen"]))
     return Pretrained(
         config=run.config, params=params, frozen=frozen, step=run.step, origin=str(path)
     )
