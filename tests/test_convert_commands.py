@@ -34,7 +34,7 @@ def folders(tmp_path_factory):
     """Images, and a model of such images as an inference folder."""
     folder = tmp_path_factory.mktemp("commands")
     images = tiny.write_images(folder / "images", 6)
-    config = convert_tiny.pixels(steps=2).copy_and_resolve_references().unlock()
+    config = convert_tiny.pixels(steps=4).copy_and_resolve_references().unlock()
     config.data.name = str(images)
     model = convert_tiny.pretrained(config.lock())
     formats.write(model, "inference", str(folder / "model"))
@@ -49,7 +49,7 @@ def test_sample_and_inpaint(folders, tmp_path):
 
     run(
         "inpaint", f"--workdir={folder}", "--split=train", "--num=2", "--samples=1",
-        "--masks=half", "--sampler=ddim", "--steps=2", f"--out={tmp_path / 'filled'}",
+        "--masks=half", "--sampler=ddim", "--steps=4", f"--out={tmp_path / 'filled'}",
     )  # fmt: skip
     about = json.loads((tmp_path / "filled" / "about.json").read_text())
     assert about["step"] == 3 and len(about["filled share"]) == 2
@@ -71,7 +71,7 @@ def test_evaluation_commands(folders, tmp_path):
 
     run(
         "evaluate_inpainting", f"--workdir={folder}", f"--images={images}", "--num=2",
-        "--samples=1", "--masks=half", "--sampler=ddim", "--steps=2", "--bootstrap=0",
+        "--samples=1", "--masks=half", "--sampler=ddim", "--steps=4", "--bootstrap=0",
         f"--out={tmp_path / 'fillings'}",
     )  # fmt: skip
     assert list(json.loads((tmp_path / "fillings" / "inpainting.json").read_text())) == [

@@ -332,7 +332,7 @@ def test_pipelines_make_the_same_images(pipeline, scheduler, untold, steps, tmp_
     unet = their_unet(3, sample_size=[4, 4])  # the same twice
     getattr(diffusers, pipeline)(unet=unet, scheduler=made).save_pretrained(tmp_path / "theirs")
     model = diffusers_pipeline.read(str(tmp_path / "theirs"))
-    assert model.task.sampling.steps == untold
+    assert model.diffusion.sampling.steps == untold
     model = model.resampled(steps=steps)
     found, _ = theirs(monkeypatch, tmp_path / "theirs", model, 2)
     assert_same_images(draw(model, 2), found)
