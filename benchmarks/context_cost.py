@@ -2,21 +2,21 @@
 
     python benchmarks/context_cost.py [--tpu=v5e:2x2] [--out=runs/context_cost]
 
-One thing is varied at a time from a base: one stride, Q = 8, 4 channels, every point of a 16 x 16
-grid, the distribution decoder, Sinkhorn. Beside them stands the same loss built naively: ott's
-`PointCloud`, mapped over the leading axis, until it converges; and the same with the base's number
-of iterations, where layout alone differs. All columns but ms, error and cosine are ratios to the
-base.
+Each variant changes one thing of a base: one stride, Q = 8, 4 channels, every point of a 16 x 16
+grid, the distribution decoder, Sinkhorn. Two more variants are the same loss written naively, with
+ott's `PointCloud` mapped over the leading axis: one iterates until it converges, and one takes the
+base's number of iterations, so that only the layout differs. All columns but ms, error and cosine
+are ratios to the base.
 
-Programs are timed in turn, over and over, in one run, and the medians are compared: a busy machine
-slows all of them alike. FLOPs and bytes are read from the compiled programs, loops counted as often
-as they run (`planning.cost`); loops of unknown length, which `+` marks, are counted once. What the
-naive loss does until it converges is counted for as many iterations as the hardest of the random
-problems below takes, the tests of convergence left out. With `--tpu` the same programs are compiled
-for a chip that need not be there.
+Programs are timed in turn, round after round, and the medians are compared, so that a busy machine
+slows all of them alike. FLOPs and bytes are read from the compiled programs, with every round of a
+loop counted (`xla.cost`); loops of unknown length, marked by `+`, count once. The naive loss until
+convergence is counted with as many iterations as the hardest of the random problems below needs,
+without the tests of convergence. With `--tpu`, the same programs are also compiled for a TPU chip
+that you need not have.
 
-A second table has the transports alone, from points to distances and back: most of the bytes of the
-whole loss are the decoder's, whatever transport follows it.
+A second table has the transports alone, with their values and gradients, since the decoder moves
+most of the bytes of the whole loss, whatever the transport is.
 
 error, cosine    of the transport, on 512 random problems: mean error of the distance relative
                  to exact matching by SciPy's `linear_sum_assignment`, and the cosine between the
@@ -53,11 +53,11 @@ from conprediff_jax.xla.hlo import Module
 
 _TPU = flags.DEFINE_string("tpu", None, "Also compile for one chip of this slice, as v5e:2x2.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "Timed calls of every program.", lower_bound=1)
-_BATCH = flags.DEFINE_integer("batch", 16, "Examples that are timed.", lower_bound=1)
-_TPU_BATCH = flags.DEFINE_integer("tpu_batch", 256, "Examples that --tpu has.", lower_bound=1)
-_GRID = flags.DEFINE_integer("grid", 16, "Points a side of an example.", lower_bound=10)
+_BATCH = flags.DEFINE_integer("batch", 16, "Examples of a timed call.", lower_bound=1)
+_TPU_BATCH = flags.DEFINE_integer("tpu_batch", 256, "Examples for the TPU.", lower_bound=1)
+_GRID = flags.DEFINE_integer("grid", 16, "Points on a side of an example.", lower_bound=10)
 _FEATURES = flags.DEFINE_integer("features", 64, "Channels that the decoder reads.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", "runs/context_cost", "Folder of the JSON file and the plot.")
+_OUT = flags.DEFINE_string("out", "runs/context_cost", "Folder for the JSON file and the plot.")
 
 _PROBLEMS = 512
 _CHANNELS = 4
@@ -65,7 +65,12 @@ _CHANNELS = 4
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One program: fields of `ContextPrediction` besides the base's, and channels of the points."""
+    """One program.
+
+    Attributes:
+        channels: Number of channels of the points.
+        options: Fields of `ContextPrediction` that differ from the base, as (name, value).
+    """
 
     channels: int = _CHANNELS
     options: tuple[tuple[str, Any], ...] = ()
@@ -77,7 +82,7 @@ class Variant:
         return ContextPrediction(alpha_bar=lambda t: jnp.ones(t.shape), **options)
 
     def arguments(self, batch: int) -> tuple[Any, ...]:
-        """Parameters, representations, clean points, times and keys."""
+        """The arguments: parameters, features, clean points, times and keys."""
         size = _GRID.value
         h, x_0, when, params, keys = jax.random.split(jax.random.key(0), 5)
         features, channels = _FEATURES.value, self.channels
@@ -90,7 +95,7 @@ class Variant:
         )
 
     def program(self) -> Callable[..., Any]:
-        """Value and gradient, by the decoder and by what it reads."""
+        """The value of the loss and its gradient by the parameters and by the features."""
 
         def loss(params, h, x_0, t, keys):
             return self.term.loss(params, h, x_0, t, keys).weighted.mean()
@@ -120,12 +125,16 @@ VARIANTS = {
 
 
 def naive(y: jax.Array, t: jax.Array, *, iterations: int | None = None) -> jax.Array:
-    """The transport as one would first write it, `[..., Q, C]` to `[...]`.
+    """The transport as one would first write it.
 
     Args:
-        y: predicted.
-        t: target.
-        iterations: as many; None for ott's default, a threshold on the marginals' error.
+        y: Predicted points, `[..., Q, C]`.
+        t: Target points, `[..., Q, C]`.
+        iterations: Number of iterations; None for ott's default, a threshold on the error of the
+            marginals.
+
+    Returns:
+        Distances `[...]`.
     """
 
     def distance(y, t):
@@ -137,7 +146,7 @@ def naive(y: jax.Array, t: jax.Array, *, iterations: int | None = None) -> jax.A
 
 
 def hardest() -> int:
-    """Iterations after which ott's default has solved all of the random problems."""
+    """Number of iterations in which ott's default solves all of the random problems."""
     y, t = _random_problems(variant())
     return int(jax.jit(jax.vmap(lambda y, t: _solve(y, t, None)[1].n_iters))(y, t).max())
 
@@ -159,7 +168,7 @@ def _random_problems(program: Variant) -> Any:
 
 
 class Timed:
-    """A program and the seconds that its calls took; the first compiles it."""
+    """A program and the seconds that its calls took. The first call compiles it."""
 
     def __init__(self, program: Variant):
         self._arguments = program.arguments(_BATCH.value)
@@ -167,14 +176,14 @@ class Timed:
         self.seconds: list[float] = []
 
     def run(self) -> None:
-        """Runs it once and notes the time."""
+        """Runs the program once and appends its time to `seconds`."""
         began = time.perf_counter()
         jax.block_until_ready(self._step(*self._arguments))
         self.seconds.append(time.perf_counter() - began)
 
 
 def costs(compiled: jax.stages.Compiled) -> dict[str, Any]:
-    """FLOPs, bytes and temporary memory of a compiled program; whether some loop is unknown."""
+    """FLOPs, bytes, temporary memory and unknown loops of a compiled program."""
     module = Module(compiled.as_text())
     cost = program_cost(module)
     return {
@@ -187,7 +196,7 @@ def costs(compiled: jax.stages.Compiled) -> dict[str, Any]:
 
 
 def loss_costs(program: Variant, batch: int, device: jax.Device) -> dict[str, Any]:
-    """The same of the whole loss on a device, which need not be there."""
+    """The costs of the whole loss on a device, which need not exist."""
     sharding = jax.sharding.SingleDeviceSharding(device)
     structs = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
@@ -197,7 +206,7 @@ def loss_costs(program: Variant, batch: int, device: jax.Device) -> dict[str, An
 
 
 def transport_costs(program: Variant, batch: int, device: jax.Device) -> dict[str, Any]:
-    """The same of the transport alone, value and gradient, of as many problems as the loss has."""
+    """The costs of the transport alone, value and gradient, for as many problems as in the loss."""
     shape = (batch, _GRID.value**2, program.term.samples, program.channels)
     sharding = jax.sharding.SingleDeviceSharding(device)
     points = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
@@ -206,7 +215,7 @@ def transport_costs(program: Variant, batch: int, device: jax.Device) -> dict[st
 
 
 def accuracy(program: Variant) -> tuple[float, float]:
-    """Relative error of the distance, and cosine of the gradient, against exact matching."""
+    """Relative error of the distance and cosine of the gradient, both against exact matching."""
     return _accuracy(program.term.transport, program.term.samples, program.channels)
 
 
@@ -257,7 +266,7 @@ def _write(out: pathlib.Path, found: dict[str, dict], rounds: int) -> None:
 
 
 def _compile() -> dict[str, dict]:
-    """Costs of every program, here and on a TPU if one is named, and its accuracy."""
+    """The accuracy of every program, and its costs here and, with --tpu, on a TPU."""
     places = {"here": (_BATCH.value, jax.devices()[0])}
     if _TPU.value:
         places["tpu"] = (_TPU_BATCH.value, Topology.parse(_TPU.value).devices()[0])
@@ -278,7 +287,7 @@ def _compile() -> dict[str, dict]:
 
 
 def _time() -> dict[str, float]:
-    """Median seconds of every program, all timed in turn; the first round does not count."""
+    """Median seconds of every program, timed in turn; the first round does not count."""
     timed = {name: Timed(program) for name, program in VARIANTS.items()}
     progress = Progress(_ROUNDS.value + 1)
     for number in range(1, _ROUNDS.value + 2):

@@ -89,7 +89,7 @@ class DiffusersStep:
         return found.float().movedim(1, -1).cpu().numpy()
 
     def run(self) -> None:
-        """Takes one step and notes its time."""
+        """Takes one step and appends its time to `seconds`."""
         began = time.perf_counter()
         batch, labels = len(self._points), None
         t = torch.randint(self._scheduler.config.num_train_timesteps, (batch,), device=self._device)

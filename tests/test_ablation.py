@@ -169,7 +169,7 @@ def test_a_report_is_rebuilt_from_what_is_there(study):
     text = report.write(study, [BASELINE, "exact", "default", "never run"])
     assert text + "\n" == (study / "report.md").read_text()
     assert "| metric" in text and "never run" not in text
-    assert "Of a single seed they are over its samples" in text
+    assert "The intervals of a single seed are over its samples" in text
     found = json.loads((study / "report.json").read_text())
     assert len(found["runs"]) == 8 and len(found["comparisons"]["default"]["FD"]["pairs"]) == 3
     for name in ("report.png", "held_out.png"):

@@ -1,1 +1,1 @@
-"""The parts of `benchmarks/ablation.py`: runs and their order, what is measured, what is said."""
+"""What benchmarks share: the parts of `ablation.py`, timed steps, and metrics of their own."""

@@ -1,4 +1,4 @@
-"""From measured runs to paired differences: setting minus baseline of the same seed."""
+"""Paired differences of measured runs: a setting minus the baseline of the same seed."""
 
 import dataclasses
 import json
@@ -21,10 +21,10 @@ class Result:
     """A measured run.
 
     Attributes:
-        setting: name of its setting.
-        seed: of the run.
-        folder: where it lives.
-        found: what `measure` wrote.
+        setting: Name of its setting.
+        seed: Seed of the run.
+        folder: Folder of the run.
+        found: The figures that `measure` wrote.
     """
 
     setting: str
@@ -34,27 +34,27 @@ class Result:
 
     @property
     def metrics(self) -> dict[str, Figure]:
-        """Figures by name; intervals are over the run's own samples or images."""
+        """The figures by name, with intervals over the run's own samples or images."""
         return {name: Figure(**figure) for name, figure in self.found["metrics"].items()}
 
     def held_out(self) -> np.ndarray | None:
-        """Held-out loss of every image, a mean over the times; None where only results are kept."""
+        """Held-out loss of every image, a mean over times; None if the file of them is missing."""
         file = self.folder / MEASURED / HELD_OUT
         return np.load(file).mean(axis=1) if file.exists() else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """A metric of a setting, compared with the baseline's.
+    """A metric of a setting, compared with that of the baseline.
 
     Attributes:
-        difference: mean over the pairs; its interval is that of a paired t over seeds, or, of a
-            single pair, over its samples alone.
-        differences: of every pair; for `SPEED`, ratios.
-        within: mean half-width of a pair's own interval, over samples, divided by the root of the
-            pairs; None where a metric has no such interval.
-        baseline: mean of the baseline's values.
-        none: what `difference` would be without any.
+        difference: Mean difference over the pairs. Its interval is that of a paired t-test over
+            seeds; for a single pair, it is over the samples of that pair.
+        differences: Difference of every pair; for `SPEED`, the ratio.
+        within: Mean half-width of the pairs' own intervals over samples, divided by the square root
+            of the number of pairs; None if the metric has no such interval.
+        baseline: Mean of the baseline's values.
+        none: The value of `difference` that means no difference.
     """
 
     difference: Figure
@@ -65,13 +65,13 @@ class Comparison:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes no difference."""
+        """Whether the interval excludes the value `none`."""
         low, high = self.difference[1:]
         return low is not None and not low <= self.none <= high
 
 
 def load(out: pathlib.Path) -> list[Result]:
-    """All measured runs of a study, in the order of settings' names and seeds."""
+    """All measured runs of a study, sorted by setting and seed."""
     results = []
     for file in out.glob("*/seed_*/result.json"):
         found = json.loads(file.read_text())
@@ -82,10 +82,10 @@ def load(out: pathlib.Path) -> list[Result]:
 
 
 def pairs(results: Sequence[Result], setting: str) -> list[tuple[Result, Result]]:
-    """Runs of a setting, each with the baseline's run of its seed, for seeds that have both.
+    """Pairs of a setting's run and the baseline's run of the same seed.
 
     Raises:
-        ValueError: the two models of a pair differ in size when they are sampled.
+        ValueError: The models of a pair differ in their number of parameters for sampling.
     """
     baseline = {result.seed: result for result in results if result.setting == BASELINE}
     found = [
@@ -103,7 +103,7 @@ def pairs(results: Sequence[Result], setting: str) -> list[tuple[Result, Result]
 
 
 def compare(results: Sequence[Result], setting: str) -> dict[str, Comparison]:
-    """Every metric of a setting against the baseline; empty where there are no pairs."""
+    """Compares every metric of a setting with the baseline; empty if there are no pairs."""
     matched = pairs(results, setting)
     if not matched:
         return {}
@@ -130,7 +130,7 @@ def _compared(name: str, matched: Sequence[tuple[Result, Result]]) -> Comparison
     values = np.array([[figure.value for figure in pair] for pair in figures])
     difference, differences = paired_difference(*values.T.tolist())
     own = [independent_difference(*pair) for pair in figures]
-    if name == LOSS:  # the same images with the same noise: compared one by one
+    if name == LOSS:  # the images and their noise are the same, so they are compared one by one
         own = [_loss_difference(one, other) for one, other in matched]
     within = None
     if all(figure.low is not None for figure in own):
@@ -147,7 +147,7 @@ def _compared(name: str, matched: Sequence[tuple[Result, Result]]) -> Comparison
 
 
 def _loss_difference(one: Result, other: Result) -> Figure:
-    """Of two runs, with an interval over images, if the losses of every image are there."""
+    """Difference of two runs' losses, with an interval over images if their losses are kept."""
     mine, theirs = one.held_out(), other.held_out()
     if mine is None or theirs is None:
         return Figure(one.metrics[LOSS].value - other.metrics[LOSS].value)
@@ -157,10 +157,11 @@ def _loss_difference(one: Result, other: Result) -> Figure:
 def loss_by_time(
     results: Sequence[Result], setting: str
 ) -> tuple[np.ndarray, np.ndarray, list[Figure]] | None:
-    """Times as shares of the process, and the difference of the held-out loss at each, in %.
+    """The held-out loss by time.
 
     Returns:
-        Times, the baseline's mean losses, and differences; None without pairs.
+        Times t / T, the baseline's mean losses, and the differences of the setting from them in
+        percent; None if there are no pairs.
     """
     matched = pairs(results, setting)
     if not matched:

@@ -1,11 +1,11 @@
-"""What the context loss costs, as tables, verdicts and a picture: see `context_cost.py`.
+"""Tables, verdicts and a picture of the cost of the context loss: see `context_cost.py`.
 
-A program is known by its name there, and `found[name]` has
+`found[name]` is the entry of a program by its name there, with the keys
 
     error, cosine   of its transport against exact matching; None for the direct decoder
-    seconds         of a call here
-    here, tpu       FLOPs, bytes, memory, unknown_loops; `tpu` only where it was compiled for one
-    alone           the same two of the transport without the decoder; for the names in `ALONE`
+    seconds         seconds of a call here
+    here, tpu       FLOPs, bytes, memory and unknown_loops; `tpu` only if it was compiled for one
+    alone           `here` and `tpu` of the transport without the decoder; for names in `ALONE`
 """
 
 import pathlib
@@ -17,7 +17,7 @@ from conprediff_jax.planning import tables
 
 BASE, FIXED, NAIVE = "base", "naive, 20 iterations", "naive, to convergence"
 ALONE = (BASE, "exact", "divergence", "gaussian", FIXED, NAIVE)
-GOAL = 10  # times fewer bytes than the naive transport
+GOAL = 10  # the naive transport should move at least this many times the bytes
 _PARTS = ("FLOPs", "bytes", "memory")
 Found = dict[str, dict[str, Any]]
 
@@ -26,16 +26,16 @@ def markdown(found: Found, rounds: int, tpu: str | None) -> str:
     """Both tables, and whether the goals are met.
 
     Args:
-        found: what was measured.
-        rounds: iterations after which the naive loss has converged.
-        tpu: the slice whose chip programs were compiled for, if any.
+        found: The entries of all programs.
+        rounds: Number of iterations in which the naive loss converges.
+        tpu: The slice for whose chips programs were compiled too, or None.
     """
     verdicts = "\n".join(_verdicts(found, rounds, tpu))
     return "\n\n".join([_table(found, tpu), "Transports alone:", _alone(found, tpu), verdicts])
 
 
 def plot(found: Found, tpu: str | None, path: pathlib.Path) -> None:
-    """FLOPs and bytes over the stride; time and error of the transports."""
+    """Plots FLOPs and bytes over the stride, and time and error of the transports."""
     from matplotlib.figure import Figure
 
     side = "tpu" if tpu else "here"
@@ -83,7 +83,7 @@ def _alone(found: Found, tpu: str | None) -> str:
 
 
 def _sides(tpu: str | None) -> dict[str, str]:
-    """Where programs were compiled for, and what it is called."""
+    """The places that programs were compiled for, with their titles."""
     sides = {"here": jax.default_backend().upper()}
     return sides | ({"tpu": f"TPU {tpu}"} if tpu else {})
 
@@ -93,7 +93,7 @@ def _cost_header(tpu: str | None) -> list[str]:
 
 
 def _cost_cells(one: dict, base: dict) -> list[str]:
-    """FLOPs, bytes and memory on every side, relative to the base's."""
+    """FLOPs, bytes and memory of a program for every place, relative to the base."""
     cells = []
     for side in ("here", "tpu"):
         if side in one:

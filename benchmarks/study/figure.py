@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from study.compare import compare, load
 from study.report import draw_row, title
 
-# Images as a whole, the denoiser, local structure.
+# Metrics of whole images, of the denoiser, and of local structure.
 METRICS = (
     "FD-random-VGG16",
     "KD-random-VGG16",
@@ -23,15 +23,15 @@ _LIMIT = 40  # percent
 
 
 def draw(studies: Mapping[str, pathlib.Path], setting: str, path: pathlib.Path) -> None:
-    """Draws a panel a study: mean differences in percent of the baseline, 95 % intervals, seeds.
+    """Draws mean differences in percent, 95 % intervals and all pairs, with a panel per study.
 
     Args:
-        studies: their folders, by what they are called in the figure.
-        setting: that is held against the baseline.
-        path: of the picture.
+        studies: Folders of the studies by their titles.
+        setting: Name of the setting that is compared with the baseline.
+        path: Path of the picture.
 
     Raises:
-        FileNotFoundError: a study has no pair of this setting.
+        FileNotFoundError: A study has no pair of this setting.
     """
     from matplotlib.figure import Figure
 
@@ -57,7 +57,7 @@ def draw(studies: Mapping[str, pathlib.Path], setting: str, path: pathlib.Path) 
     canvas.suptitle(
         "With context prediction, against the same run without: mean, 95 % interval, every pair\n"
         "↓ lower is better, ↑ higher; orange: the interval excludes zero; "
-        "what meets an edge goes on behind it",
+        "lines that meet an edge continue beyond it",
         fontsize=9,
     )
     path.parent.mkdir(parents=True, exist_ok=True)

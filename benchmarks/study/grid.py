@@ -1,13 +1,13 @@
-"""Runs of a study, where they live, and how they are trained and measured by other processes.
+"""The runs of a study: their folders, and the processes that train and measure them.
 
     <out>/<setting>/seed_<n>/
-        run.json         what is trained and measured; a folder of anything else is refused
-        train.log        what the trainer said
-        checkpoints/     and all else that the trainer writes
+        run.json         what is trained and measured; a folder with another content is refused
+        train.log        the log of the trainer
+        checkpoints/     and the other files of the trainer
         measured/        images drawn from the last checkpoint, their features, held-out losses
-        result.json      everything measured; a run that has it is done
+        result.json      all figures; a run that has this file is done
 
-Runs of one seed follow each other, so that pairs are complete early.
+The runs of one seed come one after another, so that pairs are complete early.
 """
 
 import dataclasses
@@ -38,13 +38,13 @@ _SPEED = re.compile(r"([\d.]+) steps/s")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """One way to train. Only context prediction may differ, so that pairs differ in nothing else.
+    """One way to train. Settings vary only context prediction, so that pairs differ in it alone.
 
     Attributes:
-        context: keys of the config's `context` section, and their values.
-        weight: factor on the config's weight; 0 for the plain diffusion model.
-        warmup: share of the training steps that the weight rises over; as the config has it if
-            None.
+        context: Keys of the config's `context` section and their values.
+        weight: Factor on the config's context weight; 0 for the plain diffusion model.
+        warmup: Share of the training steps over which the weight rises; None for the config's
+            value.
     """
 
     context: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -56,7 +56,7 @@ class Setting:
             raise ValueError(f"weight is {self.weight}: it must not be negative")
 
     def overrides(self, config: ConfigDict) -> dict[str, Any]:
-        """Keys of the config and their values."""
+        """The keys of the config that the setting changes, and their values."""
         found = {f"context.{key}": value for key, value in self.context.items()}
         if self.weight != 1:
             found["context.weight"] = self.weight * config.context.weight
@@ -70,13 +70,13 @@ class Run:
     """One training run and its measurement.
 
     Attributes:
-        setting: name of its setting.
-        seed: of parameters, data order and noise.
-        folder: where it lives; the trainer's workdir too.
-        config: file.
-        overrides: of the file.
-        values: of the whole config: `key: text`.
-        measured: what is measured: sizes of sets, names of splits.
+        setting: Name of its setting.
+        seed: Seed of parameters, data order and noise.
+        folder: Folder of the run, which is the trainer's workdir too.
+        config: Path of the config file.
+        overrides: Keys of the config that differ from the file, and their values.
+        values: All keys of the config and their values as text.
+        measured: What is measured: sizes of sets and the name of the split.
     """
 
     setting: str
@@ -89,29 +89,29 @@ class Run:
 
     @property
     def title(self) -> str:
-        """For messages."""
+        """Name of the run in messages."""
         return f"{self.setting}, seed {self.seed}"
 
     @property
     def result(self) -> pathlib.Path:
-        """The file of everything measured."""
+        """The file of all figures."""
         return self.folder / "result.json"
 
     @property
     def measured_folder(self) -> pathlib.Path:
-        """What was measured, in full."""
+        """The folder of samples, features and losses."""
         return self.folder / MEASURED
 
     @property
     def trained(self) -> bool:
-        """Whether its last checkpoint is there."""
+        """Whether the last checkpoint exists."""
         return (self.folder / "checkpoints" / str(self.overrides["train.steps"])).is_dir()
 
     def claim(self) -> None:
-        """Takes the folder, or finds that it is this run's: its config's values are the same.
+        """Marks the folder as this run's, or checks that it is.
 
         Raises:
-            UserError: it belongs to another run.
+            UserError: The folder belongs to a run with another config or other measurements.
         """
         about = {"config": dict(self.values), "measured": dict(self.measured)}
         note = self.folder / "run.json"
@@ -124,29 +124,29 @@ class Run:
             for key in sorted(made.keys() | wanted.keys()):
                 if made.get(key) != wanted.get(key):
                     raise UserError(
-                        f"{self.folder}: was made with {part}.{key}={made.get(key)}, not "
-                        f"{wanted.get(key)}: give that, or another --out"
+                        f"{self.folder} was made with {part}.{key}={made.get(key)}, not "
+                        f"{wanted.get(key)}: give the same value, or another --out"
                     )
 
     def train(self) -> None:
-        """Trains by `conprediff_jax.main`, from the newest checkpoint on.
+        """Trains by `conprediff_jax.main`, from the newest checkpoint if there is one.
 
         Raises:
-            RunError: it failed.
-            Preempted: it was asked to stop.
+            RunError: Training failed.
+            Preempted: Training was asked to stop.
         """
         command = [sys.executable, "-m", "conprediff_jax.main", f"--config={self.config}"]
         command += [f"--config.{key}={value}" for key, value in self.overrides.items()]
         execute([*command, f"--workdir={self.folder}"], self.folder / "train.log")
 
     def speed(self) -> float:
-        """Median of the steps/s that the trainer said."""
+        """Median of the steps/s in the log of the trainer; 0 if there is none."""
         said = _SPEED.findall((self.folder / "train.log").read_text())
         return statistics.median(float(value) for value in said) if said else 0.0
 
 
 class RunError(Exception):
-    """A run, or its measurement, that failed."""
+    """A run or its measurement failed."""
 
 
 def make_runs(
@@ -159,25 +159,25 @@ def make_runs(
     overrides: Mapping[str, Any],
     measured: Mapping[str, Any],
 ) -> list[Run]:
-    """All runs, those of one seed together; every config is built once, and none trained.
+    """Makes all runs, sorted by seed, and checks their configs and folders before any training.
 
     Args:
-        out: folder of the study.
-        config: what the settings vary, with `overrides` in it.
-        file: that it came from.
-        settings: by name.
-        seeds: of the runs.
-        overrides: of the file, for all runs.
-        measured: see `Run`.
+        out: Folder of the study.
+        config: The config that settings vary, with `overrides` applied.
+        file: Path of the config file.
+        settings: Settings by name.
+        seeds: Seeds of the runs.
+        overrides: Keys in which all runs differ from the file, and their values.
+        measured: See `Run`.
 
     Raises:
-        ConfigError: a setting does not fit the config; the message names the key.
-        UserError: a folder belongs to another run.
+        ConfigError: A setting does not fit the config; the message names the key.
+        UserError: A folder belongs to another run.
     """
     runs = []
     for seed in seeds:
         for name, setting in settings.items():
-            # One checkpoint is enough to go on from, and grids of many runs are large.
+            # One checkpoint is enough to continue from, and a study has many runs.
             own = {**overrides, "train.steps": config.train.steps, "train.keep": 1, "seed": seed}
             own |= setting.overrides(config)
             candidate = config.copy_and_resolve_references()
@@ -196,20 +196,20 @@ def make_runs(
 
 
 def complete(runs: Sequence[Run], measure: Sequence[str]) -> list[str]:
-    """Trains and measures what is not done; a run that fails does not keep the others.
+    """Trains and measures the runs that are not done. If a run fails, the others continue.
 
     Args:
-        runs: in their order.
-        measure: command that measures all trained runs of a seed, to which `--seeds=<n>` is added.
+        runs: The runs in their order.
+        measure: The command that measures all trained runs of a seed. `--seeds=<n>` is added to it.
 
     Returns:
-        What failed.
+        A message for each failure.
 
     Raises:
-        Preempted: this process, or a run, was asked to stop.
+        Preempted: This process, or a run, was asked to stop.
     """
     signal.signal(signal.SIGTERM, _stop)
-    # Training takes nearly all of the time: a run counts when it is trained.
+    # Training takes nearly all of the time, so progress counts the runs that are trained.
     trained = sum(run.trained for run in runs)
     progress, failed = Progress(len(runs), trained), []
     for seed in dict.fromkeys(run.seed for run in runs):
@@ -236,7 +236,7 @@ def complete(runs: Sequence[Run], measure: Sequence[str]) -> list[str]:
 
 
 def _measured(command: list[str], runs: Sequence[Run]) -> list[str]:
-    """Measures runs; returns what failed."""
+    """Measures runs, and returns a message for each failure."""
     try:
         execute(command, runs[0].folder.parent.parent / "measure.log")
     except RunError as error:
@@ -246,11 +246,15 @@ def _measured(command: list[str], runs: Sequence[Run]) -> list[str]:
 
 
 def execute(command: Sequence[str], log: pathlib.Path) -> None:
-    """Runs a command; what it says is shown, and added to a file.
+    """Runs a command, and copies its output to the standard error and to a file.
+
+    Args:
+        command: The command.
+        log: The file, to which the output is appended.
 
     Raises:
-        RunError: it failed; the message has the last line that it said.
-        Preempted: it was asked to stop.
+        RunError: The command failed; the message has the last line of its output.
+        Preempted: The command was asked to stop.
     """
     line = ""
     with log.open("a") as file:
@@ -263,16 +267,16 @@ def execute(command: Sequence[str], log: pathlib.Path) -> None:
                 file.flush()
                 sys.stderr.write(line)
             code = process.wait()
-        except BaseException:  # stopped: the trainer saves its step, and is waited for
+        except BaseException:  # on a stop, the trainer saves its step before it ends
             process.terminate()
             process.wait()
             raise
     if code == RESTART_CODE:
-        raise Preempted("a run was asked to stop and has saved its step: start again to go on")
+        raise Preempted("a run was asked to stop and has saved its step: start again to continue")
     if code:
         raise RunError(f"exit code {code}: {line.strip()} (see {log})")
 
 
 def _stop(*_: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
-    raise Preempted("asked to stop: start again to go on")
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # further signals change nothing
+    raise Preempted("asked to stop: start again to continue")

@@ -1,4 +1,4 @@
-"""What is measured of a trained run: samples against the data, and losses on held-out images.
+"""Measures a trained run: its samples against the data, and its losses on held-out images.
 
     FD-, KD-, precision-, recall-random-VGG16   of the samples against the training images
     held-out loss                               mean over times, and over each third of them
@@ -7,8 +7,8 @@
                                                 held-out images, see `study.neighborhoods`; also
                                                 on the grid of the model's points, by block means
 
-Every model draws from the same prior noise and is shown the same held-out images with the same
-noise. Directions, patches and bootstrap are the same for all as well.
+All models draw from the same prior noise, and read the same held-out images with the same noise.
+The random directions, patches and bootstrap replicates are the same for all models too.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ from conprediff_jax.sampling.shards import generate_to, make_draw
 from study.grid import Run
 from study.neighborhoods import NeighborhoodJudge, block_means
 
-HELD_OUT = "held_out.npy"  # losses of every image and time
-REAL = "real.json"  # the neighbourhoods of training images, in the study's folder
+HELD_OUT = "held_out.npy"  # losses by image and time
+REAL = "real.json"  # figures of the neighbourhoods of training images, in the study's folder
 LOSS = "held-out loss"
 _THIRDS = ("little noise", "middle", "much noise")
 
@@ -44,12 +44,12 @@ class Sizes:
     """How much is measured.
 
     Attributes:
-        num: samples of each run.
-        held_out: images of the held-out losses, or as many as there are.
-        times: of the held-out losses of continuous models.
-        replicates: of the bootstrap over samples.
-        batch_size: images at a time.
-        split: of the held-out images.
+        num: Number of samples of each run.
+        held_out: Largest number of held-out images.
+        times: Number of times of the held-out losses of continuous models.
+        replicates: Number of replicates of the bootstrap over samples.
+        batch_size: Number of images at a time.
+        split: Split of the held-out images.
     """
 
     num: int
@@ -61,13 +61,13 @@ class Sizes:
 
 
 class Judge:
-    """Measures runs of one data set and one size of image; the references are read once.
+    """Measures runs of one data set with one size of images. It reads the references once.
 
     Args:
-        spec: the training images.
-        sizes: how much is measured.
-        cell: pixels a side of one point of the models.
-        cache: folder for features of the references.
+        spec: The training images.
+        sizes: How much is measured.
+        cell: Pixels on a side of one point of the models.
+        cache: Folder for the features of the references.
     """
 
     def __init__(self, spec: data.DataSpec, sizes: Sizes, cell: int, cache: pathlib.Path):
@@ -85,11 +85,11 @@ class Judge:
         self._neighborhoods = _Neighborhoods(real, cell, sizes.replicates)
 
     def real(self) -> dict[str, Figure]:
-        """Neighbourhoods of as many training images as there are samples: what is to be reached."""
+        """Figures of as many training images as there are samples: the best that can be reached."""
         return self._neighborhoods(_pixels(self._train)[: self._sizes.num])
 
     def __call__(self, run: Run) -> dict[str, Any]:
-        """Everything about a run, as plain data; its `denoising_loss.npy` is written by the way."""
+        """Measures a run and returns all figures as plain data; also writes its `held_out.npy`."""
         trained = load(str(run.folder), self._mesh)
         samples = self._samples(trained, run)
         seen = features.extract(
@@ -127,7 +127,7 @@ class Judge:
         return image_sets.from_arrays(run.title, files)
 
     def _losses(self, trained: TrainedModel, times: np.ndarray, run: Run) -> np.ndarray:
-        """Held-out losses, float32 [images, times]."""
+        """Held-out losses, float32 `[images, times]`."""
         model, spec = trained.model, self._held_out
         num = min(self._sizes.held_out, data.num_examples(spec))
         batches = data.evaluation_iterator(
@@ -142,7 +142,7 @@ class Judge:
 
 
 class _Neighborhoods:
-    """Neighbourhoods of pixels, and of the models' points where these are larger."""
+    """Measures neighbourhoods of pixels, and of the models' points if these are larger."""
 
     def __init__(self, reference: np.ndarray, cell: int, replicates: int):
         self._cell, self._points = cell, None
@@ -161,7 +161,7 @@ class _Neighborhoods:
 
 
 def loss_figures(process: Any, losses: np.ndarray, replicates: int) -> dict[str, Figure]:
-    """Means of held-out losses [images, times], intervals over images."""
+    """Means of held-out losses `[images, times]`, with intervals over images."""
     columns = {LOSS: losses.mean(axis=1)}
     for name, part in zip(_THIRDS, np.array_split(losses, 3, axis=1), strict=True):
         if part.size:
@@ -173,7 +173,7 @@ def loss_figures(process: Any, losses: np.ndarray, replicates: int) -> dict[str,
 
 
 def write(path: pathlib.Path, figures: Mapping[str, Any]) -> None:
-    """Writes plain data."""
+    """Writes plain data as JSON."""
     write_text(path, json.dumps(figures, indent=1) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""A study as markdown tables, JSON and pictures, rebuilt from whatever has been measured."""
+"""Reports a study as Markdown tables, JSON and pictures, from the runs measured so far."""
 
 import json
 import pathlib
@@ -15,21 +15,21 @@ from study.grid import BASELINE
 from study.measure import LOSS, REAL
 from study.paired import FEW
 
-_HIGHER = ("precision", "recall", SPEED)  # is better
+_HIGHER = ("precision", "recall", SPEED)  # metrics of which a higher value is better
 _NAME = "report"
-_COLUMNS = 4  # settings of a table
+_COLUMNS = 4  # settings in one table
 Table = Mapping[str, Mapping[str, Comparison]]
 
 
 def write(out: pathlib.Path, order: Sequence[str]) -> str:
-    """Writes `report.md`, `report.json`, `report.png` and `held_out.png`; returns the markdown.
+    """Writes `report.md`, `report.json`, `report.png` and `held_out.png`; returns the Markdown.
 
     Args:
-        out: folder of the study.
-        order: names of settings, as they are to be listed.
+        out: Folder of the study.
+        order: Names of the settings in the order of the report.
 
     Raises:
-        FileNotFoundError: nothing has been measured.
+        FileNotFoundError: No run has been measured.
     """
     results = load(out)
     if not results:
@@ -50,12 +50,12 @@ def write(out: pathlib.Path, order: Sequence[str]) -> str:
 
 
 def title(metric: str) -> str:
-    """A metric's name with an arrow to what is better."""
+    """Name of a metric with an arrow up if higher values are better, or else an arrow down."""
     return f"{metric} {'↑' if metric.startswith(_HIGHER) else '↓'}"
 
 
 def _runs(results: Sequence[Result], names: Sequence[str], real: Mapping[str, Figure]) -> str:
-    """Means over the seeds of every setting, with their standard deviations."""
+    """Tables of the means over the seeds of every setting, with standard deviations."""
     tables = []
     for part in _parts(names):
         header = ["metric", *part] + (["training images"] if real else [])
@@ -78,7 +78,7 @@ def _runs(results: Sequence[Result], names: Sequence[str], real: Mapping[str, Fi
 
 
 def _differences(table: Table) -> str:
-    """Setting minus baseline of the same seed: a metric a row."""
+    """Tables of differences, setting minus baseline of the same seed, with a row per metric."""
     if not table:
         return "No setting has been measured for the same seed as the baseline."
     metrics = list(dict.fromkeys(metric for found in table.values() for metric in found))
@@ -93,7 +93,7 @@ def _differences(table: Table) -> str:
 
 
 def _parts(names: Sequence[str]) -> list[Sequence[str]]:
-    """A page is not wide."""
+    """Divides settings over tables that fit the width of a page."""
     return [names[start : start + _COLUMNS] for start in range(0, len(names), _COLUMNS)]
 
 
@@ -109,34 +109,34 @@ def _cell(comparison: Comparison, metric: str) -> str:
 
 
 def _notes(results: Sequence[Result], table: Table) -> str:
-    """How the intervals came about, and what they cannot say."""
+    """Explains how the intervals were computed, and what they do not show."""
     counts = sorted({len(pairs(results, name)) for name in table})
     lines = [
-        "↓: lower is better, ↑: higher. Bold: the interval excludes no difference. Speeds are of "
-        "runs one after the other; `step_overhead.py` times steps in turn."
+        "↓: lower is better, ↑: higher is better. Bold: the interval excludes zero difference. "
+        "Runs were timed one after the other; `step_overhead.py` times steps in turn."
     ]
     if counts and counts[-1] > 1:
         number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         lines.append(f"Intervals are those of a paired t over {number} seeds.")
     if counts and counts[0] == 1:
         lines.append(
-            "Of a single seed they are over its samples (held-out loss: images), and say nothing "
-            "about other seeds."
+            "The intervals of a single seed are over its samples (held-out loss: images), and say "
+            "nothing about other seeds."
         )
     elif counts and counts[0] < FEW:
         lines.append(
-            f"Fewer than {FEW} seeds: the intervals are wide and lean on normal differences."
+            f"With fewer than {FEW} seeds, the intervals are wide and assume normal differences."
         )
     if table:
         tests = sum(map(len, table.values()))
         lines.append(
-            f"{tests} comparisons: one in twenty comes out bold where nothing differs at all."
+            f"Of these {tests} comparisons, one in twenty would be bold without any difference."
         )
     return " ".join(lines)
 
 
 def _plain(results: Sequence[Result], table: Table) -> dict:
-    """Everything, for other programs."""
+    """All runs and comparisons as plain data."""
     return {
         "runs": [{"folder": str(result.folder), **result.found} for result in results],
         "comparisons": {
@@ -155,7 +155,7 @@ def _plain(results: Sequence[Result], table: Table) -> dict:
 
 
 def _plot(table: Table, path: pathlib.Path) -> None:
-    """A panel a metric: differences of all settings with their intervals, and every pair's."""
+    """Plots differences of all settings, intervals and pairs, with a panel for each metric."""
     from matplotlib.figure import Figure as Canvas
 
     metrics = list(dict.fromkeys(metric for found in table.values() for metric in found))
@@ -184,7 +184,7 @@ def _plot(table: Table, path: pathlib.Path) -> None:
 
 
 def draw_row(panel: Any, place: int, comparison: Comparison, *, scale: float = 1.0) -> None:
-    """Draws one comparison at a height of a panel: every pair, their mean and its interval."""
+    """Draws one comparison as a row of a panel: every pair, their mean and its interval."""
     value, low, high = (None if x is None else scale * x for x in comparison.difference)
     color = "#d9730d" if comparison.clear else "#2563a8"
     if low is not None:
@@ -195,7 +195,7 @@ def draw_row(panel: Any, place: int, comparison: Comparison, *, scale: float = 1
 
 
 def _plot_times(results: Sequence[Result], names: Sequence[str], path: pathlib.Path) -> None:
-    """The held-out loss by time: the baseline's, and by how much the settings' differ."""
+    """Plots the held-out loss of the baseline by time, and the differences of the settings."""
     from matplotlib.figure import Figure as Canvas
 
     canvas = Canvas(figsize=(11, 4), layout="constrained")

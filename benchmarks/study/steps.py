@@ -1,4 +1,4 @@
-"""Programs timed in turn, and train steps on random data to be timed so."""
+"""Times programs in turn, and makes train steps on random data for it."""
 
 import functools
 import statistics
@@ -20,16 +20,20 @@ from conprediff_jax.xla.hlo import Module
 
 
 class Timed(Protocol):
-    """What can be timed; `run` appends to `seconds`."""
+    """A program that can be timed.
+
+    Attributes:
+        seconds: Seconds of every run so far.
+    """
 
     seconds: list[float]
 
     def run(self) -> None:
-        """Runs it once and notes the time."""
+        """Runs the program once and appends its time to `seconds`."""
 
 
 def time_in_turn(timed: Mapping[str, Timed], rounds: int, *, warm_up: int) -> dict[str, float]:
-    """Median seconds of every program, all run in turn, `warm_up` rounds of which do not count."""
+    """Median seconds of programs that run in turn; the first `warm_up` rounds do not count."""
     for _ in range(warm_up + rounds):
         for program in timed.values():
             program.run()
@@ -37,13 +41,13 @@ def time_in_turn(timed: Mapping[str, Timed], rounds: int, *, warm_up: int) -> di
 
 
 class TimedStep:
-    """The compiled train step of a config and the state that it advances.
+    """The compiled train step of a config, and the state that it advances.
 
     Attributes:
-        experiment: what the config describes.
-        state: parameters and the rest; replaced by every step.
-        batch: random bytes, numbers or labels, the same in every step.
-        seconds: that the steps took.
+        experiment: The objects of the config.
+        state: The train state, which every step replaces.
+        batch: Random bytes, numbers or labels, the same for every step.
+        seconds: Seconds of every step so far.
     """
 
     def __init__(self, config: ConfigDict):
@@ -62,11 +66,11 @@ class TimedStep:
 
     @functools.cached_property
     def flops(self) -> float:
-        """Of a step on one device, loops as often as they run."""
+        """FLOPs of a step on one device, with every round of a loop counted."""
         return program_cost(Module(self._step.as_text())).flops
 
     def run(self) -> None:
-        """Takes one step and notes its time."""
+        """Takes one step and appends its time to `seconds`."""
         began = time.perf_counter()
         self.state, metrics = self._step(self.state, self.batch)
         jax.block_until_ready((self.state, metrics))
