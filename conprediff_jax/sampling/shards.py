@@ -112,8 +112,8 @@ def _claim(folder: pathlib.Path, about: dict) -> None:
         found = flatten(dict(**json.loads(note.read_text())))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(
-            f"{note}: is not readable, so the images beside it have an unknown origin: name "
-            "another folder, or remove this one"
+            f"{note}: does not say what images lie beside it: name another folder, or remove this "
+            "one"
         ) from error
     wanted = flatten(json.loads(text))
     for key in wanted | found:
