@@ -129,8 +129,8 @@ def test_the_steps_of_the_original_code_are_kept():
     """Trap: `range(0, T, c) + 1` down to alpha_bar_0, which are not diffusers' defaults."""
     config = presets.ldm_4("weights")
     config.first_stage.autoencoder.update(tiny.AUTOENCODER)
-    task = tiny.make_experiment(config).task
-    written = diffusers_schedulers.gaussian_to_diffusers(task.process, task.sampling)
+    model = tiny.make_experiment(config).task.model
+    written = diffusers_schedulers.gaussian_to_diffusers(model.process, model.sampling)
     scheduler = diffusers.DDIMScheduler.from_config(written)
     scheduler.set_timesteps(200)
     np.testing.assert_array_equal(scheduler.timesteps, np.arange(0, 1000, 5)[::-1] + 1)
