@@ -330,3 +330,7 @@ def test_contradictory_configs_are_refused(config):
     ]:
         with pytest.raises(ConfigError, match=message):
             make(config, **overrides)
+    pixels = tiny.get_config().unlock()
+    pixels.first_stage.kind = "tokens"
+    with pytest.raises(ConfigError, match=r"there is no section config.first_stage.autoencoder"):
+        make_experiment(pixels)

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
+from conprediff_jax.common.errors import FieldError
+
 T = TypeVar("T")
 
 
@@ -35,7 +37,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, kind: str) -> T:
         if kind not in self._entries:
-            raise ValueError(f"kind is {kind!r}: choose one of {tuple(self._entries)}")
+            raise FieldError("kind", f"is {kind!r}: choose one of {tuple(self._entries)}")
         return self._entries[kind]
 
     def __contains__(self, kind: object) -> bool:

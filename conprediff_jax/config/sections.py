@@ -113,7 +113,13 @@ def build(
         ConfigError: A key is unknown or a value does not fit; the message names section and key.
     """
     known = [field.name for field in keys.keys_of(cls)]
-    found = functools.reduce(operator.getitem, name.split("."), config)
+    try:
+        found = functools.reduce(operator.getitem, name.split("."), config)
+    except KeyError:
+        raise ConfigError(
+            f"there is no section config.{name}, which its kind needs: the config file has to make "
+            "it by one of the functions of conprediff_jax.config"
+        ) from None
     check_keys(found, [*others, *known], f"config.{name}")
     values = {key: _plain(value) for key, value in found.items() if key not in others}
     taken = {name: derived[name] for name in keys.derived_names(cls) if name in derived}
