@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from conprediff_jax.common.errors import FieldError
+from conprediff_jax.common.errors import FieldError, first_line
 from conprediff_jax.interop.pretrained import Pretrained
 
 _USE = {
@@ -266,7 +266,7 @@ def _metrics(path: str | None) -> str:
         rows = {name: _figure(figure) for name, figure in figures.items()}
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise FieldError(
-            "metrics", f"is {path}, which is no metrics.json of an evaluation: {error!r}"
+            "metrics", f"is {path}, which is no metrics.json of an evaluation: {first_line(error)}"
         ) from error
     about = "\n".join(f"* {key}: {value}" for key, value in content.items())
     return f"{_table(rows)}\n\n{about}"
