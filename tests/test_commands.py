@@ -136,7 +136,7 @@ def test_only_one_of_two_runs_may_sample_into_a_new_folder(killed_and_resumed, t
     codes = [process.returncode for process in started]
     assert sorted(codes) == [0, 2], said
     last = said[codes.index(2)].splitlines()[-1]
-    assert last.startswith("error: ") and last.endswith(", name another folder")
+    assert last.startswith("error: ") and last.endswith("; name another folder")
     alone = tmp_path / "alone.npz"
     assert run("sample", *arguments, f"--seed={codes.index(0)}", f"--out={alone}").returncode == 0
     files = [tmp_path / "new" / f"{i:06}.png" for i in range(5)]
