@@ -230,7 +230,7 @@ def test_an_interrupted_run_ends_where_the_uninterrupted_one_does(
     assert len(found) == 4 and len(whole) == 5  # two shards, part of a third, the manifest
     assert found.pop("incomplete.json") == whole["latents.json"]
     with pytest.raises(
-        data.DataError, match=r"incomplete, 2 of 4 .*precompute .*--out=.* again: it goes on"
+        data.DataError, match=r"incomplete, 2 of 4 .*precompute .*--out=.* again: it continues"
     ):
         data.open_data(make_experiment(config_of(weights, **with_latents(folder))).data)
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.array_record")}
@@ -270,7 +270,7 @@ def test_another_run_is_refused_in_the_same_folder(
     [
         ({"data.image_size": 16}, "config.data.image_size is 16; .* were encoded with 8"),
         ({"data.split": "test"}, "config.data.split is 'test'; .* with 'train'"),
-        ({"data.keep": ("title",)}, r"config.data.keep has title; .* with \['caption'\]"),
+        ({"data.keep": ("title",)}, r"config.data.keep has title; .* with keep=\['caption'\]"),
         ({"data.crop": "random"}, "config.data: crop is 'random'"),
         ({"data.latents": "{empty}"}, "no latents there; run .*precompute .*--out="),
         ({"data.latents": "{unflipped}"}, "no latents of mirrored images"),
