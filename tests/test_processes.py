@@ -234,7 +234,7 @@ def test_a_run_of_one_process_is_preempted_too(images, tmp_path):
 ALONE = """
 import jax
 from jax.experimental import multihost_utils
-from conprediff_jax import cli
+from conprediff_jax.cli import app
 from conprediff_jax.common.errors import UserError
 
 def main(argv):
@@ -242,7 +242,7 @@ def main(argv):
         raise UserError("wrong here alone")
     multihost_utils.sync_global_devices("nobody else comes")
 
-cli.run(main, several=True)
+app.run(main, several=True)
 """
 
 
