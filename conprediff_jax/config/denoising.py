@@ -15,10 +15,10 @@ from conprediff_jax.config.sections import (
     TaskKind,
     build,
     build_kind,
-    check_keys,
     naming,
     section,
     whole,
+    with_defaults,
 )
 from conprediff_jax.context import ContextPrediction
 from conprediff_jax.data import DataSpec
@@ -321,8 +321,7 @@ def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Denoising
 
 def completed(config: ConfigDict) -> ConfigDict:
     """The config, with the sections and kinds that checkpoints of older versions do not have."""
-    check_keys(config, list(default()), "config")
-    config = ConfigDict({**default(), **config})
+    config = with_defaults(config, default())
     discrete = config.first_stage.get("kind") == "tokens"
     for name, kind in {
         "process": "mask_and_replace" if discrete else "gaussian",

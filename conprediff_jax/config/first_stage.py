@@ -7,10 +7,10 @@ from conprediff_jax.config.sections import (
     TASKS,
     TaskKind,
     build,
-    check_keys,
     naming,
     section,
     whole,
+    with_defaults,
 )
 from conprediff_jax.data import DataSpec
 from conprediff_jax.metrics.networks.lpips import LPIPS
@@ -79,9 +79,7 @@ def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> FirstStag
 
 def completed(config: ConfigDict) -> ConfigDict:
     """The config, with the sections that checkpoints of older versions do not have."""
-    default = default_first_stage(config.task)
-    check_keys(config, list(default), "config")
-    return ConfigDict({**default, **config})
+    return with_defaults(config, default_first_stage(config.task))
 
 
 for _kind in KINDS:

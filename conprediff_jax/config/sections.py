@@ -158,6 +158,16 @@ def completed(config: ConfigDict) -> ConfigDict:
     return task_kind(config).completed(config)
 
 
+def with_defaults(config: ConfigDict, default: ConfigDict) -> ConfigDict:
+    """The config, unlocked, with the sections of another one that it lacks.
+
+    Raises:
+        ConfigError: The config has a section that the other one does not have.
+    """
+    check_keys(config, list(default), "config")
+    return ConfigDict({**default, **config})
+
+
 def classes(config: ConfigDict) -> dict[str, type]:
     """The class of every section, by the section's path, such as `first_stage.autoencoder`."""
     return SHARED | task_kind(config).classes(config)
@@ -218,7 +228,7 @@ def _kinds(config: ConfigDict, path: str) -> dict[str, Any]:
     """Declared types of the keys of a section; see `fields.parse`."""
     if not path:
         return {"seed": random.SEEDS}
-    cls = classes(config).get(path)
+    cls = classes(completed(config)).get(path)
     return {field.name: field.type for field in keys.keys_of(cls)} if cls else {}
 
 
