@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, UInt8
+from scipy import ndimage
 
 from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.common.images import BadImage, list_images
@@ -61,6 +62,16 @@ class Hole(NamedTuple):
     def masked(self) -> UInt8[np.ndarray, "height width 3"]:
         """The image with grey in the hole."""
         return np.where(self.mask[..., None], self.image, np.uint8(128))
+
+
+def painted_over(hole: Hole) -> UInt8[np.ndarray, "height width 3"]:
+    """The image with unknown pixels in the colour of the nearest known pixel, or all grey."""
+    if not hole.mask.any():
+        return np.full_like(hole.image, 128)
+    nearest = ndimage.distance_transform_edt(
+        ~hole.mask, return_distances=False, return_indices=True
+    )
+    return hole.image[tuple(nearest)]
 
 
 def is_folder(images: str) -> bool:

@@ -65,12 +65,25 @@ def square(image: Image.Image, size: int, offset: float = 0.5) -> UInt8[np.ndarr
     width, height = image.size
     side = min(width, height)
     left, top = round(offset * (width - side)), round(offset * (height - side))
-    box = (left, top, left + side, top + side)
-    if side == size:
+    return resized(image, (size, size), (left, top, left + side, top + side))
+
+
+def resized(
+    image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]
+) -> UInt8[np.ndarray, "height width 3"]:
+    """A part of an image, resized by the filter of this module.
+
+    Args:
+        image: An RGB image.
+        size: Height and width of the result.
+        box: Left, top, right and bottom of the part.
+    """
+    (height, width), (left, top, right, bottom) = size, box
+    if (bottom - top, right - left) == size:
         return np.asarray(image.crop(box))
-    whole = side % size == 0
+    whole = (bottom - top) % height == 0 == (right - left) % width
     kernel = Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
-    return np.asarray(image.resize((size, size), kernel, box=box))
+    return np.asarray(image.resize((width, height), kernel, box=box))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,13 +26,12 @@ from absl import logging
 from einops import rearrange
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
-from scipy import ndimage
 
 from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.progress import ProgressLine
-from conprediff_jax.data.holes import Hole
+from conprediff_jax.data.holes import Hole, painted_over
 from conprediff_jax.diffusion.samplers import Known
 from conprediff_jax.models.first_stage import FirstStage, Pixels
 from conprediff_jax.sampling.generate import sampling_keys
@@ -177,16 +176,6 @@ def make_fill(model: DiffusionModel, spec: SamplingSpec, mesh: Mesh) -> Fill:
         return blend(images, decoded, masks, images.shape[1] // points.shape[1])
 
     return fill
-
-
-def painted_over(hole: Hole) -> UInt8[np.ndarray, "height width 3"]:
-    """The image with unknown pixels in the colour of the nearest known pixel, or all grey."""
-    if not hole.mask.any():
-        return np.full_like(hole.image, 128)
-    nearest = ndimage.distance_transform_edt(
-        ~hole.mask, return_distances=False, return_indices=True
-    )
-    return hole.image[tuple(nearest)]
 
 
 def fill_holes(

@@ -1,0 +1,22 @@
+"""A model that diffusers opens: OpenMoji people and faces, 32 x 32 pixels without patches."""
+
+from conprediff_jax.config import default
+
+
+def get_config():
+    config = default()
+    config.data.update(name="openmoji/people", image_size=32)
+    config.process.update(schedule="cosine", prediction="v", weighting="min_snr", snr_max=5.0)
+    config.model.update(channels=32, channel_mult=(1, 2, 3), blocks_per_level=1, head_channels=32)
+    config.context.update(weight=0.09, points_per_example=16, warmup_steps=500)
+    config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_steps=50, b2=0.99)
+    config.train.update(
+        steps=2000,
+        batch_size=16,
+        ema_decay=0.995,
+        log_every=50,
+        sample_every=1000,
+        checkpoint_every=1000,
+    )
+    config.sampling.num = 36
+    return config
