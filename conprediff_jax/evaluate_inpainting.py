@@ -31,7 +31,7 @@ from conprediff_jax.cli import inpainting_flags as shared
 from conprediff_jax.common import images
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import absolute, check_folder, write_text
-from conprediff_jax.data import holes as holes_lib
+from conprediff_jax.data import fitting
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.metrics import features
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
         model.check_condition(shared.LABEL.value, shared.prompts(), name="prompt")
         spec = inpainting.sampling_for(model, **shared.sampling())
         if not holes:
-            holes, size = _read(workdir, trained.step), model.image_size
+            holes, size = _read(workdir, trained.step, model.image_shape), model.image_size
         if model.image_size != size:
             raise UserError(
                 f"--workdir={workdir}: its model has images of {model.image_size} pixels a side, "
@@ -133,7 +133,7 @@ def _names(workdirs: Sequence[str]) -> dict[str, str]:
     return dict(zip(short, workdirs, strict=True))
 
 
-def _read(workdir: str, step: int) -> dict[str, list[Hole]]:
+def _read(workdir: str, step: int, size: tuple[int, int]) -> dict[str, list[Hole]]:
     """The same images under every mask, by the mask's name; a path is named by its last part."""
     pictures = read_pictures(
         shared.IMAGES.value, workdir, step, split=shared.SPLIT.value, num=_NUM.value
@@ -143,9 +143,17 @@ def _read(workdir: str, step: int) -> dict[str, list[Hole]]:
         name = pathlib.Path(masks).name
         if name in holes:
             raise UserError(f"--masks={','.join(_MASKS.value)}: two masks are called {name}")
-        holes[name] = holes_lib.cut(
-            pictures, masks, polarity=shared.POLARITY.value, seed=shared.SEED.value
+        fitted = fitting.cut(
+            pictures,
+            masks,
+            fit=shared.FIT.value,
+            size=size,
+            polarity=shared.POLARITY.value,
+            seed=shared.SEED.value,
         )
+        if not holes:
+            fitting.log_changes(fitted)
+        holes[name] = [each.hole for each in fitted]
         check(holes[name])
         shares = [filled_share(hole.mask) for hole in holes[name]]
         logging.info("%s fills %.1f %% of an image", name, 100 * np.mean(shares))

@@ -3,11 +3,14 @@
     python -m conprediff_jax.inpaint --workdir=runs/openmoji --images=photos --masks=masks
         --samples=4 --seed=0 --out=filled
 
-`--images` names a folder, whose files are used at their own size, or a data set; the default is the
-test split of the data that the model was trained on. `--masks` names a kind of mask, which is drawn
-for every image (thin, strokes and thick are free-form; the others are every_second_line,
-super_resolve, expand, half and box), one file for all images, or a folder with a mask of the same
-name for every image.
+`--images` names a photo, a folder of photos, or a data set; the default is the test split of the
+data that the model was trained on. Photos of another size than the model's are fitted to it, and
+their masks with them, by default by a crop around the hole (--fit). With --full_size, fillings are
+enlarged and laid over the holes of the photos, whose other pixels stay as they are.
+
+`--masks` names a kind of mask, which is drawn for every image (thin, strokes and thick are
+free-form; the others are every_second_line, super_resolve, expand, half and box), one file for all
+images, or a folder with a mask of the same name for every image.
 
 White pixels of a mask file mark what to KEEP, as in RePaint. With --polarity=fill, they mark what
 to FILL, as in the inpainting of latent diffusion. A mask file of one colour may have its hole in
@@ -43,7 +46,9 @@ from conprediff_jax.common.files import (
     check_replaced,
     write_text,
 )
+from conprediff_jax.data import fitting
 from conprediff_jax.data import holes as holes_lib
+from conprediff_jax.data.fitting import Fitted
 from conprediff_jax.data.holes import Hole, Picture
 from conprediff_jax.data.masks import MASKS, filled_share
 from conprediff_jax.runs.restore import load, own_files, read_pictures
@@ -73,6 +78,12 @@ _SAMPLES = flags.DEFINE_integer(
 _OUT = flags.DEFINE_string(
     "out", None, "Write the fillings to this folder; the default is in <workdir>/samples."
 )
+_FULL_SIZE = flags.DEFINE_bool(
+    "full_size",
+    False,
+    "Write fillings at the size of the photos: each is enlarged and laid over its hole, and all "
+    "other pixels stay as they are. The default is the size that the model has filled.",
+)
 flags.adopt_module_key_flags(shared)  # so that --help shows them
 
 _ROWS = 16  # rows of the grid
@@ -92,12 +103,20 @@ def main(argv: list[str]) -> None:
     trained.model.check_condition(shared.LABEL.value, shared.prompts(), name="prompt")
     spec = inpainting.sampling_for(trained.model, **shared.sampling())
     pictures = _read(trained.step)
-    for picture in pictures:
-        trained.model.check_image_size(*picture.image.shape[:2], picture.name)
-    _check_files(out, pictures, trained.step)
-    holes = holes_lib.cut(
-        pictures, _MASKS.value, polarity=shared.POLARITY.value, seed=shared.SEED.value
+    if shared.FIT.value == "keep":
+        for picture in pictures:
+            trained.model.check_image_size(*picture.image.shape[:2], picture.name)
+    fitted = fitting.cut(
+        pictures,
+        _MASKS.value,
+        fit=shared.FIT.value,
+        size=trained.model.image_shape,
+        polarity=shared.POLARITY.value,
+        seed=shared.SEED.value,
     )
+    fitting.log_changes(fitted)
+    holes = [each.hole for each in fitted]
+    _check_files(out, holes, trained.step)
     shares = {hole.name: round(filled_share(hole.mask), 4) for hole in holes}
     logging.info(
         "%d images; masks fill %.1f %% of an image on average, %.1f to %.1f %%",
@@ -121,8 +140,9 @@ def main(argv: list[str]) -> None:
         "sampling": repr(spec),
         "masks": _MASKS.value,
         "filled share": shares,
+        "fit": {each.photo.name: each.placement.describe() for each in fitted},
     }
-    _write(out, holes, filled, about)
+    _write(out, fitted, filled, about)
     logging.info("%d fillings of %d images written to %s", _SAMPLES.value, len(holes), out)
 
 
@@ -134,16 +154,14 @@ def _read(step: int) -> list[Picture]:
     return read_pictures(folder, _WORKDIR.value, step, split=shared.SPLIT.value, num=num)
 
 
-def _check_files(out: epath.Path, pictures: Sequence[Picture], step: int) -> None:
+def _check_files(out: epath.Path, holes: Sequence[Hole], step: int) -> None:
     """Checks that all files can be written and replace no image or mask of the user.
 
     Raises:
         UserError: A file cannot be written, or would replace an image or a mask.
     """
-    names = [
-        _file(picture.name, number) for picture in pictures for number in range(_SAMPLES.value)
-    ]
-    names += [*_grids({picture.image.shape[:2] for picture in pictures}).values(), "about.json"]
+    names = [_file(hole.name, number) for hole in holes for number in range(_SAMPLES.value)]
+    names += [*_grids({hole.mask.shape for hole in holes}).values(), "about.json"]
     files = [out / name for name in names]
     folders = {folder for file in files for folder in file.parents}
     for file in files:
@@ -167,12 +185,15 @@ def _grids(sizes: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:
 
 
 def _write(
-    out: epath.Path, holes: Sequence[Hole], filled: Sequence[np.ndarray], about: dict
+    out: epath.Path, fitted: Sequence[Fitted], filled: Sequence[np.ndarray], about: dict
 ) -> None:
     """Writes the fillings, a grid for every size of image, and about.json."""
     rows = collections.defaultdict(list)
-    for hole, fillings in zip(holes, filled, strict=True):
+    for each, fillings in zip(fitted, filled, strict=True):
+        hole = each.hole
         for number, image in enumerate(fillings):
+            if _FULL_SIZE.value:
+                image = inpainting.laid_over(each, image)
             images.write_png(out / _file(hole.name, number), image)
         rows[hole.mask.shape].append(np.stack([hole.image, hole.masked, *fillings]))
     for size, name in _grids(rows.keys()).items():

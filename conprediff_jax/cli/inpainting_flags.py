@@ -5,6 +5,7 @@ from typing import Any
 from absl import flags
 
 from conprediff_jax.cli import sampling_flags
+from conprediff_jax.data.fitting import FITS
 from conprediff_jax.data.masks import POLARITIES
 
 STEP = flags.DEFINE_integer(
@@ -18,6 +19,14 @@ IMAGES = flags.DEFINE_string(
 SPLIT = flags.DEFINE_string("split", "test", "Use this split of a data set.")
 POLARITY = flags.DEFINE_enum(
     "polarity", "keep", POLARITIES, "White pixels of mask files mark what to keep, or what to fill."
+)
+FIT = flags.DEFINE_enum(
+    "fit",
+    "crop",
+    FITS,
+    "Fit photos of another size to the model: 'crop' takes the largest part of its shape around "
+    "the hole, 'pad' shows the whole photo and lets the model fill a border, 'resize' may scale "
+    "its sides unequally, and 'keep' leaves photos at their own size, which the model has to take.",
 )
 LABEL = flags.DEFINE_integer(
     "label",

@@ -30,6 +30,8 @@ from conprediff_jax.data.transforms import resized
 
 FITS = ("crop", "pad", "resize", "keep")
 
+Photo = UInt8[np.ndarray, "photo_height photo_width 3"]
+PhotoMask = Bool[np.ndarray, "photo_height photo_width"]
 Pixels = UInt8[np.ndarray, "height width 3"]
 Mask = Bool[np.ndarray, "height width"]
 Size = tuple[int, int]
@@ -82,7 +84,13 @@ class Placement(NamedTuple):
         """Whether the image is the photo."""
         return self.photo == self.image and self.part == self.place
 
-    def shown(self, photo: Pixels) -> Pixels:
+    @property
+    def scale(self) -> float:
+        """Pixels of the photo for one of the image, along the side that is scaled most."""
+        pairs = zip(self.part.size, self.place.size, strict=True)
+        return max(part / place for part, place in pairs)
+
+    def shown(self, photo: Photo) -> Pixels:
         """The image of a photo; the border of a padded one is grey."""
         if self.is_identity:
             return photo
@@ -92,7 +100,7 @@ class Placement(NamedTuple):
         )
         return image
 
-    def known(self, mask: Mask) -> Mask:
+    def known(self, mask: PhotoMask) -> Mask:
         """The known pixels of the image, from those of the photo."""
         if self.is_identity:
             return mask
@@ -103,7 +111,7 @@ class Placement(NamedTuple):
         known[self.place.within] = np.asarray(touched) <= 0
         return known
 
-    def known_of_photo(self, mask: Mask) -> Mask:
+    def known_of_photo(self, mask: Mask) -> PhotoMask:
         """The known pixels of the photo, from those of the image; unused parts count as known."""
         if self.is_identity:
             return mask
@@ -115,7 +123,7 @@ class Placement(NamedTuple):
         known[self.part.within] = mask[self.place.within][np.ix_(rows, columns)]
         return known
 
-    def pasted(self, filling: Pixels, photo: Pixels) -> Pixels:
+    def pasted(self, filling: Pixels, photo: Photo) -> Photo:
         """The photo with a filling of the image laid over the part that was used."""
         if self.is_identity:
             return filling
@@ -199,7 +207,7 @@ def cut(
     polarity: str = "keep",
     seed: int = 0,
 ) -> list[Fitted]:
-    """Cuts a hole into every photo, and fits both to a model; the changes are logged.
+    """Cuts a hole into every photo, and fits both to a model.
 
     Args:
         pictures: The photos.
@@ -225,10 +233,14 @@ def cut(
     else:
         photos = holes_lib.cut(pictures, masks, polarity=polarity, seed=seed)
         fitted = [_from_photo(photo, fit, size) for photo in photos]
+    return fitted
+
+
+def log_changes(fitted: Sequence[Fitted]) -> None:
+    """Logs how every photo was changed, one line each."""
     for each in fitted:
         if not each.placement.is_identity:
             logging.info("%s: %s", each.photo.name, each.placement.describe())
-    return fitted
 
 
 def _from_image(picture: Picture, hole: Hole, placement: Placement) -> Fitted:

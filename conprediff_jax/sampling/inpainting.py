@@ -31,6 +31,7 @@ from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.progress import ProgressLine
+from conprediff_jax.data.fitting import Fitted
 from conprediff_jax.data.holes import Hole, painted_over
 from conprediff_jax.diffusion.samplers import Known
 from conprediff_jax.models.first_stage import FirstStage, Pixels
@@ -176,6 +177,27 @@ def make_fill(model: DiffusionModel, spec: SamplingSpec, mesh: Mesh) -> Fill:
         return blend(images, decoded, masks, images.shape[1] // points.shape[1])
 
     return fill
+
+
+def laid_over(
+    fitted: Fitted, filling: UInt8[np.ndarray, "height width 3"]
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """The photo with a filling enlarged and laid over its hole, and blended in at the rim.
+
+    Args:
+        fitted: The photo and its image.
+        filling: A filling of the image.
+
+    Returns:
+        A photo of the size of the original, whose known pixels are those of the original.
+    """
+    photo, mask = fitted.photo.image, fitted.photo.mask
+    if fitted.placement.is_identity:
+        return filling
+    pasted = fitted.placement.pasted(filling, photo)
+    width = max(1, round(fitted.placement.scale))
+    batch = (jnp.asarray(each)[None] for each in (photo, pasted, mask))
+    return np.asarray(blend(*batch, width))[0]
 
 
 def fill_holes(

@@ -119,6 +119,12 @@ class DiffusionModel:
         return self.point_shape[0] * self.first_stage.downsampling
 
     @property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the images that the model is trained on, in pixels."""
+        rows, columns = self.point_shape[:2]
+        return rows * self.first_stage.downsampling, columns * self.first_stage.downsampling
+
+    @property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer, from captions to token ids; None for a model that reads no captions."""
         return self.text.tokenize if self.text and self.text.vocabulary else None
