@@ -78,8 +78,10 @@ class Variant:
     @functools.cached_property
     def term(self) -> ContextPrediction:
         """The loss."""
-        options = {"strides": (1,), "num_steps": 1000, **dict(self.options)}
-        return ContextPrediction(alpha_bar=lambda t: jnp.ones(t.shape), **options)
+        options = {"strides": (1,), **dict(self.options)}
+        return ContextPrediction(
+            share=lambda t: t / 1000, alpha_bar=lambda t: jnp.ones(t.shape), **options
+        )
 
     def arguments(self, batch: int) -> tuple[Any, ...]:
         """The arguments: parameters, features, clean points, times and keys."""

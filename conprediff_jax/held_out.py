@@ -77,7 +77,7 @@ def _evaluate(workdir: str) -> dict:
     model, params, frozen, step = load(workdir, mesh, _STEP.value)
     spec = load_experiment(workdir, step).data.of_images(split=_SPLIT.value)
     num = min(_NUM.value, data.num_examples(spec))
-    times = denoising_loss.evaluated_times(model, _TIMES.value)
+    times = model.process.evaluated_times(_TIMES.value)
     batches = data.evaluation_iterator(spec, batch_size=_BATCH.value, tokenizer=model.tokenizer)
     progress, parts = ProgressLine(num, "images", about=workdir), []
     losses = denoising_loss.make_losses(model, mesh, times)

@@ -181,7 +181,12 @@ def test_both_computations_of_the_cost_agree():
 
 
 def prediction(**overrides):
-    settings = {"num_steps": 10, "alpha_bar": lambda t: 1 - (t + 1) / 11, "hidden": 16, "latent": 4}
+    settings = {
+        "share": lambda t: t / 10,
+        "alpha_bar": lambda t: 1 - (t + 1) / 11,
+        "hidden": 16,
+        "latent": 4,
+    }
     return context.ContextPrediction(**(settings | overrides))
 
 

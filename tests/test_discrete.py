@@ -212,7 +212,7 @@ def test_the_bound_counts_every_time_and_the_prior(config, images):
     model = make(config).task.model
     params = jax.tree.map(jnp.zeros_like, jax.jit(model.init)(0)[0])
     process, frozen_ = model.process, jax.tree.map(jnp.asarray, loaded(make(config)))["frozen"]
-    times = denoising_loss.evaluated_times(model, 20)
+    times = process.evaluated_times(20)
     assert list(times) == list(range(6))
     losses = denoising_loss.make_losses(model, tiny.mesh_of(), times)
     batch = {"image": images, "mask": np.ones(8, bool)}

@@ -24,7 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from conprediff_jax.common.keys import derived, fixed
-from conprediff_jax.diffusion.process import PROCESSES, Corrupted, uniform_times
+from conprediff_jax.diffusion.process import PROCESSES, Corrupted
+from conprediff_jax.diffusion.times import TableTimes
 from conprediff_jax.models.denoiser import DENOISERS, Denoised
 from conprediff_jax.sampling.spec import SAMPLINGS, SamplingSpec
 
@@ -45,19 +46,10 @@ class TwoLayers(nn.Module):
 
 @PROCESSES.register("lines")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Lines:
+class Lines(TableTimes):
     num_steps: int = fixed(10)
 
     discrete = False
-
-    def init_history(self):
-        return None
-
-    def sample_time(self, rngs, history=None):
-        return uniform_times(rngs, self.num_steps)
-
-    def remember(self, history, t, loss):
-        return history
 
     def prior(self, rngs, shape):
         return jax.vmap(lambda rng: jax.random.normal(rng, shape))(rngs)

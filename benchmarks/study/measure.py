@@ -97,7 +97,7 @@ class Judge:
         )
         labels = self._runner.extractor.labels
         figures = dict(self._suite.compute(seen, self._known, labels).figures)
-        times = denoising_loss.evaluated_times(trained.model, self._sizes.times)
+        times = trained.model.process.evaluated_times(self._sizes.times)
         losses = self._losses(trained, times, run)
         figures |= loss_figures(trained.model.process, losses, self._sizes.replicates)
         logging.info("%s: neighbourhoods of %d images", run.title, samples.count)

@@ -220,7 +220,8 @@ def make_model(config: ConfigDict, data: DataSpec) -> DiffusionModel:
         "dtype": config.dtype,
     }
     process = build_kind(PROCESSES, config, "process", **derived)
-    denoiser = build_kind(DENOISERS, config, "model", num_steps=process.num_steps, **derived)
+    num_steps = getattr(process, "num_steps", None)  # None for continuous time
+    denoiser = build_kind(DENOISERS, config, "model", num_steps=num_steps, **derived)
     for name, part in {"process": process, "model": denoiser}.items():
         if part.discrete != first_stage.discrete:
             points = "tokens" if first_stage.discrete else "vectors"
@@ -295,7 +296,7 @@ def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Denoising
         ContextPrediction,
         config,
         "context",
-        num_steps=model.process.num_steps,
+        share=model.process.share,
         alpha_bar=model.process.alpha_bar,
         dtype=config.dtype,
     )

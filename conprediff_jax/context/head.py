@@ -48,7 +48,7 @@ class DistributionDecoder(nn.Module):
 
         Args:
             h: The representations of the points.
-            time: The diffusion time t / T, in [0, 1).
+            time: The position of the diffusion time between the clean end, 0, and the noisy end, 1.
             noise: eps of equation (1), standard normal.
         """
         latent = noise.shape[-1]
@@ -118,6 +118,6 @@ class _Trunk(nn.Module):
 def _time_features(
     time: Float[Array, "batch"], frequencies: int = 16
 ) -> Float[Array, "batch {2*frequencies}"]:
-    """Cosines and sines of `time` in [0, 1), with frequencies from 1 to 1000 radians."""
+    """Cosines and sines of `time` in [0, 1], with frequencies from 1 to 1000 radians."""
     angles = time[:, None] * jnp.geomspace(1.0, 1000.0, frequencies)
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], -1)

@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, DTypeLike, Float, Int, Key
+from jaxtyping import Array, DTypeLike, Float, Int, Key, Real
 
 from conprediff_jax.context import neighborhood, transport
 from conprediff_jax.context.head import DirectDecoder, DistributionDecoder
@@ -27,6 +27,7 @@ from conprediff_jax.context.head import DirectDecoder, DistributionDecoder
 DECODERS = ("distribution", "direct")
 TIME_WEIGHTINGS = ("constant", "signal", "snr")
 SOURCES = ("features", "prediction")
+Time = Real[Array, "batch"]
 _SHAPES = ("features", "channels", "dimensions")
 
 
@@ -84,7 +85,8 @@ class ContextPrediction:
         hidden: The width of the decoder.
         latent: The number of dimensions of the Gaussian.
         dtype: The dtype of the decoder's activations.
-        num_steps: T of the diffusion process.
+        share: A function from times t to their position between the clean end, 0, and the noisy
+            end, 1. It is t / T for a process of T steps.
         alpha_bar: A function from times t to the kept signal alpha_bar_t in [0, 1].
 
     Raises:
@@ -106,8 +108,8 @@ class ContextPrediction:
     hidden: int = _fixed(128)
     latent: int = _fixed(32)
     dtype: DTypeLike = _derived(jnp.float32)
-    num_steps: int = _derived()
-    alpha_bar: Callable[[Int[Array, "batch"]], Float[Array, "batch"]] = _derived()
+    share: Callable[[Time], Float[Array, "batch"]] = _derived()
+    alpha_bar: Callable[[Time], Float[Array, "batch"]] = _derived()
 
     def __post_init__(self):
         for name, choices in (
@@ -129,7 +131,7 @@ class ContextPrediction:
             raise ValueError(
                 f"stride_weights are {self.stride_weights}: none may be negative, nor all be 0"
             )
-        for name in ("samples", "iterations", "hidden", "latent", "num_steps"):
+        for name in ("samples", "iterations", "hidden", "latent"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must be at least 1")
         for name in ("weight", "points_per_example", "warmup_steps"):
@@ -172,7 +174,7 @@ class ContextPrediction:
         params: Any,
         h: Float[Array, "batch *grid features"],
         x_0: Float[Array, "batch *grid channels"],
-        t: Int[Array, "batch"],
+        t: Time,
         rngs: Key[Array, "batch"],
     ) -> ContextLoss:
         """Computes the context loss (1) from representations and clean points.
@@ -182,7 +184,7 @@ class ContextPrediction:
             h: The representation of every point. Gradients flow into it.
             x_0: The clean points on the same grid, which has any number of axes. No gradient flows
                 into them.
-            t: Diffusion times in [0, num_steps).
+            t: Diffusion times, which `share` and `alpha_bar` read.
             rngs: One key for every example, so that the draws do not depend on how a batch is
                 split.
 
@@ -203,7 +205,7 @@ class ContextPrediction:
             h = neighborhood.gather_points(h, points)
         else:
             points = jnp.broadcast_to(jnp.arange(num_points), (len(h), num_points))
-        time = t / self.num_steps
+        time = self.share(t)
         if self.decoder == "direct":
             distance = self._direct_distance(params, h, x_0, time, points, grid)
         else:
@@ -211,7 +213,7 @@ class ContextPrediction:
         weights = self.stride_weights or (1 / len(self.strides),) * len(self.strides)
         return ContextLoss(self.time_weight(t) * (distance @ jnp.asarray(weights)), distance)
 
-    def time_weight(self, t: Int[Array, "batch"]) -> Float[Array, "batch"]:
+    def time_weight(self, t: Time) -> Float[Array, "batch"]:
         """Returns lambda_t; see `time_weighting`."""
         alpha_bar = self.alpha_bar(t)
         if self.time_weighting == "signal":

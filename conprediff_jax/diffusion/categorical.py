@@ -43,11 +43,11 @@ from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.keys import derived, fixed
 from conprediff_jax.diffusion.guidance import LOG_ZERO, Guidance, guided_log_probs
 from conprediff_jax.diffusion.importance import TimeImportance
-from conprediff_jax.diffusion.process import PROCESSES, Corrupted, Times, uniform_times
+from conprediff_jax.diffusion.process import PROCESSES, Corrupted, Time, Times
+from conprediff_jax.diffusion.times import TableTimes
 
 Tokens = Int[Array, "batch *grid"]
 LogProbs = Float[Array, "batch *grid codes"]
-Time = Int[Array, "batch"]
 Table = Float64[np.ndarray, "time"]
 
 
@@ -157,7 +157,7 @@ def divergence(
 
 @PROCESSES.register("mask_and_replace")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CategoricalProcess:
+class CategoricalProcess(TableTimes):
     """Mask-and-replace diffusion of tokens `[batch, *grid]`; a `Process`.
 
     The network predicts logits of x_0, `[batch, *grid, K]`. Arithmetic and results are float32.
@@ -277,6 +277,10 @@ class CategoricalProcess:
         """Returns the probability that a code is kept until `t`, in (0, 1), float32."""
         return jnp.asarray(self.alpha_bars, jnp.float32)[t]
 
+    def evaluated_times(self, count: int) -> Int[np.ndarray, "times"]:
+        """Returns all T times, since their losses add up to a bound."""
+        return super().evaluated_times(max(count, self.num_steps))
+
     def init_history(self) -> TimeImportance | None:
         """Returns a history without losses, or None where times are uniform."""
         return TimeImportance.init(self.num_steps) if self.importance else None
@@ -285,7 +289,7 @@ class CategoricalProcess:
         self, rngs: Key[Array, "batch"], history: TimeImportance | None = None
     ) -> Times:
         """Draws a time for every example, uniformly if there is no history."""
-        return uniform_times(rngs, self.num_steps) if history is None else history.draw(rngs)
+        return super().sample_time(rngs) if history is None else history.draw(rngs)
 
     def remember(
         self, history: TimeImportance | None, t: Time, loss: Float[Array, "batch"]

@@ -25,13 +25,14 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.keys import fixed
 from conprediff_jax.diffusion import schedules
 from conprediff_jax.diffusion.guidance import Guidance, extrapolated, rescaled
-from conprediff_jax.diffusion.process import PROCESSES, Corrupted, Times, uniform_times
+from conprediff_jax.diffusion.process import PROCESSES, Corrupted, Time
+from conprediff_jax.diffusion.times import TableTimes
 
 PREDICTIONS = ("epsilon", "x0", "v")
 LOSS_NORMS = ("l1", "l2")
@@ -41,7 +42,6 @@ WEIGHTINGS = ("constant", "min_snr")
 MIN_ALPHA_BAR = 1e-20
 
 Points = Float[Array, "batch *grid channels"]
-Time = Int[Array, "batch"]
 
 
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
@@ -56,7 +56,7 @@ def _gather(table: np.ndarray, t: Time, like: Points) -> Float[Array, "batch ...
 
 @PROCESSES.register("gaussian")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GaussianProcess:
+class GaussianProcess(TableTimes):
     """Gaussian diffusion of arrays `[batch, *grid, channels]`; a `Process`.
 
     Arithmetic and results are float32, whatever the dtype of the arguments.
@@ -136,19 +136,6 @@ class GaussianProcess:
     def alpha_bar(self, t: Time) -> Float[Array, "batch"]:
         """Returns the share of the signal's power that is kept at `t`, in (0, 1), float32."""
         return jnp.asarray(self.alpha_bars, jnp.float32)[t]
-
-    def init_history(self) -> None:
-        """Returns None, since times are uniform."""
-        return None
-
-    def sample_time(self, rngs: Key[Array, "batch"], history: None = None) -> Times:
-        """Draws a time in 0 .. T-1 for every example, uniformly."""
-        del history
-        return uniform_times(rngs, self.num_steps)
-
-    def remember(self, history: None, t: Time, loss: Float[Array, "batch"]) -> None:
-        """Returns None, since times are uniform."""
-        del history, t, loss
 
     def prior(
         self, rngs: Key[Array, "batch"], shape: tuple[int, ...]

@@ -20,10 +20,12 @@ al. 2023, "Common Diffusion Noise Schedules and Sample Steps are Flawed" (arXiv 
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Real
 
 from conprediff_jax.common.errors import FieldError
 
@@ -38,8 +40,8 @@ class Guidance:
     Attributes:
         scale: s of eq. (1). At 1 there is no guidance, and it costs nothing.
         rescale: r of eq. (2), in [0, 1]. Only continuous models use it.
-        interval: The times at which there is guidance, a low and a high share of T, where t = 0 has
-            the least noise. At all other times s is 1, and the network computes only l_c. (0, 1)
+        interval: The times at which there is guidance, as a low and a high share of all times; see
+            `Process.share`. At all other times s is 1, and the network computes only l_c. (0, 1)
             means all times.
 
     Raises:
@@ -61,10 +63,20 @@ class Guidance:
                 f"is {tuple(self.interval)}: give two shares of the times, low and high, in [0, 1]",
             )
 
-    def at(self, t: Int[Array, "batch"], num_steps: int) -> Bool[Array, "batch"] | None:
-        """Says which of the times have guidance, where T is `num_steps`; None means all times."""
-        low, high = (share * num_steps for share in self.interval)
-        return None if (low, high) == (0, num_steps) else (t >= low) & (t < high)
+    def at(
+        self, t: Real[Array, "batch"], time_at: Callable[[float], float]
+    ) -> Bool[Array, "batch"] | None:
+        """Says which of the times have guidance; None means all times.
+
+        Args:
+            t: Times.
+            time_at: `Process.time_at`, from shares to times.
+        """
+        low, high = self.interval
+        # There is no limit at the ends, so that rounding excludes neither of them.
+        limits = [t >= time_at(low)] if low > 0 else []
+        limits += [t < time_at(high)] if high < 1 else []
+        return functools.reduce(jnp.logical_and, limits) if limits else None
 
 
 NO_GUIDANCE = Guidance()

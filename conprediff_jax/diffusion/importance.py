@@ -23,6 +23,8 @@ UNIFORM_SHARE = 0.001  # the share of uniform draws, so that no weight exceeds 1
 class TimeImportance(NamedTuple):
     """A history of losses, which draws times in proportion to their root mean square loss.
 
+    For continuous time, a "time" here is one of T intervals that are all as probable.
+
     Its methods are pure functions. They act on the whole batch and only move values, without
     adding them up, so the result has the same bits however the batch is sharded.
 

@@ -188,7 +188,7 @@ def _values(model: Pretrained) -> dict[str, Any]:
         "eta": getattr(sampling, "eta", 0.0),
         "clipped": getattr(sampling, "clipped_epsilon", True),
         "guidance": sampling.guidance,
-        "times": diffusion.process.num_steps,
+        "times": getattr(diffusion.process, "num_steps", None),  # None for continuous time
         "truncation": getattr(sampling, "truncation", 1.0),
         "count": count,
         "size": model.config.data.image_size,

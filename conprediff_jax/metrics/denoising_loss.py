@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float, Real
 
 from conprediff_jax import parallel
 from conprediff_jax.common import random
@@ -28,15 +28,7 @@ from conprediff_jax.sampling.model import DiffusionModel
 LossOfBatch = Callable[..., Float[np.ndarray, "batch times"]]
 
 
-def evaluated_times(model: DiffusionModel, count: int) -> Int[np.ndarray, "times"]:
-    """The times to evaluate: all times of a discrete process, else `count` times, evenly spaced."""
-    steps = model.process.num_steps
-    if isinstance(model.process, CategoricalProcess) or count >= steps:
-        return np.arange(steps, dtype=np.int32)
-    return np.round((np.arange(count) + 0.5) * steps / count - 0.5).astype(np.int32)
-
-
-def make_losses(model: DiffusionModel, mesh: Mesh, times: Int[np.ndarray, "times"]) -> LossOfBatch:
+def make_losses(model: DiffusionModel, mesh: Mesh, times: Real[np.ndarray, "times"]) -> LossOfBatch:
     """A jitted `(params, frozen, batch, first) -> losses [batch, times]`, float32.
 
     The noise of an image depends only on the time and on the image's place in the data, so all
@@ -45,7 +37,7 @@ def make_losses(model: DiffusionModel, mesh: Mesh, times: Int[np.ndarray, "times
     Args:
         model: The model.
         mesh: The devices; parameters are replicated on them.
-        times: Times at which the losses are computed.
+        times: Times at which the losses are computed; see `Process.evaluated_times`.
     """
     process = model.process
     if isinstance(process, CategoricalProcess):
@@ -58,7 +50,8 @@ def make_losses(model: DiffusionModel, mesh: Mesh, times: Int[np.ndarray, "times
         condition = model.encode_condition(params, frozen, label=label, tokens=batch.get("text"))
 
         def at(t):
-            rngs = jax.vmap(lambda key: jax.random.fold_in(key, t))(keys)
+            bits = jax.lax.bitcast_convert_type(t, jnp.uint32)  # of an int32, the number itself
+            rngs = jax.vmap(lambda key: jax.random.fold_in(key, bits))(keys)
             t = jnp.full(len(x_0), t)
             x_t, noise = process.corrupt(rngs, x_0, t)
             output = model.predict(params, x_t, t, condition)

@@ -67,7 +67,7 @@ class Denoiser(Protocol):
 
         Args:
             x: Noisy points.
-            t: Diffusion times 0 .. T-1.
+            t: Diffusion times, as `Process.network_time` returns them.
             label: The classes, if and only if the model has `num_classes`.
             text: The encoded captions, if and only if the model reads text.
             unconditional: True for examples to denoise without their condition; needs

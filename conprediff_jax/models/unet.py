@@ -111,7 +111,7 @@ class UNet(nn.Module):
 
         Args:
             x: Noisy points. Height and width are multiples of `downsampling`.
-            t: Diffusion times 0 .. T-1, integer or fractional.
+            t: Diffusion times, integer or fractional; see `Process.network_time`.
             label: The classes, if and only if the model has `num_classes`.
             text: The text tokens, if and only if the model has `text_dim`.
             unconditional: True for examples to denoise without label and text. It needs

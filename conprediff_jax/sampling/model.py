@@ -26,7 +26,7 @@ from conprediff_jax.common.fields import as_kind, conform
 from conprediff_jax.common.keys import fixed
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.diffusion.guidance import NO_GUIDANCE, Guidance
-from conprediff_jax.diffusion.process import Process
+from conprediff_jax.diffusion.process import Process, Time
 from conprediff_jax.models.denoiser import Denoised, Denoiser
 from conprediff_jax.models.first_stage import FirstStage
 from conprediff_jax.sampling.spec import SamplingSpec
@@ -250,6 +250,7 @@ class DiffusionModel:
         """Initial `params`, float32, and `frozen`, which holds zeros until weights are loaded."""
         key = random.stream(seed, "init/denoiser")
         x, t, condition = self.example()
+        x, t = self.process.network_input(x, t), self.process.network_time(t)
         params = dict(
             self.denoiser.init(key, x, t, label=condition.label, text=condition.text)["params"]
         )
@@ -262,7 +263,7 @@ class DiffusionModel:
                 params["text_encoder"] = encoder
         return params, frozen
 
-    def example(self) -> tuple[Points, Int[Array, "1"], Condition]:
+    def example(self) -> tuple[Points, Time, Condition]:
         """A batch of one example: noisy points, their time, and a condition of the right shapes."""
         x = self.process.prior(jax.random.key(0)[None], self.point_shape)
         label = text = None
@@ -270,7 +271,8 @@ class DiffusionModel:
             label = jnp.zeros(1, jnp.int32)
         if self.text:
             text = jnp.zeros((1, self.text.encoder.length, self.text.encoder.width))
-        return x, jnp.zeros(1, jnp.int32), Condition(label=label, text=text)
+        t = jnp.asarray(self.process.evaluated_times(1)[:1])
+        return x, t, Condition(label=label, text=text)
 
     def encode_text(
         self, params: Any, frozen: dict[str, Any], tokens: Int[Array, "batch length"]
@@ -311,7 +313,7 @@ class DiffusionModel:
         self,
         params: Any,
         x_t: Points,
-        t: Int[Array, "batch"],
+        t: Time,
         condition: Condition,
         *,
         unconditional: Bool[Array, "batch"] | None = None,
@@ -322,7 +324,7 @@ class DiffusionModel:
         Args:
             params: See the module.
             x_t: Noisy points.
-            t: Their times, int32.
+            t: Their times.
             condition: Their condition.
             unconditional: True for examples whose condition the learned null replaces; None for no
                 example.
@@ -331,8 +333,8 @@ class DiffusionModel:
         params = {name: value for name, value in params.items() if name != "text_encoder"}
         return self.denoiser.apply(
             {"params": params},
-            x_t,
-            t,
+            self.process.network_input(x_t, t),
+            self.process.network_time(t),
             label=condition.label,
             text=condition.text,
             unconditional=unconditional,
@@ -344,7 +346,7 @@ class DiffusionModel:
         self,
         params: Any,
         x_t: Points,
-        t: Int[Array, "batch"],
+        t: Time,
         condition: Condition = UNCONDITIONAL,
         guidance: Guidance = NO_GUIDANCE,
     ) -> Prediction:
@@ -355,7 +357,7 @@ class DiffusionModel:
         Args:
             params: See the module.
             x_t: Noisy points.
-            t: Their times, int32.
+            t: Their times.
             condition: Their condition.
             guidance: Classifier-free guidance.
         """
@@ -365,7 +367,7 @@ class DiffusionModel:
 
         if guidance.scale == 1:
             return conditional()
-        inside = guidance.at(t, self.process.num_steps)
+        inside = guidance.at(t, self.process.time_at)
 
         def guided():
             with_condition, without = self._both_outputs(params, x_t, t, condition)
@@ -378,7 +380,7 @@ class DiffusionModel:
         return guided() if inside is None else jax.lax.cond(inside.any(), guided, conditional)
 
     def _both_outputs(
-        self, params: Any, x_t: Points, t: Int[Array, "batch"], condition: Condition
+        self, params: Any, x_t: Points, t: Time, condition: Condition
     ) -> tuple[Prediction, Prediction]:
         """Outputs with the condition and without it."""
         label, text, empty = condition
@@ -401,7 +403,7 @@ class DiffusionModel:
         label: Int[Array, "batch"] | None = None,
         tokens: Int[Array, "batch length"] | None = None,
         guidance: Guidance = NO_GUIDANCE,
-    ) -> Callable[[Points, Int[Array, "batch"]], Prediction]:
+    ) -> Callable[[Points, Time], Prediction]:
         """The function `(x_t, t) -> prediction` that samplers call, for one condition.
 
         `encode_condition` and `predict` explain the arguments.

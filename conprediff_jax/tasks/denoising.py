@@ -2,10 +2,10 @@
 
     L = mean_batch r_t (L_denoise(x_0, t) + w(step) * lambda_t * mean_i sum_s w_s W_2^2(i, s))   (1)
 
-with r_t = 1 / (T p(t)) for times drawn with probability p(t). Points x_0 are pixels, latents or
-tokens; what the decoder predicts are the vectors of neighbouring points. Source: arXiv 2401.02015,
-section 3. With `context.weight = 0` there is no context decoder and the program is that of the
-plain diffusion model.
+with r_t = `Times.weight`, which is 1 unless times are drawn by their losses. Points x_0 are pixels,
+latents or tokens; what the decoder predicts are the vectors of neighbouring points. Source: arXiv
+2401.02015, section 3. With `context.weight = 0` there is no context decoder and the program is that
+of the plain diffusion model.
 """
 
 import dataclasses

@@ -33,6 +33,7 @@ from jaxtyping import Array, Bool, Float, Float64, Int, Int64, Key, Shaped
 
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.diffusion.process import Time
 
 SPACINGS = ("leading", "trailing", "linspace")
 
@@ -231,9 +232,7 @@ class Sampler(abc.ABC):
         start = self.process.alpha_bars[self.times]
         return start, np.append(start[1:], 1.0)
 
-    def estimate(
-        self, output: Points, x_t: Points, t: Int[Array, "batch"]
-    ) -> tuple[Points, Points]:
+    def estimate(self, output: Points, x_t: Points, t: Time) -> tuple[Points, Points]:
         """Returns estimates of x_0 and epsilon, where x_0 is limited to [-clip, clip]."""
         x_0, epsilon = self.process.to_x0_and_epsilon(output, x_t, t)
         if self.clip is None:
@@ -252,7 +251,7 @@ class Sampler(abc.ABC):
 
         Args:
             denoise: The network, a function from `x_t [batch, *grid, channels]`, float32, and
-                `t [batch]`, int32, to an output of the shape of x_t.
+                `t [batch]`, in the process's `time_dtype`, to an output of the shape of x_t.
             x_T: The standard normal points to start from. Draw them with one key per example, and
                 with other keys than `rngs`.
             rngs: One key per example, for the noise of the steps (`step_noise`). The result of an
@@ -279,6 +278,6 @@ class Sampler(abc.ABC):
             x_s = sum(scale * term for scale, term in terms if scale is not None)  # eq. (1)
             return (x_s, x_0), None
 
-        steps = (jnp.arange(calls), self.call_times.astype(np.int32), table)
+        steps = (jnp.arange(calls), self.call_times.astype(self.process.time_dtype), table)
         (x_0, _), _ = jax.lax.scan(step, (x_T, jnp.zeros_like(x_T)), steps)
         return x_0 if known is None else known.into(x_0)

@@ -11,9 +11,10 @@ Source: Song et al. 2021, "Denoising Diffusion Implicit Models" (arXiv 2010.0250
 import dataclasses
 
 import numpy as np
-from jaxtyping import Array, Int, Int64
+from jaxtyping import Int64
 
 from conprediff_jax.common.errors import FieldError
+from conprediff_jax.diffusion.process import Time
 from conprediff_jax.diffusion.samplers.base import Coefficients, Points, Sampler, StepTable
 
 FINALS = ("one", "first")
@@ -90,9 +91,7 @@ class DDIM(Sampler):
             noise=sigma if self.eta else None,
         )
 
-    def estimate(
-        self, output: Points, x_t: Points, t: Int[Array, "batch"]
-    ) -> tuple[Points, Points]:
+    def estimate(self, output: Points, x_t: Points, t: Time) -> tuple[Points, Points]:
         """Returns the clipped estimate of x_0 and that of epsilon; see `clipped_epsilon`."""
         x_0, epsilon = super().estimate(output, x_t, t)
         if self.clipped_epsilon:
