@@ -142,6 +142,8 @@ def test_every_key_takes_what_is_legal_and_refuses_the_rest_in_a_sentence(parsed
         (["--config.data.keep=caption"], {"data.keep": ["caption"]}),
         (["--config.seed=4294967295"], {"seed": 2**32 - 1}),
         (["--config.train.steps=3", "--config.train.steps=5"], {"train.steps": 5}),
+        (["--config.train.steps=1e4", "--config.context.strides=(1e0, 2)"],
+         {"train.steps": 10_000, "context.strides": [1, 2]}),
     ],
 )  # fmt: skip
 def test_keys_are_set_to_what_is_said(parsed, arguments, expected):
@@ -155,6 +157,9 @@ def test_keys_are_set_to_what_is_said(parsed, arguments, expected):
         ("--config.data.flip=maybe", "config.data.flip is 'maybe': it must be True or False"),
         ("--config.seed=-1", "config.seed is '-1': it must be a whole number from 0 to 4294967295"),
         ("--config.data.nam=a", "config.data has no key 'nam': did you mean 'name'?"),
+        ("--config.optimizer.lr=1", "config.optimizer has no key 'lr': did you mean 'learning_r"),
+        ("--config.model.dtype=1", "config.model has no key 'dtype': did you mean config.dtype?"),
+        ("--config.train.steps=1.5", "config.train.steps is '1.5': it must be a whole number"),
         ("--config.data=a", "config.data is a section: set its keys, as config.data."),
         ("--config.data.name.x=a", "config.data.name is no section"),
         ("--config.train.init_from=None", "config.train.init_from is 'None': it must be a text"),

@@ -406,7 +406,17 @@ def test_batch_and_mesh_must_fit_the_machine():
 
 
 def test_every_default_can_be_built():
-    assert make_experiment(config_lib.default()).task.context.strides == (1, 2, 3)
+    context = make_experiment(config_lib.default()).task.context
+    assert (context.strides, context.weight, context.warmup_steps) == ((1, 2, 3), 0.09, 500)
+
+
+@pytest.mark.parametrize("lacking", ["context", "weight"])
+def test_configs_of_older_versions_keep_their_context_loss(lacking):
+    config = config_lib.default().unlock()
+    del config.context.warmup_steps
+    del (config if lacking == "context" else config.context)[lacking]
+    context = make_experiment(config).task.context
+    assert (context.weight, context.warmup_steps) == (1.0, 0)
 
 
 def shipped_configs():

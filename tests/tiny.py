@@ -23,6 +23,7 @@ def get_config():
     config.process.update(num_steps=20, prediction="v", schedule="cosine")
     config.model.update(channels=32, channel_mult=(1,), blocks_per_level=1, head_channels=16)
     config.context.update(weight=0.5, hidden=16, latent=4, samples=4, iterations=5, strides=(1, 2))
+    config.context.warmup_steps = 0
     # Adam divides by the gradient: a larger epsilon keeps rounding from deciding tiny ones.
     config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_steps=2, epsilon=1e-3)
     config.train.update(steps=6, batch_size=8, log_every=1, checkpoint_every=3, ema_decay=0.9)

@@ -18,10 +18,11 @@ from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from conprediff_jax.cli import config_flag
 from conprediff_jax.common.errors import FieldError, UserError
+from conprediff_jax.common.names import did_you_mean
 from conprediff_jax.parallel import processes
 
 USER_ERROR_CODE = 2
@@ -160,14 +161,22 @@ def _of_config(error: BaseException | None) -> str:
         return f"{first.filename}, line {first.lineno}: {first.msg}"
     texts = [str(e.args[0] if e.args else "").strip() or type(e).__name__ for e in chain]
     reason = texts[-1].splitlines()[0].partition(" Other fields present")[0].strip(" .")
-    reason = re.sub(r"^'(\w+)'$", r"\1", reason)  # the message of a KeyError
-    hints = [line for text in texts for line in text.splitlines() if line.startswith("Did you")]
-    hint = f"; {hints[0].lower()}" if hints else ""
+    reason = re.sub(r"^'(\w+)'$", r"there is no key '\1'", reason)
+    hint = _hint_of_key(first)
     frames = [frame for e in chain for frame in traceback.extract_tb(e.__traceback__)]
     for frame in reversed(frames):
         if frame.name == "get_config":
             return f"{frame.filename}, line {frame.lineno}: {reason}{hint}"
     return f"--config: {reason}{hint}"
+
+
+def _hint_of_key(error: BaseException) -> str:
+    """The question that names the nearest key, for an error of a config that lacks a key."""
+    frame, _ = list(traceback.walk_tb(error.__traceback__))[-1]
+    section, key = frame.f_locals.get("self"), re.search(r"[\"'](\w+)[\"']", str(error))
+    if not isinstance(section, ConfigDict) or not key or key[1] in section:
+        return ""
+    return f"; {did_you_mean(key[1], section)}".rstrip("; ")
 
 
 def _said(error: UserError) -> str:

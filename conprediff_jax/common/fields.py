@@ -78,7 +78,8 @@ def parse(name: str, text: str, kind: Any) -> Any:
     Args:
         name: Name of the field, for the message.
         text: 'None' where None is allowed, a number, 'True' or 'False', or a tuple as Python writes
-            it, with or without brackets. For a field of type str, the text itself.
+            it, with or without brackets. '1e4' is a whole number, too. For a field of type str, the
+            text itself.
         kind: An annotation; see `as_kind`.
 
     Raises:
@@ -189,9 +190,24 @@ def _from_text(text: str, kind: Any) -> Any:
     if kind is str:
         return text
     try:
-        return float(text) if kind is float else int(text)
+        return float(text) if kind is float else _whole(text)
     except ValueError:
         return _UNFIT
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+def _whole(text: str) -> int:
+    """The whole number that a text stands for, such as '10000' or '1e4'; raises ValueError."""
+    try:
+        return int(text)
+    except ValueError:
+        number = float(text)
+        if not _is_whole(number):
+            raise
+        return int(number)
 
 
 def _many_from_text(text: str, element: type) -> Any:
@@ -202,7 +218,8 @@ def _many_from_text(text: str, element: type) -> Any:
         return (text,) if element is str else _UNFIT
     if element is str and not isinstance(value, str) and not text.lstrip().startswith(("(", "[")):
         return (text,)
-    return tuple(value) if isinstance(value, list | tuple) else (value,)
+    values = value if isinstance(value, list | tuple) else (value,)
+    return tuple(int(v) if element is int and _is_whole(v) else v for v in values)
 
 
 def _shown(value: Any) -> str:

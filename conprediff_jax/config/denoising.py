@@ -38,6 +38,9 @@ from conprediff_jax.tasks.spec import TrainSpec
 
 TASK = "denoising"
 
+# The context loss of version 0.1.0, whose checkpoints may lack these keys.
+_FIRST_CONTEXT = {"weight": 1.0, "warmup_steps": 0}
+
 
 def default() -> ConfigDict:
     """A config with all keys: a model of 64 x 64 pixels with context prediction."""
@@ -63,6 +66,7 @@ def default_discrete(first_stage: ConfigDict) -> ConfigDict:
         sampling=section(TokenSampling),
     )
     config.optimizer.update(b1=0.9, b2=0.96, weight_decay=0.045, clip_norm=0.5)
+    config.context.weight = 0.3  # of a loss in nats per token
     return config
 
 
@@ -322,7 +326,9 @@ def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Denoising
 
 def completed(config: ConfigDict) -> ConfigDict:
     """The config, with the sections and kinds that checkpoints of older versions do not have."""
+    context = {**default().context, **_FIRST_CONTEXT, **config.get("context", {})}
     config = with_defaults(config, default())
+    config.context = ConfigDict(context)
     discrete = config.first_stage.get("kind") == "tokens"
     for name, kind in {
         "process": "mask_and_replace" if discrete else "gaussian",

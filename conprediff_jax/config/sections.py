@@ -8,7 +8,6 @@ so that a config is checked before anything expensive is made.
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import importlib
 import operator
@@ -23,6 +22,7 @@ from ml_collections.config_dict import FieldReference
 from conprediff_jax.common import keys, random
 from conprediff_jax.common.errors import ConfigError, FieldError
 from conprediff_jax.common.fields import conform, parse
+from conprediff_jax.common.names import did_you_mean
 from conprediff_jax.common.registry import Registry
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.data import DataSpec
@@ -203,11 +203,11 @@ def override(config: ConfigDict, path: str, text: str) -> Any:
     *outer, key = path.split(".")
     found, where = config, "config"
     for name in outer:
-        check_keys([name], list(found), where)
+        _check_key(config, found, name, where)
         found, where = found[name], f"{where}.{name}"
         if not isinstance(found, ConfigDict):
             raise ConfigError(f"{where} is no section: it has the value {found!r}, and no keys")
-    check_keys([key], list(found), where)
+    _check_key(config, found, key, where)
     if isinstance(found[key], ConfigDict):
         first = next(iter(found[key]), "key")
         raise ConfigError(f"{where}.{key} is a section: set its keys, as {where}.{key}.{first}=...")
@@ -215,6 +215,15 @@ def override(config: ConfigDict, path: str, text: str) -> Any:
     with naming(where), found.ignore_type():
         found[key] = parse(key, text, kind)
     return found[key]
+
+
+def _check_key(config: ConfigDict, found: ConfigDict, key: str, where: str) -> None:
+    """Raises ConfigError if a section has no such key, naming the sections that have it."""
+    paths = [path for path in flatten(config.to_dict()) if path.split(".")[-1] == key]
+    if key not in found and paths:
+        meant = " or ".join(f"config.{path}" for path in paths)
+        raise ConfigError(f"{where} has no key {key!r}: did you mean {meant}?")
+    check_keys([key], list(found), where)
 
 
 def _kind_of(value: Any) -> Any:
@@ -249,8 +258,7 @@ def check_keys(given: Iterable[str], known: list[str], where: str) -> None:
     """Raises ConfigError for a key that is not known, naming the nearest one that is."""
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
+            hint = did_you_mean(key, known)
             raise ConfigError(f"{where} has no key {key!r}: {hint}it has {', '.join(known)}")
 
 
