@@ -12,6 +12,9 @@ tokenizer. It leaves out the context decoder. `--to` names the format:
     diffusers     the folder of a diffusers pipeline; see interop/diffusers/pipeline.py
     stablehlo     the whole sampler as one program for CPU, CUDA and TPU, for any number of images
 
+The run of a first stage is exported as the folder of diffusers' `AutoencoderKL` or `VQModel`, with
+`--to=diffusers`. `config.first_stage.weights` takes this folder, too.
+
 `import` reads a published checkpoint, or a folder that `export` wrote, and writes an `inference`
 folder. You can sample from this folder, or start training from it with
 `--config.train.init_from=<folder>`. Files that do not describe their model need `--model`, a name
@@ -29,6 +32,7 @@ from absl import flags, logging
 from conprediff_jax.cli import app, config_flag, sampling_flags
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.interop import formats, pretrained
+from conprediff_jax.tasks.first_stage import FirstStageTraining
 
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -77,7 +81,12 @@ def main(argv: list[str]) -> None:
             if not flag.value:
                 raise UserError(f"export needs --{flag.name}")
         source, to = _WORKDIR.value, _TO.value
-        model = pretrained.open_folder(source, _STEP.value)
+        run = pretrained.open_run(source, _STEP.value)
+        if isinstance(run.task, FirstStageTraining):
+            formats.write_first_stage(run, to, _OUT.value)
+            logging.info("step %d of %s written as %s to %s", run.step, source, to, _OUT.value)
+            return
+        model = pretrained.of_run(run, source)
     elif command == "import" and len(paths) == 1:
         if not _FROM.value:
             raise UserError("import needs --from")

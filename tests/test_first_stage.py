@@ -1,5 +1,6 @@
 """Tests of autoencoder training: adversarial gradients, codebook averages, and a whole run."""
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,14 +18,16 @@ from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.common.errors import ConfigError, UserError
 from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.interop import formats, pretrained
 from conprediff_jax.metrics.networks import lpips
 from conprediff_jax.models.autoencoder import VQModel
 from conprediff_jax.models.discriminator import Discriminator
-from conprediff_jax.models.first_stage import Pixels, scaled
+from conprediff_jax.models.first_stage import Pixels, Tokens, scaled
 from conprediff_jax.parallel import sharding
 from conprediff_jax.runs.checkpoint import Checkpoints
 from conprediff_jax.tasks import step as step_lib
 from conprediff_jax.tasks.state import abstract_state, init_state
+from conprediff_jax.train import frozen
 from conprediff_jax.train.loop import train
 
 
@@ -275,7 +278,8 @@ def test_a_run_writes_pairs_metrics_and_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda *_: 1)
     monkeypatch.setattr(parallel, "make_mesh", lambda spec, devices=one: make_mesh(spec, devices))
     folder = tiny.write_images(tmp_path / "images")
-    config = tiny_config("vq", **VQ_GAN, **{"data.name": str(folder)})
+    plain = {"autoencoder.patch": 1, "autoencoder.channel_mult": (1, 1)}  # as diffusers has them
+    config = tiny_config("vq", **VQ_GAN, **plain, **{"data.name": str(folder)})
     state = train(config, str(tmp_path / "run"))
     events = EventAccumulator(str(tmp_path / "run"), size_guidance={"tensors": 0}).Reload()
     terms = ("l1", "codebook", "generator", "discriminator")
@@ -287,6 +291,17 @@ def test_a_run_writes_pairs_metrics_and_checkpoints(tmp_path, monkeypatch):
     assert any((original[::8, ::8] == pixels).all() for pixels in files)
     with Checkpoints(str(tmp_path / "run"), read_only=True) as checkpoints:
         assert checkpoints.latest_step == int(state.step) == 4
+
+    run = pretrained.open_run(str(tmp_path / "run"))
+    formats.write_first_stage(run, "diffusers", str(tmp_path / "vqvae"))
+    theirs = diffusers.VQModel.from_pretrained(tmp_path / "vqvae")
+    x = np.stack(files[:2]).astype(np.float32) / 127.5 - 1
+    expected, _ = run.task.model.apply({"params": run.params}, jnp.asarray(x))
+    with torch.no_grad():
+        found = theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).sample.permute(0, 2, 3, 1)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    tokens = Tokens(model=run.task.model, weights=str(tmp_path / "vqvae"))
+    jax.tree.map(np.testing.assert_array_equal, frozen.load_params(tokens), run.params)
 
 
 # --- configs --------------------------------------------------------------------------------------

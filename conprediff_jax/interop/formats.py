@@ -8,9 +8,11 @@ from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.config.vocabulary import make_text
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.interop import model_card, pretrained, safetensors_folder, stablehlo
+from conprediff_jax.interop.diffusers import first_stage as diffusers_first_stage
 from conprediff_jax.interop.diffusers import pipeline as diffusers_pipeline
 from conprediff_jax.interop.original import adm, ldm, published, vq_diffusion
 from conprediff_jax.interop.pretrained import Pretrained
+from conprediff_jax.runs.restore import Restored
 
 WRITTEN = ("inference", "safetensors", "diffusers", "stablehlo")
 READ = ("diffusers", "safetensors", *published.MODELS)
@@ -43,6 +45,23 @@ def write(model: Pretrained, to: str, out: str, *, metrics: str | None = None) -
                 stablehlo.write(model, folder, model.diffusion.sampling)
         pretrained.write_config(model, folder, tokenizer=to != "diffusers")
         model_card.write(model, folder, kind=kind, name=out, metrics=metrics)
+
+
+def write_first_stage(run: Restored, to: str, out: str) -> None:
+    """Writes the first stage of a run with its card. Either the whole folder appears, or nothing.
+
+    Args:
+        run: A run that trained a first stage.
+        to: The format, which must be 'diffusers'.
+        out: The folder, which must be new or empty.
+
+    Raises:
+        UserError: The format cannot hold a first stage, or there is something at `out`.
+    """
+    if to != "diffusers":
+        raise FieldError("to", f"is {to}: a first stage is written as 'diffusers' only")
+    with pretrained.new_folder(out) as folder:
+        diffusers_first_stage.write(run, folder, name=out)
 
 
 def read(

@@ -125,6 +125,19 @@ class Pretrained:
                 raise UserError(f"{self.origin}: {error}") from error
 
 
+def open_run(path: str, step: int | None = None) -> restore.Restored:
+    """Opens a workdir of any task, or a folder that `write_folder` wrote.
+
+    Args:
+        path: The folder.
+        step: The step of the checkpoint; None for the newest readable one.
+
+    Raises:
+        UserError: There is no such checkpoint.
+    """
+    return restore.restore(path, parallel.make_mesh(parallel.MeshSpec()), step)
+
+
 def open_folder(path: str, step: int | None = None) -> Pretrained:
     """Reads a workdir, or a folder that `write_folder` wrote, onto the host.
 
@@ -135,7 +148,11 @@ def open_folder(path: str, step: int | None = None) -> Pretrained:
     Raises:
         UserError: There is no such checkpoint, or it holds a first stage and no denoiser.
     """
-    run = restore.restore(path, parallel.make_mesh(parallel.MeshSpec()), step)
+    return of_run(open_run(path, step), path)
+
+
+def of_run(run: restore.Restored, path: str) -> Pretrained:
+    """The model of an open run, on the host; see `open_folder`."""
     if "frozen" not in run.task_state:
         raise UserError(f"{path} holds a first stage: there is no denoiser")
     params, frozen = jax.tree.map(np.asarray, (run.params, run.task_state["frozen"]))

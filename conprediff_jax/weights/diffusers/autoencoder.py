@@ -99,7 +99,10 @@ def config_to_diffusers(
         DiffusersError: diffusers has no such autoencoder.
     """
     if model.patch != 1:
-        raise DiffusersError(f"the autoencoder has patches of {model.patch}: diffusers has none")
+        raise DiffusersError(
+            f"the autoencoder reads patches of {model.patch} x {model.patch} pixels, and those of "
+            "diffusers do not: train one with patch 1"
+        )
     levels = range(len(model.channel_mult))
     attended = ["Attn" * (2**level in model.attention_downsampling) for level in levels]
     config = {
