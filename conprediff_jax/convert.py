@@ -19,7 +19,7 @@ The run of a first stage is exported as the folder of diffusers' `AutoencoderKL`
 folder. You can sample from this folder, or start training from it with
 `--config.train.init_from=<folder>`. Files that do not describe their model need `--model`, a name
 in interop/original/published.py, or `--config`. If the model reads captions, they also need
-`--tokenizer`.
+`--tokenizer`. Files of DiT describe their model, and need `--first_stage`.
 
 The flags of sampling, such as `--sampler` and `--steps`, set the sampling defaults of the written
 model.
@@ -69,6 +69,12 @@ _TOKENIZER = flags.DEFINE_string(
     "import: Read the tokenizer from this file or folder; original files of models that read "
     "captions need it.",
 )
+_FIRST_STAGE = flags.DEFINE_string(
+    "first_stage",
+    None,
+    "import --from=dit: Read the weights of the first stage from this folder, a diffusers "
+    "AutoencoderKL or a workdir.",
+)
 _OUT = flags.DEFINE_string("out", None, "Write to this folder; it must not exist.", required=True)
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 
@@ -98,6 +104,7 @@ def main(argv: list[str]) -> None:
             config=_CONFIG.value,
             new_attention_order=_NEW_ATTENTION.value,
             tokenizer=_TOKENIZER.value,
+            first_stage=_FIRST_STAGE.value,
         )
     else:
         raise UserError("give either export --workdir=... --to=..., or import PATH --from=...")

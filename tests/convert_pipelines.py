@@ -14,6 +14,7 @@ from diffusers.pipelines.ddpm import pipeline_ddpm
 from diffusers.pipelines.deprecated.latent_diffusion_uncond import (
     pipeline_latent_diffusion_uncond as pipeline_ldm,
 )
+from diffusers.pipelines.dit import pipeline_dit
 from diffusers.schedulers import scheduling_ddpm, scheduling_vq_diffusion
 
 from conprediff_jax.diffusion.samplers import step_noise
@@ -23,13 +24,13 @@ def to_torch(x):
     return torch.from_numpy(np.asarray(x).transpose(0, 3, 1, 2).copy())
 
 
-def theirs(monkeypatch, folder, model, num, prompts=None):
+def theirs(monkeypatch, folder, model, num, prompts=None, labels=None):
     """Images of the pipeline in a folder, drawn with the noise of our images 0 to num - 1."""
     task = model.diffusion
     prior, steps = keys(num)
     x_T = np.array(task.process.prior(prior, task.point_shape))
     calls = iter(range(100))
-    for module in (pipeline_ddim, pipeline_ddpm, pipeline_ldm):
+    for module in (pipeline_ddim, pipeline_ddpm, pipeline_ldm, pipeline_dit):
         monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: to_torch(x_T))
     monkeypatch.setattr(
         scheduling_ddpm,
@@ -51,8 +52,10 @@ def theirs(monkeypatch, folder, model, num, prompts=None):
     if hasattr(pipeline, "tokenizer"):
         settings["prompt"] = prompts or [""] * num
         settings["guidance_scale"] = task.sampling.guidance
-    else:
+    elif labels is None:
         settings["batch_size"] = num
+    else:
+        settings |= {"class_labels": labels, "guidance_scale": task.sampling.guidance}
     match type(pipeline).__name__:
         case "DDIMPipeline":
             settings["use_clipped_model_output"] = task.sampling.clipped_epsilon

@@ -8,8 +8,10 @@ from flax import traverse_util
 from conprediff_jax import config as config_lib
 from conprediff_jax.common import random
 from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.config.sections import section
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.interop.pretrained import Pretrained
+from conprediff_jax.models.dit import DiT
 from conprediff_jax.sampling.generate import make_generate
 from conprediff_jax.sampling.model import Condition
 
@@ -57,6 +59,18 @@ def tokens():
     config.process.num_steps = 5
     config.model.update(width=32, num_layers=2, num_heads=2)
     config.sampling.update(num=2, steps=5, truncation=1.0)
+    return config.lock()
+
+
+def dit(**model):
+    """A DiT with the classes of ImageNet and the conventions of diffusers, and guidance."""
+    config = kl().copy_and_resolve_references().unlock()
+    sizes = {"width": 16, "num_layers": 2, "num_heads": 2, "patch": 2, "num_classes": 1000}
+    theirs = {"time_endpoint": True, "mlp_norm_epsilon": 1e-5}
+    config.model = section(DiT, kind="dit", **sizes | theirs | model)
+    config.data.class_names = tuple(f"class {number}, also {-number}" for number in range(1000))
+    config.condition.dropout = 0.1
+    config.sampling.guidance = 4.0
     return config.lock()
 
 

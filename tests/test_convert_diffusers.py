@@ -28,6 +28,7 @@ MODELS = {
     "DPM-Solver": (tiny.pixels, {"sampler": "dpm_solver", "clip": 0.0, "spacing": "linspace"}),
     "VQ": (tiny.vq, {}),
     "KL": (tiny.kl, {}),
+    "DiT": (tiny.dit, {}),
     "tokens": (tiny.tokens, {}),
 }
 
@@ -41,8 +42,9 @@ def made(name):
 def test_exported_models_open_in_diffusers_and_return(name, tmp_path, monkeypatch):
     model = made(name)
     formats.write(model, "diffusers", str(tmp_path / "out"))
-    found, pipeline = theirs(monkeypatch, tmp_path / "out", model, 2)
-    assert_same_images(tiny.draw(model, 2), found)
+    labels = [7, 999] if name == "DiT" else None
+    found, pipeline = theirs(monkeypatch, tmp_path / "out", model, 2, labels=labels)
+    assert_same_images(tiny.draw(model, 2, labels), found)
 
     back = diffusers_pipeline.read(str(tmp_path / "out"))
     tiny.assert_equal(back.params, model.params)
@@ -52,6 +54,7 @@ def test_exported_models_open_in_diffusers_and_return(name, tmp_path, monkeypatc
         np.testing.assert_array_equal(codebook, expected)
     else:
         tiny.assert_equal(back.frozen, model.frozen)
+    assert back.config.data.class_names == model.config.data.class_names
     for section in ("process", "model", "sampling"):
         expected = model.config[section].to_dict() | {"steps": 50, "num": 64}
         got = back.config[section].to_dict() | {"steps": 50, "num": 64}
@@ -59,11 +62,16 @@ def test_exported_models_open_in_diffusers_and_return(name, tmp_path, monkeypatc
 
     if name != "tokens":
         x = np.random.default_rng(0).normal(size=(2, *model.diffusion.point_shape)).astype("f4")
+        given = (to_torch(x), torch.tensor([3, 17]))
         with torch.no_grad():
-            output = pipeline.unet(to_torch(x), torch.tensor([3, 17])).sample
-        np.testing.assert_allclose(
-            tiny.apply(model, x, jnp.array([3, 17])), output.permute(0, 2, 3, 1), atol=1e-4
-        )
+            if name == "DiT":
+                output = pipeline.transformer(*given, torch.tensor(labels)).sample
+                assert pipeline.get_label_ids(["class 7", "also -999"]) == labels
+            else:
+                output = pipeline.unet(*given).sample
+        condition = {"label": jnp.array(labels)} if labels else {}
+        ours = tiny.apply(model, x, jnp.array([3, 17]), **condition)
+        np.testing.assert_allclose(ours, output.permute(0, 2, 3, 1), atol=1e-4)
 
 
 def their_ldm(family=diffusers.VQModel, **options):

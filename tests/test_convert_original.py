@@ -5,6 +5,7 @@ tensor in the wrong place gives another output. Where diffusers can convert such
 also compare with its converter.
 """
 
+import argparse
 import math
 
 import convert_originals as originals
@@ -18,12 +19,15 @@ from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
 )
+from test_dit import TorchDiT, randomised
 
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.config import presets
 from conprediff_jax.diffusion import schedules
 from conprediff_jax.interop import formats
-from conprediff_jax.interop.original import published
+from conprediff_jax.interop.diffusers.files import write_part
+from conprediff_jax.interop.diffusers.folder import latent_autoencoder
+from conprediff_jax.interop.original import dit, published
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
@@ -31,6 +35,7 @@ from conprediff_jax.weights import model_shapes, tensor_files
 from conprediff_jax.weights.diffusers import autoencoder as diffusers_autoencoder
 from conprediff_jax.weights.diffusers import unet as diffusers_unet
 from conprediff_jax.weights.original import autoencoder as original_autoencoder
+from conprediff_jax.weights.original import dit as original_dit
 from conprediff_jax.weights.original import transformer as original_transformer
 from conprediff_jax.weights.original import unet as original_unet
 
@@ -254,6 +259,64 @@ def test_a_checkpoint_of_adm(tmp_path):
     torch.save(as_torch(weights | {"stray": np.zeros(2)}), path)
     with pytest.raises(UserError, match=r"stray \(2,\) is left over"):
         formats.read(str(path), "adm", config=config)
+
+
+@pytest.fixture
+def kl_folder(tmp_path):
+    """The first stage of a tiny DiT, in a folder of its own."""
+    write_part(tmp_path / "vae", *latent_autoencoder(tiny.pretrained(tiny.dit())))
+    return str(tmp_path / "vae")
+
+
+def test_a_checkpoint_of_dit(kl_folder, tmp_path):
+    """What is published, and what the trainer writes, with the average beside the weights."""
+    config, path = tiny.dit(time_endpoint=False, mlp_norm_epsilon=1e-6), tmp_path / "model.pt"
+    theirs = randomised(TorchDiT(16, 2, 2, 2, 4, 1000, 2)).state_dict()
+    stale = {name: tensor + 1 for name, tensor in theirs.items()}
+    arguments = argparse.Namespace(model="DiT-XL/2", global_seed=0)
+    adam = {"state": {0: {"step": torch.tensor(7.0)}}, "param_groups": [{"lr": 1e-4}]}
+    trained = {"model": stale, "ema": theirs, "opt": adam, "args": arguments}
+    for content in (theirs, trained):
+        torch.save(content, path)
+        read = formats.read(str(path), "dit", config=config, first_stage=kl_folder)
+        weights = {name: tensor.numpy() for name, tensor in theirs.items()}
+        expected = original_dit.params_from_original(weights, read.diffusion.denoiser)
+        tiny.assert_equal(read.params, expected)
+        tiny.assert_equal(
+            read.frozen["autoencoder"], tiny.pretrained(tiny.dit()).frozen["autoencoder"]
+        )
+        assert read.frozen["scale"] == np.float32(0.3)
+
+    for options, message in (
+        ({"first_stage": kl_folder}, "width 16 and 2 blocks are of no published size"),
+        ({"config": tiny.kl()}, "the config must have the model.kind 'dit'"),
+        ({"config": config}, "config.first_stage.weights is nowhere: put there a diffusers"),
+        ({"name": "xl", "first_stage": kl_folder}, "give no model or tokenizer"),
+    ):
+        with pytest.raises(UserError, match=message) as error:
+            formats.read(str(path), "dit", **options)
+        assert "\n" not in str(error.value)
+    torch.save(theirs | {"stray": torch.zeros(2)}, path)
+    with pytest.raises(UserError, match=r"stray \(2,\) is left over"):
+        formats.read(str(path), "dit", config=config, first_stage=kl_folder)
+    with pytest.raises(UserError, match=r"^first_stage is there: models of ldm have their own"):
+        formats.read(str(path), "ldm", first_stage="there")
+
+
+@pytest.mark.parametrize(("side", "image_size"), [(16, 256), (32, 512)])
+def test_published_sizes_of_dit(side, image_size):
+    with torch.device("meta"):
+        theirs = TorchDiT(1152, 28, 16, 2, 4, 1000, side).state_dict()
+    shapes = {name: np.broadcast_to(np.float32(0), t.shape) for name, t in theirs.items()}
+    assert sum(t.size for t in shapes.values()) - side**2 * 1152 == 674_834_720
+    config = dit.published(shapes)
+    model = tiny.make_experiment(dit.with_first_stage(config, "weights/kl-f8")).task.model
+    assert model.point_shape == (image_size // 8, image_size // 8, 4)
+    params, _ = jax.eval_shape(model.init, 0)
+    variance = 4 * 4 * (1152 + 1)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 674_834_720 - variance
+    with pytest.raises(UserError, match="first_stage is missing, since the file holds no first"):
+        dit.with_first_stage(config, None)
 
 
 def vq_diffusion_checkpoint(model, params, others=(), statistics=()):

@@ -20,8 +20,8 @@ from conprediff_jax.data import DataError, sources
 from conprediff_jax.data.tfds import prepare
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.runs import restore
+from conprediff_jax.runs.first_stage import WEIGHTS, FirstStageError, load_params
 from conprediff_jax.sampling.generate import make_generate
-from conprediff_jax.train import frozen
 from conprediff_jax.train.loop import train
 
 SMALL = {"channels": 32, "channel_mult": (1, 2, 2), "blocks_per_level": 1, "num_codes": 16}
@@ -109,7 +109,7 @@ def test_a_checkpoint_carries_its_first_stage(finished, weights, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     mesh = parallel.make_mesh(parallel.MeshSpec())
     model, params, stage, _ = restore.load(str(tmp_path / "run"), mesh)
-    stored = frozen.load_params(model.first_stage)
+    stored = load_params(model.first_stage)
     jax.tree.map(np.testing.assert_array_equal, stage["autoencoder"], stored)
     generate = make_generate(model, model.sampling, mesh)
     images = generate(params, stage, 0, jnp.arange(2))
@@ -119,7 +119,7 @@ def test_a_checkpoint_carries_its_first_stage(finished, weights, tmp_path):
 def test_decoding_encoded_images_is_the_autoencoder(weights):
     model = VQModel(**SMALL)
     first_stage = make_experiment(small_celebahq(".", weights)).task.model.first_stage
-    stage = {"autoencoder": frozen.load_params(first_stage), "scale": np.float32(0.7)}
+    stage = {"autoencoder": load_params(first_stage), "scale": np.float32(0.7)}
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     found = first_stage.decode(stage, first_stage.encode(stage, jnp.asarray(images)))
     expected, _ = model.apply(
@@ -134,9 +134,7 @@ def test_missing_files_are_named_with_their_places(celeba, weights, tmp_path):
     with pytest.raises(DataError, match=rf"{tmp_path}.*downloads/manual"):
         train(config, str(tmp_path / "run"))
     config = small_celebahq(celeba, tmp_path / "vq-f4")
-    with pytest.raises(
-        frozen.FirstStageError, match=rf"put there a diffusers VQModel .*{frozen.WEIGHTS}"
-    ):
+    with pytest.raises(FirstStageError, match=rf"put there a diffusers VQModel .*{WEIGHTS}"):
         train(config, str(tmp_path / "run"))
 
 
@@ -144,15 +142,15 @@ def test_weights_of_another_family_or_shape_are_refused(weights, finished, tmp_p
     def load(first_stage):
         config = shipped("celebahq").unlock()
         config.first_stage = first_stage
-        frozen.load_params(make_experiment(config).task.model.first_stage)
+        load_params(make_experiment(config).task.model.first_stage)
 
     kl = {key: value for key, value in SMALL.items() if key != "num_codes"}
-    with pytest.raises(frozen.FirstStageError, match=r"holds a VQModel.*asks for a AutoencoderKL"):
+    with pytest.raises(FirstStageError, match=r"holds a VQModel.*asks for a AutoencoderKL"):
         load(config_lib.latents("kl", str(weights), **kl))
-    with pytest.raises(frozen.FirstStageError, match=r"\(16, 3\).*\(32, 3\)|\(32, 3\).*\(16, 3\)"):
+    with pytest.raises(FirstStageError, match=r"\(16, 3\).*\(32, 3\)|\(32, 3\).*\(16, 3\)"):
         load(config_lib.latents("vq", str(weights), **(SMALL | {"num_codes": 32})))
-    with pytest.raises(frozen.FirstStageError, match=r"holds a Denoising.*asks for a VQModel"):
+    with pytest.raises(FirstStageError, match=r"holds a Denoising.*asks for a VQModel"):
         load(config_lib.latents("vq", str(finished[0]), **SMALL))
     other = tiny.write_autoencoder(tmp_path / "kl", AutoencoderKL(**kl))
-    with pytest.raises(frozen.FirstStageError, match="holds a AutoencoderKL"):
+    with pytest.raises(FirstStageError, match="holds a AutoencoderKL"):
         load(config_lib.latents("vq", str(other), **SMALL))

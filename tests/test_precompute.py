@@ -23,7 +23,6 @@ from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import latents, sources
 from conprediff_jax.data.tfds import TfdsSource
 from conprediff_jax.models.autoencoder import AutoencoderKL
-from conprediff_jax.train import frozen
 from conprediff_jax.train.loop import train
 from conprediff_jax.train.precompute import precompute
 
@@ -37,6 +36,7 @@ import sys
 sys.path.append("{tests}")
 import tiny
 from conprediff_jax.config import latents
+from conprediff_jax.runs.first_stage import load_params
 
 def get_config():
     config = tiny.get_config()
@@ -113,7 +113,7 @@ def with_latents(folder):
 
 def test_batches_are_those_of_the_images_encoded(weights, encoded):
     first_stage = make_experiment(config_of(weights)).task.model.first_stage
-    encode, params = jax.jit(first_stage.encode_unscaled), frozen.load_params(first_stage)
+    encode, params = jax.jit(first_stage.encode_unscaled), load_params(first_stage)
     mesh = parallel.make_mesh(parallel.MeshSpec())
     spec, latent_spec = (
         make_experiment(config_of(weights, **overrides)).data

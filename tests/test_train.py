@@ -13,6 +13,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 import tiny
+from flax import traverse_util
 from ml_collections import ConfigDict
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import assert_same, mesh_of
@@ -424,14 +425,15 @@ def shipped_configs():
     return sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
 
 
-# As published: google/ddpm-cifar10-32, LDM-4 and LDM-8, its text-to-image model with its text
-# encoder, VQ-Diffusion (and its null text), VQ-f4 and KL-f8.
+# As published: google/ddpm-cifar10-32, LDM-4 and LDM-8, DiT-XL/2, the text-to-image model of latent
+# diffusion with its text encoder, VQ-Diffusion (and its null text), VQ-f4 and KL-f8.
 SIZES = {
     "cifar10.py": 35_746_307,
     "celebahq.py": 274_056_163,
     "ffhq.py": 274_056_163,
     "lsun_bedrooms.py": 274_056_163,
     "lsun_churches.py": 294_966_916,
+    "imagenet_dit_xl2.py": 674_834_720 - 16 * 1153,  # without the learned variance
     "coco.py": 872_300_484 + 542_895_360,
     "coco_discrete.py": 388_780_871 + 77 * 512,
     "first_stage/vq_f4.py": 55_322_782,
@@ -461,6 +463,9 @@ def test_shipped_configs_build_models_of_the_published_size(name):
     check_devices(experiment, 1, 1)
     params, _ = jax.eval_shape(experiment.task.init)
     parallel.tree_shardings(params, mesh_of(8, fsdp=2, tensor=2))
-    assert decayed(params) == jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    decays = traverse_util.flatten_dict(decayed(params))
+    for path, leaf in traverse_util.flatten_dict(params).items():
+        axes = leaf.ndim - ("blocks" in path)  # a DiT stacks its blocks along the first axis
+        assert decays[path] == (axes > 1), path
     size = sum(leaf.size for leaf in jax.tree.leaves(params[experiment.task.averaged]))
     assert size == SIZES.get(name, size)

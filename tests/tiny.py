@@ -10,9 +10,9 @@ from safetensors.numpy import save_file
 
 from conprediff_jax import parallel
 from conprediff_jax.config import default
+from conprediff_jax.runs.first_stage import WEIGHTS
 from conprediff_jax.tasks.state import abstract_state, init_state
 from conprediff_jax.tasks.step import make_train_step
-from conprediff_jax.train import frozen
 from conprediff_jax.weights.diffusers.autoencoder import params_to_diffusers
 
 
@@ -43,7 +43,7 @@ def write_autoencoder(folder: pathlib.Path, model, seed: int = 0) -> pathlib.Pat
     """A diffusers folder of an autoencoder with random weights."""
     params = jax.jit(model.init)(jax.random.key(seed), np.zeros((1, 8, 8, 3)))["params"]
     folder.mkdir(parents=True)
-    save_file(params_to_diffusers(params, model), folder / frozen.WEIGHTS)
+    save_file(params_to_diffusers(params, model), folder / WEIGHTS)
     (folder / "config.json").write_text(json.dumps({"_class_name": type(model).__name__}))
     return folder
 

@@ -1,7 +1,8 @@
 """Published models, as whole configs.
 
 Latent diffusion: Rombach et al. 2022, arXiv 2112.10752, appendix E; VQ-Diffusion: Gu et al. 2022,
-arXiv 2111.14822, section 4 and the published configurations.
+arXiv 2111.14822, section 4 and the published configurations; DiT: Peebles and Xie 2022, arXiv
+2212.09748, section 4.
 
 Each function returns a whole config, with context prediction at the strides of the paper (arXiv
 2401.02015). A config file adds its data. Backbones, schedules and learning rates are as published.
@@ -13,6 +14,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conprediff_jax.config.denoising import default, default_discrete, latents, text, tokens
+from conprediff_jax.config.sections import section
+from conprediff_jax.models.dit import SIZES, DiT
 
 
 def ldm_4(weights: str) -> ConfigDict:
@@ -43,7 +46,7 @@ def ldm_8(weights: str) -> ConfigDict:
     """
     config = _latent_diffusion()
     # Latents are divided by their standard deviation, which is measured over the first batches.
-    config.first_stage = latents("kl", weights, channel_mult=(1, 2, 4, 4), latent_channels=4)
+    config.first_stage = _kl_f8(weights, scale=None)
     config.process.update(beta_end=0.0155, loss_norm="l1")
     config.model.update(
         channels=192,
@@ -70,9 +73,7 @@ def ldm_text(weights: str, tokenizer: str = "") -> ConfigDict:
         tokenizer: BERT's uncased tokenizer; see `sampling.text.TextCondition`.
     """
     config = _latent_diffusion().unlock()
-    config.first_stage = latents(
-        "kl", weights, scale=0.18215, channel_mult=(1, 2, 4, 4), latent_channels=4
-    )
+    config.first_stage = _kl_f8(weights)
     config.data.text = "caption"
     config.text = text("bert", tokenizer=tokenizer)
     config.condition.update(dropout=0.1, null="empty")
@@ -88,6 +89,31 @@ def ldm_text(weights: str, tokenizer: str = "") -> ConfigDict:
     config.optimizer.learning_rate = 1e-4
     config.train.batch_size = 256
     config.sampling.guidance = 5.0
+    return config.lock()
+
+
+def dit(weights: str, size: str = "XL", patch: int = 2) -> ConfigDict:
+    """DiT by class, on the 32 x 32 x 4 latents of KL-f8; XL/2 has 674,816,272 parameters.
+
+    The published network also predicts the variance of its steps, with 18,448 parameters more. Here
+    the variance is fixed.
+
+    Args:
+        weights: Path of the first stage's weights; see `models.first_stage.Autoencoded`.
+        size: A key of `models.dit.SIZES`.
+        patch: The side of a patch in latents.
+    """
+    config = default().unlock()
+    config.dtype = "bfloat16"
+    config.data.update(image_size=256, flip=True)
+    config.first_stage = _kl_f8(weights)
+    config.process.update(schedule="linear", num_steps=1000, beta_start=1e-4, beta_end=0.02)
+    config.model = section(DiT, kind="dit", **SIZES[size], patch=patch, num_classes=1000)
+    config.condition.dropout = 0.1
+    config.context.update(weight=0.03, points_per_example=256, warmup_steps=20_000)
+    config.optimizer.update(learning_rate=1e-4, weight_decay=0.0, clip_norm=0.0)
+    config.train.update(steps=400_000, batch_size=256, ema_decay=0.9999)
+    config.sampling.update(steps=50, spacing="leading", clip=0.0, guidance=4.0, num=16)
     return config.lock()
 
 
@@ -157,6 +183,11 @@ def _vq_diffusion(weights: str, used_codes: int | None, **codec: Any) -> ConfigD
     config.train.update(steps=500_000, batch_size=256, ema_decay=0.9996)
     config.sampling.num = 16
     return config
+
+
+def _kl_f8(weights: str, scale: float | None = 0.18215) -> ConfigDict:
+    """The first stage KL-f8, by default with the scale of its latents in Stable Diffusion."""
+    return latents("kl", weights, scale=scale, channel_mult=(1, 2, 4, 4), latent_channels=4)
 
 
 def _latent_diffusion() -> ConfigDict:

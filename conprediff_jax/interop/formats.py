@@ -10,12 +10,12 @@ from conprediff_jax.data import Tokenizer
 from conprediff_jax.interop import model_card, pretrained, safetensors_folder, stablehlo
 from conprediff_jax.interop.diffusers import first_stage as diffusers_first_stage
 from conprediff_jax.interop.diffusers import pipeline as diffusers_pipeline
-from conprediff_jax.interop.original import adm, ldm, published, vq_diffusion
+from conprediff_jax.interop.original import adm, dit, ldm, published, vq_diffusion
 from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.runs.restore import Restored
 
 WRITTEN = ("inference", "safetensors", "diffusers", "stablehlo")
-READ = ("diffusers", "safetensors", *published.MODELS)
+READ = ("diffusers", "safetensors", "dit", *published.MODELS)
 
 _SELF_DESCRIBED = {"diffusers": diffusers_pipeline.read, "safetensors": safetensors_folder.read}
 
@@ -72,10 +72,12 @@ def read(
     config: ConfigDict | None = None,
     new_attention_order: bool | None = None,
     tokenizer: str | None = None,
+    first_stage: str | None = None,
 ) -> Pretrained:
     """Reads a published checkpoint, or a folder that `write` wrote.
 
-    Files of other projects do not describe their networks. They need either a name or a config.
+    Files of other projects do not describe their networks. They need either a name or a config. The
+    files of DiT need neither, since their shapes tell which published model they hold.
 
     Args:
         path: The file or folder.
@@ -84,16 +86,26 @@ def read(
         config: A config that describes the model.
         new_attention_order: ADM's option of that name; None takes the option of the named model.
         tokenizer: The file or folder of a tokenizer, where the model reads captions.
+        first_stage: The workdir or diffusers folder of the first stage, where the file holds none.
 
     Raises:
         UserError: The file does not fit the model, or the arguments do not fit the format.
     """
+    if first_stage is not None and family != "dit":
+        raise FieldError("first_stage", f"is {first_stage}: models of {family} have their own")
     if family in _SELF_DESCRIBED:
         if (name, config, tokenizer) != (None, None, None):
             raise UserError(
                 f"{path}: {family} folders describe their model; give no model, config or tokenizer"
             )
         return _SELF_DESCRIBED[family](path)
+    if family == "dit":
+        if (name, tokenizer) != (None, None):
+            raise UserError(
+                f"{path}: the shapes in files of {family} tell their model, and it reads no "
+                "captions; give no model or tokenizer"
+            )
+        return dit.read(path, first_stage=first_stage, config=config)
     if (name is None) == (config is None):
         raise UserError(
             f"{path}: files of {family} do not describe their networks; give either a model, one "

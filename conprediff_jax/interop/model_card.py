@@ -83,6 +83,18 @@ images = pipeline(
 
 There is no safety checker. diffusers does not guide if the guidance is between 0 and 1.
 """,
+    "DiTPipeline": """\
+```python
+from diffusers import DiTPipeline
+
+pipeline = DiTPipeline.from_pretrained("{folder}")
+images = pipeline(
+    class_labels=[207, 360, 387, 974], num_inference_steps={steps}, guidance_scale={guidance}
+).images
+```
+
+diffusers does not guide if the guidance is between 0 and 1.
+""",
     "VQDiffusionPipeline": """\
 ```python
 from diffusers import DiffusionPipeline

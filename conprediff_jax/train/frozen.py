@@ -2,41 +2,30 @@
 
 import dataclasses
 import itertools
-import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 
-from conprediff_jax import parallel
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.data import encoders, latents
 from conprediff_jax.models import quantizer
-from conprediff_jax.models.autoencoder import AutoencoderKL
 from conprediff_jax.models.first_stage import Autoencoded, Latents, Tokens
-from conprediff_jax.runs.checkpoint import FOLDER
-from conprediff_jax.runs.restore import restore
+from conprediff_jax.runs.first_stage import load_params
 from conprediff_jax.sampling.text import TextCondition
 from conprediff_jax.tasks.denoising import Denoising
 from conprediff_jax.tasks.first_stage import FirstStageTraining
 from conprediff_jax.tasks.task import Batch, Task
 from conprediff_jax.weights import transformers_text
-from conprediff_jax.weights.diffusers import autoencoder as diffusers_autoencoder
 from conprediff_jax.weights.model_shapes import differing_fields
 
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 SCALE_BATCHES = 8
 CODE_BATCHES = 256
 MEASURED_AT_ONCE = 16  # images per call while measuring
-
-
-class FirstStageError(UserError):
-    """The weights of a first stage are missing, or belong to another model."""
 
 
 def prepare(task: Task, batches: Callable[[], Iterator[Batch]]) -> Any:
@@ -119,54 +108,6 @@ def load_text_encoder(text: TextCondition) -> Any:
             f"{differing_fields(loaded.encoder, text.encoder)}"
         )
     return loaded.params
-
-
-def load_params(first_stage: Autoencoded) -> Any:
-    """The autoencoder's parameters from a workdir or a diffusers folder; see `load`."""
-    path = epath.Path(first_stage.weights).expanduser()
-    if (path / FOLDER).is_dir():
-        return _from_workdir(first_stage, path)
-    if (path / WEIGHTS).exists():
-        from safetensors.numpy import load
-
-        return _from_diffusers(first_stage, path, load((path / WEIGHTS).read_bytes()))
-    family = "AutoencoderKL" if isinstance(first_stage.model, AutoencoderKL) else "VQModel"
-    raise FirstStageError(
-        f"config.first_stage.weights is {path}: put there a diffusers {family} (config.json and "
-        f"{WEIGHTS}), or name the workdir of a first stage trained here"
-    )
-
-
-def _from_workdir(first_stage: Autoencoded, path: epath.Path) -> Any:
-    restored = restore(str(path), parallel.make_mesh(parallel.MeshSpec()))
-    task, params, step = restored.task, restored.params, restored.step
-    held = task.model if isinstance(task, FirstStageTraining) else task
-    if type(held) is not type(first_stage.model):
-        raise FirstStageError(
-            f"{path} holds a {type(held).__name__}; config.first_stage asks for a "
-            f"{type(first_stage.model).__name__}"
-        )
-    expected = first_stage.abstract()["autoencoder"]
-    if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, expected):
-        raise FirstStageError(
-            f"{path} holds a {type(held).__name__} of other sizes than config.first_stage: "
-            f"{differing_fields(held, first_stage.model)}"
-        )
-    logging.info("first stage: step %d of %s", step, path)
-    return jax.tree.map(np.asarray, params)
-
-
-def _from_diffusers(
-    first_stage: Autoencoded, path: epath.Path, tensors: Mapping[str, np.ndarray]
-) -> Any:
-    stored = json.loads((path / "config.json").read_text()).get("_class_name")
-    family = type(first_stage.model).__name__
-    if stored != family:
-        raise FirstStageError(f"{path} holds a {stored}; config.first_stage asks for a {family}")
-    try:
-        return diffusers_autoencoder.params_from_diffusers(tensors, first_stage.model)
-    except ValueError as error:
-        raise FirstStageError(f"{path}: {error}") from error
 
 
 def _parts(images: Any) -> list[np.ndarray]:

@@ -25,8 +25,9 @@ _WRAPPERS = ("module.", "model.")
 # The marks of precision in file names. A file without one is preferred.
 _VARIANTS = ("", ".fp16", ".bf16")
 
-# Latent diffusion's checkpoints name this class beside the weights. An empty class replaces it.
-_INERT = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",)
+# Checkpoints of latent diffusion and of DiT name these classes beside the weights. Empty classes
+# replace them.
+_INERT = ("pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint", "argparse.Namespace")
 
 
 class FileError(UserError):

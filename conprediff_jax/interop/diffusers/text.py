@@ -14,6 +14,7 @@ encoder of one layer and two words, whose output nothing reads.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any, NamedTuple
@@ -26,6 +27,7 @@ from conprediff_jax import config as config_lib
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.interop.diffusers.files import read_json, read_weights, write_json, write_part
+from conprediff_jax.interop.diffusers.folder import check_guidance, refusal
 from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.models.autoencoder import AutoencoderKL
 from conprediff_jax.models.first_stage import Latents, Tokens
@@ -42,7 +44,6 @@ _GUIDANCE_CLASS = "LearnedClassifierFreeSamplingEmbeddings"
 _GUIDANCE_MODULE = "diffusers.pipelines.deprecated.vq_diffusion.pipeline_vq_diffusion"
 
 _LENGTH = 77  # LATENT pads every caption to this length, whatever its tokenizer says
-OTHER_FORMATS = "export it as inference, safetensors or stablehlo"
 
 
 class Text(NamedTuple):
@@ -71,22 +72,14 @@ def pipeline_of(model: Pretrained) -> str:
     encoder, first_stage = diffusion.text.encoder, diffusion.first_stage
     name = DISCRETE if isinstance(first_stage, Tokens) else _continuous_pipeline(model)
 
-    def refuse(why: str) -> DiffusersError:
-        return DiffusersError(f"{model.origin} {why}; {OTHER_FORMATS}")
-
+    refuse = functools.partial(refusal, model)
     if not isinstance(encoder, CLIPText if name != LATENT else BERTText):
         raise refuse(f"reads captions by {type(encoder).__name__}: {name} has another encoder")
     if isinstance(encoder, CLIPText) and encoder.unit != (name == DISCRETE):
         raise refuse(
             f"has config.text.encoder.unit {encoder.unit}: in {name} it is {not encoder.unit}"
         )
-    sampling = diffusion.sampling
-    partly = sampling.guidance_interval != (0.0, 1.0) or getattr(sampling, "guidance_rescale", 0)
-    if sampling.guidance != 1 and partly:
-        raise refuse(
-            "has guidance with sampling.guidance_interval or guidance_rescale, which a "
-            f"{name} does not have"
-        )
+    check_guidance(model, name)
     if name == LATENT and encoder.length != _LENGTH:
         raise refuse(f"reads captions of {encoder.length} tokens: in {name} they have {_LENGTH}")
     if name == LATENT and first_stage.downsampling != 8:
@@ -101,16 +94,15 @@ def pipeline_of(model: Pretrained) -> str:
 def _continuous_pipeline(model: Pretrained) -> str:
     first_stage, encoder = model.diffusion.first_stage, model.diffusion.text.encoder
     if not isinstance(first_stage, Latents):
-        raise DiffusersError(
-            f"{model.origin} draws pixels from captions: diffusers' pipelines of text draw "
-            f"latents; {OTHER_FORMATS}"
+        raise refusal(
+            model, "draws pixels from captions: diffusers' pipelines of text draw latents"
         )
     if not isinstance(encoder, CLIPText):
         return LATENT
     if not isinstance(first_stage.model, AutoencoderKL):
-        raise DiffusersError(
-            f"{model.origin} has latents of a VQ model and captions by CLIP: {STABLE} decodes by a "
-            f"KL model; {OTHER_FORMATS}"
+        raise refusal(
+            model,
+            f"has latents of a VQ model and captions by CLIP: {STABLE} decodes by a KL model",
         )
     return STABLE
 

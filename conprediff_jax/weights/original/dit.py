@@ -22,6 +22,7 @@ the opposite sign.
 Sources of the names: facebookresearch/DiT and willisma/SiT.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -72,6 +73,19 @@ def fields_from_original(state_dict: Mapping[str, np.ndarray]) -> dict[str, Any]
             return {**size, "patch": patch, "num_classes": labels - 1, "learned_null": True}
     sizes = ", ".join(f"{name} {tuple(size.values())[:2]}" for name, size in SIZES.items())
     raise ValueError(f"width {width} and {len(blocks)} blocks are of no published size: {sizes}")
+
+
+def side_from_original(state_dict: Mapping[str, np.ndarray]) -> int:
+    """Finds the number of points along a side of the square grid that a published file is for.
+
+    Raises:
+        ValueError: There is no table of positions, which tells the number.
+    """
+    table = np.asarray(state_dict.get("pos_embed", ()))
+    patch = np.shape(state_dict.get("x_embedder.proj.weight"))[-1:]
+    if table.ndim != 3 or not patch:
+        raise ValueError("pos_embed [1, positions, width] and x_embedder.proj.weight must be there")
+    return math.isqrt(table.shape[1]) * patch[0]
 
 
 def params_from_original(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict:
