@@ -1,6 +1,7 @@
 """Exports checkpoints to other formats, and imports published checkpoints.
 
     python -m conprediff_jax.convert export --workdir=runs/celebahq --to=diffusers --out=pipeline
+    python -m conprediff_jax.convert export --workdir=runs/openmoji --to=inference --out=model
     python -m conprediff_jax.convert import model.ckpt --from=ldm --model=celebahq --out=celebahq
 
 `export` writes the moving average of the denoiser, the first stage, the schedule, `config.json` and
@@ -27,12 +28,10 @@ model.
 
 import pathlib
 
-from absl import flags, logging
+from absl import flags
 
-from conprediff_jax.cli import app, config_flag, sampling_flags
-from conprediff_jax.common.errors import UserError
-from conprediff_jax.interop import formats, pretrained
-from conprediff_jax.tasks.first_stage import FirstStageTraining
+from conprediff_jax.cli import config_flag, help, sampling_flags
+from conprediff_jax.cli.choices import READ, WRITTEN
 
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -42,7 +41,7 @@ _WORKDIR = flags.DEFINE_string(
 _STEP = flags.DEFINE_integer(
     "step", None, "export: Use the checkpoint of this training step; the default is the newest."
 )
-_TO = flags.DEFINE_enum("to", None, formats.WRITTEN, "export: Write this format.")
+_TO = flags.DEFINE_enum("to", None, WRITTEN, "export: Write this format.")
 _METRICS = flags.DEFINE_string(
     "metrics",
     None,
@@ -50,7 +49,7 @@ _METRICS = flags.DEFINE_string(
     "<workdir>/evaluation/metrics.json, if it exists.",
 )
 _FROM = flags.DEFINE_enum(
-    "from", None, formats.READ, "import: Read a checkpoint of this family of formats."
+    "from", None, READ, "import: Read a checkpoint of this family of formats."
 )
 _MODEL = flags.DEFINE_string(
     "model", None, "import: The checkpoint is this published model of the family."
@@ -77,6 +76,15 @@ _FIRST_STAGE = flags.DEFINE_string(
 )
 _OUT = flags.DEFINE_string("out", None, "Write to this folder; it must not exist.", required=True)
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
+
+help.answer(__name__)  # before imports that take seconds
+
+from absl import logging
+
+from conprediff_jax.cli import app
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.interop import formats, pretrained
+from conprediff_jax.tasks.first_stage import FirstStageTraining
 
 
 def main(argv: list[str]) -> None:

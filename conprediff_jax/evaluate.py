@@ -4,7 +4,6 @@
         --num=50000 --inception=pt_inception-2015-12-05-6726825d.pth
     python -m conprediff_jax.evaluate --workdir=runs/openmoji --reference=openmoji/people
         --num=2048 --allow_few        # it has 1,454 images
-
     python -m conprediff_jax.evaluate --samples=samples.npz --reference=VIRTUAL_imagenet256.npz
         --inception=...
 
@@ -27,28 +26,10 @@ import os
 import pathlib
 from collections.abc import Callable, Sequence
 
-import jax
-import numpy as np
-from absl import flags, logging
-from jax.sharding import Mesh
+from absl import flags
 
-from conprediff_jax import parallel
-from conprediff_jax.cli import app, lpips_flags, sampling_flags
-from conprediff_jax.common import images
-from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import absolute, check_folder, is_address, write_text
-from conprediff_jax.data.text_files import read_captions
-from conprediff_jax.metrics import features, image_sets, report
-from conprediff_jax.metrics.bootstrap import Figure, mean_figure
-from conprediff_jax.metrics.clip_score import clip_scores
-from conprediff_jax.metrics.image_sets import ImageSet
-from conprediff_jax.metrics.networks import clip
-from conprediff_jax.metrics.precision_recall import nearest
-from conprediff_jax.metrics.suite import ENOUGH, METRICS, Results, Suite
-from conprediff_jax.runs.restore import load
-from conprediff_jax.sampling.model import TrainedModel
-from conprediff_jax.sampling.shards import generate_to, make_draw
-from conprediff_jax.weights import cached
+from conprediff_jax.cli import help, lpips_flags, sampling_flags
+from conprediff_jax.cli.choices import ENOUGH, METRICS
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Evaluate images of the model in this workdir of a training run."
@@ -115,6 +96,32 @@ _OUT = flags.DEFINE_string(
 )
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 flags.adopt_module_key_flags(lpips_flags)
+
+help.answer(__name__)  # before imports that take seconds
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from conprediff_jax import parallel
+from conprediff_jax.cli import app
+from conprediff_jax.common import images
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import absolute, check_folder, is_address, write_text
+from conprediff_jax.common.progress import ProgressLine
+from conprediff_jax.data.text_files import read_captions
+from conprediff_jax.metrics import features, image_sets, report
+from conprediff_jax.metrics.bootstrap import Figure, mean_figure
+from conprediff_jax.metrics.clip_score import clip_scores
+from conprediff_jax.metrics.image_sets import ImageSet
+from conprediff_jax.metrics.networks import clip, lpips
+from conprediff_jax.metrics.precision_recall import nearest
+from conprediff_jax.metrics.suite import Results, Suite
+from conprediff_jax.runs.restore import load
+from conprediff_jax.sampling.model import TrainedModel
+from conprediff_jax.sampling.shards import generate_to, make_draw
+from conprediff_jax.weights import cached
 
 _SHOWN = 64  # images of the grid
 _ROWS, _NEIGHBORS = 8, 5  # samples shown with their nearest images, and how many of these
@@ -228,7 +235,7 @@ def _judges(cache: pathlib.Path) -> dict[str, Callable[[ImageSet, ImageSet], Fig
     for name, distance in lpips_flags.load().items():
 
         def mean_distance(
-            samples: ImageSet, reference: ImageSet, distance: lpips_flags.Distance = distance
+            samples: ImageSet, reference: ImageSet, distance: lpips.Distance = distance
         ) -> Figure:
             pairs = zip(samples.batches(_BATCH.value), reference.batches(_BATCH.value), strict=True)
             return mean_figure(np.concatenate([distance(x, y) for x, y in pairs]), **options)
@@ -247,14 +254,22 @@ def _draw(trained: TrainedModel, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSe
             "the %d prompts of the config are the captions of all images; --captions gives others",
             len(model.text.prompts),
         )
-    draw = make_draw(trained, spec, mesh, seed=_SEED.value, prompts=prompts)
+    progress = ProgressLine(_NUM.value, "images", batch=_BATCH.value, about="samples")
+    draw = make_draw(trained, spec, mesh, seed=_SEED.value, prompts=prompts, report=progress.within)
 
     about = {"workdir": str(absolute(workdir)), "step": step, "seed": _SEED.value}
     about |= {"sampling": dataclasses.asdict(spec), "weights": _fingerprint(trained)}
     if model.text:
         captions = "\n".join(prompts or model.text.prompts)
         about |= {"captions": cached.fingerprint([captions.encode()])}
-    files = generate_to(out / "samples", draw, num=_NUM.value, batch_size=_BATCH.value, about=about)
+    files = generate_to(
+        out / "samples",
+        draw,
+        num=_NUM.value,
+        batch_size=_BATCH.value,
+        about=about,
+        progress=progress,
+    )
     settings = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(spec).items() if k != "num")
     return image_sets.from_arrays(f"{workdir}, step {step}", files), {
         "sampling": f"{settings}, seed {_SEED.value}"

@@ -3,6 +3,9 @@
     python -m conprediff_jax.evaluate_inpainting --workdir=runs/openmoji,runs/no_context
         --masks=thin,thick,every_second_line,super_resolve,expand,half --num=100 --samples=2
         [--lpips_trunk=vgg16-397923af.pth --lpips_heads=vgg.pth]
+    python -m conprediff_jax.evaluate_inpainting --workdir=runs/openmoji --masks=half --num=16
+    python -m conprediff_jax.evaluate_inpainting --workdir=runs/openmoji --images=photos
+        --masks=masks
 
 `--images` names a folder or a data set; the default is the test split of the data that the first
 model was trained on. All models see the same images and masks, and start from the same noise. The
@@ -16,29 +19,14 @@ an interrupted command again, it continues at the model and mask where it stoppe
 """
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-import numpy as np
-from absl import flags, logging
-from etils import epath
-from jax.sharding import Mesh
+from absl import flags
 
-from conprediff_jax import parallel
-from conprediff_jax.cli import app, lpips_flags
+from conprediff_jax.cli import help, lpips_flags
 from conprediff_jax.cli import inpainting_flags as shared
-from conprediff_jax.common import images
-from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import absolute, check_folder, write_text
-from conprediff_jax.data import fitting
-from conprediff_jax.data.holes import Hole
-from conprediff_jax.data.masks import MASKS, filled_share
-from conprediff_jax.metrics import features
-from conprediff_jax.metrics.fillings import FillingJudge, Results, check, table
-from conprediff_jax.runs.restore import load, load_model, read_pictures
-from conprediff_jax.sampling import inpainting
-from conprediff_jax.weights import cached
+from conprediff_jax.cli.choices import MASKS
 
 _PROTOCOL = ["thin", "thick", "every_second_line", "super_resolve", "expand", "half"]
 
@@ -70,6 +58,31 @@ _OUT = flags.DEFINE_string(
 flags.adopt_module_key_flags(shared)  # so that --help shows them
 flags.adopt_module_key_flags(lpips_flags)
 
+help.answer(__name__)  # before imports that take seconds
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+
+from conprediff_jax import parallel
+from conprediff_jax.cli import app
+from conprediff_jax.common import images
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import absolute, check_folder, write_text
+from conprediff_jax.common.progress import ProgressLine
+from conprediff_jax.data import fitting
+from conprediff_jax.data.holes import Hole
+from conprediff_jax.data.masks import filled_share
+from conprediff_jax.metrics import features
+from conprediff_jax.metrics.fillings import FillingJudge, Results, check, table
+from conprediff_jax.runs.restore import load, load_model, read_pictures
+from conprediff_jax.sampling import inpainting
+from conprediff_jax.sampling.model import TrainedModel
+from conprediff_jax.sampling.spec import SamplingSpec
+from conprediff_jax.weights import cached
+
 _ROWS = 8  # images shown in a picture
 
 
@@ -97,30 +110,52 @@ def main(argv: list[str]) -> None:
                 f"--workdir={workdir}: its model has images of {model.image_size} pixels a side, "
                 f"and the first model has {size}: all must have one size"
             )
-        fill = inpainting.make_fill(model, spec, mesh)
-        for masks, cut in holes.items():
-            about = _about(workdir, trained.step, repr(spec), masks, cut)
-            if results.has(name, masks, about):
-                continue
-            logging.info("%s, %s", name, masks)
-            found = inpainting.fill_holes(
-                fill,
-                trained,
-                cut,
-                seed=shared.SEED.value,
-                samples=_SAMPLES.value,
-                batch_size=shared.BATCH.value,
-                label=shared.LABEL.value,
-                prompt=shared.PROMPT.value or "",
-            )
-            rows = [np.stack([h.image, h.masked, *f]) for h, f in zip(cut, found, strict=True)]
-            picture = images.grid(np.concatenate(rows[:_ROWS]), columns=len(rows[0]))
-            images.write_png(out / f"{name}_{masks}.png", picture)
-            results.add(name, masks, about, judge(cut, found))
+        _fill(name, workdir, trained, spec, mesh, holes, judge, results)
     text = table(results.figures(list(names), list(holes)))
     write_text(out / "table.txt", text + "\n")
     print(text, flush=True)
     logging.info("%s, %s", results.path, out / "table.txt")
+
+
+def _fill(
+    name: str,
+    workdir: str,
+    trained: TrainedModel,
+    spec: SamplingSpec,
+    mesh: Mesh,
+    holes: Mapping[str, Sequence[Hole]],
+    judge: FillingJudge,
+    results: Results,
+) -> None:
+    """Fills the holes by one model where its figures are missing, and adds the figures."""
+    abouts = {
+        masks: _about(workdir, trained.step, repr(spec), masks, cut) for masks, cut in holes.items()
+    }
+    missing = [masks for masks, about in abouts.items() if not results.has(name, masks, about)]
+    if not missing:
+        return
+    count = _SAMPLES.value * sum(len(holes[masks]) for masks in missing)
+    progress = ProgressLine(count, "fillings", batch=min(shared.BATCH.value, count))
+    fill = inpainting.make_fill(trained.model, spec, mesh, progress.within)
+    progress.compiling()
+    for masks in missing:
+        cut, progress.about = holes[masks], f"{name}, {masks}"
+        found = inpainting.fill_holes(
+            fill,
+            trained,
+            cut,
+            seed=shared.SEED.value,
+            samples=_SAMPLES.value,
+            batch_size=shared.BATCH.value,
+            label=shared.LABEL.value,
+            prompt=shared.PROMPT.value or "",
+            progress=progress,
+        )
+        rows = [np.stack([h.image, h.masked, *f]) for h, f in zip(cut, found, strict=True)]
+        picture = images.grid(np.concatenate(rows[:_ROWS]), columns=len(rows[0]))
+        images.write_png(results.path.parent / f"{name}_{masks}.png", picture)
+        with progress.paused():
+            results.add(name, masks, abouts[masks], judge(cut, found))
 
 
 def _names(workdirs: Sequence[str]) -> dict[str, str]:

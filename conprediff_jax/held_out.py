@@ -1,6 +1,8 @@
 """Computes the denoising loss of trained models on held-out images, for every time of the process.
 
     python -m conprediff_jax.held_out --workdir=runs/openmoji,runs/no_context --split=test --num=256
+    python -m conprediff_jax.held_out --workdir=runs/openmoji
+    python -m conprediff_jax.held_out --workdir=runs/openmoji --split=train --times=50
 
 All models see the same images with the same noise, so the numbers of models with the same process
 can be compared one by one. The loss is that of the config; for discrete models it is the
@@ -11,18 +13,9 @@ images. It writes these and the loss at every time to `<first workdir>/held_out.
 
 import json
 
-import numpy as np
-from absl import flags, logging
-from etils import epath
+from absl import flags
 
-from conprediff_jax import data, parallel
-from conprediff_jax.cli import app
-from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import check_file, write_text
-from conprediff_jax.common.progress import ProgressLine
-from conprediff_jax.diffusion.categorical import CategoricalProcess
-from conprediff_jax.metrics import denoising_loss
-from conprediff_jax.runs.restore import load, load_experiment, load_model
+from conprediff_jax.cli import help
 
 _WORKDIRS = flags.DEFINE_list(
     "workdir",
@@ -53,6 +46,21 @@ _OUT = flags.DEFINE_string(
     "out", None, "Write results to this JSON file; the default is <first workdir>/held_out.json."
 )
 
+help.answer(__name__)  # before imports that take seconds
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from conprediff_jax import data, parallel
+from conprediff_jax.cli import app
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import check_file, write_text
+from conprediff_jax.common.progress import ProgressLine
+from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.metrics import denoising_loss
+from conprediff_jax.runs.restore import load, load_experiment, load_model
+
 
 def main(argv: list[str]) -> None:
     """Evaluates every workdir in turn, prints a table, and writes the JSON file."""
@@ -81,6 +89,7 @@ def _evaluate(workdir: str) -> dict:
     batches = data.evaluation_iterator(spec, batch_size=_BATCH.value, tokenizer=model.tokenizer)
     progress, parts = ProgressLine(num, "images", about=workdir), []
     losses = denoising_loss.make_losses(model, mesh, times)
+    progress.compiling()
     for part in denoising_loss.losses_of(losses, params, frozen, batches, num):
         parts.append(part)
         progress.add(len(part))

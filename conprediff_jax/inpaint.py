@@ -2,6 +2,8 @@
 
     python -m conprediff_jax.inpaint --workdir=runs/openmoji --images=photos --masks=masks
         --samples=4 --seed=0 --out=filled
+    python -m conprediff_jax.inpaint --workdir=runs/openmoji --images=photos --quality=best
+    python -m conprediff_jax.inpaint --workdir=runs/openmoji --masks=half --num=4
 
 `--images` names a photo, a folder of photos, or a data set; the default is the test split of the
 data that the model was trained on. Photos of another size than the model's are fitted to it, and
@@ -20,39 +22,20 @@ The command writes to --out: every filling as NAME_0.png, NAME_1.png ..., whose 
 those of the image bit for bit; grid.png, whose rows show image, masked image and fillings; and
 about.json with the share of each image that was filled.
 
-Continuous models fill by RePaint, which calls the network 2,410 times. Fewer --steps and
---resamplings are faster, and --sampler=ddim or dpm_solver is much faster, but the fillings match
-the known pixels less well. Discrete models use their own sampler.
+Continuous models fill by RePaint, which calls the network 210 times, or 2,410 times with
+--quality=best, whose fillings match the known pixels better. --sampler=ddim or dpm_solver is
+faster still, and its fillings match less well. Discrete models use their own sampler.
 """
 
 import collections
 import json
 from collections.abc import Collection, Sequence
 
-import jax
-import numpy as np
-from absl import flags, logging
-from etils import epath
+from absl import flags
 
-from conprediff_jax import parallel
-from conprediff_jax.cli import app
+from conprediff_jax.cli import help
 from conprediff_jax.cli import inpainting_flags as shared
-from conprediff_jax.common import images
-from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import (
-    absolute,
-    check_file,
-    check_folder,
-    check_replaced,
-    write_text,
-)
-from conprediff_jax.data import fitting
-from conprediff_jax.data import holes as holes_lib
-from conprediff_jax.data.fitting import Fitted
-from conprediff_jax.data.holes import Hole, Picture
-from conprediff_jax.data.masks import MASKS, filled_share
-from conprediff_jax.runs.restore import load, own_files, read_pictures
-from conprediff_jax.sampling import inpainting
+from conprediff_jax.cli.choices import MASKS
 
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -86,6 +69,36 @@ _FULL_SIZE = flags.DEFINE_bool(
 )
 flags.adopt_module_key_flags(shared)  # so that --help shows them
 
+help.answer(__name__)  # before imports that take seconds
+
+import jax
+import numpy as np
+from absl import logging
+from etils import epath
+from jax.sharding import Mesh
+
+from conprediff_jax import parallel
+from conprediff_jax.cli import app
+from conprediff_jax.common import images, opening
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import (
+    absolute,
+    check_file,
+    check_folder,
+    check_replaced,
+    write_text,
+)
+from conprediff_jax.common.progress import ProgressLine
+from conprediff_jax.data import fitting
+from conprediff_jax.data import holes as holes_lib
+from conprediff_jax.data.fitting import Fitted
+from conprediff_jax.data.holes import Hole, Picture
+from conprediff_jax.data.masks import filled_share
+from conprediff_jax.runs.restore import load, own_files, read_pictures
+from conprediff_jax.sampling import inpainting
+from conprediff_jax.sampling.model import TrainedModel
+from conprediff_jax.sampling.spec import SamplingSpec
+
 _ROWS = 16  # rows of the grid
 _IMAGES_OF_A_DATA_SET = 8
 
@@ -101,7 +114,7 @@ def main(argv: list[str]) -> None:
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
     check_folder(out, "--out")
     trained.model.check_condition(shared.LABEL.value, shared.prompts(), name="prompt")
-    spec = inpainting.sampling_for(trained.model, **shared.sampling())
+    spec = inpainting.sampling_for(trained.model, usual="fast", **shared.sampling())
     pictures = _read(trained.step)
     if shared.FIT.value == "keep":
         for picture in pictures:
@@ -123,16 +136,12 @@ def main(argv: list[str]) -> None:
         len(holes),
         *(100 * share(list(shares.values())) for share in (np.mean, min, max)),
     )
-    filled = inpainting.fill_holes(
-        inpainting.make_fill(trained.model, spec, mesh),
-        trained,
-        holes,
-        seed=shared.SEED.value,
-        samples=_SAMPLES.value,
-        batch_size=shared.BATCH.value,
-        label=shared.LABEL.value,
-        prompt=shared.PROMPT.value or "",
+    opening.say(
+        f"step {trained.step} of {_WORKDIR.value}; {len(holes)} images",
+        f"{_SAMPLES.value} fillings of each: {spec.describe()}, seed {shared.SEED.value}",
+        out,
     )
+    filled = _fill(trained, spec, mesh, fitted, out)
     about = {
         "workdir": str(absolute(_WORKDIR.value)),
         "step": trained.step,
@@ -144,6 +153,33 @@ def main(argv: list[str]) -> None:
     }
     _write(out, fitted, filled, about)
     logging.info("%d fillings of %d images written to %s", _SAMPLES.value, len(holes), out)
+
+
+def _fill(
+    trained: TrainedModel, spec: SamplingSpec, mesh: Mesh, fitted: Sequence[Fitted], out: epath.Path
+) -> list[np.ndarray]:
+    """Fills the holes, and writes every filling as soon as it is made."""
+
+    def write(index: int, number: int, image: np.ndarray) -> None:
+        if _FULL_SIZE.value:
+            image = inpainting.laid_over(fitted[index], image)
+        images.write_png(out / _file(fitted[index].hole.name, number), image)
+
+    count = _SAMPLES.value * len(fitted)
+    progress = ProgressLine(count, "fillings", batch=min(shared.BATCH.value, count))
+    progress.compiling()
+    return inpainting.fill_holes(
+        inpainting.make_fill(trained.model, spec, mesh, progress.within),
+        trained,
+        [each.hole for each in fitted],
+        seed=shared.SEED.value,
+        samples=_SAMPLES.value,
+        batch_size=shared.BATCH.value,
+        label=shared.LABEL.value,
+        prompt=shared.PROMPT.value or "",
+        progress=progress,
+        done=write,
+    )
 
 
 def _read(step: int) -> list[Picture]:
@@ -187,14 +223,10 @@ def _grids(sizes: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:
 def _write(
     out: epath.Path, fitted: Sequence[Fitted], filled: Sequence[np.ndarray], about: dict
 ) -> None:
-    """Writes the fillings, a grid for every size of image, and about.json."""
+    """Writes a grid for every size of image, and about.json."""
     rows = collections.defaultdict(list)
     for each, fillings in zip(fitted, filled, strict=True):
         hole = each.hole
-        for number, image in enumerate(fillings):
-            if _FULL_SIZE.value:
-                image = inpainting.laid_over(each, image)
-            images.write_png(out / _file(hole.name, number), image)
         rows[hole.mask.shape].append(np.stack([hole.image, hole.masked, *fillings]))
     for size, name in _grids(rows.keys()).items():
         shown = rows[size][:_ROWS]

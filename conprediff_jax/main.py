@@ -1,7 +1,10 @@
 """Trains a model.
 
-    python -m conprediff_jax.main --config=configs/openmoji.py [--workdir=runs/mine]
-        [--config.train.steps=2000] [--config.context.weight=0.1] ...
+    python -m conprediff_jax.main --config=configs/openmoji.py
+    python -m conprediff_jax.main --config=configs/openmoji.py --workdir=runs/mine
+        --config.data.name=./photos --config.train.steps=2000
+    python -m conprediff_jax.main --config=configs/openmoji.py --workdir=runs/no_context
+        --config.context.weight=0
 
 You can set any key of the config on the command line. A run that is started again with the same
 workdir continues from its newest checkpoint. On SIGTERM, a run saves a checkpoint and exits with
@@ -16,9 +19,7 @@ import pathlib
 
 from absl import flags
 
-from conprediff_jax.cli import app, config_flag
-from conprediff_jax.common.files import check_folder
-from conprediff_jax.train.loop import train
+from conprediff_jax.cli import config_flag, help
 
 _CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string(
@@ -27,6 +28,12 @@ _WORKDIR = flags.DEFINE_string(
     "Write checkpoints, events and samples to this folder; the default is runs/<config name>.",
 )
 flags.mark_flag_as_required("config")
+
+help.answer(__name__, several=True)  # before imports that take seconds
+
+from conprediff_jax.cli import app
+from conprediff_jax.common.files import check_folder
+from conprediff_jax.train.loop import train
 
 
 def main(argv: list[str]) -> None:

@@ -1,7 +1,8 @@
 """Estimates memory, FLOPs and step time on a TPU slice that you do not have.
 
     python -m conprediff_jax.plan --config=configs/celebahq.py --topology=v5e:4x4
-        [--config.mesh.fsdp=4] [--out=plan.json] [--nosampler] [--nocontext_share]
+    python -m conprediff_jax.plan --config=configs/celebahq.py --topology=v5e:4x4
+        --config.mesh.fsdp=4 --out=plan.json --nosampler --nocontext_share
     python -m conprediff_jax.plan --config=configs/celebahq.py --topology=v5e-16 --sweep
 
 A topology is a grid of chips, such as v5e:4x4 or v4:4x4x4, or a name of Cloud TPU, such as v5e-16,
@@ -18,20 +19,14 @@ plot.
 import json
 import pathlib
 
-import jax
-from absl import flags, logging
+from absl import flags
 
-from conprediff_jax.cli import app, config_flag
-from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import write_text
-from conprediff_jax.planning import sweep as sweep_lib
-from conprediff_jax.planning import tables
-from conprediff_jax.planning.plans import Plan, make_plan
-from conprediff_jax.planning.topology import EXAMPLES, Topology
+from conprediff_jax.cli import config_flag, help
+from conprediff_jax.cli.choices import TOPOLOGIES
 
 _CONFIG = config_flag.define()
 _TOPOLOGY = flags.DEFINE_string(
-    "topology", None, f"Compile for this TPU slice: {EXAMPLES}.", required=True
+    "topology", None, f"Compile for this TPU slice: {TOPOLOGIES}.", required=True
 )
 _OUT = flags.DEFINE_string(
     "out",
@@ -57,6 +52,19 @@ _REMAT = flags.DEFINE_list(
 _FSDP = flags.DEFINE_list("sweep_fsdp", ["1", "4"], "Sweep these sizes of the mesh's fsdp axis.")
 _TENSOR = flags.DEFINE_list("sweep_tensor", ["1"], "Sweep these sizes of the mesh's tensor axis.")
 flags.mark_flag_as_required("config")
+
+help.answer(__name__)  # before imports that take seconds
+
+import jax
+from absl import logging
+
+from conprediff_jax.cli import app
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.files import write_text
+from conprediff_jax.planning import sweep as sweep_lib
+from conprediff_jax.planning import tables
+from conprediff_jax.planning.plans import Plan, make_plan
+from conprediff_jax.planning.topology import Topology
 
 
 def main(argv: list[str]) -> None:

@@ -1,6 +1,8 @@
 """Encodes a data set once, ahead of training, with the fixed first stage of a config.
 
     python -m conprediff_jax.precompute --config=configs/celebahq.py --out=latents/celebahq
+    python -m conprediff_jax.precompute --config=configs/celebahq.py --out=latents/celebahq
+        --config.data.flip=False
     python -m conprediff_jax.main --config=configs/celebahq.py
         --config.data.latents=latents/celebahq
 
@@ -13,10 +15,7 @@ other weights. Several processes, started like those of training (see `main`), t
 
 from absl import flags
 
-from conprediff_jax.cli import app, config_flag
-from conprediff_jax.common.errors import UserError
-from conprediff_jax.parallel import processes
-from conprediff_jax.train.precompute import precompute
+from conprediff_jax.cli import config_flag, help
 
 _CONFIG = config_flag.define()
 _OUT = flags.DEFINE_string(
@@ -30,6 +29,13 @@ _SHARD_SIZE = flags.DEFINE_integer(
     lower_bound=1,
 )
 flags.mark_flag_as_required("config")
+
+help.answer(__name__, several=True)  # before imports that take seconds
+
+from conprediff_jax.cli import app
+from conprediff_jax.common.errors import UserError
+from conprediff_jax.parallel import processes
+from conprediff_jax.train.precompute import precompute
 
 
 def main(argv: list[str]) -> None:

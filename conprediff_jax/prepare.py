@@ -1,14 +1,15 @@
 """Downloads a TFDS data set, and writes it in a format with random access.
 
-    python -m conprediff_jax.prepare --name=openmoji/people [--data_dir=...] [--manual_dir=...]
+    python -m conprediff_jax.prepare --name=openmoji/people
+    python -m conprediff_jax.prepare --name=cifar10 --data_dir=data
+    python -m conprediff_jax.prepare --name=celeb_a_hq/256 --manual_dir=downloads
 
 A data set that is already there is left as it is. TFDS shows its progress while it works.
 """
 
 from absl import flags
 
-from conprediff_jax.cli import app
-from conprediff_jax.data.tfds import prepare
+from conprediff_jax.cli import help
 
 _NAME = flags.DEFINE_string(
     "name", None, "Prepare the TFDS data set of this name, such as openmoji/people.", required=True
@@ -24,6 +25,11 @@ _MANUAL_DIR = flags.DEFINE_string(
     "Find files that you must download yourself in this folder; the default is "
     "DATA_DIR/downloads/manual.",
 )
+
+help.answer(__name__)  # before imports that take seconds
+
+from conprediff_jax.cli import app
+from conprediff_jax.data.tfds import prepare
 
 
 def main(argv: list[str]) -> None:

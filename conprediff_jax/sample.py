@@ -2,6 +2,7 @@
 
     python -m conprediff_jax.sample --workdir=runs/openmoji --num=64 --sampler=ddim --steps=50
         --seed=0 --out=samples.png
+    python -m conprediff_jax.sample --workdir=runs/openmoji --num=1000 --out=samples
     python -m conprediff_jax.sample --workdir=runs/openmoji_text --guidance=2 --num=8
         --prompt="woman firefighter dark skin tone"
 
@@ -10,20 +11,9 @@ with `arr_0`, uint8, and any other name gives a folder of single PNGs. Image i d
 seed and i. The context decoder is not loaded.
 """
 
-import numpy as np
-from absl import flags, logging
-from etils import epath
+from absl import flags
 
-from conprediff_jax import parallel
-from conprediff_jax.cli import app, sampling_flags
-from conprediff_jax.common import images
-from conprediff_jax.common.errors import FieldError, UserError
-from conprediff_jax.common.files import check_file, check_folder
-from conprediff_jax.common.progress import ProgressLine
-from conprediff_jax.data.text_files import read_captions
-from conprediff_jax.runs.restore import load
-from conprediff_jax.sampling.generate import generate_batches, make_generate
-from conprediff_jax.sampling.model import DiffusionModel
+from conprediff_jax.cli import help, sampling_flags
 
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -65,6 +55,23 @@ _OUT = flags.DEFINE_string(
 )
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 
+help.answer(__name__)  # before imports that take seconds
+
+import numpy as np
+from absl import logging
+from etils import epath
+
+from conprediff_jax import parallel
+from conprediff_jax.cli import app
+from conprediff_jax.common import images, opening
+from conprediff_jax.common.errors import FieldError, UserError
+from conprediff_jax.common.files import check_file, check_folder
+from conprediff_jax.common.progress import ProgressLine
+from conprediff_jax.data.text_files import read_captions
+from conprediff_jax.runs.restore import load
+from conprediff_jax.sampling.generate import generate_batches, make_generate
+from conprediff_jax.sampling.model import DiffusionModel
+
 
 def main(argv: list[str]) -> None:
     """Reads the flags, loads the moving average, and writes images."""
@@ -83,10 +90,17 @@ def main(argv: list[str]) -> None:
     spec = model.sampling_with(**sampling_flags.values())
 
     batch_size = min(_BATCH.value, _NUM.value)
-    progress = ProgressLine(_NUM.value, "images")
+    opening.say(
+        f"step {step} of {_WORKDIR.value}",
+        f"{_NUM.value} images of {model.image_size} x {model.image_size}: {spec.describe()}, "
+        f"seed {_SEED.value}",
+        out,
+    )
+    progress = ProgressLine(_NUM.value, "images", batch=batch_size)
+    progress.compiling()
     drawn, done = [], 0
     for batch in generate_batches(
-        make_generate(model, spec, mesh),
+        make_generate(model, spec, mesh, progress.within),
         params,
         frozen,
         seed=_SEED.value,

@@ -15,6 +15,17 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
+from conprediff_jax.cli import choices
+from conprediff_jax.cli import help as command_help
+from conprediff_jax.data import fitting, masks
+from conprediff_jax.diffusion import samplers
+from conprediff_jax.diffusion.samplers import categorical
+from conprediff_jax.interop import formats
+from conprediff_jax.metrics import suite
+from conprediff_jax.metrics.networks import lpips
+from conprediff_jax.planning import topology
+from conprediff_jax.sampling import inpainting
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MODULES = [
@@ -157,6 +168,31 @@ def test_documented_commands_exist_with_their_flags(helps):
         wrong += [f"{place}: {command} --{flag}" for flag in flags if not is_known(flag, known)]
     assert not wrong
     assert set(LAUNCHERS) < seen and {file for file in helps if "conprediff" in file} <= seen
+
+
+def test_help_offers_what_the_libraries_have():
+    offered = {name: value for name, value in vars(choices).items() if name.isupper()}
+    assert offered == {
+        "SAMPLERS": tuple(samplers.SAMPLERS),
+        "REVEALS": categorical.REVEALS,
+        "MASKS": masks.MASKS,
+        "QUALITIES": tuple(inpainting.QUALITIES),
+        "FITS": fitting.FITS,
+        "POLARITIES": masks.POLARITIES,
+        "LPIPS_NETWORKS": tuple(lpips.TRUNKS),
+        "METRICS": suite.METRICS,
+        "ENOUGH": suite.ENOUGH,
+        "WRITTEN": formats.WRITTEN,
+        "READ": formats.READ,
+        "TOPOLOGIES": topology.EXAMPLES,
+    }
+
+
+def test_a_command_without_arguments_shows_three_lines(helps):
+    for name in (name for name in helps if name.startswith("conprediff_jax/")):
+        doc = ast.get_docstring(ast.parse((ROOT / name).read_text()))
+        said = command_help.examples(doc)
+        assert said.count("    python -m conprediff_jax.") == 3, name
 
 
 def test_documented_flags_keys_and_files_exist(helps):

@@ -258,6 +258,9 @@ def test_labels_are_given_their_own_or_in_turn(mesh):
         return fill_holes(run, untrained(model), holes, **options)[0][:, 0, 0, 0].tolist()
 
     assert brightness(None, None) == [0, 128, 255, 0]
+    reports = []  # and the same fillings in parts, which say how far they are
+    run = make_fill(model, GaussianSampling(steps=2), mesh, lambda *said: reports.append(said))
+    assert brightness(None, None) == [0, 128, 255, 0] and reports == [(1, 2), (2, 2)]
     assert brightness(None, 2) == [255] * 4
     assert brightness(1, 2) == [128] * 4
     with pytest.raises(UserError, match="labels up to 7, and the model knows 0 to 2: give a label"):

@@ -74,6 +74,20 @@ def inject(monkeypatch, z):
     monkeypatch.setattr(scheduling_repaint, "randn_tensor", lambda *_, **__: z)
 
 
+def test_a_walk_in_parts_ends_where_the_whole_one_does():
+    process, known, (x_T, rngs) = GaussianProcess(num_steps=40), half_known(), start()
+    for sampler in (
+        RePaint(process=process, steps=8, jump_length=2, resamplings=2),
+        DDIM(process=process, steps=8),
+    ):
+        walk = sampler.walk(network_of(process), x_T, rngs, known)
+        part, carried, calls = jax.jit(walk.part), walk.start, sampler.num_model_calls
+        for first, last in itertools.pairwise([0, 1, 3, 3, calls]):
+            carried = part(carried, first, last)
+        whole = run(sampler, network_of(process), x_T, rngs, known)
+        np.testing.assert_array_equal(walk.finish(carried), whole)
+
+
 def test_replacement_equals_diffusers(monkeypatch):
     """Diffusers inserts the known part after a step and we before the next, which is the same."""
     sampler = DDIM(process=GaussianProcess(), steps=10)

@@ -11,16 +11,16 @@ import pathlib
 import re
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
-from importlib import metadata
 from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from conprediff_jax.cli import config_flag
+from conprediff_jax.cli import config_flag, help, trouble
 from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.common.names import did_you_mean
 from conprediff_jax.parallel import processes
@@ -36,21 +36,15 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
         several: Whether it can run as one of several processes; see `parallel.processes`.
         positional: Number of arguments that it takes besides flags.
     """
-    # TensorFlow only writes events here; without this it announces its oneDNN kernels.
+    # TensorFlow only writes events here; without this it announces its kernels and factories.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what fails is raised as well
     logging.set_verbosity(logging.INFO)
     logging.use_absl_handler()
     handler = logging.get_absl_handler()
     handler.python_handler.setFormatter(_OneLine())
     handler.addFilter(_ours_or_serious)
-    flags.DEFINE_bool("version", False, "Print the version of the package and exit.")
-    if several:
-        flags.DEFINE_bool(
-            "distributed",
-            False,
-            "Find the other processes of the run through Cloud TPU, Slurm or MPI.",
-        )
+    help.define(several)
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1 + positional:
@@ -72,21 +66,15 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             logging.info("%s", stop)
             sys.exit(processes.RESTART_CODE)
-        except Exception:
+        except Exception as error:
+            if said := trouble.explain(error):
+                _fail(said)
             if not jax.distributed.is_initialized():
                 raise
             traceback.print_exc()
             _end(1)
 
     app.run(guarded, flags_parser=_parse_flags)
-
-
-def version() -> str:
-    """The version of the installed package."""
-    try:
-        return metadata.version("conprediff_jax")
-    except metadata.PackageNotFoundError:  # run from a folder of its source
-        return "(not installed)"
 
 
 def need(module: str, extra: str) -> None:
@@ -116,7 +104,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """
     home = os.path.expanduser("~/")
     if "--version" in argv[1:]:
-        print(f"conprediff_jax {version()}")
+        print(f"conprediff_jax {help.version()}")
         sys.exit(0)
     try:
         # Shells expand ~ only at the beginning of a word.
@@ -235,6 +223,18 @@ def _ours_or_serious(record) -> bool:
 
 def _cache_compilations() -> None:
     """Keeps compiled programs between runs, unless the user has chosen a cache folder (or none)."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = pathlib.Path.home() / ".cache" / "conprediff_jax" / "xla"
-        jax.config.update("jax_compilation_cache_dir", str(cache))
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    cache = pathlib.Path("~/.cache/conprediff_jax/xla").expanduser()
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            pass
+    except OSError as error:
+        logging.warning(
+            "%s cannot be written (%s): every start compiles anew, unless "
+            "JAX_COMPILATION_CACHE_DIR names a folder that can",
+            cache, error.strerror,
+        )  # fmt: skip
+        return
+    jax.config.update("jax_compilation_cache_dir", str(cache))

@@ -13,8 +13,6 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import is_config_flag
 
-from conprediff_jax.config.sections import override
-
 NAME = "config"
 
 flags.disclaim_key_flags()  # `--config` is a flag of the command that defines it
@@ -84,6 +82,10 @@ def apply(texts: dict[str, str]) -> None:
     Raises:
         ConfigError: There is no such key, or it cannot have this value.
     """
+    from conprediff_jax.config.sections import (
+        override,  # takes seconds, which --help can do without
+    )
+
     for path, text in texts.items():
         _given[path] = override(flags.FLAGS[NAME].value, path, text)
 

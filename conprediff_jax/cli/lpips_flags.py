@@ -3,17 +3,10 @@
 import pathlib
 from collections.abc import Callable
 
-import jax
-import numpy as np
 from absl import flags
-from jaxtyping import Float, UInt8
 
+from conprediff_jax.cli.choices import LPIPS_NETWORKS
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import check_folder
-from conprediff_jax.metrics.networks import lpips
-
-Images = UInt8[np.ndarray, "batch height width 3"]
-Distance = Callable[[Images, Images], Float[np.ndarray, "batch"]]
 
 TRUNK = flags.DEFINE_string(
     "lpips_trunk",
@@ -28,7 +21,7 @@ HEADS = flags.DEFINE_string(
     "--lpips_trunk.",
 )
 NETWORK = flags.DEFINE_enum(
-    "lpips_network", "vgg16", list(lpips.TRUNKS), "The two LPIPS files hold weights of this trunk."
+    "lpips_network", "vgg16", LPIPS_NETWORKS, "The two LPIPS files hold weights of this trunk."
 )
 _CACHE = flags.DEFINE_string(
     "cache",
@@ -43,6 +36,8 @@ def cache_folder() -> pathlib.Path:
     Raises:
         UserError: The folder cannot be written to.
     """
+    from conprediff_jax.common.files import check_folder  # an import that --help can do without
+
     cache = pathlib.Path(_CACHE.value).expanduser()
     check_folder(cache, "--cache")
     return cache
@@ -58,21 +53,16 @@ def check() -> None:
         raise UserError("LPIPS needs both --lpips_trunk and --lpips_heads")
 
 
-def load() -> dict[str, Distance]:
+def load() -> dict[str, Callable]:
     """The LPIPS distance by the name that reports call it; empty where the flags ask for none.
 
     Raises:
         UserError: A file is missing, unreadable or of another network.
     """
+    from conprediff_jax.metrics.networks import lpips  # takes seconds, which --help can do without
+
     check()
     if not TRUNK.value:
         return {}
-    model = lpips.LPIPS(network=NETWORK.value)
-    params = lpips.load(model, TRUNK.value, HEADS.value, cache=cache_folder())
-    params = jax.device_put(params)
-
-    @jax.jit
-    def distance(x, y):
-        return model.apply({"params": params}, x / 127.5 - 1, y / 127.5 - 1)
-
-    return {f"LPIPS ({NETWORK.value})": lambda x, y: np.asarray(distance(x, y))}
+    distance = lpips.distance(NETWORK.value, TRUNK.value, HEADS.value, cache=cache_folder())
+    return {f"LPIPS ({NETWORK.value})": distance}

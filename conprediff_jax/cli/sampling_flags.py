@@ -4,13 +4,11 @@ from typing import Any
 
 from absl import flags
 
-from conprediff_jax.common.fields import parse
-from conprediff_jax.diffusion.samplers import SAMPLERS
-from conprediff_jax.diffusion.samplers.categorical import REVEALS
+from conprediff_jax.cli.choices import REVEALS, SAMPLERS
 
 _DEFAULT = "the default is the model's `sampling` section."
 _SAMPLER = flags.DEFINE_enum(
-    "sampler", None, list(SAMPLERS), f"Draw continuous models by this sampler; {_DEFAULT}"
+    "sampler", None, SAMPLERS, f"Draw continuous models by this sampler; {_DEFAULT}"
 )
 _STEPS = flags.DEFINE_integer("steps", None, f"Take this many sampling steps; {_DEFAULT}")
 _GUIDANCE = flags.DEFINE_float(
@@ -42,7 +40,7 @@ _TRUNCATION = flags.DEFINE_float(
 _REVEAL = flags.DEFINE_enum(
     "reveal",
     None,
-    list(REVEALS),
+    REVEALS,
     "Reveal tokens of discrete models in this way, which diffusion/samplers/categorical.py "
     f"explains; {_DEFAULT}",
 )
@@ -75,4 +73,6 @@ def values() -> dict[str, Any]:
 def _interval() -> tuple[float, ...] | None:
     if _INTERVAL.value is None:
         return None
+    from conprediff_jax.common.fields import parse  # imports NumPy, which --help can do without
+
     return parse("guidance_interval", ",".join(_INTERVAL.value), tuple[float, float])

@@ -3,8 +3,13 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from numbers import Real
 
 from absl import logging
+
+COMPILING = "compiling: usually less than a minute, or minutes for a large model"
+
+_SOON = 2.0  # seconds from compiling to the first line that tells the time left
 
 
 class Progress:
@@ -15,71 +20,135 @@ class Progress:
         done: Units done before this program started; they do not count for the speed.
 
     Attributes:
+        done: Units done at the last mark.
+        marked_at: Time of the last mark by `time.monotonic`, moved forward by pauses since then.
         seconds: Seconds between the last two marks, without pauses.
     """
 
     def __init__(self, total: int, done: int = 0):
         self.total, self.done = total, done
-        self.seconds = 0.0
-        self._marked, self._marked_at = done, time.monotonic()
+        self.seconds, self.marked_at = 0.0, time.monotonic()
 
-    def mark(self, done: int) -> float:
+    def mark(self, done: Real) -> float:
         """Notes how much is done, and returns the speed since the last mark in units a second."""
         now = time.monotonic()
-        self.seconds = max(now - self._marked_at, 1e-9)
-        speed = (done - self._marked) / self.seconds
-        self.done, self._marked, self._marked_at = done, done, now
+        self.seconds = max(now - self.marked_at, 1e-9)
+        speed = (done - self.done) / self.seconds
+        self.done, self.marked_at = done, now
         return speed
 
-    def left(self, speed: float) -> str:
-        """Returns the time left at a speed in units a second, as `h:mm:ss` or `m:ss`."""
-        seconds = round((self.total - self.done) / speed) if speed > 0 else 0
-        hours, rest = divmod(seconds, 3600)
-        minutes, seconds = divmod(rest, 60)
-        return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+    def speed(self, done: Real) -> float:
+        """Returns the speed since the last mark without a new mark."""
+        return (done - self.done) / max(time.monotonic() - self.marked_at, 1e-9)
+
+    def left(self, speed: Real, done: Real | None = None) -> str:
+        """Returns the time left at a speed in units a second, after `done` units; see `clock`.
+
+        Args:
+            speed: Units a second.
+            done: Units done; by default those at the last mark.
+        """
+        done = self.done if done is None else done
+        return clock((self.total - done) / speed if speed > 0 else 0)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Encloses work of another kind, whose time does not count."""
         began = time.monotonic()
         yield
-        self._marked_at += time.monotonic() - began
+        self.marked_at += time.monotonic() - began
+
+
+def clock(seconds: Real) -> str:
+    """A length of time as `m:ss`, or as `h:mm:ss` from an hour on."""
+    hours, rest = divmod(round(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 class ProgressLine:
     """Logs how far long work is, at most once in some seconds, and when all of it is done.
 
-        runs/faces: 512/2048 images  31.2 images/s  0:49 left
+        compiling: usually less than a minute, or minutes for a large model
+        compiled in 0:09
+        0/64 images, step 7/50 of the next 32  2.1 images/s  0:28 left
+        32/64 images, step 20/50 of the next 32  2.0 images/s  0:10 left
+        64/64 images in 0:42
+
+    The time that the first units take for compiling does not count for the speed.
 
     Args:
         total: Units of the whole work.
         unit: Name of the units, in the plural.
-        done: Units done before this program started; they do not count for the speed.
+        batch: Number of units that are worked on at a time, for `within`.
         about: What the work is about, which precedes the numbers; may be empty.
         every: Seconds between two lines, at least.
     """
 
     def __init__(
-        self, total: int, unit: str, *, done: int = 0, about: str = "", every: float = 10.0
+        self, total: int, unit: str, *, batch: int = 1, about: str = "", every: float = 10.0
     ):
-        self._progress, self._unit, self._about = Progress(total, done), unit, about
-        self._done, self._every, self._logged_at = done, every, time.monotonic()
+        self.about = about
+        self._progress, self._unit, self._batch = Progress(total), unit, batch
+        self._done, self._every = 0, every
+        self._began = self._logged_at = time.monotonic()
+        self._compiles = False
+
+    def skip(self, count: int) -> None:
+        """Counts units that were there before, which do not count for the speed."""
+        self._done += count
+        self._progress.mark(self._done)
+
+    def compiling(self) -> None:
+        """Says that the work begins with compiling. The next call of `add` or `within` ends it."""
+        if not self._compiles:
+            self._compiles, self._logged_at = True, time.monotonic()
+            logging.info("%s", COMPILING)
+
+    def within(self, step: int, steps: int) -> None:
+        """Notes that `step` of the `steps` of a batch are done; logs a line when it is due."""
+        batch = min(self._batch, self._progress.total - self._done)
+        if step < steps or self._compiles:  # `add` follows the last step
+            place = f", step {step}/{steps} of the next {batch}"
+            self._log(self._done + batch * step / steps, place)
 
     def add(self, count: int) -> None:
         """Counts units that were done since the last call, and logs a line when it is due."""
         self._done += count
-        now, total = time.monotonic(), self._progress.total
-        if now - self._logged_at < self._every and self._done < total:
+        if self._done < self._progress.total:
+            self._log(self._done, "")
             return
-        self._logged_at, speed = now, self._progress.mark(self._done)
+        self._compiles = False
+        took = clock(time.monotonic() - self._began)
+        logging.info("%s%d/%d %s in %s", self._head(), self._done, self._done, self._unit, took)
+
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        """Encloses work of another kind, whose time does not count for the speed."""
+        return self._progress.paused()
+
+    def _log(self, done: Real, place: str) -> None:
+        """Logs a line when it is due. Those after compiling come sooner: they tell the time."""
+        now = time.monotonic()
+        if self._compiles:
+            self._compiles = False
+            logging.info("compiled in %s", clock(now - self._logged_at))
+            self._progress.mark(done)
+            self._logged_at = now - self._every + min(self._every, _SOON)
+        if now - self._logged_at < self._every or done == self._progress.done:
+            return
+        self._logged_at, speed = now, self._progress.mark(done)
         logging.info(
-            "%s%d/%d %s  %.*f %s/s  %s left",
-            f"{self._about}: " if self._about else "",
+            "%s%d/%d %s%s  %.*f %s/s  %s left",
+            self._head(),
             self._done,
-            total,
+            self._progress.total,
             self._unit,
+            place,
             1 if speed >= 10 else 2,
             speed,
             self._unit,
             self._progress.left(speed),
         )
+
+    def _head(self) -> str:
+        return f"{self.about}: " if self.about else ""

@@ -183,8 +183,10 @@ class ContextPrediction:
         Args:
             params: The parameters of the decoder, from `init`.
             h: The representation of every point. Gradients flow into it.
-            x_0: The clean points on the same grid, which has any number of axes. No gradient flows
-                into them.
+            x_0: The clean points on the same grid, which has any number of axes, at a scale of
+                about 1: pixels in [-1, 1], latents or codes of deviation 1. The loss grows with
+                the square of the scale, and `weight` is meant for this one. No gradient flows into
+                them.
             t: Diffusion times, which `share` and `alpha_bar` read.
             rngs: One key for every example, so that the draws do not depend on how a batch is
                 split.
@@ -194,8 +196,13 @@ class ContextPrediction:
             the training loss.
 
         Raises:
-            ValueError: The grid has a single point.
+            ValueError: h and x_0 lie on different grids, or the grid has a single point.
         """
+        if h.shape[:-1] != x_0.shape[:-1]:
+            raise ValueError(
+                f"h has the shape {h.shape} and x_0 {x_0.shape}: batch and grid, all axes but the "
+                "last, must be the same; take h where it has the grid of x_0, or resize it"
+            )
         grid = x_0.shape[1:-1]
         num_points = int(np.prod(grid))
         h = h.reshape(len(h), num_points, -1)

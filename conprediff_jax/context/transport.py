@@ -23,9 +23,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
-from ott.geometry import geometry
-from ott.problems.linear import linear_problem
-from ott.solvers.linear import sinkhorn as ott_sinkhorn
 
 Points = Float[Array, "*problems samples channels"]
 Costs = Float[Array, "samples samples problems"]
@@ -132,6 +129,11 @@ def _squared_distances(
 
 
 def _sinkhorn_plan(epsilon: float, iterations: int) -> Callable[[Costs], Costs]:
+    # Only training computes this distance, and the import is half of the start of other commands.
+    from ott.geometry import geometry
+    from ott.problems.linear import linear_problem
+    from ott.solvers.linear import sinkhorn as ott_sinkhorn
+
     solver = ott_sinkhorn.Sinkhorn(
         min_iterations=iterations,
         max_iterations=iterations,

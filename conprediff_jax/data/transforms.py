@@ -101,6 +101,9 @@ class Undecodable:
     others: dict[str, Any]
 
 
+_logged: set[str] = set()  # bad records that this process has named
+
+
 class BadRecords:
     """Counts the records that cannot be decoded, logs their names, and raises if they are too many.
 
@@ -144,7 +147,8 @@ class BadRecords:
         if error is None:
             self._in_a_row = 0
             return
-        new = name not in self.names
+        new = name not in _logged
+        _logged.add(name)
         self.names.add(name)
         seen, bad = min(self._seen, self.total), len(self.names)
         reason = first_line(error)

@@ -58,22 +58,23 @@ def program(
     sampler = spec.make(model.process)
 
     # The condition of one image, if any: shapes by name.
-    condition: dict[str, tuple[int, ...]] = {"label": ()} if model.num_classes else {}
+    inputs: dict[str, tuple[int, ...]] = {"label": ()} if model.num_classes else {}
     if model.text:
-        condition = {"tokens": (model.text.encoder.length,)}
+        inputs = {"tokens": (model.text.encoder.length,)}
 
     def draw(weights: dict[str, jax.Array], seed: jax.Array, index: jax.Array, *given: jax.Array):
         """Draws one image. Many are mapped over it, so that no layer meets a symbolic size."""
         tree = traverse_util.unflatten_dict(weights, sep="/")
         params, frozen, index = tree["denoiser"], tree.get("frozen", {}), index[None]
         prior, steps = sampling_keys(seed, index)
-        batch = {name: value[None] for name, value in zip(condition, given, strict=True)}
-        denoise = model.predictor(params, frozen, **batch, guidance=spec.make_guidance())
+        batch = {name: value[None] for name, value in zip(inputs, given, strict=True)}
+        condition = model.encode_condition(params, frozen, **batch)
+        denoise = model.predictor(params, condition, spec.make_guidance())
         points = sampler.sample(denoise, model.process.prior(prior, model.point_shape), steps)
         return model.first_stage.decode(frozen, points)[0]
 
     (count,) = export.symbolic_shape("count")
-    shapes = [(count,), *((count, *shape) for shape in condition.values())]
+    shapes = [(count,), *((count, *shape) for shape in inputs.values())]
     arguments = (
         {name: jax.ShapeDtypeStruct(np.shape(w), w.dtype) for name, w in weights.items()},
         jax.ShapeDtypeStruct((), jnp.int32),

@@ -229,6 +229,7 @@ def _write(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str
     moments: dict[str, Moments] = {}
     files: dict[str, Any] = {}
     progress = ProgressLine(images.count, "images", about=f"features of {images.name}")
+    progress.compiling()
     for batch in images.batches(runner.batch_size):
         for name, rows in runner(batch).items():
             if name != "logits":

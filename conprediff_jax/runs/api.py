@@ -121,7 +121,8 @@ class Model:
         """Fills holes in images; known pixels are returned unchanged, bit for bit.
 
         A filling depends on the seed, on the image's index in `images`, and on its known pixels. By
-        default, continuous models fill by RePaint, which calls the network up to 2,410 times.
+        default, continuous models fill by RePaint, which calls the network up to 2,410 times, or
+        210 times with `quality="fast"`.
 
         Args:
             images: Images of any size that the model takes.
@@ -133,7 +134,7 @@ class Model:
             batch_size: Images per batch; by default all, up to 64.
             **sampling: Fields of the `sampling` section. With `sampler`, the known part replaces
                 its estimate in the steps of this sampler. Without it, continuous models use
-                RePaint, and `steps`, `jump_length` and `resamplings` are its settings.
+                RePaint, and `quality`, `steps`, `jump_length` and `resamplings` are its settings.
 
         Raises:
             UserError: An argument is out of range or does not fit the model, such as the size of

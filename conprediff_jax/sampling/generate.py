@@ -1,10 +1,9 @@
-"""Draws images from a diffusion model, by one jitted program for each batch size.
+"""Draws images from a diffusion model, by programs that are compiled once for each batch size.
 
 An image is a function of the parameters, the seed and its index. It does not depend on the batch
 size or the number of devices. No function here takes parameters of the context decoder.
 """
 
-import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,6 +15,7 @@ from jaxtyping import Array, ArrayLike, Int32, Key, UInt8
 from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.common.fields import as_kind
+from conprediff_jax.sampling.drawing import Begun, Drawing, Report, divided
 from conprediff_jax.sampling.model import DiffusionModel
 from conprediff_jax.sampling.spec import SamplingSpec
 
@@ -36,30 +36,42 @@ def sampling_keys(
     return random.example_keys(prior, indices), random.example_keys(steps, indices)
 
 
-def make_generate(model: DiffusionModel, spec: SamplingSpec, mesh: Mesh) -> Generate:
+def make_generate(
+    model: DiffusionModel, spec: SamplingSpec, mesh: Mesh, report: Report | None = None
+) -> Generate:
     """A jitted `(params, frozen, seed, indices, labels, texts) -> uint8 images [batch, h, w, 3]`.
 
     `labels` is None for a model without classes. `texts` holds token ids of captions, and is None
     for a model that reads no captions. Images are divided over the batch axes of the mesh where
     these divide their number.
-    """
-    sampler = spec.make(model.process)
 
-    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
-    def generate(params, frozen, seed, indices, labels=None, texts=None):
+    Args:
+        model: The model.
+        spec: The settings of sampling.
+        mesh: The devices.
+        report: A function that is told how many calls of the network are done, and of how many;
+            see `Drawing.in_parts`. None draws by one program, without reports.
+    """
+    sampler, guidance = spec.make(model.process), spec.make_guidance()
+
+    def begin(params, frozen, seed, indices, labels=None, texts=None):
         prior, steps = sampling_keys(seed, indices)
         x_T = model.process.prior(prior, model.point_shape)
         if len(indices) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
             x_T = jax.lax.with_sharding_constraint(x_T, parallel.batch_sharding(mesh))
+        with divided(mesh, len(indices)):
+            condition = model.encode_condition(params, frozen, label=labels, tokens=texts)
+        return Begun(x_T, steps, condition)
 
-        # With guidance, a batch holds the predictions with and without the condition.
-        with parallel.divided_batch(mesh, len(indices), 2 * len(indices)):
-            denoise = model.predictor(
-                params, frozen, label=labels, tokens=texts, guidance=spec.make_guidance()
-            )
-            return model.first_stage.decode(frozen, sampler.sample(denoise, x_T, steps))
+    def walk(params, begun):
+        denoise = model.predictor(params, begun.condition, guidance)
+        return sampler.walk(denoise, begun.x_T, begun.rngs)
 
-    return generate
+    def end(frozen, begun, points):
+        return model.first_stage.decode(frozen, points)
+
+    drawing = Drawing(begin=begin, walk=walk, end=end, mesh=mesh)
+    return drawing.in_parts(report) if report else drawing.whole()
 
 
 def generate_batches(

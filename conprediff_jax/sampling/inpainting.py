@@ -1,4 +1,4 @@
-"""Fills holes in images with a diffusion model, by one jitted program for each batch size.
+"""Fills holes in images with a diffusion model, by programs that are compiled once a batch size.
 
     image, hole painted over -> encode -> sample around the known points -> decode -> blend -> image
 
@@ -15,7 +15,6 @@ batch size or the number of devices.
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,12 +28,13 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from conprediff_jax import parallel
 from conprediff_jax.common import random
-from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data.fitting import Fitted
 from conprediff_jax.data.holes import Hole, painted_over
 from conprediff_jax.diffusion.samplers import Known
 from conprediff_jax.models.first_stage import FirstStage, Pixels
+from conprediff_jax.sampling.drawing import Begun, Drawing, Report, divided
 from conprediff_jax.sampling.generate import sampling_keys
 from conprediff_jax.sampling.model import DiffusionModel, TrainedModel
 from conprediff_jax.sampling.spec import (
@@ -49,27 +49,45 @@ Masks = Bool[Array, "batch height width"]
 Fill = Callable[..., Images]
 
 
-def sampling_for(model: DiffusionModel, **settings: Any) -> SamplingSpec:
+# Settings of RePaint by name. The network is called 210 times, or 2,410 times as in the paper.
+QUALITIES = {
+    "fast": {"steps": 50, "jump_length": 10, "resamplings": 5},
+    "best": {"steps": 250, "jump_length": 10, "resamplings": 10},
+}
+
+
+def sampling_for(
+    model: DiffusionModel, *, quality: str | None = None, usual: str = "best", **settings: Any
+) -> SamplingSpec:
     """The settings for filling holes, by RePaint or by a sampler that replaces the known part.
 
-    Continuous models fill by RePaint unless `settings` name a sampler; RePaint takes 250 steps, or
-    all steps of a shorter process. All others use the model's own `sampling` section.
+    Continuous models fill by RePaint unless `settings` name a sampler. All others use the model's
+    own `sampling` section.
 
     Args:
         model: The model.
+        quality: A key of `QUALITIES`, for RePaint alone. It takes all steps of a shorter process.
+        usual: The quality where `quality` is None.
         **settings: New values by field of the settings; None leaves a field as it is.
 
     Raises:
         UserError: A setting does not fit the model; the message names it.
     """
     own = model.sampling
+    if quality not in (None, *QUALITIES):
+        raise FieldError("quality", f"is {quality!r}: choose one of {', '.join(QUALITIES)}")
     if not isinstance(own, GaussianSampling) or settings.get("sampler") is not None:
+        if quality is not None:
+            raise FieldError(
+                "quality",
+                f"is {quality!r}: it goes with RePaint, for which a model "
+                "must be continuous and no sampler given",
+            )
         return model.sampling_with(**settings)
     shared = [field.name for field in dataclasses.fields(ContinuousSampling)]
-    repaint = RePaintSampling(
-        **{name: getattr(own, name) for name in shared}
-        | {"steps": min(RePaintSampling.steps, model.process.num_steps)}
-    )
+    chosen = QUALITIES[quality or usual]
+    steps = {"steps": min(chosen["steps"], model.process.num_steps)}
+    repaint = RePaintSampling(**{name: getattr(own, name) for name in shared} | chosen | steps)
     return model.checked_sampling(repaint, **settings)
 
 
@@ -147,36 +165,41 @@ def _window(side: int, width: int) -> Float[np.ndarray, "side side"]:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def make_fill(model: DiffusionModel, spec: SamplingSpec, mesh: Mesh) -> Fill:
+def make_fill(
+    model: DiffusionModel, spec: SamplingSpec, mesh: Mesh, report: Report | None = None
+) -> Fill:
     """A jitted `(params, frozen, seed, indices, numbers, images, masks, label, tokens) -> images`.
 
     `indices` are the numbers of the images, and `numbers` those of their fillings. The holes of
     `images`, uint8, are painted over; see `painted_over`. `label` and `tokens` are the arguments of
     `DiffusionModel.encode_condition`. Images are divided over the batch axes of the mesh where
-    these divide their number.
+    these divide their number. `make_generate` explains the arguments.
     """
-    sampler = spec.make(model.process)
+    sampler, guidance = spec.make(model.process), spec.make_guidance()
 
-    @functools.partial(jax.jit, out_shardings=parallel.replicated(mesh))
-    def fill(params, frozen, seed, indices, numbers, images, masks, label=None, tokens=None):
+    def begin(params, frozen, seed, indices, numbers, images, masks, label=None, tokens=None):
         keys = sampling_keys(seed, indices, "inpaint")
         prior, steps = (jax.vmap(jax.random.fold_in)(each, numbers) for each in keys)
         if len(indices) % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
             sharding = parallel.batch_sharding(mesh)
             images, masks = jax.lax.with_sharding_constraint((images, masks), (sharding, sharding))
-
-        # With guidance, a batch holds the predictions with and without the condition.
-        with parallel.divided_batch(mesh, len(indices), 2 * len(indices)):
+        with divided(mesh, len(indices)):
             known = known_points(model.first_stage, frozen, images, masks)
-            x_T = model.process.prior(prior, known.x_0.shape[1:])
-            denoise = model.predictor(
-                params, frozen, label=label, tokens=tokens, guidance=spec.make_guidance()
-            )
-            points = sampler.sample(denoise, x_T, steps, known)
-            decoded = model.first_stage.decode(frozen, points)
+            condition = model.encode_condition(params, frozen, label=label, tokens=tokens)
+        x_T = model.process.prior(prior, known.x_0.shape[1:])
+        return Begun(x_T, steps, condition, known, (images, masks))
+
+    def walk(params, begun):
+        denoise = model.predictor(params, begun.condition, guidance)
+        return sampler.walk(denoise, begun.x_T, begun.rngs, begun.known)
+
+    def end(frozen, begun, points):
+        images, masks = begun.kept
+        decoded = model.first_stage.decode(frozen, points)
         return blend(images, decoded, masks, images.shape[1] // points.shape[1])
 
-    return fill
+    drawing = Drawing(begin=begin, walk=walk, end=end, mesh=mesh)
+    return drawing.in_parts(report) if report else drawing.whole()
 
 
 def laid_over(
@@ -210,8 +233,10 @@ def fill_holes(
     batch_size: int,
     label: int | None = None,
     prompt: str = "",
+    progress: ProgressLine | None = None,
+    done: Callable[[int, int, np.ndarray], None] | None = None,
 ) -> list[UInt8[np.ndarray, "samples height width 3"]]:
-    """Fillings of every hole; the images may differ in size. Logs the progress.
+    """Fillings of every hole; the images may differ in size.
 
     A model with classes gets `label`, or else the image's own class, or else all classes in turn. A
     model that reads captions gets `prompt`.
@@ -225,6 +250,9 @@ def fill_holes(
         batch_size: Fillings at a time.
         label: Class of every image; None for the image's own.
         prompt: Caption of every image.
+        progress: What logs how many fillings are done.
+        done: A function that is called with every filling as soon as it is made: the place of its
+            hole in `holes`, its number and its pixels.
 
     Raises:
         UserError: The model does not take the size of an image, or does not know its class.
@@ -237,7 +265,6 @@ def fill_holes(
         by_size[hole.mask.shape] += [(index, number) for number in range(samples)]
     warn_without_known_points(model, holes)
     found = [np.empty((samples, *hole.image.shape), np.uint8) for hole in holes]
-    progress = ProgressLine(len(holes) * samples, "fillings")
     size = min(batch_size, len(holes) * samples)
     for jobs in by_size.values():
         for start in range(0, len(jobs), size):
@@ -251,7 +278,10 @@ def fill_holes(
             filled = _run(fill, trained, (seed, indices, numbers), chosen, condition)
             for (index, number), image in zip(batch, filled, strict=False):
                 found[index][number] = image
-            progress.add(len(batch))
+                if done:
+                    done(index, number, image)
+            if progress:
+                progress.add(len(batch))
     return found
 
 

@@ -396,19 +396,9 @@ class DiffusionModel:
         return tuple(jnp.split(output, 2))
 
     def predictor(
-        self,
-        params: Any,
-        frozen: dict[str, Any],
-        *,
-        label: Int[Array, "batch"] | None = None,
-        tokens: Int[Array, "batch length"] | None = None,
-        guidance: Guidance = NO_GUIDANCE,
+        self, params: Any, condition: Condition, guidance: Guidance = NO_GUIDANCE
     ) -> Callable[[Points, Time], Prediction]:
-        """The function `(x_t, t) -> prediction` that samplers call, for one condition.
-
-        `encode_condition` and `predict` explain the arguments.
-        """
-        condition = self.encode_condition(params, frozen, label=label, tokens=tokens)
+        """The function `(x_t, t) -> prediction` that samplers call; see `predict`."""
         return lambda x_t, t: self.predict(params, x_t, t, condition, guidance)
 
 

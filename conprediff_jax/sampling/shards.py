@@ -19,6 +19,7 @@ from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_new
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.common.trees import flatten
+from conprediff_jax.sampling.drawing import Report
 from conprediff_jax.sampling.generate import make_generate
 from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.spec import SamplingSpec
@@ -35,6 +36,7 @@ def make_draw(
     *,
     seed: int,
     prompts: Sequence[str] | None = None,
+    report: Report | None = None,
 ) -> Draw:
     """A function from indices, int [batch], to images, uint8 [batch, height, width, 3].
 
@@ -47,9 +49,10 @@ def make_draw(
         seed: Seed of the images, in [0, 2^32).
         prompts: Captions, which a model that reads captions takes in turn; None for the prompts of
             its config.
+        report: See `make_generate`.
     """
     model, seed = trained.model, random.as_seed(seed)
-    generate = make_generate(model, spec, mesh)
+    generate = make_generate(model, spec, mesh, report)
     captions = model.tokenizer(prompts or model.text.prompts) if model.text else None
 
     def draw(indices: np.ndarray) -> np.ndarray:
@@ -68,6 +71,7 @@ def generate_to(
     batch_size: int,
     about: dict,
     shard: int = SHARD,
+    progress: ProgressLine | None = None,
 ) -> list[pathlib.Path]:
     """Draws images 0 to `num - 1` into a folder, and continues where an earlier call stopped.
 
@@ -80,6 +84,7 @@ def generate_to(
         about: The origin of the images as plain data; a folder whose images have another origin is
             refused.
         shard: Images per file.
+        progress: What logs how many images are done.
 
     Returns:
         The files, in order.
@@ -92,7 +97,10 @@ def generate_to(
     missing = [index for index, file in enumerate(files) if not file.exists()]
     sizes = [min(shard, num - index * shard) for index in range(len(files))]
     done = num - sum(sizes[index] for index in missing)
-    progress = ProgressLine(num, "images", done=done)
+    progress = progress or ProgressLine(num, "images")
+    progress.skip(done)
+    if missing:
+        progress.compiling()
     for index in missing:
         drawn = []
         for start in range(0, sizes[index], batch_size):

@@ -3,13 +3,21 @@
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.fields import require
 from conprediff_jax.common.registry import Registry
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.guidance import Guidance
-from conprediff_jax.diffusion.samplers import SAMPLERS, CategoricalSampler, RePaint, Sampler
+from conprediff_jax.diffusion.samplers import (
+    SAMPLERS,
+    CategoricalSampler,
+    RePaint,
+    Sampler,
+    jump_schedule,
+)
 from conprediff_jax.diffusion.samplers.ddim import FINALS
 
 # The class of the `sampling` section, by the kind of the process that is sampled.
@@ -41,6 +49,12 @@ class SamplingSpec:
             raise FieldError("num", f"is {self.num}: it must be at least 1")
         object.__setattr__(self, "guidance_interval", tuple(self.guidance_interval))
         self.make_guidance()  # raises ValueError
+
+    def describe(self) -> str:
+        """How images are drawn, in words for the log."""
+        return f"{self.steps} steps" + (
+            f", guidance {self.guidance:g}" if self.guidance != 1 else ""
+        )
 
     def with_settings(self, **settings: Any) -> "SamplingSpec":
         """These settings with some fields replaced by values of the right types."""
@@ -140,6 +154,10 @@ class GaussianSampling(ContinuousSampling):
             **options,
         )
 
+    def describe(self) -> str:
+        """As in the base class, with the sampler."""
+        return f"{self.sampler}, {super().describe()}"
+
     def with_settings(self, **settings: Any) -> "GaussianSampling":
         """As in the base class; another sampler than DDIM drops the fields that only DDIM has."""
         sampler = settings.get("sampler", self.sampler)
@@ -175,6 +193,10 @@ class TokenSampling(SamplingSpec):
     purity_weight: float = 0.0
     purity_temperature: float = 1.0
 
+    def describe(self) -> str:
+        """As in the base class, with the way in which tokens are revealed."""
+        return f"{self.reveal} tokens, {super().describe()}"
+
     def make(self, process: CategoricalProcess) -> CategoricalSampler:
         """The sampler for a process.
 
@@ -204,6 +226,13 @@ class RePaintSampling(ContinuousSampling):
     steps: int = 250
     jump_length: int = 10
     resamplings: int = 10
+
+    def describe(self) -> str:
+        """As in the base class, with the number of calls of the network."""
+        states = jump_schedule(self.steps, self.jump_length, self.resamplings)
+        return (
+            f"RePaint, {super().describe()}, {(np.diff(states) < 0).sum():,} calls of the network"
+        )
 
     def make(self, process: GaussianProcess) -> RePaint:
         """The sampler for a process.

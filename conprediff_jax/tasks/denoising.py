@@ -162,7 +162,8 @@ class Denoising:
             vectors = model.first_stage.vectors(frozen, x_0)
             weighted, distance = self.context.loss(params["context"], h, vectors, t, keys.context)
             context = (weight * weighted).mean()
-        loss = denoise + self.context.warmup(step) * context
+        context = self.context.warmup(step) * context
+        loss = denoise + context
         metrics = {"loss": loss, "loss/denoise": denoise, "loss/context": context}
         for stride, column in zip(self.context.strides, distance.T, strict=True):
             metrics[f"distance/stride_{stride}"] = column.mean()

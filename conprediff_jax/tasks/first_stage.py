@@ -257,7 +257,8 @@ class FirstStageTraining:
             weight = gan_active * self.loss.gan_weight * adapted
             cotangent += weight * to_image
             loss += weight * gan
-            metrics |= {"loss/generator": gan, "loss/discriminator": critic, "gan_weight": weight}
+            metrics |= {"loss/generator": weight * gan, "gan_weight": weight}
+            metrics["discriminator_loss"] = critic  # no term of the loss: it has its own parameters
         (grads["autoencoder"],) = pullback((cotangent, jnp.ones_like(regulariser)))
         return grads, {"loss": loss} | metrics, codes
 
@@ -291,7 +292,8 @@ class FirstStageTraining:
         if self.perceptual is None:
             return l1, {"loss/l1": l1}
         distance = self.perceptual.apply({"params": frozen}, x, reconstruction).mean()
-        return l1 + self.loss.lpips_weight * distance, {"loss/l1": l1, "loss/lpips": distance}
+        perceptual = self.loss.lpips_weight * distance
+        return l1 + perceptual, {"loss/l1": l1, "loss/lpips": perceptual}
 
     def adversarial(
         self, params: Any, reconstruction: Images, x: Images, gan_active: Float[Array, ""]

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from conprediff_jax import data, parallel
-from conprediff_jax.common import images
+from conprediff_jax.common import images, opening
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import WriteError, writing
+from conprediff_jax.common.files import WriteError, write_text, writing
 from conprediff_jax.config.experiment import Experiment, check_devices, make_experiment
 from conprediff_jax.config.sections import build, naming
 from conprediff_jax.config.vocabulary import with_vocabulary
@@ -183,18 +183,24 @@ def _introduce(
 
     table = parameter_overview.get_parameter_overview(state.params, include_stats="sharding")
     reporter.text("parameters", table)
-    if not int(state.step):
-        logging.info("parameters\n%s", table)
+    if jax.process_index() == 0:
+        write_text(epath.Path(workdir) / "parameters.txt", table + "\n")
     size, source = experiment.data.image_size, data.open_data(experiment.data)
     known, named = experiment.task.num_classes, source.class_names or ()
     if known and len(named) > known:
         raise data.DataError(
             f"{experiment.data.name}: has {len(named)} classes; the model knows {known}"
         )
-    logging.info("%s: %d images of %d x %d", experiment.data.name, len(source), size, size)
-    logging.info("%s", experiment.task.describe())
-    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    logging.info("%s on %s (%s)", workdir, mesh.devices.flat[0].device_kind, axes)
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
+    opening.say(
+        f"{len(source)} images of {experiment.data.name} as {size} x {size} pixels",
+        f"a model of {experiment.task.describe()}",
+        workdir,
+        on=f"{opening.devices()}{f' ({axes})' if axes else ''}",
+    )
+    for name, module in state.params.items():
+        count = sum(leaf.size for leaf in jax.tree.leaves(module))
+        logging.info("%s: %s parameters, listed in parameters.txt", name, f"{count:,}")
     logging.info(
         "%s step %d of %d", "resuming at" if int(state.step) else "starting at",
         int(state.step), experiment.train.steps,

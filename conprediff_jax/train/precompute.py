@@ -218,7 +218,10 @@ def _write(
     """Encodes and writes the shards of this process."""
     share = range(jax.process_index(), manifest.num_shards, jax.process_count())
     total, todo = (sum(len(manifest.shard_range(shard)) for shard in s) for s in (share, shards))
-    progress = ProgressLine(total, "images", done=total - todo)
+    progress = ProgressLine(total, "images")
+    progress.skip(total - todo)
+    if todo:
+        progress.compiling()
     bad = transforms.BadRecords(len(source))
     decode = _Decode(transforms.ToExample(size=experiment.data.image_size))
     threads = grain.ReadOptions(num_threads=experiment.data.threads)

@@ -1,5 +1,6 @@
 """The log of a run: progress lines, TensorBoard events, and an error when the loss diverges."""
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +12,8 @@ from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.progress import Progress
 from conprediff_jax.tasks.spec import TrainSpec
 from conprediff_jax.train.throughput import WAITING, Clock, MeasuredStep
+
+_SOON = 10.0  # seconds after compiling to a line with the time left, where none is due before
 
 
 class DivergedError(UserError):
@@ -44,7 +47,7 @@ class Reporter:
 
         self.progress = Progress(spec.steps, first_step)
         self._spec, self._last_good = spec, last_good
-        self._running = False
+        self._running = self._estimated = False
         self._clock = Clock(began)
         self._measured: MeasuredStep | None = None
         self._peak_share: float | None = None
@@ -76,9 +79,16 @@ class Reporter:
             self._clock.reset()
             self.progress.mark(step)
             self._running = True
-            logging.info("step %d: compiled, running", step)
         if step % self._spec.log_every == 0 or step == self._spec.steps:
             self._write(step)
+        elif not self._estimated and time.monotonic() - self.progress.marked_at > _SOON:
+            jax.block_until_ready(metrics)
+            speed = self.progress.speed(step)
+            logging.info(
+                "step %d/%d  %.2f steps/s  %s left",
+                step, self._spec.steps, speed, self.progress.left(speed, step),
+            )  # fmt: skip
+            self._estimated = True
 
     def check(self) -> list[dict[str, np.ndarray]]:
         """Fetches and checks the metrics that have not been logged yet.
@@ -118,6 +128,13 @@ class Reporter:
         self._clock.close()
         self._writer.close()
 
+    def _speed(self, speed: float) -> str:
+        """The end of a line: the speed and the time left; empty before the speed is known."""
+        if not speed:
+            return ""
+        images, left = speed * self._spec.batch_size, self.progress.left(speed)
+        return f"  {speed:.2f} steps/s  {images:.0f} images/s  {left} left"
+
     def _write(self, step: int) -> None:
         """Logs the means of the pending metrics as a line and as events."""
         pending = self.check()
@@ -131,17 +148,8 @@ class Reporter:
             if self._peak_share is not None:
                 means["speed/mfu"] = self._peak_share * speed
         self._writer.write_scalars(step, means)
-        terms = [f"{k.removeprefix('loss/')} {v:.4f}" for k, v in means.items() if "loss/" in k]
-        logging.info(
-            "step %d/%d  loss %.4f (%s)  %.2f steps/s  %.0f images/s  %s left",
-            step,
-            self._spec.steps,
-            means["loss"],
-            ", ".join(terms),
-            speed,
-            speed * self._spec.batch_size,
-            self.progress.left(speed),
-        )
+        self._estimated = True
+        logging.info("step %d/%d  %s%s", step, self._spec.steps, _losses(means), self._speed(speed))
         waiting = means.get("speed/data_wait", 0.0)
         if waiting > WAITING:
             logging.warning(
@@ -149,3 +157,11 @@ class Reporter:
                 "or encode latents ahead of time",
                 100 * waiting,
             )
+
+
+def _losses(means: dict[str, float]) -> str:
+    """The loss as the sum of its terms, then the losses of what is trained beside it."""
+    terms = {name[5:]: value for name, value in means.items() if name.startswith("loss/")}
+    beside = {name: value for name, value in means.items() if name.endswith("_loss")}
+    said = f"loss {means['loss']:.4f} = " + " + ".join(f"{k} {v:.4f}" for k, v in terms.items())
+    return said + "".join(f", {k.removesuffix('_loss')} {v:.4f}" for k, v in beside.items())

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from conprediff_jax.common.progress import COMPILING, clock
 from conprediff_jax.tasks.spec import trace_window
 from conprediff_jax.xla.chips import peak_flops
 from conprediff_jax.xla.cost import program_cost
@@ -49,7 +50,10 @@ class MeasuredStep:
     def __call__(self, state: Any, batch: Any) -> Any:
         """Does the next step."""
         if self._compiled is None:
+            logging.info("%s", COMPILING)
+            began = time.monotonic()
             self._compiled = self._jitted.lower(state, batch).compile()
+            logging.info("compiled in %s", clock(time.monotonic() - began))
         self._step += 1
         if self._start <= self._step <= self._stop and not self._tracing:
             jax.profiler.start_trace(self._workdir)

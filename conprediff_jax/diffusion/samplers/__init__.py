@@ -1,6 +1,6 @@
 """Samplers: those of Gaussian processes, which `SAMPLERS` names, and that of categorical ones."""
 
-from conprediff_jax.diffusion.samplers.base import Known, Sampler, step_noise
+from conprediff_jax.diffusion.samplers.base import Known, Sampler, Walk, step_noise
 from conprediff_jax.diffusion.samplers.categorical import CategoricalSampler
 from conprediff_jax.diffusion.samplers.ddim import DDIM
 from conprediff_jax.diffusion.samplers.ddpm import DDPM
@@ -22,6 +22,7 @@ __all__ = [
     "Known",
     "RePaint",
     "Sampler",
+    "Walk",
     "jump_schedule",
     "step_noise",
 ]

@@ -24,12 +24,12 @@ Flawed" (arXiv 2305.08891), table 2.
 import abc
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float64, Int, Int64, Key, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Float64, Int, Int64, Key, Shaped
 
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.diffusion.gaussian import GaussianProcess
@@ -53,6 +53,36 @@ class Coefficients(NamedTuple):
     epsilon: StepTable | None = None
     previous_x_0: StepTable | None = None
     noise: StepTable | None = None
+
+
+class Walk(NamedTuple):
+    """The way of a sampler from noise to the sample, one call of the network after the other.
+
+    Attributes:
+        start: What is carried from step to step, before the first one.
+        rows: A tree of arrays with one row for every step.
+        step: A function `(carried, row) -> carried` that calls the network once.
+        finish: A function from what the last step returns to the sample.
+    """
+
+    start: Any
+    rows: Any
+    step: Callable[[Any, Any], Any]
+    finish: Callable[[Any], Array]
+
+    def whole(self) -> Array:
+        """Goes all the way. Call it under `jit`; the network is then compiled once."""
+        carried, _ = jax.lax.scan(lambda x, row: (self.step(x, row), None), self.start, self.rows)
+        return self.finish(carried)
+
+    def part(self, carried: Any, first: Int[ArrayLike, ""], last: Int[ArrayLike, ""]) -> Any:
+        """Goes from before step `first` to before step `last`, which may be traced numbers."""
+
+        def step(index: Int[Array, ""], carried: Any) -> Any:
+            row = jax.tree.map(lambda column: jnp.asarray(column)[index], self.rows)
+            return self.step(carried, row)
+
+        return jax.lax.fori_loop(first, last, step, carried)
 
 
 class Known(NamedTuple):
@@ -261,13 +291,23 @@ class Sampler(abc.ABC):
         Returns:
             The sample, in the shape of `x_T`, float32, not clipped. Its known part is `known.x_0`.
         """
+        return self.walk(denoise, x_T, rngs, known).whole()
+
+    def walk(
+        self,
+        denoise: Denoise,
+        x_T: Points,
+        rngs: Key[Array, "batch"],
+        known: Known | None = None,
+    ) -> Walk:
+        """The reverse process step by step; `sample` explains the arguments."""
         calls = self.num_model_calls
         table = jax.tree.map(lambda column: column.astype(np.float32), self.coefficients())
         x_T = x_T.astype(jnp.float32)
 
-        def step(carry, this_step):
-            x_t, previous_x_0 = carry
-            index, time, c = this_step
+        def step(carried, row):
+            x_t, previous_x_0 = carried
+            index, time, c = row
             t = jnp.full(x_t.shape[:1], time)
             if known is not None:  # eq. (2), with noise of its own
                 z = step_noise(rngs, calls + index, x_t.shape[1:])
@@ -276,8 +316,10 @@ class Sampler(abc.ABC):
             z = None if c.noise is None else step_noise(rngs, index, x_t.shape[1:])
             terms = zip(c, (x_t, x_0, epsilon, previous_x_0, z), strict=True)
             x_s = sum(scale * term for scale, term in terms if scale is not None)  # eq. (1)
-            return (x_s, x_0), None
+            return x_s, x_0
 
-        steps = (jnp.arange(calls), self.call_times.astype(self.process.time_dtype), table)
-        (x_0, _), _ = jax.lax.scan(step, (x_T, jnp.zeros_like(x_T)), steps)
-        return x_0 if known is None else known.into(x_0)
+        def finish(carried):
+            return carried[0] if known is None else known.into(carried[0])
+
+        rows = (jnp.arange(calls), self.call_times.astype(self.process.time_dtype), table)
+        return Walk((x_T, jnp.zeros_like(x_T)), rows, step, finish)

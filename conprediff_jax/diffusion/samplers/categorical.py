@@ -36,7 +36,7 @@ from conprediff_jax.diffusion.categorical import (
     Tokens,
     posterior,
 )
-from conprediff_jax.diffusion.samplers.base import Denoise, Known, spaced_times
+from conprediff_jax.diffusion.samplers.base import Denoise, Known, Walk, spaced_times
 
 REVEALS = ("posterior", "random", "purity")
 
@@ -172,6 +172,16 @@ class CategoricalSampler:
         Returns:
             Tokens without masks, in the shape of `x_T`, int32. The known ones are `known.x_0`.
         """
+        return self.walk(denoise, x_T, rngs, known).whole()
+
+    def walk(
+        self,
+        denoise: Denoise,
+        x_T: Tokens,
+        rngs: Key[Array, "batch"],
+        known: Known | None = None,
+    ) -> Walk:
+        """The reverse process step by step; `sample` explains the arguments."""
         num_tokens = int(np.prod(x_T.shape[1:]))
         calls = self.calls(num_tokens)
         table = jax.tree.map(
@@ -186,20 +196,20 @@ class CategoricalSampler:
         def given(x: Array) -> Array:
             return x if known is None else known.into(x)
 
-        def step(x_t, this_call):
-            index, time, final, before, after, transition = this_call
+        def step(x_t, row):
+            index, time, final, before, after, transition = row
             t = jnp.full(x_t.shape[:1], time)
             log_p = self.process.predict_x0(denoise(x_t, t), x_t, t)
             if self.truncation < 1:
                 log_p = truncate(log_p, self.truncation)
             keys = jax.vmap(lambda rng: jax.random.fold_in(rng, index))(rngs)
             if self.reveal == "posterior":
-                return given(_draw(keys, posterior(log_p, x_t, transition))), None
+                return given(_draw(keys, posterior(log_p, x_t, transition)))
             counts = unknown * after // num_tokens - unknown * before // num_tokens
-            return given(self._reveal(keys, log_p, x_t, counts, final)), None
+            return given(self._reveal(keys, log_p, x_t, counts, final))
 
         revealed = np.cumsum(calls.counts).astype(np.int32)
-        columns = (
+        rows = (
             jnp.arange(len(calls.times)),
             calls.times.astype(np.int32),
             calls.previous < 0,
@@ -207,7 +217,7 @@ class CategoricalSampler:
             revealed,
             table,
         )
-        return jax.lax.scan(step, given(x_T.astype(jnp.int32)), columns)[0]
+        return Walk(given(x_T.astype(jnp.int32)), rows, step, lambda x_0: x_0)
 
     def _reveal(
         self,

@@ -15,12 +15,14 @@ Krizhevsky (2014, arXiv 1404.5997).
 
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+import numpy as np
+from jaxtyping import Array, Float, UInt8
 
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.metrics.networks.vgg16 import VGG16
@@ -28,6 +30,8 @@ from conprediff_jax.weights import cached
 from conprediff_jax.weights.tensors import Table, parameter_shapes
 
 Images = Float[Array, "batch height width 3"]
+Pictures = UInt8[np.ndarray, "batch height width 3"]
+Distance = Callable[[Pictures, Pictures], Float[np.ndarray, "batch"]]
 
 # ImageNet's mean and deviation, for images in [-1, 1].
 SHIFT = (-0.030, -0.088, -0.188)
@@ -142,6 +146,30 @@ def load(
         return table(model).read(kept)
     except ValueError as error:
         raise UserError(f"{trunk}, {heads}: {error}") from error
+
+
+def distance(
+    network: str, trunk: str | os.PathLike, heads: str | os.PathLike, *, cache: str | os.PathLike
+) -> Distance:
+    """The distance (1) as a compiled function of two batches of images.
+
+    Args:
+        network: A key of `TRUNKS`.
+        trunk: See `load`.
+        heads: See `load`.
+        cache: See `load`.
+
+    Raises:
+        UserError: A file is missing, unreadable, or of another network.
+    """
+    model = LPIPS(network=network)
+    params = jax.device_put(load(model, trunk, heads, cache=cache))
+
+    @jax.jit
+    def compute(x, y):
+        return model.apply({"params": params}, x / 127.5 - 1, y / 127.5 - 1)
+
+    return lambda x, y: np.asarray(compute(x, y))
 
 
 def table(model: LPIPS) -> Table:

@@ -1,0 +1,122 @@
+"""Draws a batch as one jitted program, or in parts that tell how far they are.
+
+    begin: noise, keys, condition -> walk: calls of the network -> end: points to images
+
+Both ways do the same operations in the same order. Parts are programs of their own, and the number
+of calls in a part is an argument of its program, so no part is compiled twice. A part lasts about a
+second, which leaves the device idle for less than a thousandth of its time. Callbacks from inside
+one program would not: JAX keeps no program with a callback in its cache, and would compile it anew
+in every process.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from jaxtyping import Array, Key, Shaped, UInt8
+
+from conprediff_jax import parallel
+from conprediff_jax.diffusion.samplers import Known, Walk
+from conprediff_jax.sampling.model import Condition
+
+Images = UInt8[Array, "batch height width 3"]
+Points = Shaped[Array, "batch *point"]
+Report = Callable[[int, int], None]
+
+_SECONDS = 1.0  # length of a part, at most, unless one call of the network takes longer
+
+
+class Begun(NamedTuple):
+    """What is known of a batch before the network is called.
+
+    Attributes:
+        x_T: The points that sampling starts from.
+        rngs: The keys of the steps.
+        condition: The condition, encoded once for all steps.
+        known: The part of the points that is known; None for no part.
+        kept: What `end` needs besides the points.
+    """
+
+    x_T: Points
+    rngs: Key[Array, "batch"]
+    condition: Condition
+    known: Known | None = None
+    kept: Any = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How a batch is drawn, as three functions to be traced.
+
+    Attributes:
+        begin: A function from params, frozen and further inputs of a batch to `Begun`.
+        walk: A function from params and `Begun` to the way of the sampler.
+        end: A function from frozen, `Begun` and the last points to images.
+        mesh: The devices.
+    """
+
+    begin: Callable[..., Begun]
+    walk: Callable[[Any, Begun], Walk]
+    end: Callable[[Any, Begun, Points], Images]
+    mesh: Mesh
+
+    def whole(self) -> Callable[..., Images]:
+        """One jitted function from params, frozen and further inputs to images."""
+
+        def draw(params: Any, frozen: Any, *inputs: Any, **named: Any) -> Images:
+            begun = self.begin(params, frozen, *inputs, **named)
+            with divided(self.mesh, len(begun.rngs)):
+                return self.end(frozen, begun, self.walk(params, begun).whole())
+
+        return jax.jit(draw, out_shardings=parallel.replicated(self.mesh))
+
+    def in_parts(self, report: Report) -> Callable[..., Images]:
+        """A function with the arguments and the result of `whole`, for one process.
+
+        Args:
+            report: A function that is called after every part with the number of calls of the
+                network that are done, and their number in all.
+        """
+
+        @jax.jit
+        def begin(params: Any, frozen: Any, *inputs: Any, **named: Any) -> tuple[Begun, Any]:
+            begun = self.begin(params, frozen, *inputs, **named)
+            with divided(self.mesh, len(begun.rngs)):
+                return begun, self.walk(params, begun).start
+
+        def part(params: Any, begun: Begun, carried: Any, first: Any, last: Any) -> Any:
+            with divided(self.mesh, len(begun.rngs)):
+                return self.walk(params, begun).part(carried, first, last)
+
+        def end(params: Any, frozen: Any, begun: Begun, carried: Any) -> Images:
+            with divided(self.mesh, len(begun.rngs)):
+                return self.end(frozen, begun, self.walk(params, begun).finish(carried))
+
+        advance = jax.jit(part, donate_argnums=2)
+        finish = jax.jit(end, out_shardings=parallel.replicated(self.mesh))
+
+        def draw(params: Any, frozen: Any, *inputs: Any, **named: Any) -> Images:
+            begun, carried = begin(params, frozen, *inputs, **named)
+            rows = jax.eval_shape(lambda: self.walk(params, begun).rows)
+            calls = len(jax.tree.leaves(rows)[0])
+            done, size = 0, 1
+            while done < calls:
+                started, last = time.monotonic(), min(done + size, calls)
+                carried = jax.block_until_ready(advance(params, begun, carried, done, last))
+                done = last
+                report(done, calls)
+                if time.monotonic() - started < _SECONDS / 2:
+                    size *= 2
+            return finish(params, frozen, begun, carried)
+
+        return draw
+
+
+def divided(mesh: Mesh, count: int) -> AbstractContextManager[None]:
+    """The context in which a batch of `count` images stays divided over the devices."""
+    # With guidance, a batch holds the predictions with and without the condition.
+    return parallel.divided_batch(mesh, count, 2 * count)
