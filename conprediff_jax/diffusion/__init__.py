@@ -1,6 +1,8 @@
 """Diffusion processes and their samplers, which take functions and arrays and know no network."""
 
 from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.diffusion.edm import EDMProcess
+from conprediff_jax.diffusion.flow import FlowProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.process import PROCESSES, Corrupted, Process
 from conprediff_jax.diffusion.samplers import (
@@ -21,6 +23,8 @@ __all__ = [
     "CategoricalSampler",
     "Corrupted",
     "DPMSolverPP2M",
+    "EDMProcess",
+    "FlowProcess",
     "GaussianProcess",
     "Process",
     "Sampler",

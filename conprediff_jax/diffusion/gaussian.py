@@ -22,26 +22,29 @@ the min-SNR weight Hang et al. 2023, "Efficient Diffusion Training via Min-SNR W
 import dataclasses
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.keys import fixed
 from conprediff_jax.diffusion import schedules
-from conprediff_jax.diffusion.guidance import Guidance, extrapolated, rescaled
-from conprediff_jax.diffusion.process import PROCESSES, Corrupted, Time
+from conprediff_jax.diffusion.additive import (
+    LOSS_NORMS,
+    AdditiveNoise,
+    AnyTime,
+    Points,
+    Scale,
+    beside,
+)
+from conprediff_jax.diffusion.process import PROCESSES, Time
 from conprediff_jax.diffusion.times import TableTimes
 
 PREDICTIONS = ("epsilon", "x0", "v")
-LOSS_NORMS = ("l1", "l2")
 WEIGHTINGS = ("constant", "min_snr")
 
 # Below this value the signal is lost in float32, and a division by its root makes no sense.
 MIN_ALPHA_BAR = 1e-20
-
-Points = Float[Array, "batch *grid channels"]
 
 
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
@@ -49,14 +52,14 @@ def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
         raise FieldError(field, f"is {value!r}; choose one of {', '.join(choices)}")
 
 
-def _gather(table: np.ndarray, t: Time, like: Points) -> Float[Array, "batch ..."]:
-    """Returns `table[t]` in float32, in a shape that broadcasts against `like`."""
-    return jnp.asarray(table, jnp.float32)[t].reshape((-1,) + (1,) * (like.ndim - 1))
+def _at(table: np.ndarray, t: AnyTime) -> Scale:
+    """Returns `table[t]`, float64 for times in NumPy and float32 otherwise."""
+    return table[t] if isinstance(t, np.ndarray) else jnp.asarray(table, jnp.float32)[t]
 
 
 @PROCESSES.register("gaussian")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GaussianProcess(TableTimes):
+class GaussianProcess(AdditiveNoise, TableTimes):
     """Gaussian diffusion of arrays `[batch, *grid, channels]`; a `Process`.
 
     Arithmetic and results are float32, whatever the dtype of the arguments.
@@ -87,8 +90,6 @@ class GaussianProcess(TableTimes):
     weighting: str = "constant"
     snr_max: float = 5.0
     snr_min: float = 0.0
-
-    discrete = False
 
     def __post_init__(self):
         _check_choice("prediction", self.prediction, PREDICTIONS)
@@ -127,30 +128,25 @@ class GaussianProcess(TableTimes):
         power = {"l1": 0.5, "l2": 1.0}[self.loss_norm]
         return np.clip(snr, self.snr_min, self.snr_max) / squared_scale**power
 
-    def _signal(self, t: Time, like: Points) -> Float[Array, "batch ..."]:
-        return _gather(np.sqrt(self.alpha_bars), t, like)
+    def signal(self, t: AnyTime) -> Scale:
+        """Returns sqrt(alpha_bar), the factor of x_0 in eq. (1)."""
+        return _at(np.sqrt(self.alpha_bars), t)
 
-    def _sigma(self, t: Time, like: Points) -> Float[Array, "batch ..."]:
-        return _gather(np.sqrt(1 - self.alpha_bars), t, like)
+    def noise(self, t: AnyTime) -> Scale:
+        """Returns sqrt(1 - alpha_bar), the factor of epsilon in eq. (1)."""
+        return _at(np.sqrt(1 - self.alpha_bars), t)
 
-    def alpha_bar(self, t: Time) -> Float[Array, "batch"]:
-        """Returns the share of the signal's power that is kept at `t`, in (0, 1), float32."""
-        return jnp.asarray(self.alpha_bars, jnp.float32)[t]
+    def length(self, t: AnyTime) -> Scale:
+        """Returns 1: x_t keeps the variance of x_0 if that is 1."""
+        return _at(np.ones(self.num_steps), t)
 
-    def prior(
-        self, rngs: Key[Array, "batch"], shape: tuple[int, ...]
-    ) -> Float[Array, "batch *grid channels"]:
-        """Draws standard normal points, `[batch, *shape]`, float32."""
-        return jax.vmap(lambda rng: jax.random.normal(rng, shape, jnp.float32))(rngs)
+    def alpha_bar(self, t: AnyTime) -> Scale:
+        """Returns the share of the signal's power that is kept at `t`, in (0, 1)."""
+        return _at(self.alpha_bars, t)
 
-    def corrupt(self, rngs: Key[Array, "batch"], x_0: Points, t: Time) -> Corrupted:
-        """Draws standard normal noise and adds it to `x_0` by eq. (1)."""
-        noise = jax.vmap(lambda rng: jax.random.normal(rng, x_0.shape[1:], jnp.float32))(rngs)
-        return Corrupted(self.add_noise(x_0, noise, t), noise)
-
-    def add_noise(self, x_0: Points, noise: Points, t: Time) -> Points:
-        """Computes `x_t` from clean data and noise by eq. (1)."""
-        return self._signal(t, x_0) * x_0 + self._sigma(t, x_0) * noise
+    def loss_weight(self, t: Time) -> Float[Array, "batch"]:
+        """Returns the weight of the error in the prediction's own space, float32."""
+        return _at(self.loss_weights, t)
 
     def target(self, x_0: Points, noise: Points, t: Time) -> Points:
         """Returns what the network should predict: epsilon, x_0 or v (eq. 2), float32."""
@@ -161,25 +157,8 @@ class GaussianProcess(TableTimes):
             case "x0":
                 return x_0
             case _:
-                return self._signal(t, x_0) * noise - self._sigma(t, x_0) * x_0
-
-    def loss(
-        self, output: Points, x_0: Points, x_t: Points, noise: Points, t: Time
-    ) -> Float[Array, "batch"]:
-        """Returns the weighted error of every example, a mean over points and channels, float32.
-
-        Args:
-            output: The output of the network for `x_t`.
-            x_0: Clean data.
-            x_t: Corrupted data. It is not used here, but is part of the protocol `Process`.
-            noise: The standard normal noise in `x_t`.
-            t: Diffusion times.
-        """
-        del x_t
-        error = output.astype(jnp.float32) - self.target(x_0, noise, t)
-        error = jnp.square(error) if self.loss_norm == "l2" else jnp.abs(error)
-        weight = jnp.asarray(self.loss_weights, jnp.float32)[t]
-        return weight * jnp.mean(error, axis=tuple(range(1, error.ndim)))
+                signal, sigma = beside(self.signal(t), x_0), beside(self.noise(t), x_0)
+                return signal * noise - sigma * x_0
 
     def to_x0_and_epsilon(self, output: Points, x_t: Points, t: Time) -> tuple[Points, Points]:
         """Converts the network's output into estimates of x_0 and epsilon that satisfy eq. (1).
@@ -189,7 +168,7 @@ class GaussianProcess(TableTimes):
         x_0, which is 2e4 at the end of a cosine schedule of 1000 steps.
         """
         output, x_t = output.astype(jnp.float32), x_t.astype(jnp.float32)
-        signal, sigma = self._signal(t, x_t), self._sigma(t, x_t)
+        signal, sigma = beside(self.signal(t), x_t), beside(self.noise(t), x_t)
         match self.prediction:
             case "epsilon":
                 return (x_t - sigma * output) / signal, output
@@ -197,16 +176,3 @@ class GaussianProcess(TableTimes):
                 return output, self.to_epsilon(output, x_t, t)
             case _:
                 return signal * x_t - sigma * output, signal * output + sigma * x_t
-
-    def to_epsilon(self, x_0: Points, x_t: Points, t: Time) -> Points:
-        """Returns the noise in `x_t` for a given `x_0`: eq. (1) solved for epsilon."""
-        return (x_t - self._signal(t, x_t) * x_0) / self._sigma(t, x_t)
-
-    def predict_x0(self, output: Points, x_t: Points, t: Time) -> Points:
-        """Converts the network's output into an estimate of x_0, float32, not clipped."""
-        return self.to_x0_and_epsilon(output, x_t, t)[0]
-
-    def guide(self, conditional: Points, unconditional: Points, guidance: Guidance) -> Points:
-        """Applies guidance to the predictions; epsilon, x_0 and v are linear in each other."""
-        guided = extrapolated(conditional, unconditional, guidance.scale)
-        return rescaled(guided, conditional, guidance.rescale)

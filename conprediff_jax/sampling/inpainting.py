@@ -15,6 +15,7 @@ batch size or the number of devices.
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,7 +40,6 @@ from conprediff_jax.sampling.generate import sampling_keys
 from conprediff_jax.sampling.model import DiffusionModel, TrainedModel
 from conprediff_jax.sampling.spec import (
     ContinuousSampling,
-    GaussianSampling,
     RePaintSampling,
     SamplingSpec,
 )
@@ -61,8 +61,8 @@ def sampling_for(
 ) -> SamplingSpec:
     """The settings for filling holes, by RePaint or by a sampler that replaces the known part.
 
-    Continuous models fill by RePaint unless `settings` name a sampler. All others use the model's
-    own `sampling` section.
+    Models of vectors fill by RePaint unless `settings` name a sampler. Models of tokens use their own
+    `sampling` section.
 
     Args:
         model: The model.
@@ -76,7 +76,7 @@ def sampling_for(
     own = model.sampling
     if quality not in (None, *QUALITIES):
         raise FieldError("quality", f"is {quality!r}: choose one of {', '.join(QUALITIES)}")
-    if not isinstance(own, GaussianSampling) or settings.get("sampler") is not None:
+    if not isinstance(own, ContinuousSampling) or settings.get("sampler") is not None:
         if quality is not None:
             raise FieldError(
                 "quality",
@@ -86,7 +86,7 @@ def sampling_for(
         return model.sampling_with(**settings)
     shared = [field.name for field in dataclasses.fields(ContinuousSampling)]
     chosen = QUALITIES[quality or usual]
-    steps = {"steps": min(chosen["steps"], model.process.num_steps)}
+    steps = {"steps": min(chosen["steps"], getattr(model.process, "num_steps", math.inf))}
     repaint = RePaintSampling(**{name: getattr(own, name) for name in shared} | chosen | steps)
     return model.checked_sampling(repaint, **settings)
 

@@ -1,17 +1,20 @@
 """The `sampling` sections of configs: how images are drawn from each kind of model."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.fields import require
 from conprediff_jax.common.registry import Registry
+from conprediff_jax.diffusion.additive import AdditiveNoise, ContinuousNoise
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.guidance import Guidance
 from conprediff_jax.diffusion.samplers import (
+    GENERAL_SAMPLERS,
     SAMPLERS,
     CategoricalSampler,
     RePaint,
@@ -97,7 +100,7 @@ class GaussianSampling(ContinuousSampling):
     """The `sampling` section of continuous models.
 
     Attributes:
-        sampler: A key of `diffusion.samplers.SAMPLERS`.
+        sampler: A key of `diffusion.samplers.GENERAL_SAMPLERS`.
         spacing: The spacing of the times that are visited: 'leading', 'trailing' or 'linspace'.
         steps_offset: Number that is added to times of 'leading' spacing; the original latent
             diffusion has 1.
@@ -124,8 +127,7 @@ class GaussianSampling(ContinuousSampling):
 
     def __post_init__(self):
         super().__post_init__()
-        if self.sampler not in SAMPLERS:
-            raise FieldError("sampler", f"is {self.sampler!r}: choose one of {tuple(SAMPLERS)}")
+        _check_sampler(self.sampler, tuple(GENERAL_SAMPLERS))
         if self.final not in FINALS:
             raise FieldError("final", f"is {self.final!r}: choose one of {FINALS}")
         if self.eta and self.sampler != "ddim":
@@ -144,7 +146,7 @@ class GaussianSampling(ContinuousSampling):
             "clipped_epsilon": self.clipped_epsilon,
         }
         options = ddim if self.sampler == "ddim" else {}
-        return SAMPLERS[self.sampler](
+        return GENERAL_SAMPLERS[self.sampler](
             process=process,
             steps=self.steps,
             spacing=self.spacing,
@@ -170,6 +172,136 @@ class GaussianSampling(ContinuousSampling):
 
 def _ddim_only(value: Any, sampler: str) -> str:
     return f"is {value!r}: only the sampler 'ddim' has it, and the sampler is {sampler!r}"
+
+
+def _check_sampler(sampler: str, choices: tuple[str, ...]) -> None:
+    if sampler not in choices:
+        raise FieldError(
+            "sampler", f"is {sampler!r}, which does not fit the process: choose one of {choices}"
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ContinuousTimeSampling(ContinuousSampling):
+    """The settings that the `sampling` sections of processes in continuous time share.
+
+    Attributes:
+        sampler: The sampler, one of the keys of `owned`.
+        spacing: The spacing of the times that are visited: 'trailing' or 'linspace'; see
+            `continuous_times`.
+        eta: Share of DDPM's noise that DDIM adds, in [0, 1].
+        owned: For every sampler that fits the process, the fields that it reads beside those that
+            all samplers read. They are no keys of the others.
+
+    Raises:
+        FieldError: A field is out of its range or choices, or belongs to another sampler.
+    """
+
+    clip: float = 0.0
+    sampler: str
+    spacing: str
+    eta: float = 0.0
+
+    owned: ClassVar[Mapping[str, tuple[str, ...]]]
+
+    def __post_init__(self):
+        super().__post_init__()
+        _check_sampler(self.sampler, tuple(self.owned))
+        for name, default in self._of_others(self.sampler).items():
+            if getattr(self, name) != default:
+                raise FieldError(name, self._refusal(name, getattr(self, name), self.sampler))
+
+    @classmethod
+    def _of_others(cls, sampler: str) -> dict[str, Any]:
+        """The fields that a sampler does not read, with their defaults."""
+        others = {name for names in cls.owned.values() for name in names}
+        fields = {field.name: field.default for field in dataclasses.fields(cls)}
+        return {name: fields[name] for name in sorted(others - set(cls.owned.get(sampler, ())))}
+
+    def _refusal(self, name: str, value: Any, sampler: str) -> str:
+        owners = " and ".join(repr(owner) for owner, names in self.owned.items() if name in names)
+        return f"is {value!r}: only {owners} reads it, and the sampler is {sampler!r}"
+
+    def with_settings(self, **settings: Any) -> "ContinuousTimeSampling":
+        """As in the base class; another sampler drops the fields that it does not read."""
+        sampler = settings.get("sampler", self.sampler)
+        for name, default in self._of_others(sampler).items():
+            if settings.setdefault(name, default) != default:
+                raise FieldError(name, self._refusal(name, settings[name], sampler))
+        return super().with_settings(**settings)
+
+    def make(self, process: ContinuousNoise) -> Sampler:
+        """The sampler for a process.
+
+        Raises:
+            ValueError: A field is out of its range or choices.
+        """
+        return SAMPLERS[self.sampler](
+            process=process,
+            steps=self.steps,
+            clip=self.clip or None,
+            **{name: getattr(self, name) for name in self.owned[self.sampler]},
+        )
+
+
+@SAMPLINGS.register("flow")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowSampling(ContinuousTimeSampling):
+    """The `sampling` section of flow matching.
+
+    'euler' and 'heun' follow the flow. 'sde' is SiT's sampler, with 250 steps of which the numbers
+    of SiT are published; those of the flow are worse.
+
+    Attributes:
+        diffusion: How much noise 'sde' adds at each time; see `SDE`.
+        diffusion_scale: A factor of that noise's variance, at least 0.
+        last_step: The share of times of the last step of 'sde', which adds no noise.
+    """
+
+    sampler: str = "euler"
+    spacing: str = "trailing"
+    diffusion: str = "sigma"
+    diffusion_scale: float = 1.0
+    last_step: float = 0.04
+
+    owned: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "euler": ("spacing",),
+        "heun": ("spacing",),
+        "sde": ("diffusion", "diffusion_scale", "last_step"),
+        "ddim": ("spacing", "eta"),
+        "ddpm": ("spacing",),
+        "dpm_solver": ("spacing",),
+    }
+
+
+@SAMPLINGS.register("edm")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EDMSampling(ContinuousTimeSampling):
+    """The `sampling` section of EDM.
+
+    Attributes:
+        churn: Strength of the noise that 'heun' adds; 0 for none. `Heun` explains it and the next
+            three.
+        churn_min: Lowest noise level with churn.
+        churn_max: Highest noise level with churn; None for no limit.
+        churn_noise: Factor of the noise of churn.
+    """
+
+    steps: int = 18
+    sampler: str = "heun"
+    spacing: str = "linspace"
+    churn: float = 0.0
+    churn_min: float = 0.0
+    churn_max: float | None = None
+    churn_noise: float = 1.0
+
+    owned: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "heun": ("spacing", "churn", "churn_min", "churn_max", "churn_noise"),
+        "euler": ("spacing",),
+        "ddim": ("spacing", "eta"),
+        "ddpm": ("spacing",),
+        "dpm_solver": ("spacing",),
+    }
 
 
 @SAMPLINGS.register("mask_and_replace")
@@ -234,7 +366,7 @@ class RePaintSampling(ContinuousSampling):
             f"RePaint, {super().describe()}, {(np.diff(states) < 0).sum():,} calls of the network"
         )
 
-    def make(self, process: GaussianProcess) -> RePaint:
+    def make(self, process: AdditiveNoise) -> RePaint:
         """The sampler for a process.
 
         Raises:

@@ -1,18 +1,23 @@
 """What the samplers share: the times that they visit, and one linear update.
 
 A sampler visits times t_0 > t_1 > ... of the process. At each it calls the network once, and moves
-from x_t to x_s, where s < t is the next time that it visits, or the clean end. The steps of DDPM,
-DDIM and DPM-Solver++(2M) all have the form
+from x_t to x_s, where s < t is the next time that it visits, or the clean end. The steps of all
+samplers have the form
 
-    x_s = c_x x_t + c_0 x0_hat + c_e epsilon_hat + c_p x0_hat(previous step) + c_n z      (1)
+    x_s = c_x x_t + c_0 x0_hat + c_e epsilon_hat + c_p x0_hat' + c_q epsilon_hat' + c_n z (1)
 
-with z standard normal. So a sampler is a table of coefficients, which is computed once in float64
-and run by one `lax.scan` in float32.
+with z standard normal, and with the estimates x0_hat' and epsilon_hat' of the previous call. So a
+sampler is a table of coefficients, which is computed once in float64 and run by one `lax.scan` in
+float32.
+
+DDPM, DDIM, DPM-Solver++ and RePaint are written for processes that keep the variance of the data.
+For another process with additive noise their tables hold for x_t / r(t), where r is
+`AdditiveNoise.length`, and `Coefficients.scaled` turns them into tables for x_t.
 
 Where a part of the clean points is known, that part of x_t is drawn anew from q(x_t | x_0) before
 every call of the network, and the rest is sampled:
 
-    x_t <- mask (sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) z') + (1 - mask) x_t       (2)
+    x_t <- mask (signal(t) x_0 + noise(t) z') + (1 - mask) x_t                            (2)
 
 The known part is replaced as in Song et al. 2021, "Score-Based Generative Modeling through
 Stochastic Differential Equations" (arXiv 2011.13456), section 5.
@@ -29,19 +34,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float, Float64, Int, Int64, Key, Shaped
+from jaxtyping import Array, ArrayLike, Bool, Float, Float64, Int, Int64, Key, Real, Shaped
 
 from conprediff_jax.common.errors import FieldError
-from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.diffusion.additive import AdditiveNoise, Points
 from conprediff_jax.diffusion.process import Time
+from conprediff_jax.diffusion.times import TableTimes
 
 SPACINGS = ("leading", "trailing", "linspace")
+CONTINUOUS_SPACINGS = ("trailing", "linspace")
 
 # The first time visited must be at least this share of T, since sampling starts from noise alone.
 NOISY_END = 2 / 3
 
 Denoise = Callable[[Array, Array], Array]
-Points = Float[Array, "batch *grid channels"]
 StepTable = Float64[np.ndarray, "steps"]
 
 
@@ -52,7 +58,20 @@ class Coefficients(NamedTuple):
     x_0: StepTable | None = None
     epsilon: StepTable | None = None
     previous_x_0: StepTable | None = None
+    previous_epsilon: StepTable | None = None
     noise: StepTable | None = None
+
+    def scaled(self, start: StepTable, end: StepTable) -> "Coefficients":
+        """Returns the table for x_t, given that of x_t / r(t).
+
+        Args:
+            start: r at the time of each call.
+            end: r at the time where its step ends.
+        """
+        return Coefficients(
+            None if self.x_t is None else end / start * self.x_t,
+            *(None if column is None else end * column for column in self[1:]),
+        )
 
 
 class Walk(NamedTuple):
@@ -158,26 +177,42 @@ def spaced_times(
     return times[int(skip_first) :][::-1].copy()
 
 
+def continuous_times(steps: int, spacing: str, last_share: float) -> Float64[np.ndarray, "steps"]:
+    """Lists the shares of times that a sampler of continuous time visits, in decreasing order.
+
+    Args:
+        steps: The number of times to visit.
+        spacing: 'trailing' is equally spaced from the noisy end, 1, so that the last step to the
+            clean end is as large as the others. 'linspace' is equally spaced from 1 to
+            `last_share`, both included.
+        last_share: See 'linspace'.
+    """
+    if spacing == "trailing":
+        return 1 - np.arange(steps) / steps
+    return np.linspace(1, last_share, steps)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sampler(abc.ABC):
-    """Base of the samplers.
+    """Base of the samplers of processes with additive noise.
 
     Attributes:
         process: The process, which interprets the network's output and has the schedule.
-        steps: The number of steps, 1 .. T.
-        spacing: 'leading', 'trailing' or 'linspace'; see `spaced_times`.
+        steps: The number of steps, in 1 .. T for a process of T steps.
+        spacing: 'leading', 'trailing' or 'linspace'; see `spaced_times`. In continuous time
+            'trailing' or 'linspace'; see `continuous_times`.
         steps_offset: A number that is added to every time of 'leading'.
         clip: The limit of x_0 estimates, [-clip, clip], for data with such limits. The estimate of
             epsilon is adapted, so that eq. (1) of the process still holds. None means no limit.
         time_limit: All times visited are below it, as with the smallest lambda of DPM-Solver. None
-            means T.
+            means T. Only for a process of T steps.
 
     Raises:
         ValueError: A field is outside its choices or range, or the first time visited is far from
             the noisy end, where sampling starts; the message names the field.
     """
 
-    process: GaussianProcess
+    process: AdditiveNoise
     steps: int
     spacing: str = "leading"
     steps_offset: int = 0
@@ -185,8 +220,23 @@ class Sampler(abc.ABC):
     time_limit: int | None = None
 
     def __post_init__(self):
-        if self.spacing not in SPACINGS:
-            raise FieldError("spacing", f"is {self.spacing!r}; choose one of {', '.join(SPACINGS)}")
+        spacings = SPACINGS if self.has_table else CONTINUOUS_SPACINGS
+        if self.spacing not in spacings:
+            raise FieldError("spacing", f"is {self.spacing!r}; choose one of {', '.join(spacings)}")
+        if self.clip is not None and self.clip <= 0:
+            raise FieldError("clip", f"is {self.clip}; it must be positive, or None for no limit")
+        if self.has_table:
+            self._check_table()
+        elif self.steps < 1:
+            raise FieldError("steps", f"is {self.steps}; it must be at least 1")
+        elif self.time_limit is not None or self.steps_offset:
+            name = "steps_offset" if self.steps_offset else "time_limit"
+            raise FieldError(
+                name, f"is {getattr(self, name)}: a process in continuous time has no such limit"
+            )
+
+    def _check_table(self) -> None:
+        """Raises ValueError unless the fields fit the steps of the process."""
         if not 1 <= self.steps <= self.process.num_steps:
             raise FieldError(
                 "steps",
@@ -199,8 +249,6 @@ class Sampler(abc.ABC):
                 f"is {self.steps_offset} with spacing {self.spacing!r}; "
                 "it belongs to 'leading' and must be 0 otherwise",
             )
-        if self.clip is not None and self.clip <= 0:
-            raise FieldError("clip", f"is {self.clip}; it must be positive, or None for no limit")
         if self.time_limit is not None and not 1 <= self.time_limit <= self.process.num_steps:
             raise FieldError(
                 "time_limit",
@@ -233,8 +281,16 @@ class Sampler(abc.ABC):
             )
 
     @property
-    def times(self) -> Int64[np.ndarray, "steps"]:
-        """The times visited, decreasing, `[steps]`."""
+    def has_table(self) -> bool:
+        """Whether the process has T steps, and not continuous time."""
+        return isinstance(self.process, TableTimes)
+
+    @property
+    def times(self) -> Real[np.ndarray, "steps"]:
+        """The times visited, decreasing, `[steps]`: int64, or float64 in continuous time."""
+        if not self.has_table:
+            shares = continuous_times(self.steps, self.spacing, self.process.last_share)
+            return self.process.time_at(shares)
         return spaced_times(
             self.process.num_steps,
             self.steps,
@@ -244,7 +300,7 @@ class Sampler(abc.ABC):
         )
 
     @property
-    def call_times(self) -> Int64[np.ndarray, "calls"]:
+    def call_times(self) -> Real[np.ndarray, "calls"]:
         """The time of every call of the network, in order. Here every time is visited once."""
         return self.times
 
@@ -253,13 +309,23 @@ class Sampler(abc.ABC):
         """The number of calls of the network by `sample`."""
         return len(self.call_times)
 
+    @property
+    def start_scale(self) -> float:
+        """The factor by which the points that sampling starts from are multiplied."""
+        return 1.0
+
     @abc.abstractmethod
     def coefficients(self) -> Coefficients:
         """Returns the table of eq. (1), float64, with one entry for every call of the network."""
 
     def alpha_bar_steps(self) -> tuple[StepTable, StepTable]:
         """Returns `alpha_bar` at the start and the end of every step; the last ends at 1."""
-        start = self.process.alpha_bars[self.times]
+        start = self.process.alpha_bar(self.times)
+        return start, np.append(start[1:], 1.0)
+
+    def length_steps(self) -> tuple[StepTable, StepTable]:
+        """Returns `length` at the start and the end of every step; the last ends at 1."""
+        start = self.process.length(self.times)
         return start, np.append(start[1:], 1.0)
 
     def estimate(self, output: Points, x_t: Points, t: Time) -> tuple[Points, Points]:
@@ -282,7 +348,7 @@ class Sampler(abc.ABC):
         Args:
             denoise: The network, a function from `x_t [batch, *grid, channels]`, float32, and
                 `t [batch]`, in the process's `time_dtype`, to an output of the shape of x_t.
-            x_T: The standard normal points to start from. Draw them with one key per example, and
+            x_T: The points to start from, drawn by `process.prior` with one key per example, and
                 with other keys than `rngs`.
             rngs: One key per example, for the noise of the steps (`step_noise`). The result of an
                 example depends on its own key, and not on the other examples of the batch.
@@ -304,9 +370,11 @@ class Sampler(abc.ABC):
         calls = self.num_model_calls
         table = jax.tree.map(lambda column: column.astype(np.float32), self.coefficients())
         x_T = x_T.astype(jnp.float32)
+        if self.start_scale != 1:
+            x_T = self.start_scale * x_T
 
         def step(carried, row):
-            x_t, previous_x_0 = carried
+            x_t, *previous = carried
             index, time, c = row
             t = jnp.full(x_t.shape[:1], time)
             if known is not None:  # eq. (2), with noise of its own
@@ -314,12 +382,14 @@ class Sampler(abc.ABC):
                 x_t = known.into(x_t, self.process.add_noise(known.x_0, z, t))
             x_0, epsilon = self.estimate(denoise(x_t, t), x_t, t)
             z = None if c.noise is None else step_noise(rngs, index, x_t.shape[1:])
-            terms = zip(c, (x_t, x_0, epsilon, previous_x_0, z), strict=True)
+            terms = zip(c, (x_t, x_0, epsilon, *previous, z), strict=True)
             x_s = sum(scale * term for scale, term in terms if scale is not None)  # eq. (1)
-            return x_s, x_0
+            return x_s, x_0, epsilon if c.previous_epsilon is not None else None
 
         def finish(carried):
             return carried[0] if known is None else known.into(carried[0])
 
         rows = (jnp.arange(calls), self.call_times.astype(self.process.time_dtype), table)
-        return Walk((x_T, jnp.zeros_like(x_T)), rows, step, finish)
+        zero = jnp.zeros_like(x_T)
+        start = (x_T, zero, zero if table.previous_epsilon is not None else None)
+        return Walk(start, rows, step, finish)

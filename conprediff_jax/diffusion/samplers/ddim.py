@@ -64,6 +64,11 @@ class DDIM(Sampler):
             raise FieldError(
                 "step_end", f"is {self.step_end!r}; choose one of {', '.join(STEP_ENDS)}"
             )
+        if not self.has_table and (self.final_alpha_bar, self.step_end) != ("one", "next"):
+            name = "step_end" if self.step_end != "next" else "final_alpha_bar"
+            raise FieldError(
+                name, f"is {getattr(self, name)!r}, which only a process of T steps allows"
+            )
 
     @property
     def ends(self) -> Int64[np.ndarray, "steps"]:
@@ -74,6 +79,8 @@ class DDIM(Sampler):
 
     def alpha_bar_steps(self) -> tuple[StepTable, StepTable]:
         """Returns `alpha_bar` at the start and at the end of every step; see `ends`."""
+        if not self.has_table:
+            return super().alpha_bar_steps()
         alpha_bars = self.process.alpha_bars
         final = 1.0 if self.final_alpha_bar == "one" else alpha_bars[0]
         # The end of the last step is appended, so that index -1 finds it.
@@ -89,7 +96,7 @@ class DDIM(Sampler):
             x_0=np.sqrt(alpha_bar_s),
             epsilon=np.sqrt(1 - alpha_bar_s - sigma**2),
             noise=sigma if self.eta else None,
-        )
+        ).scaled(*self.length_steps())
 
     def estimate(self, output: Points, x_t: Points, t: Time) -> tuple[Points, Points]:
         """Returns the clipped estimate of x_0 and that of epsilon; see `clipped_epsilon`."""

@@ -70,4 +70,5 @@ class DDPM(Sampler):
 
     def coefficients(self) -> Coefficients:
         """Returns the table of the posterior's mean and standard deviation."""
-        return posterior(*self.alpha_bar_steps(), self.variance)
+        table = posterior(*self.alpha_bar_steps(), self.variance)
+        return table.scaled(*self.length_steps())

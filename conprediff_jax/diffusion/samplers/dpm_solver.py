@@ -16,7 +16,7 @@ Models" (arXiv 2211.01095), algorithm 2.
 import dataclasses
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Real
 
 from conprediff_jax.diffusion.samplers.base import Coefficients, Sampler, spaced_times
 
@@ -30,7 +30,8 @@ class DPMSolverPP2M(Sampler):
     `final_sigmas_type='zero'`), for any number of steps. The last step ends at the clean end,
     alpha_bar = 1, where lambda is infinite. It is therefore a first-order step, whatever diffusers'
     `lower_order_final` and `euler_at_final` are. The first step is first-order too, since no step
-    precedes it.
+    precedes it. Where it starts from noise without signal, as in flow matching, lambda is infinite
+    there too, and the second step is of first order as well.
 
     As in diffusers, 'leading' and 'linspace' are computed for one time more than `steps`, of which
     the smallest is left out: it would be time 0, too close to the clean end to be worth a call.
@@ -38,8 +39,10 @@ class DPMSolverPP2M(Sampler):
     """
 
     @property
-    def times(self) -> Int64[np.ndarray, "steps"]:
+    def times(self) -> Real[np.ndarray, "steps"]:
         """The times visited, decreasing, `[steps]`."""
+        if not self.has_table:
+            return super().times
         return spaced_times(
             self.process.num_steps,
             self.steps,
@@ -56,7 +59,8 @@ class DPMSolverPP2M(Sampler):
         # alpha_s exp(-h) is written as sigma_s alpha_t / sigma_t, since the last h is infinite.
         move = np.sqrt(alpha_bar_s) - sigma_ratio * np.sqrt(alpha_bar_t)
 
-        half_log_snr = 0.5 * np.log(alpha_bar_t / (1 - alpha_bar_t))  # lambda
+        with np.errstate(divide="ignore"):  # lambda is -infinity where there is no signal
+            half_log_snr = 0.5 * np.log(alpha_bar_t / (1 - alpha_bar_t))  # lambda
         h = np.diff(half_log_snr)
         extrapolation = np.zeros(self.steps)  # 1 / (2 q), 0 in a first-order step
         extrapolation[1:-1] = h[1:] / (2 * h[:-1])
@@ -64,4 +68,4 @@ class DPMSolverPP2M(Sampler):
             x_t=sigma_ratio,
             x_0=move * (1 + extrapolation),
             previous_x_0=-move * extrapolation,
-        )
+        ).scaled(*self.length_steps())

@@ -22,7 +22,7 @@ variance, and the known part is inserted before every call, as it is here. diffu
 import dataclasses
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int64, Real
 
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.diffusion.samplers.base import Coefficients, Sampler
@@ -99,7 +99,7 @@ class RePaint(Sampler):
         return jump_schedule(self.steps, self.jump_length, self.resamplings)
 
     @property
-    def call_times(self) -> Int64[np.ndarray, "calls"]:
+    def call_times(self) -> Real[np.ndarray, "calls"]:
         """The time of every call of the network, in order."""
         start, _ = self._calls()
         return self.times[::-1][start]
@@ -108,13 +108,14 @@ class RePaint(Sampler):
         """Returns the table of eq. (1)."""
         start, end = self._calls()
         # The clean end is appended, so that index -1 finds it.
-        alpha_bars = np.append(self.process.alpha_bars[self.times[::-1]], 1.0)
+        alpha_bars = np.append(self.process.alpha_bar(self.times[::-1]), 1.0)
+        lengths = np.append(self.process.length(self.times[::-1]), 1.0)
         step = posterior(alpha_bars[start], alpha_bars[end], self.variance)
-        landing = alpha_bars[np.append(start[1:], -1)]  # where the next call begins
-        r = np.sqrt(landing / alpha_bars[end])  # 1 where there is no jump
+        landing = np.append(start[1:], -1)  # where the next call begins
+        r = np.sqrt(alpha_bars[landing] / alpha_bars[end])  # 1 where there is no jump
         return Coefficients(
             x_t=r * step.x_t, x_0=r * step.x_0, noise=np.sqrt((r * step.noise) ** 2 + 1 - r**2)
-        )
+        ).scaled(lengths[start], lengths[landing])
 
     def _calls(self) -> tuple[Int64[np.ndarray, "calls"], Int64[np.ndarray, "calls"]]:
         """Returns the states before and after every call of the network."""
