@@ -10,10 +10,12 @@ from conprediff_jax.common import random
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.config.sections import section
 from conprediff_jax.data import Tokenizer
+from conprediff_jax.diffusion import FlowProcess
 from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.models.dit import DiT
 from conprediff_jax.sampling.generate import make_generate
 from conprediff_jax.sampling.model import Condition
+from conprediff_jax.sampling.spec import FlowSampling
 
 AUTOENCODER = {"channels": 32, "channel_mult": (1, 2), "blocks_per_level": 1}
 
@@ -38,6 +40,14 @@ def continuous(first_stage=None, **sampling_settings):
 
 def pixels(**sampling_settings):
     return continuous(**sampling_settings)
+
+
+def flow():
+    """Flow matching with diffusers' times."""
+    config = pixels().copy_and_resolve_references().unlock()
+    config.process = section(FlowProcess, kind="flow")
+    config.sampling = section(FlowSampling, sampler="heun", spacing="linspace", num=2, steps=4)
+    return config.lock()
 
 
 def vq():

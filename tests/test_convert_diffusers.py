@@ -26,6 +26,7 @@ MODELS = {
     "DDIM": (tiny.pixels, {}),
     "DDPM": (tiny.pixels, {"sampler": "ddpm"}),
     "DPM-Solver": (tiny.pixels, {"sampler": "dpm_solver", "clip": 0.0, "spacing": "linspace"}),
+    "flow": (tiny.flow, {}),
     "VQ": (tiny.vq, {}),
     "KL": (tiny.kl, {}),
     "DiT": (tiny.dit, {}),
@@ -70,7 +71,8 @@ def test_exported_models_open_in_diffusers_and_return(name, tmp_path, monkeypatc
             else:
                 output = pipeline.unet(*given).sample
         condition = {"label": jnp.array(labels)} if labels else {}
-        ours = tiny.apply(model, x, jnp.array([3, 17]), **condition)
+        t = jnp.array([3, 17])
+        ours = tiny.apply(model, x, t / 1000 if name == "flow" else t, **condition)
         np.testing.assert_allclose(ours, output.permute(0, 2, 3, 1), atol=1e-4)
 
 

@@ -1,7 +1,7 @@
 """Whole models to and from the folders of diffusers' pipelines.
 
     our model                                pipeline
-    pixels, patch 1                          DDIMPipeline, DDPMPipeline
+    pixels, patch 1                          DDIMPipeline, DDPMPipeline; flow matching: the second
     latents of a VQ or KL model              LDMPipeline
     latents, captions by BERT or CLIP        LDMTextToImagePipeline, StableDiffusionPipeline
     latents of a KL model, classes, a DiT    DiTPipeline
@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 
 from conprediff_jax import config as config_lib
 from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.diffusion.flow import FlowProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.interop.diffusers import dit
 from conprediff_jax.interop.diffusers import text as diffusers_text
@@ -47,12 +48,16 @@ from conprediff_jax.models.dit import DiT
 from conprediff_jax.models.first_stage import Pixels, Tokens
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
+from conprediff_jax.sampling.spec import FlowSampling
 from conprediff_jax.weights.diffusers import autoencoder as diffusers_autoencoder
 from conprediff_jax.weights.diffusers import dit as diffusers_dit
 from conprediff_jax.weights.diffusers import schedulers as diffusers_schedulers
 from conprediff_jax.weights.diffusers import transformer as diffusers_transformer
 from conprediff_jax.weights.diffusers import unet as diffusers_unet
 from conprediff_jax.weights.diffusers.options import DiffusersError
+
+# The only pipeline here that uses no method which diffusers' schedulers of flow matching lack.
+FLOW = "DDPMPipeline"
 
 # The pipelines of Gaussian diffusion, with the part that holds the first stage of each.
 _CONTINUOUS = {
@@ -73,7 +78,13 @@ def _parts(unet: str, **others: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 _AUTOENCODERS = ("VQModel", "AutoencoderKL")
 PIPELINES = {
     "DDIMPipeline": Pipeline(parts=_parts("UNet2DModel")),
-    "DDPMPipeline": Pipeline(parts=_parts("UNet2DModel"), steps=1000),
+    FLOW: Pipeline(
+        parts={
+            "unet": ("UNet2DModel",),
+            "scheduler": (*diffusers_schedulers.CONTINUOUS, *diffusers_schedulers.FLOW),
+        },
+        steps=1000,
+    ),
     "LDMPipeline": Pipeline(parts=_parts("UNet2DModel", vqvae=_AUTOENCODERS)),
     LATENT: Pipeline(
         parts=_parts(
@@ -124,12 +135,26 @@ def pipeline_of(model: Pretrained) -> str:
         DiffusersError: No pipeline can; the message says why.
     """
     diffusion = model.diffusion
-    if not isinstance(diffusion.process, GaussianProcess | CategoricalProcess):
+    known = (GaussianProcess, FlowProcess, CategoricalProcess)
+    if not isinstance(diffusion.process, known):
         raise refusal(
             model,
             f"has a process of class {type(diffusion.process).__name__}: the pipelines written "
-            "here have a process of kind 'gaussian' or 'mask_and_replace'",
+            f"here have one of {', '.join(cls.__name__ for cls in known)}",
         )
+    name = _pipeline_of_network(model)
+    if isinstance(diffusion.process, FlowProcess) and name != FLOW:
+        raise refusal(
+            model,
+            f"would be a {name} with flow matching: only a {FLOW} (pixels without patches, classes "
+            "or captions) takes diffusers' schedulers of flow matching",
+        )
+    return name
+
+
+def _pipeline_of_network(model: Pretrained) -> str:
+    """The name of the pipeline that can hold a model's networks."""
+    diffusion = model.diffusion
     if isinstance(diffusion.denoiser, DiT):
         dit.check(model)
         return DIT
@@ -200,9 +225,12 @@ def _discrete(model: Pretrained) -> tuple[dict[str, Any], dict[str, Part]]:
 def _continuous(model: Pretrained, name: str) -> tuple[dict[str, Any], dict[str, Part]]:
     """The same as `_discrete`, for a model of Gaussian diffusion in the pipeline of a name."""
     diffusion = model.diffusion
-    scheduler = diffusers_schedulers.gaussian_to_diffusers(
-        diffusion.process, diffusion.sampling, pipeline=name
-    )
+    if isinstance(diffusion.process, FlowProcess):
+        scheduler = diffusers_schedulers.flow_to_diffusers(diffusion.process, diffusion.sampling)
+    else:
+        scheduler = diffusers_schedulers.gaussian_to_diffusers(
+            diffusion.process, diffusion.sampling, pipeline=name
+        )
     side, _, channels = diffusion.point_shape
     if name == DIT:
         part, layout = "transformer", diffusers_dit
@@ -254,8 +282,8 @@ def read(path: str) -> Pretrained:
 def _read_continuous(folder: Folder) -> Pretrained:
     name, path = folder.pipeline, folder.path
     denoiser, fields, params = _read_denoiser(folder)
-    process, sampling = _read_scheduler(folder)
     config, networks = config_lib.default().unlock(), {"denoiser": params}
+    process, sampling = _read_scheduler(folder, config)
     side = _side(folder)
     if _CONTINUOUS[name]:
         family, architecture, scale, params = read_autoencoder(folder, _CONTINUOUS[name])
@@ -288,9 +316,14 @@ def _read_denoiser(folder: Folder) -> tuple[UNet | DiT, dict[str, Any], Any]:
     return denoiser, fields, params_in(where, layout.params_from_diffusers, denoiser)
 
 
-def _read_scheduler(folder: Folder) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fields of the `process` section and of the `sampling` section."""
+def _read_scheduler(folder: Folder, config: ConfigDict) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fields of the `process` section and of the `sampling` section, whose kinds it sets."""
     (scheduler, where), defaults = folder.scheduler(), PIPELINES[folder.pipeline]
+    if scheduler["_class_name"] in diffusers_schedulers.FLOW:
+        process, sampling = diffusers_schedulers.flow_from_diffusers(scheduler, where)
+        config.process = config_lib.section(FlowProcess, kind="flow")
+        config.sampling = config_lib.section(FlowSampling)
+        return process, sampling | {"steps": defaults.steps, "guidance": defaults.guidance}
     process, sampling = diffusers_schedulers.gaussian_from_diffusers(
         scheduler, where, pipeline=folder.pipeline
     )

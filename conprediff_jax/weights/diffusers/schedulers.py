@@ -9,6 +9,7 @@
     timestep_spacing, steps_offset  the same; DDIM's steps keep their stride (step_end)
     clip_sample, clip_sample_range  clip
     lambda_min_clipped              time_limit: the first time at which lambda is smaller
+    FlowMatchEulerDiscrete, -Heun-  sampler 'euler', 'heun' of flow matching on the linear path
     num_vec_classes                 num_codes + 1, since it counts the mask
     alpha_cum_*, gamma_cum_*        alpha_*, gamma_* of the categorical process
 
@@ -30,6 +31,7 @@ import numpy as np
 from absl import logging
 
 from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.diffusion.flow import FlowProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.samplers.base import SPACINGS
 from conprediff_jax.sampling.spec import GaussianSampling
@@ -42,6 +44,11 @@ _SAMPLERS = {
     "ddpm": "DDPMScheduler",
     "dpm_solver": "DPMSolverMultistepScheduler",
 }
+_FLOW_SAMPLERS = {
+    "euler": "FlowMatchEulerDiscreteScheduler",
+    "heun": "FlowMatchHeunDiscreteScheduler",
+}
+_FLOW_STEPS = 1000
 _SCHEDULES = {
     "linear": "linear",
     "scaled_linear": "scaled_linear",
@@ -78,6 +85,9 @@ _LIMITS = {
 }
 _CLIPPING = {"clip_sample": Key(True), "clip_sample_range": Key(1.0)}
 
+# Of a shift, diffusers applies that of the last time twice.
+_FLOW = {"num_train_timesteps": _only(_FLOW_STEPS), "shift": _only(1.0)}
+
 SCHEDULERS: dict[str, dict[str, Key]] = {
     "DDIMScheduler": _TIMES | _LIMITS | _CLIPPING | {"set_alpha_to_one": Key(True)},
     "DDPMScheduler": _TIMES | _LIMITS | _CLIPPING
@@ -110,6 +120,22 @@ SCHEDULERS: dict[str, dict[str, Key]] = {
         "skip_prk_steps": _without_effect(False),  # for PNDM's own steps
         "set_alpha_to_one": Key(False),
     },
+    "FlowMatchEulerDiscreteScheduler": _FLOW
+    | {
+        "use_dynamic_shifting": _only(False),
+        "base_shift": _without_effect(0.5),  # for dynamic shifting alone, as are the next three
+        "max_shift": _without_effect(1.15),
+        "base_image_seq_len": _without_effect(256),
+        "max_image_seq_len": _without_effect(4096),
+        "time_shift_type": _without_effect("exponential"),
+        "invert_sigmas": _only(False),
+        "shift_terminal": _only(None),
+        "use_karras_sigmas": _only(False),
+        "use_exponential_sigmas": _only(False),
+        "use_beta_sigmas": _only(False),
+        "stochastic_sampling": _only(False),
+    },
+    "FlowMatchHeunDiscreteScheduler": _FLOW,
     "VQDiffusionScheduler": {
         "num_vec_classes": Key(REQUIRED),
         "num_train_timesteps": Key(100),
@@ -120,7 +146,8 @@ SCHEDULERS: dict[str, dict[str, Key]] = {
     },
 }  # fmt: skip
 
-CONTINUOUS = tuple(name for name in SCHEDULERS if name != "VQDiffusionScheduler")
+FLOW = tuple(_FLOW_SAMPLERS.values())
+CONTINUOUS = tuple(name for name in SCHEDULERS if name not in ("VQDiffusionScheduler", *FLOW))
 
 # A scheduler that was made from another one has the other's options in its file, and ignores them.
 _DROPPED = {name for keys in SCHEDULERS.values() for name in keys} - {"num_vec_classes"}
@@ -262,6 +289,53 @@ def gaussian_from_diffusers(
     if scheduler == "PNDMScheduler":
         logging.warning("%s: is a PNDMScheduler; DDIM takes its place", where)
     return process, sampling
+
+
+def flow_to_diffusers(process: FlowProcess, sampling: Any) -> Config:
+    """The config of the scheduler for flow matching and its sampler.
+
+    Args:
+        process: The process.
+        sampling: The `FlowSampling` of the config.
+
+    Raises:
+        DiffusersError: The scheduler cannot do what the settings ask for.
+    """
+    needed = {
+        "process.path": (process.path, "linear"),
+        "process.shift": (process.shift, 1.0),
+        "process.time_scale": (process.time_scale, float(_FLOW_STEPS)),
+        "sampling.spacing": (sampling.spacing, "linspace"),
+        "sampling.clip": (sampling.clip, 0.0),
+    }
+    if sampling.sampler not in _FLOW_SAMPLERS:
+        raise DiffusersError(
+            f"sampling.sampler is {sampling.sampler!r}: diffusers' schedulers of flow matching are "
+            f"{' and '.join(map(repr, _FLOW_SAMPLERS))}"
+        )
+    for name, (value, only) in needed.items():
+        if value != only:
+            raise DiffusersError(
+                f"{name} is {value!r}: diffusers' schedulers of flow matching have {only!r}"
+            )
+    return {
+        "_class_name": _FLOW_SAMPLERS[sampling.sampler],
+        "num_train_timesteps": _FLOW_STEPS,
+        "shift": process.shift,
+    }
+
+
+def flow_from_diffusers(config: Mapping[str, Any], where: str) -> tuple[Config, Config]:
+    """Reads the fields of a `FlowProcess` and of its `sampling` section from a config.
+
+    Raises:
+        DiffusersError: There is no such process or sampler; the message names the option.
+    """
+    scheduler = config["_class_name"]
+    values = declared(config, SCHEDULERS[scheduler], where, _DROPPED)
+    samplers = {theirs: ours for ours, theirs in _FLOW_SAMPLERS.items()}
+    sampling = {"sampler": samplers[scheduler], "spacing": "linspace"}
+    return {"shift": values["shift"], "time_scale": float(values["num_train_timesteps"])}, sampling
 
 
 def _process_fields(values: Mapping[str, Any]) -> Config:
