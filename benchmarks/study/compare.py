@@ -171,6 +171,8 @@ def loss_by_time(
     )
     percent = 100 * (mine / theirs - 1)
     zero = [0.0] * len(percent)
-    times = np.asarray(matched[0][0].found["times"]) / matched[0][0].found["num_steps"]
+    found = matched[0][0].found
+    # Older results have the number of steps of the process in the place of shares.
+    times = np.asarray(found.get("shares") or np.asarray(found["times"]) / found["num_steps"])
     figures = [paired_difference(column.tolist(), zero).figure for column in percent.T]
     return times, theirs.mean(axis=0), figures

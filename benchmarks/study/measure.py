@@ -109,8 +109,8 @@ class Judge:
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
             "steps_per_second": run.speed(),
             "metrics": {name: figure._asdict() for name, figure in figures.items()},
-            "num_steps": trained.model.process.num_steps,
             "times": times.tolist(),
+            "shares": np.asarray(trained.model.process.share(times), np.float64).tolist(),
             "losses": losses.mean(axis=0).tolist(),
         }
 

@@ -60,6 +60,8 @@ class SDE(FlowSampler):
         if not 0 < self.last_step < 1:
             raise FieldError("last_step", f"is {self.last_step}; it must lie in (0, 1)")
         super().__post_init__()
+        if self.process.time_at(1.0) != 1:
+            raise FieldError("sampler", "needs a process whose times lie in [0, 1]")
         if self.diffusion not in DIFFUSIONS:
             raise FieldError(
                 "diffusion", f"is {self.diffusion!r}; choose one of {', '.join(DIFFUSIONS)}"
