@@ -61,8 +61,8 @@ def sampling_for(
 ) -> SamplingSpec:
     """The settings for filling holes, by RePaint or by a sampler that replaces the known part.
 
-    Models of vectors fill by RePaint unless `settings` name a sampler. Models of tokens use their own
-    `sampling` section.
+    Models of vectors fill by RePaint unless `settings` name a sampler. Models of tokens use their
+    own `sampling` section.
 
     Args:
         model: The model.

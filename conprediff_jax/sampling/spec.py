@@ -211,6 +211,10 @@ class ContinuousTimeSampling(ContinuousSampling):
             if getattr(self, name) != default:
                 raise FieldError(name, self._refusal(name, getattr(self, name), self.sampler))
 
+    def describe(self) -> str:
+        """As in the base class, with the sampler."""
+        return f"{self.sampler}, {super().describe()}"
+
     @classmethod
     def _of_others(cls, sampler: str) -> dict[str, Any]:
         """The fields that a sampler does not read, with their defaults."""
