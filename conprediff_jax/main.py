@@ -7,8 +7,9 @@
         --config.context.weight=0
 
 You can set any key of the config on the command line. A run that is started again with the same
-workdir continues from its newest checkpoint. On SIGTERM, a run saves a checkpoint and exits with
-code 75, which tells a launcher to start it again.
+workdir continues from its newest checkpoint. It names the keys of the config that have changed, and
+refuses other data unless --allow_changes is given. On Ctrl-C, a run saves its step and ends. On
+SIGTERM, it does the same and exits with code 75, which tells a launcher to start it again.
 
 Several processes train together if you start each of them with JAX_COORDINATOR_ADDRESS (host:port
 of the first process), JAX_NUM_PROCESSES and JAX_PROCESS_ID, or with --distributed on Cloud TPU,
@@ -16,6 +17,8 @@ Slurm or Open MPI. The scripts in launch/ do this. All processes must see the sa
 """
 
 import pathlib
+import shlex
+import sys
 
 from absl import flags
 
@@ -26,6 +29,12 @@ _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
     "Write checkpoints, events and samples to this folder; the default is runs/<config name>.",
+)
+_ALLOW = flags.DEFINE_bool(
+    "allow_changes",
+    False,
+    "Continue the run in the workdir even with other data, classes or seed, or with another first "
+    "stage.",
 )
 flags.mark_flag_as_required("config")
 
@@ -41,7 +50,8 @@ def main(argv: list[str]) -> None:
     del argv
     workdir = _WORKDIR.value or str(pathlib.Path("runs") / app.config_name().stem)
     check_folder(workdir, "--workdir")
-    train(_CONFIG.value, workdir)
+    command = shlex.join(sys.orig_argv)
+    train(_CONFIG.value, workdir, allow_changes=_ALLOW.value, command=command)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ for CPUs, to try out what a cluster will do: one process takes all accelerators 
 When a process exits with 75, it was preempted and has saved a checkpoint, and all processes are
 started again. When a process dies otherwise, the launcher kills the other processes and starts all
 of them again, up to --restarts times. When the command itself was wrong (exit code 2), nothing is
-started again. SIGTERM is passed on to all processes, and then nothing is started again.
+started again. SIGTERM is passed on to all processes, and then nothing is started again. After
+Ctrl-C (SIGINT), which a terminal sends to the processes as well, nothing is started again either.
 """
 
 import argparse
@@ -23,7 +24,7 @@ import sys
 import threading
 import time
 
-RESTART_CODE, USER_ERROR = 75, 2
+RESTART_CODE, USER_ERROR, INTERRUPTED = 75, 2, 130
 
 
 def main() -> int:
@@ -46,12 +47,14 @@ def main() -> int:
         return 0
     launcher = Launcher(options)
     signal.signal(signal.SIGTERM, launcher.stop)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as it is in a script's background
+        signal.signal(signal.SIGINT, launcher.stop)
     failures = 0
     while True:
         code = launcher.run()
         if code != RESTART_CODE:
             failures += 1
-        done = code in (0, USER_ERROR) or failures > options.restarts
+        done = code in (0, USER_ERROR, INTERRUPTED) or failures > options.restarts
         if launcher.stopped or done:
             return code
         print(f"local: exit code {code}, starting again", flush=True)
@@ -126,10 +129,10 @@ class Launcher:
         deadline = None
         while True:
             codes = [process.poll() for process in self._processes]
-            ended = [code for code in codes if code is not None]
-            failed = [code for code in ended if code not in (0, RESTART_CODE)]
+            ended = [128 - code if code < 0 else code for code in codes if code is not None]
+            failed = [code for code in ended if code not in (0, RESTART_CODE, INTERRUPTED)]
             if failed:
-                return failed[0] if failed[0] > 0 else 128 - failed[0]
+                return failed[0]
             if len(ended) == len(codes):
                 return max(ended)
             if ended and deadline is None:

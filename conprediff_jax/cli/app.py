@@ -1,7 +1,8 @@
 """How every command runs: one line for a user's error, quiet libraries, cached compilation.
 
 Exit codes: 0 when the work is done; 2 for a user's error; 75 (EX_TEMPFAIL) when SIGTERM stopped the
-command and the same command continues the work.
+command and the same command continues the work; 130 after Ctrl-C (SIGINT). Shells read 130 from the
+signal itself, by which the process ends, so that a loop of a script ends with it.
 """
 
 import importlib.util
@@ -21,6 +22,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from conprediff_jax.cli import config_flag, help, trouble
+from conprediff_jax.common import interrupts
 from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.common.names import did_you_mean
 from conprediff_jax.parallel import processes
@@ -28,13 +30,20 @@ from conprediff_jax.parallel import processes
 USER_ERROR_CODE = 2
 
 
-def run(main: Callable[[list[str]], None], *, several: bool = False, positional: int = 0) -> None:
+def run(
+    main: Callable[[list[str]], None],
+    *,
+    several: bool = False,
+    positional: int = 0,
+    again: str = "the same command starts afresh",
+) -> None:
     """Runs a command as `absl.app.run` does, except that a user's error is one line and code 2.
 
     Args:
         main: The function of the command.
         several: Whether it can run as one of several processes; see `parallel.processes`.
         positional: Number of arguments that it takes besides flags.
+        again: What the command does when it is started again after Ctrl-C.
     """
     # TensorFlow only writes events here; without this it announces its kernels and factories.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
@@ -74,7 +83,11 @@ def run(main: Callable[[list[str]], None], *, several: bool = False, positional:
             traceback.print_exc()
             _end(1)
 
-    app.run(guarded, flags_parser=_parse_flags)
+    try:
+        with interrupts.heard():
+            app.run(guarded, flags_parser=_parse_flags)
+    except KeyboardInterrupt as stop:
+        _leave(stop, again)
 
 
 def need(module: str, extra: str) -> None:
@@ -177,6 +190,18 @@ def _fail(message: str) -> NoReturn:
     python_logging.disable()  # so that no library logs anything after the message
     print(f"error: {message}", file=sys.stderr, flush=True)
     _end(USER_ERROR_CODE)
+
+
+def _leave(stop: KeyboardInterrupt, again: str) -> NoReturn:
+    """Says in one line that Ctrl-C ended the command, and ends the process."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as after Preempted
+    logging.info("%s", str(stop) or f"stopped by Ctrl-C; {again}")
+    alone = not isinstance(stop, processes.Interrupted)
+    if alone and jax.distributed.is_initialized():  # the other processes do not stop with it
+        _end(interrupts.EXIT_CODE)
+    # Python ends by the signal when KeyboardInterrupt leaves it; a traceback would say nothing.
+    sys.excepthook = lambda *_: None
+    raise KeyboardInterrupt
 
 
 def _end(code: int) -> NoReturn:

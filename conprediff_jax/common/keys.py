@@ -3,7 +3,9 @@
 A field is either a key of its section, or `derived` from other sections. A key is either `fixed`,
 since trained parameters mean nothing with another value, or `adjustable` when a run continues. A
 `switch` is adjustable, except between nothing (0 or '') and something, because that adds or removes
-parameters. By default, the fields of Flax modules are fixed, and all other fields are adjustable.
+parameters. A `guarded` key says what a run learns from. Another value makes another run, and must
+be allowed explicitly. By default, the fields of Flax modules are fixed, and all other fields are
+adjustable.
 """
 
 import dataclasses
@@ -35,6 +37,11 @@ def switch(default: Any = dataclasses.MISSING) -> Any:
     return dataclasses.field(default=default, metadata={_ROLE: "switch"})
 
 
+def guarded(default: Any = dataclasses.MISSING) -> Any:
+    """A key that may change when a run continues only if this is allowed explicitly."""
+    return dataclasses.field(default=default, metadata={_ROLE: "guarded"})
+
+
 def keys_of(cls: type) -> list[dataclasses.Field]:
     """The fields of a dataclass or Flax module that are keys of its section."""
     return [
@@ -58,6 +65,11 @@ def fixed_names(cls: type) -> list[str]:
 def switch_names(cls: type) -> list[str]:
     """The keys of a section that are switches."""
     return [field.name for field in keys_of(cls) if _role(field) == "switch"]
+
+
+def guarded_names(cls: type) -> list[str]:
+    """The keys of a section that are guarded."""
+    return [field.name for field in keys_of(cls) if _role(field) == "guarded"]
 
 
 def _role(field: dataclasses.Field, default: str = "") -> str:

@@ -9,7 +9,7 @@ from conprediff_jax.common import random
 from conprediff_jax.common.errors import ConfigError
 from conprediff_jax.common.fields import as_kind
 from conprediff_jax.config import denoising, first_stage  # noqa: F401  (they register their tasks)
-from conprediff_jax.config.sections import build, completed, differing_keys, naming, task_kind
+from conprediff_jax.config.sections import build, completed, naming, task_kind
 from conprediff_jax.data import DataSpec
 from conprediff_jax.parallel import MeshSpec
 from conprediff_jax.tasks.optimizer import OptimizerSpec
@@ -17,8 +17,6 @@ from conprediff_jax.tasks.spec import TrainSpec
 from conprediff_jax.tasks.task import Task
 
 DTYPES = ("float32", "bfloat16")
-
-__all__ = ["Experiment", "check_devices", "differing_keys", "make_experiment"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,9 @@ T = TypeVar("T")
 # Sections that every task has. Configs also have the keys `task`, `seed`, `dtype` and `imports`.
 SHARED = {"data": DataSpec, "optimizer": OptimizerSpec, "train": TrainSpec, "mesh": MeshSpec}
 
-_FIXED_AT_THE_TOP = ("task", "seed")
+_SHOWN = 200  # characters of a value in messages
+
+_ROLES_AT_THE_TOP = {"task": "fixed", "seed": "guarded"}
 
 
 class TaskKind(NamedTuple):
@@ -173,20 +175,75 @@ def classes(config: ConfigDict) -> dict[str, type]:
     return SHARED | task_kind(config).classes(config)
 
 
-def differing_keys(config: ConfigDict, other: ConfigDict) -> list[str]:
-    """Keys with different values in two configs that must not change when a run continues."""
-    config, other = completed(config), completed(other)
-    flat, other_flat = (flatten(each.to_dict()) for each in (config, other))
-    fixed, switches = set(_FIXED_AT_THE_TOP), set()
-    for path, cls in (classes(config) | classes(other)).items():
-        fixed |= {f"{path}.kind", *(f"{path}.{name}" for name in keys.fixed_names(cls))}
-        switches |= {f"{path}.{name}" for name in keys.switch_names(cls)}
-    return sorted(
-        key
-        for key in flat.keys() | other_flat.keys()
-        if (key in fixed and flat.get(key) != other_flat.get(key))
-        or (key in switches and bool(flat.get(key)) != bool(other_flat.get(key)))
-    )
+class Change(NamedTuple):
+    """A key that has another value in a config than in an earlier config of the same run.
+
+    Attributes:
+        key: The key, such as 'train.steps'.
+        before: The earlier value; None where the earlier config does not have the key.
+        now: The value; None where the config does not have the key.
+        role: What the change means: the key is 'fixed', 'guarded' or 'adjustable'. A switch counts
+            as fixed if it is changed between nothing and something. See `common.keys`.
+    """
+
+    key: str
+    before: Any
+    now: Any
+    role: str
+
+    def __str__(self) -> str:
+        return f"config.{self.key} is {shown(self.now)}, and was {shown(self.before)}"
+
+
+def changes(config: ConfigDict, before: ConfigDict) -> list[Change]:
+    """The keys with other values than in an earlier config of the same run, by name.
+
+    A key that a config lacks has its default.
+    """
+    config, before = completed(config), completed(before)
+    known = classes(config) | classes(before)
+    flat, flat_before = (_with_defaults(each) for each in (config, before))
+    roles = _roles(known)
+    found = []
+    for key in sorted(flat.keys() | flat_before.keys()):
+        now, was = flat.get(key), flat_before.get(key)
+        if now != was:
+            role = roles.get(key, "adjustable")
+            if role == "switch":
+                role = "adjustable" if bool(now) == bool(was) else "fixed"
+            found.append(Change(key, was, now, role))
+    return found
+
+
+def shown(value: Any) -> str:
+    """A value of a key for people to read; only the beginning of a long one."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} ..."
+
+
+def _with_defaults(config: ConfigDict) -> dict[str, Any]:
+    """The values of all keys by name, with the defaults of keys that the config lacks."""
+    defaults = {
+        f"{path}.{field.name}": field.default
+        for path, cls in classes(config).items()
+        for field in keys.keys_of(cls)
+        if field.default is not dataclasses.MISSING
+    }
+    return flatten(defaults) | flatten(config.to_dict())
+
+
+def _roles(known: dict[str, type]) -> dict[str, str]:
+    """The roles of keys that are not just adjustable, from the classes of the sections."""
+    roles = dict(_ROLES_AT_THE_TOP)
+    for path, cls in known.items():
+        roles[f"{path}.kind"] = "fixed"
+        for role, names in (
+            ("fixed", keys.fixed_names(cls)),
+            ("guarded", keys.guarded_names(cls)),
+            ("switch", keys.switch_names(cls)),
+        ):
+            roles |= {f"{path}.{name}": role for name in names}
+    return roles
 
 
 def override(config: ConfigDict, path: str, text: str) -> Any:

@@ -31,6 +31,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization, traverse_util
 
+from conprediff_jax.common import lock
 from conprediff_jax.common.errors import first_line
 from conprediff_jax.common.files import writing
 from conprediff_jax.common.images import BadImage
@@ -152,7 +153,8 @@ def find_manifest(folder: pathlib.Path) -> Manifest | None:
                 raise sources.DataError(f"{path} is unreadable: {first_line(error)}") from error
     if folder.exists() and not folder.is_dir():
         raise sources.DataError(f"{folder} is a file; latents go into a folder of their own")
-    others = [p.name for p in folder.glob("*") if not p.name.endswith(_PARTIAL)]
+    names = [path.name for path in folder.glob("*")]
+    others = [name for name in names if not name.endswith(_PARTIAL) and name != lock.NAME]
     if others:
         raise sources.DataError(
             f"{folder} holds other things ({others[0]}); latents go into a folder of their own"

@@ -23,7 +23,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from conprediff_jax.common.keys import fixed
+from conprediff_jax.common.keys import fixed, guarded
 from conprediff_jax.data import latents, sources, transforms
 from conprediff_jax.data.tokenizers import Tokenizer
 
@@ -63,8 +63,8 @@ class DataSpec:
         prefetch: Number of batches that are kept ready.
     """
 
-    name: str
-    split: str = "train"
+    name: str = guarded()
+    split: str = guarded("train")
     data_dir: str | None = None
     download: bool = False
     image_size: int = fixed(64)
@@ -73,10 +73,10 @@ class DataSpec:
     crop: str = "center"
     flip: bool = False
     shuffle: bool = True
-    label: str | None = "label"
-    class_names: Sequence[str] = ()
+    label: str | None = guarded("label")
+    class_names: Sequence[str] = guarded(())
     keep: Sequence[str] = ()
-    text: str | None = None
+    text: str | None = guarded(None)
     threads: int = 8
     workers: int = 0
     prefetch: int = 2

@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from conprediff_jax.common.errors import FieldError
-from conprediff_jax.common.keys import derived, fixed
+from conprediff_jax.common.keys import derived, fixed, guarded
 from conprediff_jax.common.registry import Registry
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.models.quantizer import nearest_codes
@@ -139,7 +139,7 @@ class Autoencoded:
     """
 
     model: VQModel | AutoencoderKL = derived()
-    weights: str
+    weights: str = guarded()
 
     @property
     def downsampling(self) -> int:

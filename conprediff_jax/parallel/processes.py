@@ -2,6 +2,7 @@
 
 A scheduler that wants its machines back sends SIGTERM and, a little later, SIGKILL. In between, a
 run writes a checkpoint and exits with `RESTART_CODE`: the same command then continues from it.
+Ctrl-C (SIGINT) is answered in the same way, except that the run ends as programs end by Ctrl-C.
 Schedulers differ in which processes they signal, and when. So every process contributes one number
 a step to a sum over all processes. The sum is queued on the devices behind the step and read two
 steps later, so that no process waits for it and all of them read the same value. (JAX's own
@@ -11,19 +12,20 @@ resumed run, is lost.)
 """
 
 import collections
+import contextlib
 import functools
 import os
 import signal
 import threading
 import types
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from conprediff_jax.common import interrupts
 from conprediff_jax.common.errors import UserError
 
 RESTART_CODE = os.EX_TEMPFAIL  # 75, the exit code of a run to be started again
@@ -34,8 +36,16 @@ COUNT, INDEX = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 LAG = 2  # steps from the queueing of a vote to its reading
 
 
+# What a process adds to the sum if it was asked to stop: the sum tells whether any Ctrl-C came.
+_VOTES = {None: 0, signal.SIGTERM: 1, signal.SIGINT: 1 << 16}
+
+
 class Preempted(Exception):
     """The run was asked to stop, and has saved what it needs to continue."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The run was stopped by Ctrl-C in all its processes, and has saved what it needs."""
 
 
 def join(*, automatic: bool = False, timeout: int = 300) -> None:
@@ -100,34 +110,52 @@ def exit_when_asked() -> None:
 
 
 class Preemption:
-    """Whether a run has been asked to stop. Use it as a context manager around the steps."""
+    """Whether a run has been asked to stop. Use it as a context manager around the steps.
 
-    def __init__(self):
-        self._asked = False
-        self._previous: Any = signal.SIG_DFL
-        self._votes: collections.deque[jax.Array] = collections.deque()
+    Args:
+        left: A function that says where the run goes on if a second Ctrl-C ends it at once.
+    """
+
+    def __init__(self, left: Callable[[], str]):
+        self._asked: int | None = None
+        self._left, self._votes = left, collections.deque[jax.Array]()
+        self._contexts = contextlib.ExitStack()
+        self._by_interrupt = False
 
     def __enter__(self) -> "Preemption":
         # Only the main thread may handle signals; a run in another thread is left to its caller.
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+            previous = signal.signal(signal.SIGTERM, self._ask)
+            self._contexts.callback(signal.signal, signal.SIGTERM, previous)
+            waiting = "the run saves its step and ends"
+            self._contexts.enter_context(
+                interrupts.asking(self._ask, waiting=waiting, left=self._left)
+            )
         return self
 
     def __exit__(self, *exception) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self._previous)
+        self._contexts.close()
 
     def reached(self) -> bool:
         """Whether to stop now. Every process must call it once a step; all get the same answer."""
-        if jax.process_count() == 1:
-            return self._asked
-        sharding, total = _vote()
-        vote = np.array([self._asked], np.int32)
-        self._votes.append(total(jax.make_array_from_process_local_data(sharding, vote)))
-        return len(self._votes) > LAG and int(self._votes.popleft()) > 0
+        vote = _VOTES[self._asked]
+        if jax.process_count() > 1:
+            sharding, total = _vote()
+            votes = np.array([vote], np.int32)
+            self._votes.append(total(jax.make_array_from_process_local_data(sharding, votes)))
+            vote = int(self._votes.popleft()) if len(self._votes) > LAG else 0
+        self._by_interrupt = vote >= _VOTES[signal.SIGINT]
+        return vote > 0
+
+    def reason(self, step: int) -> Preempted | Interrupted:
+        """What to raise once the step is saved after which `reached` was true."""
+        if self._by_interrupt:
+            return Interrupted(f"Ctrl-C: step {step} is saved; the same command continues")
+        return Preempted(f"asked to stop: step {step} is saved; the same command continues")
 
     def _ask(self, number: int, frame: types.FrameType | None) -> None:
-        self._asked = True
+        del frame
+        self._asked = max(number, self._asked or 0, key=lambda n: _VOTES.get(n, 0))
 
 
 @functools.cache

@@ -31,8 +31,8 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import absolute, writing
-from conprediff_jax.config.experiment import differing_keys
+from conprediff_jax.common.files import absolute, is_address, writing
+from conprediff_jax.config.sections import changes
 from conprediff_jax.runs import checksums
 from conprediff_jax.runs.batches import Batches
 from conprediff_jax.tasks.state import TrainState
@@ -125,6 +125,7 @@ class Checkpoints:
             logging.warning("%s", error)  # the error that ends the run came first, and says more
         finally:
             self._remove_partial()
+            self._remove_empty()
 
     @property
     def latest_step(self) -> int | None:
@@ -136,6 +137,11 @@ class Checkpoints:
         """The path of the newest complete checkpoint, for messages."""
         step = self.latest_step
         return "none yet" if step is None else str(self.folder / str(step))
+
+    def goes_on(self) -> str:
+        """Where a run goes on that ends now, for messages."""
+        step = self.latest_step
+        return "no step is saved yet" if step is None else f"the run goes on from step {step}"
 
     def save(self, state: TrainState, data: Batches, config: dict) -> None:
         """Starts to write a checkpoint; the state may be donated as soon as this returns.
@@ -307,6 +313,12 @@ class Checkpoints:
                 if _STEP.fullmatch(name) and ocp.utils.is_tmp_checkpoint(path):
                     path.rmtree()
 
+    def _remove_empty(self) -> None:
+        """Removes the folder if nothing was saved in it."""
+        if jax.process_index() == 0 and not is_address(self.folder):
+            with contextlib.suppress(OSError):  # it is not empty
+                self.folder.rmdir()
+
 
 def newest_config(workdir: str) -> dict | None:
     """The config of a run's newest checkpoint with a readable config; None if there is none.
@@ -400,8 +412,8 @@ def _wrapped(task_state: Any) -> dict[str, Any]:
 
 
 def _check_same_model(config: dict, stored: dict, path: epath.Path) -> None:
-    differing = differing_keys(ConfigDict(config), ConfigDict(stored))
-    if differing:
+    found = changes(ConfigDict(config), ConfigDict(stored))
+    if differing := [change.key for change in found if change.role == "fixed"]:
         raise CheckpointError(
             f"{path} was trained with another config.{', config.'.join(differing)}: "
             "give those values, or another workdir"

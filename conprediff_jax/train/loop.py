@@ -1,6 +1,7 @@
 """The train loop."""
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Iterator
@@ -16,13 +17,16 @@ from conprediff_jax import data, parallel
 from conprediff_jax.common import images, opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import WriteError, write_text, writing
+from conprediff_jax.common.lock import locked
+from conprediff_jax.common.trees import flatten
 from conprediff_jax.config.experiment import Experiment, check_devices, make_experiment
-from conprediff_jax.config.sections import build, naming
+from conprediff_jax.config.sections import Change, build, naming, shown
 from conprediff_jax.config.vocabulary import with_vocabulary
 from conprediff_jax.metrics.small import SmallEvaluation
-from conprediff_jax.parallel.processes import Preempted, Preemption
+from conprediff_jax.parallel.processes import Preemption
 from conprediff_jax.runs.batches import Batches
-from conprediff_jax.runs.checkpoint import Checkpoints
+from conprediff_jax.runs.changes import allowed_changes
+from conprediff_jax.runs.checkpoint import Checkpoints, newest_config
 from conprediff_jax.runs.classes import with_class_names, with_stored_vocabulary
 from conprediff_jax.sampling.generate import make_preview
 from conprediff_jax.tasks.optimizer import OptimizerSpec
@@ -36,12 +40,17 @@ from conprediff_jax.train.throughput import MeasuredStep
 EVALUATED = 256  # number of samples of a small evaluation
 
 
-def train(config: ConfigDict, workdir: str) -> TrainState:
+def train(
+    config: ConfigDict, workdir: str, *, allow_changes: bool = False, command: str = ""
+) -> TrainState:
     """Trains a config to its last step, and continues from the newest checkpoint in the workdir.
 
     Args:
         config: The config; see `config.default`.
         workdir: Folder for checkpoints, TensorBoard events and sample grids.
+        allow_changes: Whether a run may continue with other data, classes or seed, or another first
+            stage.
+        command: The command line, which TensorBoard shows; may be empty.
 
     Returns:
         The final state.
@@ -50,27 +59,42 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         ConfigError: The config is wrong or does not fit the devices; nothing has been written.
         DataError: The data are missing or do not fit the config.
         CheckpointError: The workdir holds a run of another model, or no readable checkpoint.
+        FieldError: A guarded key has changed, and changes are not allowed.
+        LockedError: Another program trains into the workdir.
         DivergedError: The loss became NaN or infinite.
         Preempted: Some process received SIGTERM; the last step has been saved.
+        Interrupted: The command was stopped by Ctrl-C; the last step has been saved.
         WriteError: A file cannot be written; the message names the last good checkpoint.
     """
     began = time.monotonic()
-    config = with_class_names(with_vocabulary(with_stored_vocabulary(config, workdir)), workdir)
+    stored = newest_config(workdir)
+    config = with_class_names(with_vocabulary(with_stored_vocabulary(config, stored)), stored)
+    changed = allowed_changes(config, stored, workdir, allow_changes)
     experiment = make_experiment(config)
     check_devices(experiment, jax.device_count(), jax.process_count())
     with naming("config.mesh"):
         mesh = parallel.make_mesh(experiment.mesh)
-    spec = experiment.train
+    batches = _open_batches(experiment, mesh)
+    record = _Record(workdir, json.loads(config.to_json()), changed, command)
+    with locked(workdir, hold=jax.process_index() == 0):
+        return _train(experiment, mesh, batches, record, began)
+
+
+def _train(
+    experiment: Experiment, mesh: Mesh, batches: Batches, record: "_Record", began: float
+) -> TrainState:
+    """Trains in a workdir that belongs to this run alone; see `train`."""
+    workdir, config, spec = record.workdir, record.config, experiment.train
     task, optimizer = experiment.task, experiment.optimizer.make(spec.steps)
     abstract = abstract_state(task, optimizer, mesh)
-    batches = _open_batches(experiment, mesh)
-    plain_config = json.loads(config.to_json())
-
     checkpoints = Checkpoints(workdir, keep=spec.keep)
-    with Preemption() as preemption, _naming_last_good(checkpoints, workdir), checkpoints:
-        state = checkpoints.restore(abstract, batches, plain_config)
+    preemption = Preemption(checkpoints.goes_on)
+    with preemption, _naming_last_good(checkpoints, workdir), checkpoints:
+        state = checkpoints.restore(abstract, batches, config)
         if state is None:
             state = _prepared(init_state(task, optimizer, abstract), experiment, mesh)
+        elif record.changes_networks:
+            state = _with_other_networks(state, experiment, mesh)
         if experiment.data.latents:
             frozen.check_latents(task, state.task_state)
         start = int(state.step)
@@ -89,6 +113,7 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
         reporter.measure(train_step)
         try:
             _introduce(experiment, mesh, state, workdir, reporter)
+            record.write(reporter, start)
             observe = _Observer(experiment, mesh, workdir, reporter)
             for step in range(start + 1, spec.steps + 1):
                 batch = reporter.fetch(batches)
@@ -99,12 +124,10 @@ def train(config: ConfigDict, workdir: str) -> TrainState:
                 if stop or step % spec.checkpoint_every == 0 or step == spec.steps:
                     reporter.check()  # never save what has diverged
                     with reporter.progress.paused():
-                        checkpoints.save(state, batches, plain_config)
+                        checkpoints.save(state, batches, config)
                 if stop:
                     checkpoints.wait()
-                    raise Preempted(
-                        f"asked to stop: step {step} is saved; the same command continues"
-                    )
+                    raise preemption.reason(step)
                 observe(step, state)
         finally:
             train_step.close()
@@ -148,6 +171,50 @@ def _prepared(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainSta
         return state
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state.task_state)
     return state.replace(task_state=jax.device_put(task_state, shardings))
+
+
+def _with_other_networks(state: TrainState, experiment: Experiment, mesh: Mesh) -> TrainState:
+    """The state of a run that continues with the first stage or the text encoder of its config."""
+    prepared = frozen.prepare(experiment.task, lambda: _open_batches(experiment, mesh))
+    loaded, held = prepared["frozen"], state.task_state["frozen"]
+    placed = jax.device_put(loaded, jax.tree.map(lambda leaf: leaf.sharding, held))
+    return state.replace(task_state=state.task_state | {"frozen": placed})
+
+
+@dataclasses.dataclass(frozen=True)
+class _Record:
+    """What is known of a run from its beginning, for its workdir and TensorBoard.
+
+    Attributes:
+        workdir: The workdir.
+        config: The whole config as plain data.
+        changes: What has changed since the run was saved.
+        command: The command line; may be empty.
+    """
+
+    workdir: str
+    config: dict
+    changes: list[Change]
+    command: str
+
+    @property
+    def changes_networks(self) -> bool:
+        """Whether networks that are not trained come from another place than before."""
+        return any(change.key in ("first_stage.weights", "text.weights") for change in self.changes)
+
+    def write(self, reporter: Reporter, step: int) -> None:
+        """Writes config.json and the texts, and logs the changes."""
+        if jax.process_index() == 0:
+            text = json.dumps(self.config, indent=2)
+            write_text(epath.Path(self.workdir) / "config.json", text + "\n")
+        keys = flatten(self.config).items()
+        reporter.text("config", "\n".join(f"{key} = {shown(value)}" for key, value in keys), step)
+        if self.command:
+            reporter.text("command", self.command, step)
+        for change in self.changes:
+            logging.info("changed: %s", change)
+        if self.changes:
+            reporter.text("changes", "\n".join(map(str, self.changes)), step)
 
 
 def _open_batches(experiment: Experiment, mesh: Mesh) -> Batches:

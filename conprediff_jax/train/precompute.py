@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from conprediff_jax import data, parallel
 from conprediff_jax.common.errors import ConfigError, FieldError
+from conprediff_jax.common.lock import locked
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.config.experiment import Experiment, make_experiment
 from conprediff_jax.config.vocabulary import with_vocabulary
@@ -49,13 +50,24 @@ def precompute(config: ConfigDict, out: str, shard_size: int | None = None) -> l
     Raises:
         ConfigError: The config has no first stage to encode with, or crops at random.
         DataError: The data are missing, or the folder holds other latents, which stay unchanged.
+        LockedError: Another program writes into the folder.
         FirstStageError: The weights of the first stage are missing, or belong to another model.
     """
     experiment = make_experiment(with_vocabulary(config))
-    spec, first_stage = _image_spec(experiment.data), _first_stage(experiment)
+    spec = _image_spec(experiment.data)
+    _check_first_stage(experiment)
     if "://" in out:
         raise FieldError("out", f"is {out}: it must be a folder of a mounted file system")
     folder = pathlib.Path(out).expanduser()
+    with locked(folder, hold=jax.process_index() == 0):
+        return _precompute(experiment, spec, folder, shard_size)
+
+
+def _precompute(
+    experiment: Experiment, spec: DataSpec, folder: pathlib.Path, shard_size: int | None
+) -> latents.Manifest:
+    """Encodes into a folder that belongs to this program alone; see `precompute`."""
+    first_stage = experiment.task.model.first_stage
     stored = latents.find_manifest(folder)
     source = data.open_data(spec)
     # A scale that was measured before an interruption is not measured again.
@@ -83,12 +95,13 @@ def precompute(config: ConfigDict, out: str, shard_size: int | None = None) -> l
         latents.finish(folder, manifest)
     logging.info(
         "%d images encoded, scale %.5f, written to %s; train with config.data.latents=%s",
-        manifest.count, manifest.scale, folder, out,
+        manifest.count, manifest.scale, folder, folder,
     )  # fmt: skip
     return manifest
 
 
-def _first_stage(experiment: Experiment) -> Latents:
+def _check_first_stage(experiment: Experiment) -> None:
+    """Raises ConfigError if there is nothing to encode with."""
     if not isinstance(experiment.task, Denoising):
         raise ConfigError("config.task trains a first stage: give the config of a denoiser on one")
     first_stage = experiment.task.model.first_stage
@@ -98,7 +111,6 @@ def _first_stage(experiment: Experiment) -> Latents:
             f"config.first_stage.kind is {kind!r}: there is nothing to encode ahead of time, only "
             "'vq' and 'kl' are encoded"
         )
-    return first_stage
 
 
 def _image_spec(spec: DataSpec) -> DataSpec:

@@ -118,10 +118,10 @@ class Reporter:
         """Writes an image to TensorBoard."""
         self._writer.write_images(step, {name: image[None]})
 
-    def text(self, name: str, text: str) -> None:
+    def text(self, name: str, text: str, step: int = 0) -> None:
         """Writes a text to TensorBoard in a font of fixed width."""
         indented = "\n".join(f"    {line}" for line in text.splitlines())
-        self._writer.write_texts(0, {name: indented})
+        self._writer.write_texts(step, {name: indented})
 
     def close(self) -> None:
         """Finishes writing events."""
