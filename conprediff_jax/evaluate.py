@@ -417,4 +417,4 @@ def _write(
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, again="the same command continues after the last whole file of samples")

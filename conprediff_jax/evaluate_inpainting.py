@@ -229,4 +229,4 @@ def _about(
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, again="the same command continues after the last figure")

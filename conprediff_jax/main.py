@@ -55,4 +55,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, several=True)
+    app.run(main, several=True, again="the same command continues from the last saved step")

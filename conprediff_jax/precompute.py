@@ -49,4 +49,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, several=True)
+    app.run(main, several=True, again="the same command continues after the last whole file")

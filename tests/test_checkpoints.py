@@ -20,7 +20,8 @@ from tiny import assert_same
 from conprediff_jax.cli import app
 from conprediff_jax.common.files import WriteError
 from conprediff_jax.config import default_first_stage, text
-from conprediff_jax.config.experiment import differing_keys, make_experiment
+from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.config.sections import Change, changes
 from conprediff_jax.runs import restore
 from conprediff_jax.runs.checkpoint import CheckpointError, Checkpoints, newest_config
 from conprediff_jax.train import loop
@@ -166,10 +167,10 @@ def test_switching_parameters_on_or_off_makes_another_model(run):
     assert folders(run) == ["3", "6"]
     assert_same(resume(run, CONFIG | {"context": {"weight": 0.7}})[0], state_at(6))
     trained, fixed = (ConfigDict(CONFIG | {"text": text("bert", weights=w)}) for w in ("", "a"))
-    assert differing_keys(trained, fixed) == ["text.weights"]
+    assert changes(fixed, trained) == [Change("text.weights", "", "a", "fixed")]
     plain, perceptual = default_first_stage("vq"), default_first_stage("vq")
     perceptual.loss.lpips_trunk = "b"
-    assert differing_keys(plain, perceptual) == ["loss.lpips_trunk"]
+    assert changes(perceptual, plain) == [Change("loss.lpips_trunk", "", "b", "fixed")]
 
 
 # --- at the same time -----------------------------------------------------------------------------

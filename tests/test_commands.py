@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
 
+from conprediff_jax.common.lock import LockedError, locked
+
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = ROOT / "tests" / "tiny.py"
 
@@ -76,6 +78,8 @@ def killed_and_resumed(images, tmp_path_factory):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.02)
+    with pytest.raises(LockedError, match=f"process {process.pid} on "), locked(workdir):
+        pass
     process.kill()
     process.wait()
     assert not (workdir / "checkpoints" / "60").exists()

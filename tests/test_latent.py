@@ -136,6 +136,7 @@ def test_missing_files_are_named_with_their_places(celeba, weights, tmp_path):
     config = small_celebahq(celeba, tmp_path / "vq-f4")
     with pytest.raises(FirstStageError, match=rf"put there a diffusers VQModel .*{WEIGHTS}"):
         train(config, str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_of_another_family_or_shape_are_refused(weights, finished, tmp_path):

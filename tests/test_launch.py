@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from conprediff_jax.cli import app
+from conprediff_jax.common import interrupts
 from conprediff_jax.parallel import processes
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -69,6 +70,7 @@ def test_local_processes_know_their_number_and_fail_together():
         ("9 0", 1, 0, 2),  # failed
         ("9 9", 1, 9, 2),  # too often
         ("2 0", 1, app.USER_ERROR_CODE, 1),  # wrong, and wrong again if it were repeated
+        ("130 0", 1, interrupts.EXIT_CODE, 1),  # Ctrl-C
     ],
 )
 def test_local_runs_start_again_when_that_helps(ends, restarts, code, starts, tmp_path):

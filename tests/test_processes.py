@@ -217,18 +217,25 @@ def test_commands_for_a_single_process_refuse_several():
     assert result.stderr.splitlines()[-1].startswith("error: JAX_NUM_PROCESSES is 2: this command")
 
 
-def test_a_run_of_one_process_is_preempted_too(images, tmp_path):
+def heed_ctrl_c():
+    """A test that a script runs in the background ignores SIGINT, and so would its processes."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def test_ctrl_c_saves_the_step_even_while_the_first_one_is_compiled(images, tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-m", "conprediff_jax.main", *flags(images, tmp_path, STEPS)],
-        cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+        cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c,
     )  # fmt: skip
     while "starting at step" not in process.stderr.readline():
         assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGINT)
     rest = process.stderr.read()
-    assert process.wait() == processes.RESTART_CODE and "Traceback" not in rest
+    assert process.wait() == -signal.SIGINT and "Traceback" not in rest
     (step,) = steps_of(tmp_path)
-    assert f"asked to stop: step {step} is saved" in rest
+    assert "Ctrl-C: the run saves its step and ends; press again to end at once" in rest
+    assert f"Ctrl-C: step {step} is saved; the same command continues" in rest
+    assert not (tmp_path / "lock.json").exists()
 
 
 ALONE = """

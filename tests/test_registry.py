@@ -12,6 +12,7 @@ import tiny
 from conprediff_jax.common import keys
 from conprediff_jax.common.registry import Registry
 from conprediff_jax.context import ContextPrediction
+from conprediff_jax.data import DataSpec
 from conprediff_jax.models.unet import UNet
 
 PLUGIN = '''
@@ -161,3 +162,4 @@ def test_fields_say_what_may_change_when_a_run_goes_on():
         *("strides", "decoder", "source", "hidden", "latent")
     }
     assert keys.switch_names(ContextPrediction) == ["weight"]
+    assert keys.guarded_names(DataSpec) == ["name", "split", "label", "class_names", "text"]

@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import json
 import os
 import pathlib
 import shutil
@@ -21,9 +22,10 @@ from tiny import assert_same, mesh_of
 from conprediff_jax import config as config_lib
 from conprediff_jax import parallel
 from conprediff_jax.common import random
-from conprediff_jax.common.errors import ConfigError
+from conprediff_jax.common.errors import ConfigError, FieldError
 from conprediff_jax.common.files import WriteError, absolute
 from conprediff_jax.config.experiment import check_devices, make_experiment
+from conprediff_jax.config.sections import changes
 from conprediff_jax.parallel import sharding
 from conprediff_jax.runs import checkpoint, restore
 from conprediff_jax.runs.checkpoint import CheckpointError, Checkpoints
@@ -291,8 +293,17 @@ def test_small_evaluations_are_logged_and_change_nothing(finished, run_config, t
     shutil.copytree(workdir / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
     config = run_config.copy_and_resolve_references()
     config.train.eval_every = 6
-    assert_same(train(config, str(tmp_path)), state)
+    assert_same(train(config, str(tmp_path), command="the command"), state)
     events = EventAccumulator(str(tmp_path)).Reload()
+    for name, said in {
+        "command": "the command",
+        "changes": "config.train.eval_every is 6, and was 0",
+        "config": "model.channels = 32",
+    }.items():
+        (event,) = events.Tensors(f"{name}/text_summary")
+        assert event.step == 3 and said in event.tensor_proto.string_val[0].decode()
+    written = ConfigDict(json.loads((tmp_path / "config.json").read_text()))
+    assert changes(config, written) == []
     assert [e.step for e in events.Tensors("eval/FD-random-VGG16")] == [6]
     first_stage = config_lib.default_first_stage("kl")
     first_stage.train.eval_every = 6
@@ -325,8 +336,12 @@ def test_without_room_the_last_good_checkpoint_is_named(
 
     monkeypatch.setattr(ocp.CheckpointManager, "save", full)
     said = f"cannot write {tmp_path}/checkpoints/6: No space left on device; last good checkpoint: "
+    # Other data continue at the place that the checkpoint holds.
+    config = run_config.copy_and_resolve_references()
+    config.data.name = str(tiny.write_images(tmp_path / "others", 5))
+    config.seed = 1
     with pytest.raises(WriteError, match=f"^{said}{tmp_path}/checkpoints/3$"):
-        train(run_config, str(tmp_path))
+        train(config, str(tmp_path), allow_changes=True)
 
 
 def test_a_storage_error_moves_no_checkpoint_aside(finished, monkeypatch):
@@ -352,6 +367,11 @@ def test_another_model_is_refused(finished, run_config):
         train(other, str(finished[0]))
     with Checkpoints(str(finished[0]), read_only=True) as checkpoints:
         assert checkpoints.latest_step == 6
+    other = run_config.copy_and_resolve_references()
+    other.update_from_flattened_dict({"data.name": "./others", "seed": 1, "train.batch_size": 4})
+    said = r"config.data.name is './others', and was '[^;]*; config.seed is 1, and was 0\. Give"
+    with pytest.raises(FieldError, match=f"^allow_changes is not set, and .*: {said}"):
+        train(other, str(finished[0]))
 
 
 def test_divergence_stops_the_run_and_saves_nothing_bad(run_config, tmp_path):
