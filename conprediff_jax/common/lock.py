@@ -59,7 +59,7 @@ def locked(folder: str | os.PathLike, *, hold: bool = True) -> Iterator[None]:
     finally:
         if made:
             with contextlib.suppress(OSError):  # it is not empty
-                folder.rmdir()
+                os.rmdir(folder)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ and are read without them.
 import contextlib
 import functools
 import json
+import os
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
@@ -317,7 +318,7 @@ class Checkpoints:
         """Removes the folder if nothing was saved in it."""
         if jax.process_index() == 0 and not is_address(self.folder):
             with contextlib.suppress(OSError):  # it is not empty
-                self.folder.rmdir()
+                os.rmdir(self.folder)
 
 
 def newest_config(workdir: str) -> dict | None:
