@@ -45,14 +45,7 @@ def run(
         positional: Number of arguments that it takes besides flags.
         again: What the command does when it is started again after Ctrl-C.
     """
-    # TensorFlow only writes events here; without this it announces its kernels and factories.
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what fails is raised as well
-    logging.set_verbosity(logging.INFO)
-    logging.use_absl_handler()
-    handler = logging.get_absl_handler()
-    handler.python_handler.setFormatter(_OneLine())
-    handler.addFilter(_ours_or_serious)
+    _quieten()
     help.define(several)
 
     def guarded(argv: list[str]) -> None:
@@ -192,9 +185,22 @@ def _fail(message: str) -> NoReturn:
     _end(USER_ERROR_CODE)
 
 
+def _quieten() -> None:
+    """Makes every record of the log one line, and leaves out what libraries only mention."""
+    # TensorFlow only writes events here; without this it announces its kernels and factories.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # what fails is raised as well
+    logging.set_verbosity(logging.INFO)
+    logging.use_absl_handler()
+    handler = logging.get_absl_handler()
+    handler.python_handler.setFormatter(_OneLine())
+    handler.addFilter(_ours_or_serious)
+
+
 def _leave(stop: KeyboardInterrupt, again: str) -> NoReturn:
     """Says in one line that Ctrl-C ended the command, and ends the process."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as after Preempted
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a further Ctrl-C ends the process at once
     logging.info("%s", str(stop) or f"stopped by Ctrl-C; {again}")
     alone = not isinstance(stop, processes.Interrupted)
     if alone and jax.distributed.is_initialized():  # the other processes do not stop with it
