@@ -300,7 +300,7 @@ def test_small_evaluations_are_logged_and_change_nothing(finished, run_config, t
         "changes": "config.train.eval_every is 6, and was 0",
         "config": "model.channels = 32",
     }.items():
-        (event,) = events.Tensors(f"{name}/text_summary")
+        (event,) = events.Tensors(name)
         assert event.step == 3 and said in event.tensor_proto.string_val[0].decode()
     written = ConfigDict(json.loads((tmp_path / "config.json").read_text()))
     assert changes(config, written) == []
