@@ -45,8 +45,8 @@ _TO = flags.DEFINE_enum("to", None, WRITTEN, "export: Write this format.")
 _METRICS = flags.DEFINE_string(
     "metrics",
     None,
-    "export: Quote the figures of this metrics.json in the model card; the default is "
-    "<workdir>/evaluation/metrics.json, if it exists.",
+    "export: Quote the figures that this metrics.json has of the exported step and parameters in "
+    "the model card; the default is <workdir>/evaluation/metrics.json, if it exists.",
 )
 _FROM = flags.DEFINE_enum(
     "from", None, READ, "import: Read a checkpoint of this family of formats."
@@ -83,13 +83,14 @@ from absl import logging
 
 from conprediff_jax.cli import app
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.interop import formats, pretrained
+from conprediff_jax.interop import formats, model_card, pretrained
 from conprediff_jax.tasks.first_stage import FirstStageTraining
 
 
 def main(argv: list[str]) -> None:
     """Reads the flags, and imports or exports."""
     command, *paths = argv[1:] or [""]
+    pretrained.check_new(_OUT.value)
     if command == "export" and not paths:
         for flag in (_WORKDIR, _TO):
             if not flag.value:
@@ -117,16 +118,16 @@ def main(argv: list[str]) -> None:
     else:
         raise UserError("give either export --workdir=... --to=..., or import PATH --from=...")
     model = model.resampled(**sampling_flags.values())
-    formats.write(model, to, _OUT.value, metrics=_metrics())
+    formats.write(model, to, _OUT.value, metrics=_metrics(model))
     logging.info("step %d of %s written as %s to %s", model.step, source, to, _OUT.value)
 
 
-def _metrics() -> str | None:
-    """The file of the evaluation that the model card quotes."""
+def _metrics(model: pretrained.Pretrained) -> str | None:
+    """The file of evaluations that the model card quotes; None if it has none of this model."""
     if _METRICS.value or not _WORKDIR.value:
         return _METRICS.value
     found = pathlib.Path(_WORKDIR.value) / "evaluation" / "metrics.json"
-    return str(found) if found.exists() else None
+    return str(found) if found.exists() and model_card.own_rows(found, model) else None
 
 
 if __name__ == "__main__":

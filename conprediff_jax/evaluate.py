@@ -14,17 +14,22 @@ and are not FID. `--clip` and `--captions` add the CLIP score. `--lpips_trunk` a
 add the LPIPS of each sample to the reference image of the same name, or at the same place where
 images have no names. docs/metrics.md defines all metrics.
 
-The command writes `metrics.json`, `report.html` and its PNGs, and the images that it draws from a
-workdir. The default of `--out` is the folder `evaluation` in the workdir. If you start an
-interrupted command again, it continues where it stopped. It runs in one process, on all of its
-devices.
+The command writes to `--out`, which is the folder `evaluation` in the workdir by default:
+
+    metrics.json, metrics.md    a row for every evaluation, newest first: the figures with all that
+                                they depend on; a row is replaced by one of the same settings alone
+    reports/<name>/             report.html and its PNGs; the name says what was asked for
+    samples/<name>/             the images that were drawn from the workdir
+    features/                   features of samples
+
+If you start an interrupted command again, it continues where it stopped. It runs in one process, on
+all of its devices.
 """
 
-import dataclasses
-import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 from absl import flags
 
@@ -94,6 +99,9 @@ _BATCH = flags.DEFINE_integer(
 _OUT = flags.DEFINE_string(
     "out", None, "Write results to this folder; the default is <workdir>/evaluation."
 )
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Draw the images anew where earlier ones of the same settings are there."
+)
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 flags.adopt_module_key_flags(lpips_flags)
 
@@ -108,23 +116,45 @@ from conprediff_jax import parallel
 from conprediff_jax.cli import app
 from conprediff_jax.common import images
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import absolute, check_folder, is_address, write_text
+from conprediff_jax.common.files import check_folder, is_address
+from conprediff_jax.common.fingerprint import fingerprint
 from conprediff_jax.common.progress import ProgressLine
+from conprediff_jax.common.trees import flatten
+from conprediff_jax.common.version import code_version
 from conprediff_jax.data.text_files import read_captions
 from conprediff_jax.metrics import features, image_sets, report
-from conprediff_jax.metrics.bootstrap import Figure, mean_figure
+from conprediff_jax.metrics.bootstrap import LEVEL, Figure, mean_figure
 from conprediff_jax.metrics.clip_score import clip_scores
 from conprediff_jax.metrics.image_sets import ImageSet
 from conprediff_jax.metrics.networks import clip, lpips
 from conprediff_jax.metrics.precision_recall import nearest
+from conprediff_jax.metrics.results import ResultsTable
 from conprediff_jax.metrics.suite import Results, Suite
 from conprediff_jax.runs.restore import load
-from conprediff_jax.sampling.model import TrainedModel
-from conprediff_jax.sampling.shards import generate_to, make_draw
-from conprediff_jax.weights import cached
+from conprediff_jax.sampling import record
+from conprediff_jax.sampling.model import DiffusionModel
+from conprediff_jax.sampling.shards import Draw, generate_to, make_draw
 
 _SHOWN = 64  # images of the grid
 _ROWS, _NEIGHBORS = 8, 5  # samples shown with their nearest images, and how many of these
+
+
+class _Asked(NamedTuple):
+    """The samples that the flags ask for.
+
+    Attributes:
+        name: What they are, as part of a file's name.
+        count: Number of images.
+        size: Height and width in pixels.
+        names: Names of the images; None where they have none.
+        images: Function that returns the images, which it may draw, and what they were drawn by.
+    """
+
+    name: str
+    count: int
+    size: tuple[int, int]
+    names: Sequence[str] | None
+    images: Callable[[], tuple[ImageSet, record.Settings]]
 
 
 def main(argv: list[str]) -> None:
@@ -149,28 +179,22 @@ def main(argv: list[str]) -> None:
         extractor = features.inception_extractor(_INCEPTION.value, cache)
     suite, judges = _suite(extractor), _judges(cache)
 
-    if _WORKDIR.value:
-        trained = load(_WORKDIR.value, mesh, _STEP.value)
-        if trained.model.text and _CAPTIONS.value:
-            trained.model.check_captions(read_captions(_CAPTIONS.value), _CAPTIONS.value)
-        count, size, names = _NUM.value, (trained.model.image_size,) * 2, None
-    else:
-        samples, about = image_sets.read_samples(_SAMPLES.value), {}
-        count, size, names = samples.count, samples.size, samples.names
+    asked = _of_workdir(mesh, out / "samples") if _WORKDIR.value else _of_file()
     reference = image_sets.read_reference(
         _REFERENCE.value,
-        size=size,
+        size=asked.size,
         split=_SPLIT.value,
         data_dir=_DATA_DIR.value,
         strict=bool(lpips_flags.TRUNK.value),
     )
     _check_statistics(reference, extractor)
     suite = suite.possible(extractor, reference)
-    _check(suite, count, size, reference, extractor)  # fails now, and not after hours of work
+    _check(suite, asked, reference, extractor)  # fails now, and not after hours of work
+    suite, missing = _without_lacking(suite, judges, asked.count, reference, extractor)
     if lpips_flags.TRUNK.value:
-        _check_pairs(count, size, names, reference)
-    if _WORKDIR.value:
-        samples, about = _draw(trained, mesh, out)
+        _check_pairs(asked, reference)
+    table = ResultsTable(out / "metrics.json")
+    samples, settings = asked.images()
 
     figures = {name: judge(samples, reference) for name, judge in judges.items()}
     runner = features.Runner(extractor, mesh, _BATCH.value)
@@ -180,17 +204,20 @@ def main(argv: list[str]) -> None:
     of_reference = features.extract(runner, reference, cache / "features", keep[1])
     results = suite.compute(of_samples, of_reference, extractor.labels)
     results.figures.update(figures)
-    about |= {
-        "samples": f"{samples.name}, {of_samples.count} images",
-        "reference": f"{reference.name}, {of_reference.count or 'unknown number of'} images",
-        "features": f"{extractor.name} ({extractor.fingerprint})",
-        "intervals": f"95 %, {_BOOTSTRAP.value} bootstrap replicates of the samples",
-        "jax": jax.__version__,
+    for metric, reason in results.missing.items():
+        logging.warning("%s is not computed: %s", metric, reason)
+    settings |= {
+        "samples": _identity(samples, of_samples.count),
+        "reference": _identity(reference, of_reference.count),
+        **_of_metrics(extractor),
     }
     pictures = _pictures(
         suite, (samples, of_samples), (reference, of_reference), results, extractor
     )
-    _write(out, about, results.figures, pictures)
+    name = record.slug(pathlib.Path(reference.name).stem)
+    name = f"{asked.name}_{name}_{record.fingerprint_of(settings)}"
+    missing |= results.missing
+    _write(table, out / "reports" / name, settings, results.figures, missing, pictures)
 
 
 def _suite(extractor: features.Extractor) -> Suite:
@@ -244,47 +271,103 @@ def _judges(cache: pathlib.Path) -> dict[str, Callable[[ImageSet, ImageSet], Fig
     return judges
 
 
-def _draw(trained: TrainedModel, mesh: Mesh, out: pathlib.Path) -> tuple[ImageSet, dict[str, str]]:
-    """The images of the workdir, of which missing ones are drawn; and how they are sampled."""
-    workdir, model, step = _WORKDIR.value, trained.model, trained.step
-    spec = model.sampling_with(num=_NUM.value, **sampling_flags.values())
-    prompts = read_captions(_CAPTIONS.value) if model.text and _CAPTIONS.value else None
-    if model.text and not prompts:
+def _prompts(model: DiffusionModel) -> list[str] | None:
+    """The captions that the flags give a model that reads captions; None for those of its config.
+
+    Raises:
+        UserError: The model cannot read the captions.
+    """
+    if not model.text:
+        return None
+    if not _CAPTIONS.value:
         logging.warning(
             "the %d prompts of the config are the captions of all images; --captions gives others",
             len(model.text.prompts),
         )
+        return None
+    prompts = read_captions(_CAPTIONS.value)
+    model.check_captions(prompts, _CAPTIONS.value)
+    return prompts
+
+
+def _of_workdir(mesh: Mesh, folder: pathlib.Path) -> _Asked:
+    """Images that are drawn from `--workdir` into a subfolder of `folder`."""
+    trained = load(_WORKDIR.value, mesh, _STEP.value)
+    model = trained.model
+    spec = model.sampling_with(num=_NUM.value, **sampling_flags.values())
+    prompts = _prompts(model)
+    captions = "\n".join(prompts or model.text.prompts) if model.text else None
+    settings = record.settings_of(
+        record.model_of(trained, _WORKDIR.value),
+        spec,
+        seed=_SEED.value,
+        captions=captions and fingerprint([captions.encode()]),
+        num=_NUM.value,
+    )
+    name = record.short_name(settings, model.sampling, "num")
     progress = ProgressLine(_NUM.value, "images", batch=_BATCH.value, about="samples")
     draw = make_draw(trained, spec, mesh, seed=_SEED.value, prompts=prompts, report=progress.within)
+    return _Asked(
+        name=name,
+        count=_NUM.value,
+        size=(model.image_size,) * 2,
+        names=None,
+        images=lambda: _draw(draw, settings, folder / name, progress),
+    )
 
-    about = {"workdir": str(absolute(workdir)), "step": step, "seed": _SEED.value}
-    about |= {"sampling": dataclasses.asdict(spec), "weights": _fingerprint(trained)}
-    if model.text:
-        captions = "\n".join(prompts or model.text.prompts)
-        about |= {"captions": cached.fingerprint([captions.encode()])}
+
+def _of_file() -> _Asked:
+    """The images of `--samples`."""
+    found = image_sets.read_samples(_SAMPLES.value)
+    return _Asked(
+        name=record.slug(pathlib.Path(found.name).stem),
+        count=found.count,
+        size=found.size,
+        names=found.names,
+        images=lambda: (found, record.of_images(found.name)),
+    )
+
+
+def _draw(
+    draw: Draw, settings: record.Settings, folder: pathlib.Path, progress: ProgressLine
+) -> tuple[ImageSet, record.Settings]:
+    """The images of the workdir, of which missing ones are drawn; and what they were drawn by."""
     files = generate_to(
-        out / "samples",
+        folder,
         draw,
         num=_NUM.value,
         batch_size=_BATCH.value,
-        about=about,
+        settings=settings,
+        overwrite=_OVERWRITE.value,
         progress=progress,
     )
-    settings = ", ".join(f"{k} {v}" for k, v in dataclasses.asdict(spec).items() if k != "num")
-    return image_sets.from_arrays(f"{workdir}, step {step}", files), {
-        "sampling": f"{settings}, seed {_SEED.value}"
+    drawn_by = record.read(folder)["version"]
+    if drawn_by != settings["version"]:
+        logging.warning(
+            "%s: drawn by version %s, and this is %s; --overwrite draws the images anew",
+            folder, drawn_by, settings["version"],
+        )  # fmt: skip
+    title = f"{_WORKDIR.value}, step {settings['step']}"
+    return image_sets.from_arrays(title, files), settings | {"version": drawn_by}
+
+
+def _identity(images: ImageSet, count: int) -> dict[str, str | int]:
+    """What a set of images is, in the settings of a figure."""
+    return {"name": images.name, "count": count, "fingerprint": images.fingerprint}
+
+
+def _of_metrics(extractor: features.Extractor) -> dict[str, Any]:
+    """The settings of the metrics, beside those of the images."""
+    networks = {"clip": _CLIP.value, "lpips": lpips_flags.TRUNK.value and lpips_flags.NETWORK.value}
+    return {
+        "features": f"{extractor.name} ({extractor.fingerprint})",
+        "intervals": {"level": LEVEL, "replicates": _BOOTSTRAP.value, "seed": _SEED.value},
+        **{name: value for name, value in networks.items() if value},
+        "evaluated_by": code_version(),
     }
 
 
-def _fingerprint(trained: TrainedModel) -> str:
-    """Fingerprint of the parameters; a step does not identify them, as a run may be repeated."""
-    leaves = jax.tree.leaves((trained.params, trained.frozen))
-    return cached.fingerprint(np.asarray(leaf).tobytes() for leaf in leaves)
-
-
-def _check_pairs(
-    count: int, size: tuple[int, int], names: Sequence[str] | None, reference: ImageSet
-) -> None:
+def _check_pairs(asked: _Asked, reference: ImageSet) -> None:
     """Checks that every sample has its reference image; reads all reference images once.
 
     Raises:
@@ -292,51 +375,65 @@ def _check_pairs(
     """
     if reference.batches is None:
         raise UserError(f"LPIPS compares image by image, and {reference.name} holds statistics")
-    image_sets.check_partners(names, reference.names, reference.name)
-    if (count, size) != (reference.count, reference.size):
+    image_sets.check_partners(asked.names, reference.names, reference.name)
+    if (asked.count, asked.size) != (reference.count, reference.size):
         raise UserError(
-            f"LPIPS compares image by image: {count} samples of {size} do not match "
+            f"LPIPS compares image by image: {asked.count} samples of {asked.size} do not match "
             f"{reference.count} reference images of {reference.size}"
         )
     for _ in reference.batches(_BATCH.value):
         pass
 
 
-def _check(
-    suite: Suite,
-    count: int,
-    size: tuple[int, int],
-    reference: ImageSet,
-    extractor: features.Extractor,
-) -> None:
+def _check(suite: Suite, asked: _Asked, reference: ImageSet, extractor: features.Extractor) -> None:
     """Checks, before anything is computed, that every metric can be computed.
 
     Raises:
         UserError: There are too few captions or images, or images of another size.
     """
     captions = read_captions(_CAPTIONS.value) if _CLIP.value else None
-    if captions is not None and len(captions) != count:
+    if captions is not None and len(captions) != asked.count:
         raise UserError(
-            f"--captions={_CAPTIONS.value}: {len(captions)} lines for {count} images; give one "
-            "line for each image, in their order"
+            f"--captions={_CAPTIONS.value}: {len(captions)} lines for {asked.count} images; give "
+            "one line for each image, in their order"
         )
     missing = [metric for metric in _METRICS.value or () if metric not in suite.metrics]
     if missing:
         raise UserError(
             f"--metrics={missing[0]}: needs images, and {reference.name} has statistics"
         )
-    suite.check_possible(count, reference.count)
     if not _ALLOW_FEW.value:
         try:
-            suite.check_counts(count, reference.count)
+            suite.check_counts(asked.count, reference.count)
         except UserError as error:
             raise UserError(f"{error}, or --allow_few to compute it all the same") from error
-    same = reference.size in (None, size)
+    same = reference.size in (None, asked.size)
     if not same and "spatial" not in extractor.labels:
         raise UserError(
-            f"{reference.name}: images of {reference.size}, but samples of {size}; "
+            f"{reference.name}: images of {reference.size}, but samples of {asked.size}; "
             f"{extractor.name} compares images of one size"
         )
+
+
+def _without_lacking(
+    suite: Suite,
+    judges: Collection[str],
+    count: int,
+    reference: ImageSet,
+    extractor: features.Extractor,
+) -> tuple[Suite, dict[str, str]]:
+    """The suite without metrics that there are too few images for; and why, by published name.
+
+    Raises:
+        UserError: `--metrics` names such a metric, or nothing is left to compute.
+    """
+    lacking = suite.lacking(count, reference.count)
+    left = suite.without(lacking)
+    if lacking and (_METRICS.value or not (left.metrics or judges)):
+        raise UserError(next(iter(lacking.values())))
+    for reason in lacking.values():
+        logging.warning("%s; it is left out, and the others are computed", reason)
+    return left, {extractor.labels[metric]: reason for metric, reason in lacking.items()}
 
 
 def _check_statistics(reference: ImageSet, extractor: features.Extractor) -> None:
@@ -403,17 +500,20 @@ def _pictures(
 
 
 def _write(
-    out: pathlib.Path,
-    about: dict[str, str],
+    table: ResultsTable,
+    folder: pathlib.Path,
+    settings: record.Settings,
     figures: dict[str, Figure],
+    missing: dict[str, str],
     pictures: list[report.Picture],
 ) -> None:
-    """`metrics.json`, `report.html` with its PNGs, and the table on standard output."""
-    found = {name: figure._asdict() for name, figure in figures.items()}
-    write_text(out / "metrics.json", json.dumps({**about, "metrics": found}, indent=2) + "\n")
-    page = report.write(out, title="Evaluation", about=about, figures=figures, pictures=pictures)
+    """The row of the table, the report, and the figures on standard output."""
+    table.add(settings, figures, report=str(folder), missing=missing)
+    about = {key: str(value) for key, value in flatten(settings).items()}
+    about |= {f"without {metric}": reason for metric, reason in missing.items()}
+    page = report.write(folder, title="Evaluation", about=about, figures=figures, pictures=pictures)
     print(report.table(figures), flush=True)
-    logging.info("%s, %s", out / "metrics.json", page)
+    logging.info("%s, %s", table.path.with_suffix(".md"), page)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,15 @@ command computes PSNR, SSIM and spread (how much the fillings of an image differ
 region. On whole images it computes LPIPS to the original, where its weights are given, and
 FD-random-VGG16 between all fillings and all originals. docs/inpainting.md defines these metrics.
 
-The command writes inpainting.json, table.txt, which it also prints, and MODEL_MASK.png with the
-first images. The default of `--out` is the folder `inpainting` in the first workdir. If you start
-an interrupted command again, it continues at the model and mask where it stopped.
+The command prints a table of what it was asked for. It writes all figures, with all that they
+depend on, to inpainting.json and inpainting.md, where results of other settings stay, and the first
+images to pictures whose names say what was asked for. The default of `--out` is the folder
+`inpainting` in the first workdir. If you start an interrupted command again, it continues at the
+model and mask where it stopped.
 """
 
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from absl import flags
 
@@ -70,18 +71,19 @@ from conprediff_jax import parallel
 from conprediff_jax.cli import app
 from conprediff_jax.common import images
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import absolute, check_folder, write_text
+from conprediff_jax.common.files import absolute, check_folder
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data import fitting
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import filled_share
-from conprediff_jax.metrics import features
-from conprediff_jax.metrics.fillings import FillingJudge, Results, check, table
+from conprediff_jax.metrics import features, fillings
+from conprediff_jax.metrics.bootstrap import LEVEL
+from conprediff_jax.metrics.fillings import FillingJudge, check
+from conprediff_jax.metrics.results import ResultsTable
 from conprediff_jax.runs.restore import load, load_model, read_pictures
-from conprediff_jax.sampling import inpainting
+from conprediff_jax.sampling import inpainting, record
 from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.spec import SamplingSpec
-from conprediff_jax.weights import cached
 
 _ROWS = 8  # images shown in a picture
 
@@ -97,7 +99,7 @@ def main(argv: list[str]) -> None:
         load_model(workdir, shared.STEP.value)  # fails now, and not after hours of work
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value[0]) / "inpainting")
     check_folder(out, "--out")
-    judge, results = _judge(mesh), Results(out / "inpainting.json")
+    judge, table, cells = _judge(mesh), ResultsTable(out / "inpainting.json"), {}
     for name, workdir in names.items():
         trained = load(workdir, mesh, shared.STEP.value)
         model = trained.model
@@ -110,28 +112,27 @@ def main(argv: list[str]) -> None:
                 f"--workdir={workdir}: its model has images of {model.image_size} pixels a side, "
                 f"and the first model has {size}: all must have one size"
             )
-        _fill(name, workdir, trained, spec, mesh, holes, judge, results)
-    text = table(results.figures(list(names), list(holes)))
-    write_text(out / "table.txt", text + "\n")
-    print(text, flush=True)
-    logging.info("%s, %s", results.path, out / "table.txt")
+        described = record.model_of(trained, workdir)
+        settings = {masks: _settings(described, spec, masks, cut) for masks, cut in holes.items()}
+        _fill(name, trained, spec, mesh, holes, settings, judge, table)
+        for masks in holes:
+            cells[name, masks] = table.find(settings[masks])["metrics"]
+    print(fillings.table(fillings.arranged(cells)), flush=True)
+    logging.info("%s, %s", table.path, table.path.with_suffix(".md"))
 
 
 def _fill(
     name: str,
-    workdir: str,
     trained: TrainedModel,
     spec: SamplingSpec,
     mesh: Mesh,
     holes: Mapping[str, Sequence[Hole]],
+    settings: Mapping[str, record.Settings],
     judge: FillingJudge,
-    results: Results,
+    table: ResultsTable,
 ) -> None:
     """Fills the holes by one model where its figures are missing, and adds the figures."""
-    abouts = {
-        masks: _about(workdir, trained.step, repr(spec), masks, cut) for masks, cut in holes.items()
-    }
-    missing = [masks for masks, about in abouts.items() if not results.has(name, masks, about)]
+    missing = [masks for masks in holes if table.find(settings[masks]) is None]
     if not missing:
         return
     count = _SAMPLES.value * sum(len(holes[masks]) for masks in missing)
@@ -153,9 +154,11 @@ def _fill(
         )
         rows = [np.stack([h.image, h.masked, *f]) for h, f in zip(cut, found, strict=True)]
         picture = images.grid(np.concatenate(rows[:_ROWS]), columns=len(rows[0]))
-        images.write_png(results.path.parent / f"{name}_{masks}.png", picture)
+        usual = inpainting.sampling_for(trained.model, sampler=shared.sampling()["sampler"])
+        title = record.short_name(settings[masks], usual, "label", "prompt", "masks", "images")
+        images.write_png(table.path.parent / f"{name}_{title}.png", picture)
         with progress.paused():
-            results.add(name, masks, abouts[masks], judge(cut, found))
+            table.add(settings[masks], judge(cut, found))
 
 
 def _names(workdirs: Sequence[str]) -> dict[str, str]:
@@ -202,29 +205,18 @@ def _judge(mesh: Mesh) -> FillingJudge:
     return FillingJudge(runner, distances, replicates=_BOOTSTRAP.value, seed=shared.SEED.value)
 
 
-def _about(
-    workdir: str, step: int, sampling: str, masks: str, holes: Sequence[Hole]
-) -> dict[str, Any]:
+def _settings(
+    model: record.Settings, spec: SamplingSpec, masks: str, holes: Sequence[Hole]
+) -> record.Settings:
     """All that a figure depends on: a stored figure is used again only where all of it agrees."""
-    data = (shared.IMAGES.value, shared.SPLIT.value, _NUM.value, shared.POLARITY.value)
-    return {
-        "workdir": str(absolute(workdir)),
-        "step": step,
-        "sampling": sampling,
-        "images": ", ".join(map(str, data)),
-        "masks": masks,
-        "content": cached.fingerprint(
-            part.tobytes() for hole in holes for part in (hole.image, hole.mask)
-        ),
+    networks = (lpips_flags.NETWORK, lpips_flags.TRUNK, lpips_flags.HEADS)
+    content = record.content_of(part for hole in holes for part in (hole.image, hole.mask))
+    masks = pathlib.Path(masks).stem
+    return record.settings_of(model, spec, masks=masks, content=content, **shared.asked()) | {
+        "num": len(holes),
         "samples": _SAMPLES.value,
-        "label": shared.LABEL.value,
-        "prompt": shared.PROMPT.value,
-        "seed": shared.SEED.value,
-        "lpips": [
-            flag.value for flag in (lpips_flags.NETWORK, lpips_flags.TRUNK, lpips_flags.HEADS)
-        ],
-        "bootstrap": _BOOTSTRAP.value,
-        "jax": jax.__version__,
+        "lpips": [flag.value for flag in networks] if lpips_flags.TRUNK.value else None,
+        "intervals": {"level": LEVEL, "replicates": _BOOTSTRAP.value},
     }
 
 

@@ -8,10 +8,13 @@ All models see the same images with the same noise, so the numbers of models wit
 can be compared one by one. The loss is that of the config; for discrete models it is the
 variational bound in nats per token, without the auxiliary loss. The command prints the mean over
 the times and, for discrete models, the bound in bits per token, with their standard errors over the
-images. It writes these and the loss at every time to `<first workdir>/held_out.json`, or to --out.
+images. It adds these and the loss at every time, with all that they depend on, to the tables
+`<first workdir>/held_out.json` and `held_out.md`, or to --out. There, `low` and `high` are the ends
+of 95 % intervals.
 """
 
-import json
+from collections.abc import Iterator
+from typing import Any
 
 from absl import flags
 
@@ -43,7 +46,10 @@ _BATCH = flags.DEFINE_integer(
     "batch_size", 32, "Evaluate this many images at a time.", lower_bound=1
 )
 _OUT = flags.DEFINE_string(
-    "out", None, "Write results to this JSON file; the default is <first workdir>/held_out.json."
+    "out",
+    None,
+    "Add results to this JSON file, and to a table beside it; the default is <first workdir>/"
+    "held_out.json.",
 )
 
 help.answer(__name__)  # before imports that take seconds
@@ -55,11 +61,18 @@ from etils import epath
 from conprediff_jax import data, parallel
 from conprediff_jax.cli import app
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import check_file, write_text
+from conprediff_jax.common.files import check_file
+from conprediff_jax.common.fingerprint import fingerprint
 from conprediff_jax.common.progress import ProgressLine
+from conprediff_jax.common.version import code_version
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.metrics import denoising_loss
+from conprediff_jax.metrics.bootstrap import Figure
+from conprediff_jax.metrics.results import ResultsTable
 from conprediff_jax.runs.restore import load, load_experiment, load_model
+from conprediff_jax.sampling import record
+
+_WIDTH = 1.96  # standard errors from the mean to the ends of an interval
 
 
 def main(argv: list[str]) -> None:
@@ -67,30 +80,55 @@ def main(argv: list[str]) -> None:
     del argv
     out = epath.Path(_OUT.value or epath.Path(_WORKDIRS.value[0]) / "held_out.json")
     check_file(out, "--out")
+    if out.suffix != ".json":
+        raise UserError(f"--out={out}: the results are a JSON file; name one that ends in .json")
     for workdir in _WORKDIRS.value:
         load_model(workdir, _STEP.value)  # fails now, and not after hours of work
-    found = {workdir: _evaluate(workdir) for workdir in _WORKDIRS.value}
-    write_text(out, json.dumps(found, indent=2) + "\n")
-    for workdir, result in found.items():
-        summary = "   ".join(
-            f"{name} {mean:.5g} +- {error:.2g}" for name, (mean, error) in result["means"].items()
-        )
-        print(f"{workdir}, step {result['step']}, {result['images']} images:   {summary}")
-    logging.info("losses at every time written to %s", out)
+    table, found = ResultsTable(out), {}
+    for workdir in _WORKDIRS.value:
+        settings, means, losses = _evaluate(workdir)
+        figures = {
+            name: Figure(x, x - _WIDTH * e, x + _WIDTH * e) for name, (x, e) in means.items()
+        }
+        table.add(settings, figures, **losses)
+        found[workdir] = settings, means
+    for workdir, (settings, means) in found.items():
+        summary = "   ".join(f"{name} {x:.5g} +- {e:.2g}" for name, (x, e) in means.items())
+        count = settings["images"]["count"]
+        print(f"{workdir}, step {settings['step']}, {count} images:   {summary}")
+    _say_what_differs({workdir: settings for workdir, (settings, *_) in found.items()})
+    logging.info("losses at every time are in %s", out)
 
 
-def _evaluate(workdir: str) -> dict:
-    """The losses of one model, as plain data for the JSON file."""
+def _say_what_differs(found: dict[str, record.Settings]) -> None:
+    """Says which models were trained on other data, or see other images, than the first model."""
+    (first, wanted), *others = found.items()
+    for workdir, settings in others:
+        trained = [" ".join(s["trained_on"].values()) for s in (settings, wanted)]
+        same = settings["images"]["fingerprint"] == wanted["images"]["fingerprint"]
+        if trained[0] != trained[1] or not same:
+            logging.warning(
+                "%s was trained on %s, and %s on %s; %s",
+                workdir, trained[0], first, trained[1],
+                "both see the same held-out images" if same
+                else "they see different held-out images, so their losses cannot be compared",
+            )  # fmt: skip
+
+
+def _evaluate(workdir: str) -> tuple[record.Settings, dict[str, tuple], dict[str, list]]:
+    """All that the losses of a model depend on; their means with errors; the loss at every time."""
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    model, params, frozen, step = load(workdir, mesh, _STEP.value)
-    spec = load_experiment(workdir, step).data.of_images(split=_SPLIT.value)
+    trained = load(workdir, mesh, _STEP.value)
+    model, trained_on = trained.model, load_experiment(workdir, trained.step).data
+    spec = trained_on.of_images(split=_SPLIT.value)
     num = min(_NUM.value, data.num_examples(spec))
     times = model.process.evaluated_times(_TIMES.value)
     batches = data.evaluation_iterator(spec, batch_size=_BATCH.value, tokenizer=model.tokenizer)
-    progress, parts = ProgressLine(num, "images", about=workdir), []
+    progress, parts, seen = ProgressLine(num, "images", about=workdir), [], []
     losses = denoising_loss.make_losses(model, mesh, times)
+    batches = _noted(batches, seen)
     progress.compiling()
-    for part in denoising_loss.losses_of(losses, params, frozen, batches, num):
+    for part in denoising_loss.losses_of(losses, trained.params, trained.frozen, batches, num):
         parts.append(part)
         progress.add(len(part))
     rows = np.concatenate(parts)
@@ -99,16 +137,30 @@ def _evaluate(workdir: str) -> dict:
     means = {"loss": rows.mean(axis=1)}
     if isinstance(model.process, CategoricalProcess):
         means["bits per token"] = denoising_loss.bits_per_token(model.process, rows)
-    return {
-        "step": step,
-        "images": len(rows),
-        "times": times.tolist(),
-        "losses": rows.mean(axis=0).tolist(),
-        "means": {
-            name: (float(values.mean()), float(values.std() / np.sqrt(len(values))))
-            for name, values in means.items()
+    settings = record.model_of(trained, workdir) | {
+        "trained_on": {"name": trained_on.name, "split": trained_on.split},
+        "images": {
+            "name": spec.name,
+            "split": spec.split,
+            "count": len(rows),
+            "fingerprint": fingerprint(seen[: len(rows)]),
         },
+        "times": len(times),
+        "version": code_version(),
     }
+    errors = {
+        name: (float(values.mean()), float(values.std() / np.sqrt(len(values))))
+        for name, values in means.items()
+    }
+    return settings, errors, {"times": times.tolist(), "losses": rows.mean(axis=0).tolist()}
+
+
+def _noted(batches: Iterator[dict[str, Any]], seen: list[bytes]) -> Iterator[dict[str, Any]]:
+    """The batches; adds the fingerprint of every image that can be decoded to `seen`."""
+    for batch in batches:
+        for image in batch["image"][batch["mask"]]:
+            seen.append(fingerprint([image.tobytes()]).encode())
+        yield batch
 
 
 if __name__ == "__main__":

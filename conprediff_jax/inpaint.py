@@ -20,7 +20,7 @@ the alpha channel.
 
 The command writes to --out: every filling as NAME_0.png, NAME_1.png ..., whose known pixels equal
 those of the image bit for bit; grid.png, whose rows show image, masked image and fillings; and
-about.json with the share of each image that was filled.
+settings.json with all that the fillings depend on, and the share of each image that was filled.
 
 Continuous models fill by RePaint, which calls the network 210 times, or 2,410 times with
 --quality=best, whose fillings match the known pixels better. --sampler=ddim or dpm_solver is
@@ -28,7 +28,7 @@ faster still, and its fillings match less well. Discrete models use their own sa
 """
 
 import collections
-import json
+import pathlib
 from collections.abc import Collection, Sequence
 
 from absl import flags
@@ -59,7 +59,13 @@ _SAMPLES = flags.DEFINE_integer(
     "samples", 4, "Make this many fillings of every image.", lower_bound=1
 )
 _OUT = flags.DEFINE_string(
-    "out", None, "Write the fillings to this folder; the default is in <workdir>/samples."
+    "out",
+    None,
+    "Write the fillings to this folder; the default is a folder in <workdir>/samples, whose name "
+    "says what was asked for.",
+)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Remove the fillings that the folder of --out holds, and fill anew."
 )
 _FULL_SIZE = flags.DEFINE_bool(
     "full_size",
@@ -82,11 +88,9 @@ from conprediff_jax.cli import app
 from conprediff_jax.common import images, opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import (
-    absolute,
     check_file,
     check_folder,
     check_replaced,
-    write_text,
 )
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data import fitting
@@ -95,7 +99,7 @@ from conprediff_jax.data.fitting import Fitted
 from conprediff_jax.data.holes import Hole, Picture
 from conprediff_jax.data.masks import filled_share
 from conprediff_jax.runs.restore import load, own_files, read_pictures
-from conprediff_jax.sampling import inpainting
+from conprediff_jax.sampling import inpainting, record
 from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.spec import SamplingSpec
 
@@ -108,11 +112,10 @@ def main(argv: list[str]) -> None:
     del argv
     if jax.process_count() > 1:
         raise UserError("inpainting runs in one process, on all of its devices")
+    if _OUT.value:
+        check_folder(_OUT.value, "--out")
     mesh = parallel.make_mesh(parallel.MeshSpec())
     trained = load(_WORKDIR.value, mesh, shared.STEP.value)
-    name = f"inpaint_step_{trained.step:07}_seed_{shared.SEED.value}"
-    out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
-    check_folder(out, "--out")
     trained.model.check_condition(shared.LABEL.value, shared.prompts(), name="prompt")
     spec = inpainting.sampling_for(trained.model, usual="fast", **shared.sampling())
     pictures = _read(trained.step)
@@ -129,8 +132,13 @@ def main(argv: list[str]) -> None:
     )
     fitting.log_changes(fitted)
     holes = [each.hole for each in fitted]
-    _check_files(out, holes, trained.step)
     shares = {hole.name: round(filled_share(hole.mask), 4) for hole in holes}
+    settings = _settings(trained, spec, fitted, shares)
+    usual = inpainting.sampling_for(trained.model, sampler=shared.sampling()["sampler"])
+    name = record.short_name(settings, usual, "label", "prompt", "masks", "images", "size")
+    out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / f"inpaint_{name}")
+    _check_files(out, holes, trained.step)
+    record.claim(out, settings, overwrite=_OVERWRITE.value)
     logging.info(
         "%d images; masks fill %.1f %% of an image on average, %.1f to %.1f %%",
         len(holes),
@@ -142,17 +150,25 @@ def main(argv: list[str]) -> None:
         out,
     )
     filled = _fill(trained, spec, mesh, fitted, out)
-    about = {
-        "workdir": str(absolute(_WORKDIR.value)),
-        "step": trained.step,
-        "seed": shared.SEED.value,
-        "sampling": repr(spec),
-        "masks": _MASKS.value,
-        "filled share": shares,
-        "fit": {each.photo.name: each.placement.describe() for each in fitted},
-    }
-    _write(out, fitted, filled, about)
+    _write(out, fitted, filled)
     logging.info("%d fillings of %d images written to %s", _SAMPLES.value, len(holes), out)
+
+
+def _settings(
+    trained: TrainedModel, spec: SamplingSpec, fitted: Sequence[Fitted], shares: dict[str, float]
+) -> record.Settings:
+    """All that the fillings depend on."""
+    arrays = (part for each in fitted for part in (each.photo.image, each.photo.mask))
+    return record.settings_of(
+        record.model_of(trained, _WORKDIR.value),
+        spec,
+        masks=pathlib.Path(_MASKS.value).stem,
+        fit={each.photo.name: each.placement.describe() for each in fitted},
+        size="full size" if _FULL_SIZE.value else None,
+        content=record.content_of(arrays),
+        **{"filled share": shares},
+        **shared.asked(),
+    )
 
 
 def _fill(
@@ -185,7 +201,7 @@ def _fill(
 def _read(step: int) -> list[Picture]:
     """The images to fill."""
     num, folder = _NUM.value, shared.IMAGES.value
-    if num is None and not (folder and holes_lib.is_folder(folder)):
+    if num is None and not (folder and holes_lib.are_files(folder)):
         num = _IMAGES_OF_A_DATA_SET
     return read_pictures(folder, _WORKDIR.value, step, split=shared.SPLIT.value, num=num)
 
@@ -197,7 +213,7 @@ def _check_files(out: epath.Path, holes: Sequence[Hole], step: int) -> None:
         UserError: A file cannot be written, or would replace an image or a mask.
     """
     names = [_file(hole.name, number) for hole in holes for number in range(_SAMPLES.value)]
-    names += [*_grids({hole.mask.shape for hole in holes}).values(), "about.json"]
+    names += [*_grids({hole.mask.shape for hole in holes}).values(), record.FILE]
     files = [out / name for name in names]
     folders = {folder for file in files for folder in file.parents}
     for file in files:
@@ -220,10 +236,8 @@ def _grids(sizes: Collection[tuple[int, int]]) -> dict[tuple[int, int], str]:
     return {(height, width): f"grid_{width}x{height}.png" for height, width in sizes}
 
 
-def _write(
-    out: epath.Path, fitted: Sequence[Fitted], filled: Sequence[np.ndarray], about: dict
-) -> None:
-    """Writes a grid for every size of image, and about.json."""
+def _write(out: epath.Path, fitted: Sequence[Fitted], filled: Sequence[np.ndarray]) -> None:
+    """Writes a grid for every size of image."""
     rows = collections.defaultdict(list)
     for each, fillings in zip(fitted, filled, strict=True):
         hole = each.hole
@@ -231,7 +245,6 @@ def _write(
     for size, name in _grids(rows.keys()).items():
         shown = rows[size][:_ROWS]
         images.write_png(out / name, images.grid(np.concatenate(shown), columns=len(shown[0])))
-    write_text(out / "about.json", json.dumps(about, indent=2) + "\n")
 
 
 if __name__ == "__main__":

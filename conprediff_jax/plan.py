@@ -60,7 +60,7 @@ from absl import logging
 
 from conprediff_jax.cli import app
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import write_text
+from conprediff_jax.common.files import check_file, write_text
 from conprediff_jax.planning import sweep as sweep_lib
 from conprediff_jax.planning import tables
 from conprediff_jax.planning.plans import Plan, make_plan
@@ -76,6 +76,7 @@ def main(argv: list[str]) -> None:
     topology = Topology.parse(_TOPOLOGY.value)
     name = f"{file.stem}_{topology.generation}_{'x'.join(map(str, topology.shape))}"
     out = pathlib.Path(_OUT.value or pathlib.Path("plans") / f"{name}.json")
+    check_file(out, "--out")
     if _SWEEP.value:
         _sweep(topology, out)
         return

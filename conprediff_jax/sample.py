@@ -6,10 +6,18 @@
     python -m conprediff_jax.sample --workdir=runs/openmoji_text --guidance=2 --num=8
         --prompt="woman firefighter dark skin tone"
 
-The name in `--out` decides the format: a name that ends in .png gives one grid, .npz gives an npz
-with `arr_0`, uint8, and any other name gives a folder of single PNGs. Image i depends only on the
-seed and i. The context decoder is not loaded.
+The name in `--out` decides the format: .png, .jpg and .webp give one grid, .npz gives an npz with
+`arr_0`, uint8, .npy gives this array alone, and a name without an ending gives a folder of single
+PNGs. Image i depends only on the seed and i, so a folder goes on, or grows, when the command is
+started again with the same settings. The settings and prompts stand in `settings.json` of a folder,
+in the array `settings` of an npz, and in the text `settings` of a PNG. The context decoder is not
+loaded.
 """
+
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from absl import flags
 
@@ -50,8 +58,11 @@ _BATCH = flags.DEFINE_integer("batch_size", 64, "Draw this many images at a time
 _OUT = flags.DEFINE_string(
     "out",
     None,
-    "Write a grid to name.png, arrays to name.npz, or else PNGs to this folder; the default is a "
-    "grid in <workdir>/samples.",
+    "Write a grid to name.png (.jpg, .webp), an array to name.npz (.npy), or PNGs to this folder; "
+    "the default is a grid in <workdir>/samples, whose name says what was asked for.",
+)
+_OVERWRITE = flags.DEFINE_bool(
+    "overwrite", False, "Remove the images that the folder of --out holds, and draw anew."
 )
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 
@@ -64,65 +75,103 @@ from etils import epath
 from conprediff_jax import parallel
 from conprediff_jax.cli import app
 from conprediff_jax.common import images, opening
-from conprediff_jax.common.errors import FieldError, UserError
+from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.files import check_file, check_folder
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data.text_files import read_captions
 from conprediff_jax.runs.restore import load
-from conprediff_jax.sampling.generate import generate_batches, make_generate
+from conprediff_jax.sampling import record
+from conprediff_jax.sampling.generate import Generate, generate_batches, make_generate
 from conprediff_jax.sampling.model import DiffusionModel
 
 
 def main(argv: list[str]) -> None:
     """Reads the flags, loads the moving average, and writes images."""
     del argv
+    ending = images.output_ending(_OUT.value) if _OUT.value else ".png"
+    if _OUT.value:
+        (check_file if ending else check_folder)(_OUT.value, "--out")
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    model, params, frozen, step = load(_WORKDIR.value, mesh, _STEP.value)
-    from_first = f"_first_{_FIRST.value}" if _FIRST.value else ""
-    name = f"sample_step_{step:07}_seed_{_SEED.value}{from_first}.png"
-    out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / name)
-    single = out.suffix not in (".png", ".npz")  # every image is written as soon as it is drawn
-    check_folder(out, "--out") if single else check_file(out, "--out")
-    if single and out.is_dir() and any(out.glob("*.png")):
-        raise UserError(f"--out={out}: holds images already; name another folder")
+    trained = load(_WORKDIR.value, mesh, _STEP.value)
+    model = trained.model
     captions = _captions(model)
     model.check_condition(_LABEL.value)
     spec = model.sampling_with(**sampling_flags.values())
+    # Images in a folder depend on their indices alone, so a folder can grow.
+    drawn = {"first": _FIRST.value or None, "num": _NUM.value} if ending else {}
+    settings = record.settings_of(
+        record.model_of(trained, _WORKDIR.value),
+        spec,
+        seed=_SEED.value,
+        label=_LABEL.value,
+        prompts=captions,
+        **drawn,
+    )
+    out = epath.Path(_OUT.value or _default_out(settings, model))
+    if ending in images.PICTURES:
+        check_file(out, "--out")
+        images.check_grid(out, _NUM.value, model.image_size)
 
-    batch_size = min(_BATCH.value, _NUM.value)
+    options = {"seed": _SEED.value, "label": _LABEL.value, "num_classes": model.num_classes}
+    options["texts"] = model.tokenizer(captions) if captions else None
+    options |= {"params": trained.params, "frozen": trained.frozen}
     opening.say(
-        f"step {step} of {_WORKDIR.value}",
+        f"step {trained.step} of {_WORKDIR.value}",
         f"{_NUM.value} images of {model.image_size} x {model.image_size}: {spec.describe()}, "
         f"seed {_SEED.value}",
         out,
     )
-    progress = ProgressLine(_NUM.value, "images", batch=batch_size)
+    progress = ProgressLine(_NUM.value, "images", batch=min(_BATCH.value, _NUM.value))
+    generate = make_generate(model, spec, mesh, progress.within)
+    if ending:
+        drawn = np.concatenate(list(_draw(generate, options, progress)))
+        _write(out, ending, drawn, captions, settings)
+    else:
+        _fill_folder(out, generate, options, settings, progress)
+    logging.info("%d images of step %d written to %s", _NUM.value, trained.step, out)
+
+
+def _default_out(settings: record.Settings, model: DiffusionModel) -> epath.Path:
+    """A grid in the workdir, whose name says what was asked for."""
+    asked = ["prompts"] if _PROMPT.value or _PROMPTS.value else []
+    name = record.short_name(settings, model.sampling, "label", *asked, "first", "num")
+    return epath.Path(_WORKDIR.value) / "samples" / f"sample_{name}.png"
+
+
+def _draw(
+    generate: Generate, options: dict[str, Any], progress: ProgressLine, done: int = 0
+) -> Iterator[np.ndarray]:
+    """The images that the flags ask for, in batches, without the first ones that are done."""
+    progress.skip(done)
     progress.compiling()
-    drawn, done = [], 0
     for batch in generate_batches(
-        make_generate(model, spec, mesh, progress.within),
-        params,
-        frozen,
-        seed=_SEED.value,
-        num=_NUM.value,
-        first=_FIRST.value,
-        batch_size=batch_size,
-        num_classes=model.num_classes,
-        label=_LABEL.value,
-        texts=model.tokenizer(captions) if captions else None,
+        generate,
+        num=_NUM.value - done,
+        first=_FIRST.value + done,
+        batch_size=min(_BATCH.value, _NUM.value),
+        **options,
     ):
-        if single:
-            for index, image in enumerate(batch, _FIRST.value + done):
-                file = out / f"{index:06}.png"
-                if not images.write_new_png(file, image):
-                    raise UserError(f"{file}: another run wrote this file; name another folder")
-        else:
-            drawn.append(batch)
-        done += len(batch)
+        yield batch
         progress.add(len(batch))
-    if not single:
-        _write(out, np.concatenate(drawn), captions)
-    logging.info("%d images of step %d written to %s", _NUM.value, step, out)
+
+
+def _fill_folder(
+    out: epath.Path,
+    generate: Generate,
+    options: dict[str, Any],
+    settings: record.Settings,
+    progress: ProgressLine,
+) -> None:
+    """Writes every image as soon as it is drawn, and goes on where an earlier command stopped."""
+    record.claim(out, settings, overwrite=_OVERWRITE.value)
+    files = [out / f"{_FIRST.value + i:06}.png" for i in range(_NUM.value)]
+    done = sum(1 for _ in itertools.takewhile(lambda file: file.exists(), files))
+    if done:
+        logging.info("%s: goes on, %d of %d images are there", out, done, len(files))
+    waiting = iter(files[done:])
+    for batch in _draw(generate, options, progress, done) if done < len(files) else ():
+        for image, file in zip(batch, waiting, strict=False):
+            images.write_new_png(file, image)  # another command may draw the same images
 
 
 def _captions(model: DiffusionModel) -> list[str] | None:
@@ -138,15 +187,25 @@ def _captions(model: DiffusionModel) -> list[str] | None:
     return [*given, *read]
 
 
-def _write(out: epath.Path, drawn: np.ndarray, captions: list[str] | None) -> None:
-    """Writes a grid or an npz, whichever the ending of the name asks for."""
-    if out.suffix == ".npz":
-        images.write_npz(out, drawn)
+def _write(
+    out: epath.Path,
+    ending: str,
+    drawn: np.ndarray,
+    captions: Sequence[str] | None,
+    settings: record.Settings,
+) -> None:
+    """Writes arrays, or a grid, in the format of the ending."""
+    text = json.dumps(settings)
+    if ending == ".npz":
+        images.write_npz(out, drawn, text)
+        return
+    if ending == ".npy":
+        images.write_npy(out, drawn)
         return
     if captions:
         turns = np.arange(_FIRST.value, _FIRST.value + len(drawn)) % len(captions)
         drawn = images.captioned(drawn, [captions[turn] for turn in turns])
-    images.write_png(out, images.grid(drawn))
+    images.write_picture(out, images.grid(drawn), text)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Tests of the commands in processes of their own: killed, resumed, and with wrong input."""
 
 import configparser
+import json
 import pathlib
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from packaging.utils import canonicalize_name
 from PIL import Image
 
 from conprediff_jax.common.lock import LockedError, locked
+from conprediff_jax.metrics.image_sets import read_samples
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = ROOT / "tests" / "tiny.py"
@@ -114,17 +116,34 @@ def test_sample_writes_grids_arrays_and_single_images(killed_and_resumed, tmp_pa
     npz = run("sample", *arguments, f"--out={tmp_path / 'images.npz'}", "--sampler=ddpm")
     assert npz.returncode == 0, npz.stderr
     assert "5/5 images" in npz.stderr and str(tmp_path / "images.npz") in npz.stderr
-    arrays = np.load(tmp_path / "images.npz")["arr_0"]
+    with np.load(tmp_path / "images.npz") as found:
+        arrays, kept = found["arr_0"], json.loads(found["settings"].item())
     assert arrays.shape == (5, 8, 8, 3) and arrays.dtype == np.uint8
-    some = ["--sampler=ddpm", "--first=2", "--num=3"]
-    folder = run("sample", *arguments, f"--out={tmp_path / 'images'}", *some)
+    assert read_samples(tmp_path / "images.npz").count == 5  # the record is no image
+    assert kept["sampling"]["sampler"] == "ddpm" and (kept["step"], kept["num"]) == (60, 5)
+
+    out = tmp_path / "images"
+    some = ["--sampler=ddpm", "--first=2", "--num=2", f"--out={out}"]
+    folder = run("sample", *arguments, *some)
     assert folder.returncode == 0, folder.stderr
-    files = sorted((tmp_path / "images").iterdir())
+    grown = run("sample", *arguments, *some, "--num=3")
+    assert grown.returncode == 0, grown.stderr
+    assert "2 of 3 images are there" in grown.stderr
+    files = sorted(out.glob("*.png"))
     assert [f.name for f in files] == [f"{i:06}.png" for i in range(2, 5)]
     np.testing.assert_array_equal(np.stack([Image.open(f) for f in files]), arrays[2:])
-    grid = run("sample", *arguments)
+    noted = json.loads((out / "settings.json").read_text())
+    assert noted == {key: value for key, value in kept.items() if key != "num"}
+    other = run("sample", *arguments, *some, "--steps=7")
+    assert other.returncode == 2
+    assert "holds images of sampling.steps " in other.stderr.splitlines()[-1]
+
+    grid = run("sample", *arguments, "--sampler=ddpm")
     assert grid.returncode == 0, grid.stderr
-    assert (workdir / "samples" / "sample_step_0000060_seed_4294967295.png").exists()
+    (file,) = (workdir / "samples").glob("sample_*.png")
+    steps = kept["sampling"]["steps"]
+    assert file.name == f"sample_step_0000060_ddpm_{steps}_seed_4294967295_num_5.png"
+    assert json.loads(Image.open(file).text["settings"]) == kept
 
 
 def test_only_one_of_two_runs_may_sample_into_a_new_folder(killed_and_resumed, tmp_path):
@@ -140,11 +159,13 @@ def test_only_one_of_two_runs_may_sample_into_a_new_folder(killed_and_resumed, t
     codes = [process.returncode for process in started]
     assert sorted(codes) == [0, 2], said
     last = said[codes.index(2)].splitlines()[-1]
-    assert last.startswith("error: ") and last.endswith("; name another folder")
+    assert last.startswith("error: ") and last.endswith(
+        "name another folder, or overwrite this one"
+    )
     alone = tmp_path / "alone.npz"
     assert run("sample", *arguments, f"--seed={codes.index(0)}", f"--out={alone}").returncode == 0
     files = [tmp_path / "new" / f"{i:06}.png" for i in range(5)]
-    assert sorted((tmp_path / "new").iterdir()) == files
+    assert sorted((tmp_path / "new").glob("*.png")) == files
     np.testing.assert_array_equal(np.stack([Image.open(f) for f in files]), np.load(alone)["arr_0"])
 
 
@@ -175,6 +196,11 @@ def test_only_one_of_two_runs_may_sample_into_a_new_folder(killed_and_resumed, t
         ("sample", ["--workdir={workdir}", "--eta=1", "--sampler=ddpm"], "error: --eta is 1.0: on"),
         ("sample", ["--workdir={workdir}", "--label=3"], "no classes"),
         ("sample", ["--workdir={workdir}", "--out={folder}"], "folder.png: is a folder"),
+        (
+            "sample",
+            ["--workdir={workdir}", "--out=x.gif"],
+            "--out is x.gif: its ending must be one",
+        ),
         (
             "held_out",
             ["--workdir={workdir}", "--out={folder}"],

@@ -19,7 +19,10 @@ from conprediff_jax.common.errors import UserError
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.interop import formats, pretrained, stablehlo
+from conprediff_jax.metrics import results
+from conprediff_jax.metrics.bootstrap import Figure
 from conprediff_jax.runs import restore
+from conprediff_jax.sampling import record
 from conprediff_jax.sampling.inpainting import sampling_for
 from conprediff_jax.tasks.state import TrainState, abstract_state, init_state
 from conprediff_jax.train import start_from
@@ -83,7 +86,7 @@ def test_safetensors_have_metadata(model, tmp_path):
 
 def test_an_inference_folder_is_a_workdir_without_training(folder, model):
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    task, params, frozen, step = restore.load(str(folder), mesh)
+    task, params, frozen, step, _ = restore.load(str(folder), mesh)
     tiny.assert_equal(jax.tree.map(np.asarray, params), model.params)
     assert (frozen, step) == ({}, 3) and task.num_classes == 3
     items = {path.name for path in (folder / "checkpoints" / "3").iterdir()}
@@ -93,20 +96,29 @@ def test_an_inference_folder_is_a_workdir_without_training(folder, model):
 def test_nothing_is_overwritten_or_left_half_written(model, folder, tmp_path):
     with pytest.raises(UserError, match="exists already"):
         formats.write(model, "inference", str(folder))
-    with pytest.raises(UserError, match=r"no metrics.json of an evaluation"):
+    with pytest.raises(UserError, match=r"README\.md: not a table of results"):
         formats.write(model, "inference", str(tmp_path / "out"), metrics=str(folder / "README.md"))
     assert not list(tmp_path.iterdir())
 
 
 def test_the_card_describes_the_model(model, tmp_path):
     metrics = tmp_path / "metrics.json"
-    figures = {"FID": {"value": 12.345678, "low": 11.0, "high": 13.0}, "IS": {"value": 2.0}}
-    metrics.write_text(json.dumps({"samples": "50,000 images", "metrics": figures}))
-    formats.write(model, "inference", str(tmp_path / "out"), metrics=str(metrics))
+    figures = {"FID": Figure(12.345678, 11.0, 13.0), "IS": Figure(2.0)}
+    own = {"step": 3, "parameters": record.parameters_of(model.params, model.frozen)}
+    table = results.ResultsTable(metrics)
+    other_step, other_run = own | {"step": 2}, own | {"parameters": "0"}
+    for settings in (other_step, other_run):
+        table.add(settings, {"FID": Figure(99.0)})
+    arguments = (model, "inference", str(tmp_path / "out"))
+    with pytest.raises(UserError, match=r"no figures of step 3 with these parameters"):
+        formats.write(*arguments, metrics=str(metrics))
+    table.add(own | {"samples": {"count": 50_000}}, figures)
+    formats.write(*arguments, metrics=str(metrics))
     card = (tmp_path / "out" / "README.md").read_text()
+    assert "99" not in card.partition("## Config")[0].partition("## Metrics")[2]
     for said in (
-        "| FID | 12.35 [11, 13] |",
-        "* samples: 50,000 images",
+        "| 12.35 [11, 13] | 2 |",
+        "* samples.count: 50000",
         "| steps | 3 of 64 examples |",
         "openmoji/people",
         "| classes | 3 |",

@@ -51,7 +51,7 @@ def test_sample_and_inpaint(folders, tmp_path):
         "inpaint", f"--workdir={folder}", "--split=train", "--num=2", "--samples=1",
         "--masks=half", "--sampler=ddim", "--steps=4", f"--out={tmp_path / 'filled'}",
     )  # fmt: skip
-    about = json.loads((tmp_path / "filled" / "about.json").read_text())
+    about = json.loads((tmp_path / "filled" / "settings.json").read_text())
     assert about["step"] == 3 and len(about["filled share"]) == 2
     originals = [np.asarray(Image.open(path)) for path in sorted(images.iterdir())]
     for name in about["filled share"]:
@@ -66,7 +66,7 @@ def test_evaluation_commands(folders, tmp_path):
         "evaluate", f"--workdir={folder}", f"--reference={images}", "--num=6", "--allow_few",
         "--metrics=frechet", "--bootstrap=0", f"--cache={tmp_path}", f"--out={tmp_path / 'judged'}",
     )  # fmt: skip
-    found = json.loads((tmp_path / "judged" / "metrics.json").read_text())["metrics"]
+    found = json.loads((tmp_path / "judged" / "metrics.json").read_text())[0]["metrics"]
     assert all(np.isfinite(figure["value"]) for figure in found.values())
 
     run(
@@ -74,13 +74,13 @@ def test_evaluation_commands(folders, tmp_path):
         "--samples=1", "--masks=half", "--sampler=ddim", "--steps=4", "--bootstrap=0",
         f"--out={tmp_path / 'fillings'}",
     )  # fmt: skip
-    assert list(json.loads((tmp_path / "fillings" / "inpainting.json").read_text())) == [
-        "model, half"
-    ]
+    (row,) = json.loads((tmp_path / "fillings" / "inpainting.json").read_text())
+    assert row["settings"]["masks"] == "half" and row["settings"]["sampling"]["sampler"] == "ddim"
 
     run(
         "held_out", f"--workdir={folder}", "--split=train", "--num=6", "--batch_size=6",
         "--times=2", f"--out={tmp_path / 'held_out.json'}",
     )  # fmt: skip
-    (result,) = json.loads((tmp_path / "held_out.json").read_text()).values()
-    assert result["images"] == 6 and np.isfinite(result["means"]["loss"]).all()
+    (result,) = json.loads((tmp_path / "held_out.json").read_text())
+    assert result["settings"]["images"]["count"] == 6
+    assert np.isfinite(result["metrics"]["loss"]["value"])

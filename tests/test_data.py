@@ -295,13 +295,15 @@ def test_an_evaluation_sees_everything_once(damaged):
     assert sorted(seen) == sorted(set(range(COUNT)) - {3, 11})
 
 
-def test_subfolders_are_classes_and_splits(tmp_path):
+def test_subfolders_are_classes_and_splits(tmp_path, monkeypatch):
     for number, path in enumerate(["train/dog/x/1.PNG", "train/cat/2.png", "val/dog/3.png"]):
         (tmp_path / path).parent.mkdir(parents=True)
         Image.new("L", (4, 4), 10 + number).save(tmp_path / path)
     (tmp_path / "train/dog/._1.png").write_bytes(b"a file manager's litter")
     source = data.open_data(spec_of(tmp_path))
     assert len(source) == 2 and source.class_names == ("cat", "dog")
+    monkeypatch.chdir(tmp_path.parent)  # a folder that lies here is a folder, and no TFDS name
+    assert data.open_data(spec_of(tmp_path.name)).files == source.files
     batch = next(data.make_iterator(spec_of(tmp_path), batch_size=2, seed=0))
     assert batch["label"].dtype == np.int32
     assert dict(zip(numbers(batch), batch["label"], strict=True)) == {0: 1, 1: 0}

@@ -1,7 +1,6 @@
 """Tests of the metrics of inpainting against their definitions."""
 
-import subprocess
-import sys
+import json
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from conprediff_jax.data.holes import Hole
 from conprediff_jax.data.masks import make_mask
 from conprediff_jax.metrics import features, fillings, regions
 from conprediff_jax.metrics.bootstrap import Figure
+from conprediff_jax.metrics.results import ResultsTable
 
 
 def pictures(count, height, width, seed=0):
@@ -129,33 +129,32 @@ def test_the_table_has_a_row_a_model_and_a_column_a_mask():
     assert len({len(line) for line in lines[:3]}) == 1 and lines[4].startswith("spread (diversity)")
 
 
-TWO_RUNS = """
-import sys
-from etils import epath
-from conprediff_jax.common.errors import UserError
-from conprediff_jax.evaluate_inpainting import Results
-from conprediff_jax.metrics.bootstrap import Figure
-
-path = epath.Path(sys.argv[1])
-first, second = Results(path), Results(path)
-first.add("a", "thin", {"step": 1}, {"PSNR": Figure(20.0, 19.0, 21.0)})
-second.add("b", "half", {"step": 2}, {"PSNR": Figure(9.5)})
-third = Results(path)
-assert third.has("a", "thin", {"step": 1}) and third.has("b", "half", {"step": 2})
-assert third.figures(["a"], ["thin"]) == {"PSNR": {"a": {"thin": Figure(20.0, 19.0, 21.0)}}}
-for content in ("", "[]", '{"a, thin": 3}', '{"a, thin": {"about": {}, "metrics": {"PSNR": {}}}}'):
-    path.write_text(content)
-    try:
-        Results(path)
-    except UserError as error:
-        assert str(error) == f"{path}: not a file of results: move it away"
-    else:
-        raise AssertionError(content)
-"""
+def test_programs_that_write_one_table_of_results_keep_each_others_rows(tmp_path):
+    path = tmp_path / "inpainting.json"
+    first, second = ResultsTable(path), ResultsTable(path)
+    of_first, of_second = ({"step": step, "sampling": {"steps": 7}} for step in (1, 2))
+    first.add(of_first, {"PSNR": Figure(20.0, 19.0, 21.0)})
+    second.add(of_second, {"PSNR": Figure(9.5)}, more=[1])
+    second.add(of_first | {"version": "of no weight"}, {"SSIM": Figure(0.5)})
+    new, old = json.loads(path.read_text())
+    assert new["metrics"]["PSNR"]["low"] == 19 and new["metrics"]["SSIM"]["value"] == 0.5
+    assert old["settings"] == of_second and old["more"] == [1]
+    third = ResultsTable(path)
+    assert third.find(of_second) == old and third.find({"step": 3}) is None
+    cells = {("a", "thin"): new["metrics"], ("a", "half"): old["metrics"]}
+    assert fillings.arranged(cells)["PSNR"]["a"]["half"] == Figure(9.5)
+    view = (tmp_path / "inpainting.md").read_text().splitlines()
+    assert view[0] == "| time | PSNR | SSIM | step | version |" and "* sampling.steps: 7" in view
+    assert view[2].endswith("| 20 [19, 21] | 0.5 | 1 | of no weight |")
 
 
-def test_runs_that_write_one_file_of_results_keep_each_others(tmp_path):
-    """This runs in its own process, since flags of two commands would clash."""
-    command = [sys.executable, "-c", TWO_RUNS, str(tmp_path / "inpainting.json")]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+def test_a_table_of_results_is_no_other_file_and_none_is_lost(tmp_path):
+    path = tmp_path / "held_out.json"
+    for content in ("", "3", "[3]", '[{"settings": {}, "metrics": {"PSNR": {}}}]'):
+        path.write_text(content)
+        with pytest.raises(UserError, match=f"^{path}: not a table of results: move it away$"):
+            ResultsTable(path)
+    path.write_text('{"runs/a": {"losses": [1]}}')  # of an earlier version
+    ResultsTable(path).add({"step": 1}, {})
+    assert json.loads((tmp_path / "held_out.old.json").read_text()) == {"runs/a": {"losses": [1]}}
+    assert len(json.loads(path.read_text())) == 1

@@ -135,7 +135,7 @@ def test_held_out_noise_belongs_to_the_place_in_the_data(class_run):
     for place, image in enumerate(pixels):
         Image.fromarray(image).save(root / f"test/cow/{place}.png")
     mesh = tiny.mesh_of()
-    model, params, frozen, _ = load(workdir, mesh)
+    model, params, frozen, *_ = load(workdir, mesh)
     spec = load_experiment(workdir).data.of_images(split="test")
     of_batch = denoising_loss.make_losses(model, mesh, np.int32([4, 15]))
 

@@ -10,8 +10,17 @@ import pytest
 from absl import logging as absl_logging
 from PIL import ExifTags, Image, ImageOps
 
-from conprediff_jax.common.errors import DataError
-from conprediff_jax.common.images import BadImage, list_images, natural_key, read_image, upright
+from conprediff_jax.common.errors import DataError, FieldError
+from conprediff_jax.common.images import (
+    BadImage,
+    check_grid,
+    list_images,
+    natural_key,
+    output_ending,
+    read_image,
+    upright,
+    write_picture,
+)
 
 NAMES = [  # in order
     "01.png",
@@ -172,3 +181,24 @@ def test_bad_bytes_have_a_reason(data, reason):
     with pytest.raises(BadImage, match=f"^{reason}") as caught:
         read_image(data)
     assert "\n" not in str(caught.value) and "BytesIO" not in str(caught.value)
+
+
+def test_the_ending_of_an_output_decides_its_format(tmp_path):
+    smooth = np.linspace(0, 255, 40 * 40 * 3).reshape(40, 40, 3).astype(np.uint8)
+    for name, kind, most in (("a.PNG", "PNG", 0), ("a.webp", "WEBP", 0), ("a.jpg", "JPEG", 4)):
+        write_picture(tmp_path / name, smooth, "by this")
+        with Image.open(tmp_path / name) as found:
+            assert found.format == kind
+            assert np.abs(np.asarray(found).astype(int) - smooth).max() <= most
+    assert Image.open(tmp_path / "a.PNG").text == {"settings": "by this"}
+    (tmp_path / "there.gif").mkdir()
+    for name in ("images", "guidance_1.5", "name.tif/", str(tmp_path / "there.gif")):
+        assert output_ending(name) == ""
+    assert output_ending("x.y.NPZ") == ".npz"
+    for name in ("grid.gif", "grid.jpgg", "1.tif"):
+        with pytest.raises(FieldError, match=r"its ending must be one of \.png, \.jpg, "):
+            output_ending(name)
+    check_grid("a.png", 10**6, 64)
+    check_grid("a.webp", 248**2, 64)
+    with pytest.raises(FieldError, match=r"16436 pixels a side, and .* 16383 at most"):
+        check_grid("a.webp", 249**2, 32)

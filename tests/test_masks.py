@@ -6,7 +6,7 @@ from PIL import Image
 
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.data import masks
-from conprediff_jax.data.holes import Picture, cut, is_folder, mask_files, read_data, read_folder
+from conprediff_jax.data.holes import Picture, are_files, cut, mask_files, read_data, read_files
 from conprediff_jax.data.masks import FREE_FORMS, MASKS, filled_share, make_mask, read_mask
 from conprediff_jax.data.pipeline import DataSpec
 
@@ -138,7 +138,7 @@ def test_photo_and_mask_are_turned_each_by_its_own_tag(orientation, tmp_path):
     save(tmp_path / "photos" / "a.png", pixels, exif=exif)
     save(tmp_path / "masks" / "a.png", (mask * 255).astype(np.uint8), exif=exif)
     save(tmp_path / "upright" / "a.png", turned)
-    (picture,) = read_folder(str(tmp_path / "photos"))
+    (picture,) = read_files(str(tmp_path / "photos"))
     np.testing.assert_array_equal(picture.image, turned)
     for folder in ("masks", "upright"):
         (hole,) = cut([picture], str(tmp_path / folder))
@@ -188,14 +188,17 @@ def test_folders_pair_images_and_masks_by_name(tmp_path):
     for name, pixels in images.items():
         save(tmp_path / "images" / f"{name}.png", pixels)
         save(tmp_path / "masks" / f"{name}.webp", np.full((4, 6), 255 * (name == "b"), np.uint8))
-    assert is_folder(str(tmp_path / "images")) and not is_folder("openmoji/people")
-    pictures = read_folder(str(tmp_path / "images"))
+    assert are_files(str(tmp_path / "images")) and not are_files("openmoji/people")
+    pictures = read_files(str(tmp_path / "images"))
     assert [picture.name for picture in pictures] == ["a/c", "b", "d"]
     for picture in pictures:
         np.testing.assert_array_equal(picture.image, images[picture.name])
     holes = cut(pictures, str(tmp_path / "masks"))
     assert [filled_share(hole.mask) for hole in holes] == [1, 0, 1]
-    assert len(read_folder(str(tmp_path / "images"), num=2)) == 2
+    assert len(read_files(str(tmp_path / "images"), num=2)) == 2
+    assert are_files(str(tmp_path / "images" / "a" / "c.png"))
+    (photo,) = read_files(str(tmp_path / "images" / "a" / "c.png"))
+    assert photo.name == "c" and (photo.image == images["a/c"]).all()
 
 
 def test_a_data_set_gives_its_split_without_what_cannot_be_decoded(tmp_path):
@@ -225,11 +228,11 @@ def test_bad_input_is_named(tmp_path):
             function(*arguments)
         assert "\n" not in str(caught.value)
 
-    refused(read_folder, str(tmp_path / "empty"), message="empty: no images there")
+    refused(read_files, str(tmp_path / "empty"), message="empty: no images there")
     nowhere = DataSpec(name=str(tmp_path / "none"))
     refused(read_data, nowhere, message="none: there is no such folder")
-    refused(read_folder, str(tmp_path / "broken"), message="a.png: not a readable image")
-    refused(read_folder, str(tmp_path / "twice"), message="another image is called a too")
+    refused(read_files, str(tmp_path / "broken"), message="a.png: not a readable image")
+    refused(read_files, str(tmp_path / "twice"), message="another image is called a too")
     refused(
         cut,
         [picture],

@@ -331,5 +331,5 @@ def test_the_commands(weights, tmp_path):
     assert trained.returncode == 0, trained.stderr
     evaluated = run("held_out", workdir, "--split=test", "--times=2", f"--out={out}")
     assert evaluated.returncode == 0, evaluated.stderr
-    (found,) = json.loads(out.read_text()).values()
-    assert found["images"] == 4 and np.isfinite(found["losses"]).all()
+    (found,) = json.loads(out.read_text())
+    assert found["settings"]["images"]["count"] == 4 and np.isfinite(found["losses"]).all()

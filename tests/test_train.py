@@ -305,6 +305,10 @@ def test_small_evaluations_are_logged_and_change_nothing(finished, run_config, t
     written = ConfigDict(json.loads((tmp_path / "config.json").read_text()))
     assert changes(config, written) == []
     assert [e.step for e in events.Tensors("eval/FD-random-VGG16")] == [6]
+    (row,) = json.loads((tmp_path / "evaluation" / "while_training.json").read_text())
+    assert np.isfinite(row["metrics"]["FD-random-VGG16"]["value"])
+    assert (row["settings"]["step"], row["settings"]["num"]) == (6, 256)
+    assert row["settings"]["reference"]["count"] > 0
     first_stage = config_lib.default_first_stage("kl")
     first_stage.train.eval_every = 6
     with pytest.raises(ConfigError, match="a first stage has 0"):

@@ -122,7 +122,7 @@ class Judge:
             draw,
             num=self._sizes.num,
             batch_size=min(self._sizes.batch_size, self._sizes.num),
-            about={"step": trained.step, "sampling": dataclasses.asdict(spec)},
+            settings={"step": trained.step, "sampling": dataclasses.asdict(spec)},
         )
         return image_sets.from_arrays(run.title, files)
 

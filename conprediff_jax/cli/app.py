@@ -25,6 +25,7 @@ from conprediff_jax.cli import config_flag, help, trouble
 from conprediff_jax.common import interrupts
 from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.common.names import did_you_mean
+from conprediff_jax.common.version import package_version
 from conprediff_jax.parallel import processes
 
 USER_ERROR_CODE = 2
@@ -110,7 +111,7 @@ def _parse_flags(argv: list[str]) -> list[str]:
     """
     home = os.path.expanduser("~/")
     if "--version" in argv[1:]:
-        print(f"conprediff_jax {help.version()}")
+        print(f"conprediff_jax {package_version()}")
         sys.exit(0)
     try:
         # Shells expand ~ only at the beginning of a word.

@@ -6,9 +6,10 @@ Importing JAX and all that is built on it takes seconds. So a command defines it
 
 import re
 import sys
-from importlib import metadata
 
 from absl import app, flags
+
+from conprediff_jax.common.version import package_version
 
 flags.disclaim_key_flags()  # the flags below are those of the command
 
@@ -31,7 +32,7 @@ def answer(name: str, *, several: bool = False) -> None:
         print(examples(sys.modules[name].__doc__), file=sys.stderr)
         sys.exit(2)
     if "version" in asked:
-        print(f"conprediff_jax {version()}")
+        print(f"conprediff_jax {package_version()}")
         sys.exit(0)
     if asked.intersection(_HELP):
         app.usage(shorthelp="helpfull" not in asked, writeto_stdout=True, exitcode=0)
@@ -61,11 +62,3 @@ def examples(doc: str) -> str:
 
 
 _ALL = "--help describes every flag."
-
-
-def version() -> str:
-    """The version of the installed package."""
-    try:
-        return metadata.version("conprediff_jax")
-    except metadata.PackageNotFoundError:  # run from a folder of its source
-        return "(not installed)"

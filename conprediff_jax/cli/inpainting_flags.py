@@ -1,5 +1,6 @@
 """The flags that `inpaint` and `evaluate_inpainting` share, along with the flags of sampling."""
 
+import pathlib
 from typing import Any
 
 from absl import flags
@@ -67,6 +68,17 @@ flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 def prompts() -> list[str]:
     """The caption that `--prompt` gives, if any."""
     return [] if PROMPT.value is None else [PROMPT.value]
+
+
+def asked() -> dict[str, Any]:
+    """What fillings depend on beside sampling and images, for their record."""
+    images = IMAGES.value and pathlib.Path(IMAGES.value).stem
+    return {
+        "seed": SEED.value,
+        "label": LABEL.value,
+        "prompt": PROMPT.value,
+        "images": images,
+    }
 
 
 def sampling() -> dict[str, Any]:

@@ -19,9 +19,9 @@ import numpy as np
 from absl import logging
 from einops import rearrange
 from jaxtyping import UInt8
-from PIL import ExifTags, Image, ImageDraw, ImageFont, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
-from conprediff_jax.common.errors import DataError, UserError
+from conprediff_jax.common.errors import DataError, FieldError, UserError
 from conprediff_jax.common.files import write_atomically, write_new
 
 Images = UInt8[np.ndarray, "count height width channels"]
@@ -37,6 +37,11 @@ _UNREAD = (
     *(".pbm", ".pgm", ".pnm", ".ppm", ".exr", ".hdr"),
     *(".dng", ".raw", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf"),
 )
+# Formats of pictures and of arrays that are written, by the ending of the name.
+PICTURES = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+ARRAYS = (".npz", ".npy")
+_OPTIONS = {"jpeg": {"quality": 95, "subsampling": 0}, "webp": {"lossless": True}}
+_LARGEST = {"jpeg": 65_500, "webp": 16_383}  # pixels a side
 _LITTER = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders that other programs leave behind
 
 _TURNS = {
@@ -146,6 +151,13 @@ def list_folders(root: pathlib.Path) -> list[str]:
     folders = [entry for entry in os.scandir(root) if _is_folder(entry) and not _leads_up(entry)]
     names = [folder.name for folder in folders if not _is_hidden(folder.name)]
     return sorted(names, key=natural_key)
+
+
+def holds_images(root: str | os.PathLike) -> bool:
+    """Whether a folder or one of its subfolders has a file whose ending is that of an image."""
+    endings = (*EXTENSIONS, *_UNREAD)
+    found = (file for _, _, files in os.walk(root) for file in files)
+    return any(file.lower().endswith(endings) for file in found)
 
 
 def _is_hidden(name: str) -> bool:
@@ -291,6 +303,67 @@ def captioned(
     return np.concatenate([images, np.stack(labels)], axis=1)
 
 
+def output_ending(path: str | os.PathLike) -> str:
+    """The ending of an output's name in lower case, which decides its format; '' for a folder.
+
+    A folder may have a dot and digits at the end of its name, such as `guidance_1.5`.
+
+    Args:
+        path: The name; it ends in '/' or names an existing folder where a folder is meant whatever
+            its ending.
+
+    Raises:
+        FieldError: The name has an ending that is no format.
+    """
+    text = os.fspath(path)
+    ending = os.path.splitext(text)[1].lower()
+    if ending in (*PICTURES, *ARRAYS):
+        return ending
+    if not re.fullmatch(r"\.\D\w*", ending) or text.endswith("/") or os.path.isdir(text):
+        return ""
+    formats = ", ".join((*PICTURES, *ARRAYS))
+    raise FieldError("out", f"is {text}: its ending must be one of {formats}, or none for a folder")
+
+
+def check_grid(path: str | os.PathLike, count: int, size: int) -> None:
+    """Checks, before anything is drawn, that a picture of a format can be as large as a `grid`.
+
+    Args:
+        path: The picture.
+        count: Number of images in the grid.
+        size: Height and width of an image, in pixels.
+
+    Raises:
+        FieldError: The format has smaller pictures only.
+    """
+    side = math.ceil(math.sqrt(count)) * (size * math.ceil(64 / size) + 2) + 2
+    most = _LARGEST.get(PICTURES[output_ending(path)], side)
+    if side > most:
+        raise FieldError(
+            "out",
+            f"is {os.fspath(path)}: a grid of {count} images has {side} pixels a side, and a file "
+            f"of this kind {most} at most; name a .png, an .npz or a folder",
+        )
+
+
+def write_picture(
+    path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"], settings: str = ""
+) -> None:
+    """Writes a picture in the format that its ending names, one of `PICTURES`.
+
+    Args:
+        path: The file. A WebP is written without loss, and a JPEG in high quality.
+        image: The picture.
+        settings: What the picture was made by; a PNG carries this text under the key 'settings'.
+    """
+    kind = PICTURES[output_ending(path)]
+    options = dict(_OPTIONS.get(kind, {}))
+    if kind == "png" and settings:
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        options["pnginfo"].add_itxt("settings", settings)
+    write_atomically(path, functools.partial(Image.fromarray(image).save, format=kind, **options))
+
+
 def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> None:
     """Writes a PNG file."""
     write_atomically(path, functools.partial(Image.fromarray(image).save, format="png"))
@@ -301,6 +374,19 @@ def write_new_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height widt
     return write_new(path, functools.partial(Image.fromarray(image).save, format="png"))
 
 
-def write_npz(path: str | os.PathLike, images: Images) -> None:
-    """Writes all images as `arr_0` of an npz file, the layout of ADM's sample batches."""
-    write_atomically(path, lambda file: np.savez(file, images))
+def write_npz(path: str | os.PathLike, images: Images, settings: str = "") -> None:
+    """Writes all images as `arr_0` of an npz file, the layout of ADM's sample batches.
+
+    Args:
+        path: The file.
+        images: The images.
+        settings: What the images were made by; the array `settings` holds this text, and readers of
+            images leave it alone.
+    """
+    more = {"settings": np.array(settings)} if settings else {}
+    write_atomically(path, lambda file: np.savez(file, images, **more))
+
+
+def write_npy(path: str | os.PathLike, images: Images) -> None:
+    """Writes all images as one array in an npy file."""
+    write_atomically(path, lambda file: np.save(file, images))

@@ -74,24 +74,26 @@ def painted_over(hole: Hole) -> UInt8[np.ndarray, "height width 3"]:
     return hole.image[tuple(nearest)]
 
 
-def is_folder(images: str) -> bool:
-    """Whether a name is that of a folder of image files, and not of a data set."""
+def are_files(images: str) -> bool:
+    """Whether a name is that of an image file or a folder of them, and not of a data set."""
     root = pathlib.Path(images).expanduser()
-    return root.is_dir() and not (root / "dataset_info.json").exists()
+    return root.is_file() or (root.is_dir() and not (root / "dataset_info.json").exists())
 
 
-def read_folder(images: str, *, num: int | None = None) -> list[Picture]:
-    """The image files of a folder and its subfolders, in their natural order.
+def read_files(images: str, *, num: int | None = None) -> list[Picture]:
+    """One image file, or those of a folder and its subfolders in their natural order.
 
     Args:
-        images: Path of the folder.
+        images: Path of the file or folder.
         num: Number of images, from the first; None for all.
 
     Raises:
         UserError: There are no images, two of them have the same name, or one cannot be decoded.
     """
     root, pictures = pathlib.Path(images).expanduser(), {}
-    for file in list_images(root)[:num]:
+    files = [root.name] if root.is_file() else list_images(root)[:num]
+    root = root.parent if root.is_file() else root
+    for file in files:
         name, path = _stem(file), root / file
         if name in pictures:
             raise UserError(f"{path}: another image is called {name} too: rename one of them")

@@ -9,9 +9,10 @@ A source is named by
   image lies in a subfolder, the subfolders of the first level are the classes. They are numbered
   in the order of their names (`10` before `2`), or as `class_names` says.
 
-A path starts with `/`, `./`, `../` or `~`, or has a scheme (`gs://`); everything else is a TFDS
-name. `openmoji` needs no network and is prepared if it is missing. Sources do not decode images:
-the workers of the pipeline do.
+A path starts with `/`, `./`, `../` or `~`, has a scheme (`gs://`), or leads from the current folder
+to one with images or a `dataset_info.json`; everything else is a TFDS name. `openmoji` needs no
+network and is prepared if it is missing. Sources do not decode images: the workers of the pipeline
+do.
 
 A record is a dict: `image` (bytes of an image file), `name` (str, for messages), `label` (int)
 where there is one, and the features in `keep`. If a file cannot be read, `image` is empty and
@@ -26,6 +27,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from conprediff_jax.common.errors import DataError, shortened
+from conprediff_jax.common.images import holds_images
 from conprediff_jax.data.files import open_folder
 from conprediff_jax.data.tfds import builder_from_directory, open_split, prepared_builder
 
@@ -85,7 +87,7 @@ def open_source(
         DataError: The data are missing, lack the split or a feature, or have a class that is not
             among `class_names`.
     """
-    if not name.startswith(_PATH_STARTS) and "://" not in name:
+    if not _is_path(name):
         builder = prepared_builder(name, data_dir, download)
         return open_split(builder, name, split, label, keep)
     path = os.path.expanduser(name)
@@ -94,6 +96,13 @@ def open_source(
     if not os.path.isdir(path):
         raise DataError(f"{name}: there is no such folder")
     return open_folder(path, split, label, keep, class_names)
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is a path, and not a TFDS name; a folder of TFDS data holds no image files."""
+    if name.startswith(_PATH_STARTS) or "://" in name:
+        return True
+    return os.path.exists(os.path.join(name, "dataset_info.json")) or holds_images(name)
 
 
 def check_class_names(title: str, names: Sequence[str] | None, expected: Sequence[str]) -> None:

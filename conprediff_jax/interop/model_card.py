@@ -2,15 +2,19 @@
 
 import json
 import math
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 
-from conprediff_jax.common.errors import FieldError, first_line
+from conprediff_jax.common.errors import FieldError
 from conprediff_jax.interop.pretrained import Pretrained
+from conprediff_jax.metrics import results
+from conprediff_jax.sampling import record
 
 _USE = {
     "inference": """\
@@ -118,6 +122,7 @@ depends on the seed and i alone. {condition_note}The sampler and its steps are f
 ```python
 import jax
 import numpy as np
+from etils import epath
 {tokenizers}from jax import export
 
 folder = "{folder}"
@@ -156,10 +161,10 @@ def write(
         folder: The folder.
         kind: The format, or the name of diffusers' pipeline; the card shows how to use it.
         name: The final name of the folder.
-        metrics: The `metrics.json` of an evaluation, whose figures the card quotes.
+        metrics: The `metrics.json` of an evaluation; the card quotes its figures of the model.
 
     Raises:
-        UserError: `metrics` is not such a file.
+        UserError: `metrics` is not such a file, or has no figures of these parameters.
     """
     sections = [
         f"# {pathlib.Path(name).name}",
@@ -171,7 +176,7 @@ def write(
         "## Training",
         _table(_training_rows(model)),
         "## Metrics",
-        _metrics(metrics),
+        _metrics(metrics, model),
         "## Config",
         f"```json\n{json.dumps(json.loads(model.config.to_json()), indent=2)}\n```",
     ]
@@ -268,27 +273,32 @@ def _training_rows(model: Pretrained) -> dict[str, Any]:
     }
 
 
-def _metrics(path: str | None) -> str:
-    """The figures of an evaluation, and what the evaluation says about them."""
+def own_rows(path: str | os.PathLike, model: Pretrained) -> list[results.Row]:
+    """The rows of an evaluation's `metrics.json` that are of a model's step and parameters.
+
+    Raises:
+        UserError: The file is missing, or holds no results.
+    """
+    path = epath.Path(path)
+    if not path.exists():
+        raise FieldError("metrics", f"is {path}: there is no such file")
+    parameters = record.parameters_of(model.params, model.frozen)
+    wanted = {"step": model.step, "parameters": parameters}
+    return [row for row in results.read_rows(path) if wanted.items() <= row["settings"].items()]
+
+
+def _metrics(path: str | None, model: Pretrained) -> str:
+    """The figures of the model's own parameters, with all that they depend on."""
     if path is None:
-        return "No evaluation was given."
-    try:
-        content = json.loads(pathlib.Path(path).read_text())
-        figures = content.pop("metrics")
-        rows = {name: _figure(figure) for name, figure in figures.items()}
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        return "There is no evaluation of these parameters."
+    rows = own_rows(path, model)
+    if not rows:
         raise FieldError(
-            "metrics", f"is {path}, which is no metrics.json of an evaluation: {first_line(error)}"
-        ) from error
-    about = "\n".join(f"* {key}: {value}" for key, value in content.items())
-    return f"{_table(rows)}\n\n{about}"
-
-
-def _figure(figure: Mapping[str, Any]) -> str:
-    text = f"{figure['value']:.4g}"
-    if figure.get("low") is not None:
-        text += f" [{figure['low']:.4g}, {figure['high']:.4g}]"
-    return text
+            "metrics",
+            f"is {path}, which has no figures of step {model.step} with these parameters: evaluate "
+            "this step first",
+        )
+    return results.markdown(rows)
 
 
 def _table(rows: Mapping[str, Any]) -> str:

@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 
 from conprediff_jax import parallel
 from conprediff_jax.common.errors import FieldError, UserError
+from conprediff_jax.common.files import check_folder
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.runs import restore
 from conprediff_jax.runs.checkpoint import FOLDER
@@ -193,6 +194,20 @@ def write_config(model: Pretrained, folder: pathlib.Path, *, tokenizer: bool) ->
         (folder / "tokenizer.json").write_text(model.diffusion.tokenizer.to_json() + "\n")
 
 
+def check_new(path: str) -> pathlib.Path:
+    """Checks that a folder can be made, and returns its path.
+
+    Raises:
+        UserError: There is a file, or a folder that is not empty, of that name already; or nothing
+            can be written there.
+    """
+    out = pathlib.Path(path).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FieldError("out", f"is {out}, which exists already; name a folder that does not")
+    check_folder(out, "out")
+    return out
+
+
 @contextlib.contextmanager
 def new_folder(path: str) -> Iterator[pathlib.Path]:
     """A folder that appears under its name once everything in it is written, or not at all.
@@ -200,9 +215,7 @@ def new_folder(path: str) -> Iterator[pathlib.Path]:
     Raises:
         UserError: There is a file, or a folder that is not empty, of that name already.
     """
-    out = pathlib.Path(path).expanduser()
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FieldError("out", f"is {out}, which exists already; name a folder that does not")
+    out = check_new(path)
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.parent / f".{out.name}.{uuid.uuid4().hex[:8]}"
     partial.mkdir()

@@ -26,6 +26,7 @@ from jaxtyping import Float
 from conprediff_jax import parallel
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_atomically, writing
+from conprediff_jax.common.fingerprint import file_fingerprint
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.metrics import npz
 from conprediff_jax.metrics.frechet import Gaussian, Moments
@@ -105,7 +106,7 @@ def inception_extractor(path: str | os.PathLike, cache: str | os.PathLike) -> Ex
 
     return Extractor(
         name="Inception (2015)",
-        fingerprint=f"inception-{cached.file_fingerprint(path)}",
+        fingerprint=f"inception-{file_fingerprint(path)}",
         apply=apply,
         params=params,
         labels={

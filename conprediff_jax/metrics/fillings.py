@@ -14,16 +14,13 @@ within one table.
 """
 
 import itertools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 from jaxtyping import Float, UInt8
 
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import write_text
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.metrics import features, regions
 from conprediff_jax.metrics.bootstrap import Figure, frechet_figure, mean_figure
@@ -161,56 +158,14 @@ def _cell(figure: Figure) -> str:
     return text if figure.low is None else f"{text} ± {(figure.high - figure.low) / 2:.2g}"
 
 
-class Results:
-    """Figures by model and mask, which are written to a file as soon as they are added.
+def arranged(cells: Mapping[tuple[str, str], Mapping[str, Mapping[str, Any]]]) -> Table:
+    """Figures by metric, model and mask.
 
     Args:
-        path: The JSON file; if it exists, its figures are read.
-
-    Raises:
-        UserError: The file exists and is not a file of results.
+        cells: The `metrics` of a row of results, by model and mask.
     """
-
-    def __init__(self, path: epath.Path):
-        self.path = path
-        self._cells = self._read()
-
-    def _read(self) -> dict[str, dict]:
-        """The figures that the file holds now."""
-        try:
-            found = json.loads(self.path.read_text()) if self.path.exists() else {}
-            return {key: _result(cell["about"], cell["metrics"]) for key, cell in found.items()}
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-            raise UserError(f"{self.path}: not a file of results: move it away") from error
-
-    def has(self, model: str, masks: str, about: Mapping[str, Any]) -> bool:
-        """Whether figures of this model and mask are there, computed from the same `about`."""
-        return self._cells.get(f"{model}, {masks}", {}).get("about") == about
-
-    def add(
-        self, model: str, masks: str, about: Mapping[str, Any], figures: Mapping[str, Figure]
-    ) -> None:
-        """Adds figures to the file, and keeps those that other runs wrote to it meanwhile."""
-        cell = _result(about, {name: figure._asdict() for name, figure in figures.items()})
-        self._cells[f"{model}, {masks}"] = cell
-        write_text(
-            self.path, json.dumps(self._read() | {f"{model}, {masks}": cell}, indent=2) + "\n"
-        )
-
-    def figures(
-        self, models: Sequence[str], masks: Sequence[str]
-    ) -> dict[str, dict[str, dict[str, Figure]]]:
-        """The figures by metric, model and mask."""
-        found: dict[str, dict[str, dict[str, Figure]]] = {}
-        for model in models:
-            for mask in masks:
-                for metric, figure in self._cells[f"{model}, {mask}"]["metrics"].items():
-                    rows = found.setdefault(metric, {})
-                    rows.setdefault(model, {})[mask] = Figure(**figure)
-        return found
-
-
-def _result(about: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The entry of the file for a model and a kind of mask."""
-    figures = {name: Figure(**figure)._asdict() for name, figure in metrics.items()}
-    return {"about": about, "metrics": figures}
+    found: dict[str, dict[str, dict[str, Figure]]] = {}
+    for (model, mask), metrics in cells.items():
+        for metric, figure in metrics.items():
+            found.setdefault(metric, {}).setdefault(model, {})[mask] = Figure(**figure)
+    return found

@@ -25,11 +25,11 @@ import numpy as np
 
 from conprediff_jax import data
 from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.fingerprint import file_fingerprint, fingerprint
 from conprediff_jax.common.images import BadImage, list_images, read_image
 from conprediff_jax.data.files import FolderSource
 from conprediff_jax.metrics import npz
 from conprediff_jax.metrics.frechet import Gaussian
-from conprediff_jax.weights import cached
 
 Batches = Callable[[int], Iterator[np.ndarray]]
 _THREADS = 8
@@ -145,7 +145,7 @@ def from_data(spec: data.DataSpec, *, strict: bool = False) -> ImageSet:
     content = (source[index]["image"] for index in range(len(source)))
     return ImageSet(
         name=spec.name,
-        fingerprint=f"{cached.fingerprint(content)}-{spec.image_size}",
+        fingerprint=f"{fingerprint(content)}-{spec.image_size}",
         count=len(source),
         size=(spec.image_size, spec.image_size),
         batches=batches,
@@ -170,7 +170,7 @@ def from_arrays(name: str, paths: Sequence[pathlib.Path]) -> ImageSet:
 
     return ImageSet(
         name=name,
-        fingerprint=cached.fingerprint(part.fingerprint.encode() for part in parts),
+        fingerprint=fingerprint(part.fingerprint.encode() for part in parts),
         count=sum(part.count for part in parts),
         size=parts[0].size,
         batches=batches,
@@ -222,7 +222,7 @@ def _folder(root: pathlib.Path) -> ImageSet:
 
     return ImageSet(
         name=str(root),
-        fingerprint=cached.fingerprint(file.read_bytes() for file in files),
+        fingerprint=fingerprint(file.read_bytes() for file in files),
         count=len(files),
         size=_one_size(files),
         batches=batches,
@@ -262,7 +262,7 @@ def _npz(path: pathlib.Path) -> ImageSet:
     count, *size = found.shape[:3] if found.shape else (_moment_count(found.gaussians),)
     return ImageSet(
         name=str(path),
-        fingerprint=cached.file_fingerprint(path),
+        fingerprint=file_fingerprint(path),
         count=count,
         size=tuple(size) or None,
         batches=found.batches if found.shape else None,

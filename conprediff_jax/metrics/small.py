@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from jaxtyping import UInt8
 
 from conprediff_jax import data
+from conprediff_jax.common.fingerprint import fingerprint
 from conprediff_jax.metrics import features
 from conprediff_jax.metrics.frechet import Gaussian, Moments, frechet_distance
 from conprediff_jax.metrics.kernel import kernel_distance
@@ -31,6 +32,9 @@ class SmallEvaluation:
             at the first call.
         num: Number of reference images.
         batch_size: Images at a time.
+
+    Attributes:
+        settings: What the figures depend on beside the samples; empty before the first call.
     """
 
     def __init__(
@@ -46,6 +50,7 @@ class SmallEvaluation:
         self._spec, self._num = spec, num
         self._runner = features.Runner(features.random_extractor(), mesh, batch_size)
         self._reference: tuple[np.ndarray, Gaussian] | None = None
+        self.settings: dict[str, Any] = {}
 
     def __call__(self, params: Any, frozen: Any) -> dict[str, float]:
         """The metrics by their names in the log.
@@ -61,7 +66,9 @@ class SmallEvaluation:
             batches = data.evaluation_iterator(self._spec, batch_size=self._runner.batch_size)
             count = -(-self._num // self._runner.batch_size)
             parts = [batch["image"][batch["mask"]] for batch in itertools.islice(batches, count)]
-            self._reference = self._features(np.concatenate(parts)[: self._num])
+            images = np.concatenate(parts)[: self._num]
+            self._reference = self._features(images)
+            self.settings = self._described(images)
         rows, gaussian = self._features(self._draw(params, frozen))
         distance = kernel_distance(
             rows, self._reference[0], subsets=1, size=len(rows), rng=np.random.default_rng(0)
@@ -70,6 +77,18 @@ class SmallEvaluation:
         return {
             f"eval/{labels['frechet']}": frechet_distance(gaussian, self._reference[1]),
             f"eval/{labels['kernel']}": distance.value,
+        }
+
+    def _described(self, images: np.ndarray) -> dict[str, Any]:
+        """The reference and the feature network, for the record of figures."""
+        extractor = self._runner.extractor
+        return {
+            "reference": {
+                "name": f"{self._spec.name}, split {self._spec.split}",
+                "count": len(images),
+                "fingerprint": fingerprint([images.tobytes()]),
+            },
+            "features": f"{extractor.name} ({extractor.fingerprint})",
         }
 
     def _features(self, images: np.ndarray) -> tuple[np.ndarray, Gaussian]:

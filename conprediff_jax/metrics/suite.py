@@ -1,13 +1,13 @@
 """Computes all figures of one set of images against another."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from absl import logging
 
-from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.errors import UserError, first_line
 from conprediff_jax.metrics.bootstrap import Figure, figure, frechet_figure, mean_figure
 from conprediff_jax.metrics.features import Extractor, Features
 from conprediff_jax.metrics.image_sets import ImageSet
@@ -26,12 +26,14 @@ class Results(NamedTuple):
 
     Attributes:
         figures: Figures by published name of the metric.
-        curve: Recall and precision for every k of `CURVE`, for the plot; empty where neither metric
-            is computed.
+        curve: Recall and precision for every k of `CURVE` that there are images for, for the plot;
+            empty where neither metric is computed.
+        missing: Why a metric could not be computed, by its published name.
     """
 
     figures: dict[str, Figure]
     curve: dict[int, tuple[float, float]]
+    missing: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,8 +62,7 @@ class Suite:
     seed: int = 0
 
     def __post_init__(self):
-        unknown = [metric for metric in self.metrics if metric not in METRICS]
-        if unknown or not self.metrics:
+        if any(metric not in METRICS for metric in self.metrics):
             raise ValueError(f"metrics are {list(self.metrics)}: choose from {METRICS}")
         for name in ("neighbor", "subsets", "splits"):
             if getattr(self, name) < 1:
@@ -76,9 +77,7 @@ class Suite:
             without += [metric for metric in self.metrics if metric in _NEEDS_REFERENCE_ROWS]
             if "spatial" not in reference.gaussians:
                 without.append("spatial")
-        return dataclasses.replace(
-            self, metrics=[metric for metric in self.metrics if metric not in without]
-        )
+        return self.without(without)
 
     def sample_rows(self) -> set[str]:
         """Names of the features of the samples that must be kept."""
@@ -110,61 +109,68 @@ class Suite:
                     "give more"
                 )
 
-    def check_possible(self, samples: int, reference: int) -> None:
-        """Checks, before anything is computed, that there are enough images for every metric.
+    def lacking(self, samples: int, reference: int) -> dict[str, str]:
+        """The metrics that a side has too few images for, each with the reason.
 
         Args:
             samples: Number of samples; 0 where it is unknown.
             reference: Number of reference images; 0 where it is unknown.
-
-        Raises:
-            UserError: A side has fewer images than a metric needs.
         """
-        neighbors = max(*CURVE, self.neighbor) + 1
+        neighbors = self.neighbor + 1
         least = {"score": self.splits, "precision": neighbors, "recall": neighbors}
+        found = {}
         for metric in self.metrics:
             sides = {"samples": samples, "reference images": reference}
             if metric == "score":
                 del sides["reference images"]
             for side, count in sides.items():
                 if 0 < count < least.get(metric, 2):
-                    raise UserError(
-                        f"{count} {side}: {metric} needs at least {least.get(metric, 2)}"
-                    )
+                    needs = f"{count} {side}: {metric} needs at least {least.get(metric, 2)}"
+                    found.setdefault(metric, needs)
+        return found
+
+    def without(self, metrics: Collection[str]) -> "Suite":
+        """This suite without some metrics; it may be left with none."""
+        left = [metric for metric in self.metrics if metric not in metrics]
+        return dataclasses.replace(self, metrics=left)
 
     def compute(self, samples: Features, reference: Features, labels: Mapping[str, str]) -> Results:
-        """Computes all figures.
+        """Computes all figures that can be computed.
 
         Args:
             samples: Features of the samples, with those of `sample_rows` kept.
             reference: Features of the reference, with those of `reference_rows` kept.
             labels: Published names of the metrics.
-
-        Raises:
-            UserError: There are too few images for a metric.
         """
-        inside = None
-        if self._any("precision", "recall"):
-            ks = sorted({*CURVE, self.neighbor})
-            try:
-                inside = precision_recall(samples.rows["pool"], reference.rows["pool"], ks=ks)
-            except ValueError as error:
-                raise UserError(f"precision and recall: {error}") from error
-        figures = {}
-        for metric in self.metrics:
-            logging.info("computing %s", labels[metric])
-            try:
-                figures[labels[metric]] = self._figure(metric, samples, reference, inside)
-            except ValueError as error:
-                raise UserError(f"{labels[metric]}: {error}") from error
-        curve = {}
-        if inside:
+        missing = self.lacking(samples.count, reference.count)  # without undecodable images
+        possible, inside, curve = self.without(missing), None, {}
+        missing = {labels[metric]: reason for metric, reason in missing.items()}
+        ks = self._curve(min(samples.count, reference.count))
+        if possible._any("precision", "recall"):
+            inside = precision_recall(samples.rows["pool"], reference.rows["pool"], ks=ks)
             means = inside.reference.mean(axis=0), inside.samples.mean(axis=0)
             curve = {k: (float(r), float(p)) for k, r, p in zip(ks, *means, strict=True)}
-        return Results(figures, curve)
+        figures = {}
+        for metric in possible.metrics:
+            logging.info("computing %s", labels[metric])
+            column = ks.index(self.neighbor) if inside else 0
+            try:
+                figures[labels[metric]] = self._figure(metric, samples, reference, inside, column)
+            except ValueError as error:
+                missing[labels[metric]] = first_line(error)
+        return Results(figures, curve, missing)
+
+    def _curve(self, count: int) -> list[int]:
+        """The values of k in the plot, of which sets of `count` images have neighbours."""
+        return sorted({k for k in CURVE if k < count} | {self.neighbor})
 
     def _figure(
-        self, metric: str, samples: Features, reference: Features, inside: Inside | None
+        self,
+        metric: str,
+        samples: Features,
+        reference: Features,
+        inside: Inside | None,
+        column: int,
     ) -> Figure:
         rng = np.random.default_rng((self.seed, METRICS.index(metric)))
         options = {"replicates": self.replicates, "rng": rng}
@@ -187,7 +193,6 @@ class Suite:
             logits = samples.rows["logits"]
             logits = logits[rng.permutation(len(logits))]  # samples may take their classes in turn
             return figure(lambda rows: inception_score(rows, splits=self.splits), logits, **options)
-        column = sorted({*CURVE, self.neighbor}).index(self.neighbor)
         rows = inside.samples if metric == "precision" else inside.reference
         return mean_figure(rows[:, column], **options)
 

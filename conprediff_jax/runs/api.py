@@ -47,7 +47,7 @@ class Model:
     """
 
     def __init__(self, trained: TrainedModel, mesh: jax.sharding.Mesh):
-        self.diffusion, self.params, self.frozen, self.step = trained
+        self.diffusion, self.params, self.frozen, self.step, *_ = trained
         self._mesh = mesh
         self._generate = functools.cache(self._make_generate)
         self._fill = functools.cache(self._make_fill)

@@ -74,7 +74,14 @@ def load(workdir: str, mesh: Mesh, step: int | None = None) -> TrainedModel:
     """
     restored = restore(workdir, mesh, step)
     model = _model_of(restored.task, workdir)
-    return TrainedModel(model, restored.params, restored.task_state["frozen"], restored.step)
+    average = plain_average(restored.config.train.ema_decay)
+    frozen = restored.task_state["frozen"]
+    return TrainedModel(model, restored.params, frozen, restored.step, average)
+
+
+def plain_average(decay: float) -> str:
+    """The name, in records, of the moving average that every run keeps."""
+    return f"exponential, decay {decay}"
 
 
 def load_model(workdir: str, step: int | None = None) -> DiffusionModel:
@@ -109,8 +116,8 @@ def read_pictures(
     """The images of a folder or a data set, by default the data set that a model was trained on.
 
     Args:
-        images: Path of a folder, or name of a data set. A data set is read with the settings of the
-            model's own data.
+        images: Path of a file or folder, or name of a data set. A data set is read with the
+            settings of the model's own data.
         workdir: Workdir of the model.
         step: Step of its checkpoint.
         split: Split of the data set.
@@ -119,8 +126,8 @@ def read_pictures(
     Raises:
         UserError: There are no images, or a file cannot be decoded.
     """
-    if images and holes_lib.is_folder(images):
-        return holes_lib.read_folder(images, num=num)
+    if images and holes_lib.are_files(images):
+        return holes_lib.read_files(images, num=num)
     spec = load_experiment(workdir, step).data
     spec = spec.of_images(name=images or spec.name, split=split, text=None)
     return holes_lib.read_data(spec, num=num)
@@ -137,7 +144,7 @@ def own_files(images: str | None, workdir: str, step: int, masks: str) -> Iterat
     """
     for place in (images or load_experiment(workdir, step).data.name, masks):
         path = pathlib.Path(place).expanduser()
-        if holes_lib.is_folder(place):
-            yield from (path / name for name in list_images(path))
-        elif path.is_file():
+        if path.is_file():
             yield path
+        elif holes_lib.are_files(place):
+            yield from (path / name for name in list_images(path))

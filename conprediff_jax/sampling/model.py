@@ -410,9 +410,11 @@ class TrainedModel(NamedTuple):
         params: Moving average of the trained parameters, without those of the context decoder.
         frozen: Parameters that were not trained.
         step: Number of training steps that made the parameters.
+        average: Which average of the trained parameters they are, for records of images.
     """
 
     model: DiffusionModel
     params: Any
     frozen: Any
     step: int
+    average: str = ""

@@ -1,13 +1,12 @@
 """Draws many images into a folder; an interrupted call can be continued.
 
-    <folder>/about.json       the model, the settings and the seed that the images come from
+    <folder>/settings.json    the model, the settings and the seed that the images come from
     <folder>/000000.npz       images 0 to SHARD - 1 as `arr_0`; and so on
 
 Image i depends only on the seed and i, so a continued folder holds the same images as one that was
 written without interruption.
 """
 
-import json
 import pathlib
 from collections.abc import Callable, Sequence
 
@@ -15,10 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from conprediff_jax.common import images, random
-from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import write_new
 from conprediff_jax.common.progress import ProgressLine
-from conprediff_jax.common.trees import flatten
+from conprediff_jax.sampling import record
 from conprediff_jax.sampling.drawing import Report
 from conprediff_jax.sampling.generate import make_generate
 from conprediff_jax.sampling.model import TrainedModel
@@ -69,9 +66,10 @@ def generate_to(
     *,
     num: int,
     batch_size: int,
-    about: dict,
+    settings: record.Settings,
     shard: int = SHARD,
     progress: ProgressLine | None = None,
+    overwrite: bool = False,
 ) -> list[pathlib.Path]:
     """Draws images 0 to `num - 1` into a folder, and continues where an earlier call stopped.
 
@@ -81,18 +79,20 @@ def generate_to(
             3].
         num: Number of images.
         batch_size: Images at a time.
-        about: The origin of the images as plain data; a folder whose images have another origin is
-            refused.
+        settings: What the images depend on, as `record.claim` takes it.
         shard: Images per file.
         progress: What logs how many images are done.
+        overwrite: Whether to draw anew what the folder holds.
 
     Returns:
         The files, in order.
 
     Raises:
-        UserError: The folder holds images of another origin, or cannot be written to.
+        UserError: The folder holds images of other settings, or cannot be written to.
     """
-    _claim(folder, about | {"num": num, "shard": shard})
+    record.claim(
+        folder, settings | {"num": num, "shard": shard}, ending=".npz", overwrite=overwrite
+    )
     files = [folder / f"{start:06}.npz" for start in range(0, num, shard)]
     missing = [index for index, file in enumerate(files) if not file.exists()]
     sizes = [min(shard, num - index * shard) for index in range(len(files))]
@@ -109,24 +109,3 @@ def generate_to(
             progress.add(len(batch))
         images.write_npz(files[index], np.concatenate(drawn))
     return files
-
-
-def _claim(folder: pathlib.Path, about: dict) -> None:
-    """Writes the origin of the images into the folder, or compares it with the one found there."""
-    note, text = folder / "about.json", json.dumps(about)
-    if write_new(note, lambda file: file.write(text.encode())):
-        return
-    try:
-        found = flatten(dict(**json.loads(note.read_text())))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f"{note}: does not say what images lie beside it: name another folder, or remove this "
-            "one"
-        ) from error
-    wanted = flatten(json.loads(text))
-    for key in wanted | found:
-        if wanted.get(key) != found.get(key):
-            raise UserError(
-                f"{folder}: holds images of {key} {found.get(key)}, not {wanted.get(key)}: name "
-                "another folder, or remove this one"
-            )

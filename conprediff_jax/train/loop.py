@@ -16,18 +16,22 @@ from ml_collections import ConfigDict
 from conprediff_jax import data, parallel
 from conprediff_jax.common import images, opening
 from conprediff_jax.common.errors import UserError
-from conprediff_jax.common.files import WriteError, write_text, writing
+from conprediff_jax.common.files import WriteError, absolute, write_text, writing
 from conprediff_jax.common.lock import locked
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.config.experiment import Experiment, check_devices, make_experiment
 from conprediff_jax.config.sections import Change, build, naming, shown
 from conprediff_jax.config.vocabulary import with_vocabulary
+from conprediff_jax.metrics.bootstrap import Figure
+from conprediff_jax.metrics.results import ResultsTable
 from conprediff_jax.metrics.small import SmallEvaluation
 from conprediff_jax.parallel.processes import Preemption
+from conprediff_jax.runs import restore
 from conprediff_jax.runs.batches import Batches
 from conprediff_jax.runs.changes import allowed_changes
 from conprediff_jax.runs.checkpoint import Checkpoints, newest_config
 from conprediff_jax.runs.classes import with_class_names, with_stored_vocabulary
+from conprediff_jax.sampling import record
 from conprediff_jax.sampling.generate import make_preview
 from conprediff_jax.tasks.optimizer import OptimizerSpec
 from conprediff_jax.tasks.state import TrainState, abstract_state, init_state
@@ -279,11 +283,13 @@ class _Observer:
 
     def __init__(self, experiment: Experiment, mesh: Mesh, workdir: str, reporter: Reporter):
         self._spec, self._reporter = experiment.train, reporter
-        self._folder = epath.Path(workdir) / "samples"
+        self._experiment, self._workdir = experiment, epath.Path(workdir)
+        self._folder = self._workdir / "samples"
         self._sample = experiment.task.preview(mesh)
         if self._spec.eval_every:
             draw = make_preview(experiment.task.model, mesh, seed=experiment.seed, num=EVALUATED)
             self._evaluate = SmallEvaluation(draw, mesh, experiment.data, num=EVALUATED)
+            self._table = ResultsTable(self._workdir / "evaluation" / "while_training.json")
 
     def __call__(self, step: int, state: TrainState) -> None:
         last, every = step == self._spec.steps, self._spec
@@ -296,7 +302,24 @@ class _Observer:
             if show:
                 self._show(step, images.grid(self._sample(state.ema, state.task_state)))
             if evaluate:
-                self._reporter.scalars(step, self._evaluate(state.ema, state.task_state["frozen"]))
+                figures = self._evaluate(state.ema, state.task_state["frozen"])
+                self._reporter.scalars(step, figures)
+                self._record(step, figures)
+
+    def _record(self, step: int, figures: dict[str, float]) -> None:
+        """Adds the figures of a step, with all that they depend on, to a table in the workdir."""
+        if jax.process_index():
+            return
+        experiment = self._experiment
+        average = restore.plain_average(experiment.train.ema_decay)
+        settings = record.settings_of(
+            {"workdir": str(absolute(self._workdir)), "step": step, "average": average},
+            experiment.task.model.sampling,
+            seed=experiment.seed,
+            num=EVALUATED,
+        )
+        found = {name.removeprefix("eval/"): Figure(value) for name, value in figures.items()}
+        self._table.add(settings | self._evaluate.settings, found)
 
     def _show(self, step: int, grid: np.ndarray) -> None:
         """Writes a grid to a file and to TensorBoard."""

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from conprediff_jax import data, parallel
 from conprediff_jax.common.errors import ConfigError, FieldError
+from conprediff_jax.common.files import check_folder
 from conprediff_jax.common.lock import locked
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.config.experiment import Experiment, make_experiment
@@ -59,6 +60,7 @@ def precompute(config: ConfigDict, out: str, shard_size: int | None = None) -> l
     if "://" in out:
         raise FieldError("out", f"is {out}: it must be a folder of a mounted file system")
     folder = pathlib.Path(out).expanduser()
+    check_folder(folder, "out")
     with locked(folder, hold=jax.process_index() == 0):
         return _precompute(experiment, spec, folder, shard_size)
 

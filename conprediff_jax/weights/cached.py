@@ -4,10 +4,8 @@ A torch file is opened with `weights_only=True`, so that pickled code is refused
 stored as safetensors under a hash of the file, and torch is not needed again.
 """
 
-import hashlib
 import os
 import pathlib
-from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -15,21 +13,8 @@ from safetensors import numpy as safetensors
 
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_atomically
+from conprediff_jax.common.fingerprint import file_fingerprint
 from conprediff_jax.weights import tensor_files
-
-
-def fingerprint(parts: Iterable[bytes]) -> str:
-    """A short name for some content."""
-    digest = hashlib.blake2b(digest_size=12)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
-
-
-def file_fingerprint(path: str | os.PathLike) -> str:
-    """A short name for the content of a file."""
-    with open(path, "rb") as file:
-        return fingerprint(iter(lambda: file.read(1 << 22), b""))
 
 
 def read(path: str | os.PathLike, cache: str | os.PathLike) -> dict[str, np.ndarray]:
