@@ -207,4 +207,4 @@ def _figure(path: pathlib.Path) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, again="the same command continues the study")

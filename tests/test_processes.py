@@ -217,15 +217,19 @@ def test_commands_for_a_single_process_refuse_several():
     assert result.stderr.splitlines()[-1].startswith("error: JAX_NUM_PROCESSES is 2: this command")
 
 
-def heed_ctrl_c():
-    """A test that a script runs in the background ignores SIGINT, and so would its processes."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+# Tests that a script runs in the background ignore SIGINT, and so would the process.
+HEEDING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 
 
 def test_ctrl_c_saves_the_step_even_while_the_first_one_is_compiled(images, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "conprediff_jax.main", *flags(images, tmp_path, STEPS)],
-        cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c,
+        [sys.executable, "-c", HEEDING, "-m", "conprediff_jax.main",
+         *flags(images, tmp_path, STEPS)],
+        cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     while "starting at step" not in process.stderr.readline():
         assert process.poll() is None
