@@ -5,12 +5,17 @@ or a batch on the devices is one such instruction, and may take minutes. So a th
 well, by `signal.set_wakeup_fd`. It says what the program is waiting for, and ends the program at
 the second Ctrl-C, whatever the main thread is doing.
 
+In some places, such as callbacks of the garbage collector, Python drops exceptions. KeyboardInterrupt
+is raised once more after it was dropped.
+
 A shell starts a script's background processes with SIGINT ignored, and it stays ignored there.
 """
 
+import _thread
 import contextlib
 import os
 import signal
+import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -33,24 +38,26 @@ class _Listener:
         self.waiting, self.patience = _WAITING, _PATIENCE
         self.left: Callable[[], str] = str  # what a program that ends at once leaves
         self._presses = 0
+        self._repeated = 0  # signals to come that are no Ctrl-C
         self._timer: threading.Timer | None = None
 
     def hear(self, pipe: int) -> None:
         """Reads the numbers of signals from a pipe; the work of the thread."""
         while number := os.read(pipe, 1):
-            if number[0] == signal.SIGINT and self.active:
-                self._presses += 1
-                self._first() if self._presses == 1 else self._second()
-
-    def _first(self) -> None:
-        self._timer = threading.Timer(self.patience, self._say)
-        self._timer.daemon = True
-        self._timer.start()
+            if number[0] != signal.SIGINT or not self.active:
+                continue
+            if self._repeated:
+                self._repeated -= 1
+                continue
+            self._presses += 1
+            if self._presses > 1:
+                self._end()
+            self._timer = _later(self.patience, self._say)
 
     def _say(self) -> None:
         logging.info("%s; press again to end at once", self.waiting)
 
-    def _second(self) -> None:
+    def _end(self) -> None:
         said = self.left()
         logging.info("Ctrl-C: ended at once%s", f"; {said}" if said else "")
         os._exit(EXIT_CODE)
@@ -61,10 +68,26 @@ class _Listener:
         if self._presses < 2:
             raise KeyboardInterrupt
 
+    def dropped(self, about: "sys.UnraisableHookArgs") -> None:
+        """Is told of every exception that Python drops; raises KeyboardInterrupt once more."""
+        if self.active and about.exc_type is KeyboardInterrupt:
+            self._repeated += 1
+            _later(0.1, _thread.interrupt_main)
+        else:
+            sys.__unraisablehook__(about)
+
     def quiet(self) -> None:
         """Says nothing more about waiting."""
         if self._timer:
             self._timer.cancel()
+
+
+def _later(seconds: float, call: Callable[[], None]) -> threading.Timer:
+    """Calls a function after some seconds, in a thread of its own."""
+    timer = threading.Timer(seconds, call)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 _listener = _Listener()
@@ -80,6 +103,7 @@ def heard() -> Iterator[None]:
     os.set_blocking(writing, False)
     previous = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     signal.signal(signal.SIGINT, _listener.interrupt)
+    sys.unraisablehook = _listener.dropped
     _listener.active = True
     threading.Thread(target=_listener.hear, args=[reading], daemon=True).start()
     try:
@@ -87,6 +111,7 @@ def heard() -> Iterator[None]:
     finally:
         _listener.active = False
         _listener.quiet()
+        sys.unraisablehook = sys.__unraisablehook__
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.set_wakeup_fd(previous)
         os.close(writing)  # which ends the thread
