@@ -209,4 +209,4 @@ def _write(
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, again="the same command continues a folder, and starts a single file afresh")

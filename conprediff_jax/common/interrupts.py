@@ -5,8 +5,8 @@ or a batch on the devices is one such instruction, and may take minutes. So a th
 well, by `signal.set_wakeup_fd`. It says what the program is waiting for, and ends the program at
 the second Ctrl-C, whatever the main thread is doing.
 
-In some places, such as callbacks of the garbage collector, Python drops exceptions. KeyboardInterrupt
-is raised once more after it was dropped.
+In some places, such as callbacks of the garbage collector, Python drops exceptions. A
+KeyboardInterrupt that was dropped is raised once more.
 
 A shell starts a script's background processes with SIGINT ignored, and it stays ignored there.
 """
