@@ -82,6 +82,7 @@ help.answer(__name__)  # before imports that take seconds
 from absl import logging
 
 from conprediff_jax.cli import app
+from conprediff_jax.common import opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.interop import formats, model_card, pretrained
 from conprediff_jax.tasks.first_stage import FirstStageTraining
@@ -96,6 +97,7 @@ def main(argv: list[str]) -> None:
             if not flag.value:
                 raise UserError(f"export needs --{flag.name}")
         source, to = _WORKDIR.value, _TO.value
+        opening.say(source, f"a model in the format {to}", _OUT.value, on=None)
         run = pretrained.open_run(source, _STEP.value)
         if isinstance(run.task, FirstStageTraining):
             formats.write_first_stage(run, to, _OUT.value)
@@ -106,6 +108,7 @@ def main(argv: list[str]) -> None:
         if not _FROM.value:
             raise UserError("import needs --from")
         source, to = paths[0], "inference"
+        opening.say(source, f"a model in the format {to}", _OUT.value, on=None)
         model = formats.read(
             source,
             _FROM.value,

@@ -114,7 +114,7 @@ from jax.sharding import Mesh
 
 from conprediff_jax import parallel
 from conprediff_jax.cli import app
-from conprediff_jax.common import images
+from conprediff_jax.common import images, opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import check_folder, is_address
 from conprediff_jax.common.fingerprint import fingerprint
@@ -193,6 +193,7 @@ def main(argv: list[str]) -> None:
     suite, missing = _without_lacking(suite, judges, asked.count, reference, extractor)
     if lpips_flags.TRUNK.value:
         _check_pairs(asked, reference)
+    _say(asked, reference, suite, extractor, out)
     table = ResultsTable(out / "metrics.json")
     samples, settings = asked.images()
 
@@ -218,6 +219,22 @@ def main(argv: list[str]) -> None:
     name = f"{asked.name}_{name}_{record.fingerprint_of(settings)}"
     missing |= results.missing
     _write(table, out / "reports" / name, settings, results.figures, missing, pictures)
+
+
+def _say(
+    asked: _Asked,
+    reference: ImageSet,
+    suite: Suite,
+    extractor: features.Extractor,
+    out: pathlib.Path,
+) -> None:
+    """Logs what is about to happen."""
+    count, source = reference.count or "statistics of", _WORKDIR.value or _SAMPLES.value
+    opening.say(
+        f"{source} ({asked.name}), and {count} images of {reference.name}",
+        f"{', '.join(suite.metrics)} of {asked.count} images by {extractor.name}",
+        out,
+    )
 
 
 def _suite(extractor: features.Extractor) -> Suite:

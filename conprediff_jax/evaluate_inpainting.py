@@ -69,7 +69,7 @@ from jax.sharding import Mesh
 
 from conprediff_jax import parallel
 from conprediff_jax.cli import app
-from conprediff_jax.common import images
+from conprediff_jax.common import images, opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import absolute, check_folder
 from conprediff_jax.common.progress import ProgressLine
@@ -99,6 +99,11 @@ def main(argv: list[str]) -> None:
         load_model(workdir, shared.STEP.value)  # fails now, and not after hours of work
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value[0]) / "inpainting")
     check_folder(out, "--out")
+    opening.say(
+        f"{', '.join(names.values())}, and {_NUM.value} images",
+        f"{_SAMPLES.value} fillings of each under {', '.join(_MASKS.value)}, and their figures",
+        out,
+    )
     judge, table, cells = _judge(mesh), ResultsTable(out / "inpainting.json"), {}
     for name, workdir in names.items():
         trained = load(workdir, mesh, shared.STEP.value)

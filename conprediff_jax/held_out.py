@@ -60,6 +60,7 @@ from etils import epath
 
 from conprediff_jax import data, parallel
 from conprediff_jax.cli import app
+from conprediff_jax.common import opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import check_file
 from conprediff_jax.common.fingerprint import fingerprint
@@ -84,6 +85,11 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out={out}: the results are a JSON file; name one that ends in .json")
     for workdir in _WORKDIRS.value:
         load_model(workdir, _STEP.value)  # fails now, and not after hours of work
+    opening.say(
+        f"{', '.join(_WORKDIRS.value)}, and {_NUM.value} images of split {_SPLIT.value!r}",
+        "the denoising loss at every time",
+        out,
+    )
     table, found = ResultsTable(out), {}
     for workdir in _WORKDIRS.value:
         settings, means, losses = _evaluate(workdir)

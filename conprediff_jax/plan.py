@@ -59,6 +59,7 @@ import jax
 from absl import logging
 
 from conprediff_jax.cli import app
+from conprediff_jax.common import opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import check_file, write_text
 from conprediff_jax.planning import sweep as sweep_lib
@@ -77,6 +78,8 @@ def main(argv: list[str]) -> None:
     name = f"{file.stem}_{topology.generation}_{'x'.join(map(str, topology.shape))}"
     out = pathlib.Path(_OUT.value or pathlib.Path("plans") / f"{name}.json")
     check_file(out, "--out")
+    cpu = "the CPU, which compiles a program in minutes"
+    opening.say(str(file), f"a plan for {topology}", out, on=cpu)
     if _SWEEP.value:
         _sweep(topology, out)
         return

@@ -29,12 +29,15 @@ _MANUAL_DIR = flags.DEFINE_string(
 help.answer(__name__)  # before imports that take seconds
 
 from conprediff_jax.cli import app
-from conprediff_jax.data.tfds import prepare
+from conprediff_jax.common import opening
+from conprediff_jax.data.tfds import default_data_dir, prepare
 
 
 def main(argv: list[str]) -> None:
     """Prepares the data set and says where it was written."""
     del argv
+    where = _DATA_DIR.value or default_data_dir()
+    opening.say(f"the files of {_NAME.value}", "a data set with random access", where, on=None)
     builder = prepare(_NAME.value, _DATA_DIR.value, _MANUAL_DIR.value)
     splits = ", ".join(
         f"{info.num_examples:,} {split}" for split, info in builder.info.splits.items()

@@ -6,19 +6,20 @@ import jax
 from absl import logging
 
 
-def say(reads: str, makes: str, out: str | os.PathLike, *, on: str = "") -> None:
+def say(reads: str, makes: str, out: str | os.PathLike, *, on: str | None = "") -> None:
     """Logs what is about to happen. How long it takes is logged once a part of it is done.
 
     Args:
         reads: The model or the data, with the step of the checkpoint.
         makes: What is made, with the settings that matter.
         out: File or folder that is written.
-        on: What it runs on; by default all devices.
+        on: What it runs on; by default all devices. None for work that needs none.
     """
     logging.info("reads   %s", reads)
     logging.info("makes   %s", makes)
     logging.info("writes  %s", os.fspath(out))
-    logging.info("runs    on %s", on or devices())
+    if on is not None:
+        logging.info("runs    on %s", on or devices())
 
 
 def devices() -> str:

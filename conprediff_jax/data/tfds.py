@@ -6,6 +6,7 @@ import difflib
 import importlib
 import importlib.util
 import os
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -225,6 +226,8 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
     builder = make_builder(name, data_dir)
     if is_prepared(builder):
         return builder
+    if not sys.stderr.isatty():  # its bars are drawn over and over, which fills a file
+        tfds.disable_progress_bar()
     if builder.name != OPENMOJI and importlib.util.find_spec("tensorflow"):
         import tensorflow as tf
 

@@ -16,6 +16,7 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
 from conprediff_jax import data, parallel
+from conprediff_jax.common import opening
 from conprediff_jax.common.errors import ConfigError, FieldError
 from conprediff_jax.common.files import check_folder
 from conprediff_jax.common.lock import locked
@@ -88,6 +89,12 @@ def _precompute(
     index, count = jax.process_index(), jax.process_count()
     shards = [shard for shard in manifest.missing(folder) if shard % count == index]
     if shards:
+        opening.say(
+            f"{len(source)} images of {spec.name}, and the weights of {first_stage.weights}",
+            experiment.task.model.describe()
+            + (", also of mirrored images" if manifest.flip else ""),
+            folder,
+        )
         encode = _encoder(experiment, loaded["autoencoder"])
         _write(experiment, folder, manifest, shards, source, encode, encode_texts)
     else:
