@@ -38,8 +38,8 @@ _NUM = flags.DEFINE_integer(
 _TIMES = flags.DEFINE_integer(
     "times",
     20,
-    "Evaluate this many times of a continuous process, evenly spaced; of a discrete process all "
-    "times are evaluated.",
+    "Evaluate this many times, evenly spaced; of the process mask_and_replace all times are "
+    "evaluated.",
     lower_bound=1,
 )
 _BATCH = flags.DEFINE_integer(
@@ -66,7 +66,7 @@ from conprediff_jax.common.files import check_file
 from conprediff_jax.common.fingerprint import fingerprint
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.common.version import code_version
-from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.diffusion.tokens import TokenProcess
 from conprediff_jax.metrics import denoising_loss
 from conprediff_jax.metrics.bootstrap import Figure
 from conprediff_jax.metrics.results import ResultsTable
@@ -141,7 +141,7 @@ def _evaluate(workdir: str) -> tuple[record.Settings, dict[str, tuple], dict[str
     if not len(rows):
         raise UserError(f"{spec.name}: no image of split {spec.split!r} can be decoded")
     means = {"loss": rows.mean(axis=1)}
-    if isinstance(model.process, CategoricalProcess):
+    if isinstance(model.process, TokenProcess):
         means["bits per token"] = denoising_loss.bits_per_token(model.process, rows)
     settings = record.model_of(trained, workdir) | {
         "trained_on": {"name": trained_on.name, "split": trained_on.split},

@@ -16,7 +16,8 @@ from conprediff_jax.diffusion import Process
 from conprediff_jax.diffusion.categorical import CategoricalProcess, posterior
 from conprediff_jax.diffusion.guidance import LOG_ZERO, guided_log_probs
 from conprediff_jax.diffusion.importance import HISTORY, TimeImportance
-from conprediff_jax.diffusion.samplers.categorical import CategoricalSampler, truncate
+from conprediff_jax.diffusion.samplers.categorical import CategoricalSampler
+from conprediff_jax.diffusion.tokens import truncate
 
 NOISY = {"alpha_start": 0.8, "alpha_end": 0.1, "gamma_start": 0.1, "gamma_end": 0.8}
 SMALL = CategoricalProcess(num_codes=3, num_steps=4, **NOISY)
@@ -223,7 +224,7 @@ def best_denoiser(process, data):
 def test_best_denoiser_gives_back_the_data(data, num_steps, options):
     process = CategoricalProcess(num_codes=3, num_steps=num_steps)
     sampler = CategoricalSampler(process=process, **options)
-    x_T, rngs = jnp.full((4000, 2), 3), jax.random.split(jax.random.key(1), 4000)
+    x_T, rngs = jnp.full((4000, 2), 3), jax.random.split(jax.random.key(2), 4000)
     pairs = run(sampler, best_denoiser(process, PAIRS[data]), x_T, rngs)
     assert pairs.min() >= 0 and pairs.max() < 3
     counts = np.bincount(pairs @ [3, 1], minlength=9)

@@ -13,12 +13,14 @@ from conprediff_jax import config as config_lib
 from conprediff_jax.common.errors import ConfigError, UserError
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.diffusion.guidance import Guidance
+from conprediff_jax.diffusion.masked import MaskedProcess
 from conprediff_jax.metrics import denoising_loss
 from conprediff_jax.models.autoencoder import VQModel
 from conprediff_jax.models.first_stage import Tokens, to_uint8
 from conprediff_jax.runs import restore
 from conprediff_jax.sampling.generate import make_generate
 from conprediff_jax.sampling.model import Condition
+from conprediff_jax.sampling.spec import MaskedSampling
 from conprediff_jax.train import frozen
 from conprediff_jax.train.loop import train
 
@@ -244,6 +246,35 @@ def test_the_bound_counts_every_time_and_the_prior(config, images):
     error = bits.std() / np.sqrt(len(bits))
     assert bits.mean() == pytest.approx(expected / np.log(2), abs=4 * error)
     assert error < 0.02 * bits.mean()
+
+
+def test_masked_diffusion_trains_samples_and_has_a_bound(config, images):
+    """A model with uniform predictions needs log2 16 = 4 bits a token, by its held-out losses."""
+    config = config.copy_and_resolve_references().unlock()
+    config.process = config_lib.section(MaskedProcess, kind="masked", importance=True)
+    config.sampling = config_lib.section(MaskedSampling, num=4, steps=3, reveal="confidence")
+    experiment = make(config.lock())
+    task_state, mesh = loaded(experiment), tiny.mesh_of()
+    batch = {"image": np.asarray(images)}
+    state, trace = tiny.run_steps(experiment, mesh, batch, steps=2, task_state=task_state)
+    assert state.task_state["history"].counts.sum() == 2 * 8
+    assert all(np.isfinite(value) for metrics in trace for value in metrics.values())
+    assert trace[0]["loss/context"] > 0
+    model, frozen_ = experiment.task.model, jax.tree.map(jnp.asarray, task_state["frozen"])
+    drawn = make_generate(model, model.sampling, mesh)(
+        state.ema["denoiser"], frozen_, 0, jnp.arange(4)
+    )
+    assert drawn.shape == (4, 8, 8, 3) and len(np.unique(np.asarray(drawn), axis=0)) > 1
+
+    params = jax.tree.map(jnp.zeros_like, state.ema["denoiser"])
+    losses = denoising_loss.make_losses(model, mesh, model.process.evaluated_times(50))
+    batch |= {"mask": np.ones(8, bool)}
+    rows = np.concatenate(
+        list(denoising_loss.losses_of(losses, params, frozen_, iter([batch] * 25), 200))
+    )
+    bits = denoising_loss.bits_per_token(model.process, rows)
+    error = bits.std() / np.sqrt(len(bits))
+    assert bits.mean() == pytest.approx(4, abs=4 * error) and error < 0.03
 
 
 def cumulative(process):

@@ -19,7 +19,7 @@ from conprediff_jax.cli import choices
 from conprediff_jax.cli import help as command_help
 from conprediff_jax.data import fitting, masks
 from conprediff_jax.diffusion import samplers
-from conprediff_jax.diffusion.samplers import categorical
+from conprediff_jax.diffusion.samplers import categorical, masked
 from conprediff_jax.interop import formats
 from conprediff_jax.metrics import suite
 from conprediff_jax.metrics.networks import lpips
@@ -174,7 +174,7 @@ def test_help_offers_what_the_libraries_have():
     offered = {name: value for name, value in vars(choices).items() if name.isupper()}
     assert offered == {
         "SAMPLERS": tuple(samplers.SAMPLERS),
-        "REVEALS": categorical.REVEALS,
+        "REVEALS": tuple(dict.fromkeys((*categorical.REVEALS, *masked.REVEALS))),
         "MASKS": masks.MASKS,
         "QUALITIES": tuple(inpainting.QUALITIES),
         "FITS": fitting.FITS,

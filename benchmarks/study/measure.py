@@ -23,7 +23,7 @@ from absl import logging
 
 from conprediff_jax import data, parallel
 from conprediff_jax.common.files import write_atomically, write_text
-from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.diffusion.tokens import TokenProcess
 from conprediff_jax.metrics import denoising_loss, features, image_sets
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
 from conprediff_jax.metrics.suite import Suite
@@ -166,7 +166,7 @@ def loss_figures(process: Any, losses: np.ndarray, replicates: int) -> dict[str,
     for name, part in zip(_THIRDS, np.array_split(losses, 3, axis=1), strict=True):
         if part.size:
             columns[f"{LOSS}, {name}"] = part.mean(axis=1)
-    if isinstance(process, CategoricalProcess):
+    if isinstance(process, TokenProcess):
         columns["bits per token"] = denoising_loss.bits_per_token(process, losses)
     options = {"replicates": replicates, "rng": np.random.default_rng(0)}
     return {name: mean_figure(values, **options) for name, values in columns.items()}

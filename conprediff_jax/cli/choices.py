@@ -4,7 +4,7 @@ tests/test_documented.py compares them with the libraries that they come from.
 """
 
 SAMPLERS = ("ddpm", "ddim", "dpm_solver", "euler", "heun", "sde")
-REVEALS = ("posterior", "random", "purity")
+REVEALS = ("posterior", "random", "purity", "confidence")
 MASKS = ("thin", "strokes", "thick", "every_second_line", "super_resolve", "expand", "half", "box")
 QUALITIES = ("fast", "best")
 FITS = ("crop", "pad", "resize", "keep")

@@ -41,13 +41,15 @@ _REVEAL = flags.DEFINE_enum(
     "reveal",
     None,
     REVEALS,
-    "Reveal tokens of discrete models in this way, which diffusion/samplers/categorical.py "
-    f"explains; {_DEFAULT}",
+    "Reveal tokens of discrete models in this way: all kinds have posterior, mask_and_replace also "
+    "random and purity, and masked also confidence. The modules categorical.py and masked.py in "
+    f"diffusion/samplers explain them; {_DEFAULT}",
 )
 _TOKENS = flags.DEFINE_integer(
     "tokens_per_call",
     None,
-    f"Reveal at most this many tokens per call of a discrete model; 0 is no limit; {_DEFAULT}",
+    "Reveal at most this many tokens per call, with --reveal=random or purity; 0 is no limit; "
+    f"{_DEFAULT}",
 )
 _PURITY = flags.DEFINE_float(
     "purity_weight",
@@ -60,12 +62,18 @@ _TEMPERATURE = flags.DEFINE_float(
     "Choose tokens by purity at this temperature with --reveal=purity; 1 is in proportion to "
     f"purity, 0 takes the purest; {_DEFAULT}",
 )
+_CONFIDENCE = flags.DEFINE_float(
+    "confidence_temperature",
+    None,
+    "Add this much noise to the order of tokens with --reveal=confidence; 0 always reveals the "
+    f"most confident ones; {_DEFAULT}",
+)
 
 
 def values() -> dict[str, Any]:
     """The values of the flags by field of the `sampling` section; None for flags not given."""
     continuous = (_SAMPLER, _ETA, _RESCALE)
-    discrete = (_TRUNCATION, _REVEAL, _TOKENS, _PURITY, _TEMPERATURE)
+    discrete = (_TRUNCATION, _REVEAL, _TOKENS, _PURITY, _TEMPERATURE, _CONFIDENCE)
     given = (_STEPS, _GUIDANCE, *continuous, *discrete)
     return {flag.name: flag.value for flag in given} | {_INTERVAL.name: _interval()}
 

@@ -9,6 +9,7 @@ whole configs.
 from conprediff_jax.config.denoising import (
     default,
     default_discrete,
+    default_masked,
     latents,
     pixels,
     text,
@@ -21,6 +22,7 @@ __all__ = [
     "default",
     "default_discrete",
     "default_first_stage",
+    "default_masked",
     "latents",
     "pixels",
     "section",

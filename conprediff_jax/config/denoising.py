@@ -1,7 +1,7 @@
 """Configs of diffusion models: their sections, and the task that they describe.
 
-`default()` and `default_discrete()` return configs with all keys and the defaults of the sections'
-classes. A config file starts from one of them and changes what it needs.
+`default()`, `default_discrete()` and `default_masked()` return configs with all keys and the
+defaults of the sections' classes. A config file starts from one of them and changes what it needs.
 """
 
 from typing import Any
@@ -25,13 +25,19 @@ from conprediff_jax.data import DataSpec
 from conprediff_jax.diffusion import PROCESSES
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.diffusion.masked import MaskedProcess
 from conprediff_jax.models import DENOISERS, FIRST_STAGES, Denoiser, FirstStage
 from conprediff_jax.models.first_stage import Latents, Pixels
 from conprediff_jax.models.text import TEXT_ENCODERS
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.sampling.model import ConditionSpec, DiffusionModel
-from conprediff_jax.sampling.spec import SAMPLINGS, GaussianSampling, TokenSampling
+from conprediff_jax.sampling.spec import (
+    SAMPLINGS,
+    GaussianSampling,
+    MaskedSampling,
+    TokenSampling,
+)
 from conprediff_jax.sampling.text import TextCondition
 from conprediff_jax.tasks.denoising import Denoising
 from conprediff_jax.tasks.spec import TrainSpec
@@ -68,6 +74,18 @@ def default_discrete(first_stage: ConfigDict) -> ConfigDict:
     config.optimizer.update(b1=0.9, b2=0.96, weight_decay=0.045, clip_norm=0.5)
     config.context.weight = 0.3  # of a loss in nats per token
     return config
+
+
+def default_masked(first_stage: ConfigDict) -> ConfigDict:
+    """A config with all keys of masked diffusion, with the optimiser of `default_discrete`.
+
+    Args:
+        first_stage: A section that `tokens` returns.
+    """
+    config = default_discrete(first_stage).unlock()
+    config.process = section(MaskedProcess, kind="masked")
+    config.sampling = section(MaskedSampling)
+    return config.lock()
 
 
 def _default(**sections: ConfigDict) -> ConfigDict:

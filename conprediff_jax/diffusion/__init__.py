@@ -4,6 +4,7 @@ from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.edm import EDMProcess
 from conprediff_jax.diffusion.flow import FlowProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
+from conprediff_jax.diffusion.masked import MaskedProcess
 from conprediff_jax.diffusion.process import PROCESSES, Corrupted, Process
 from conprediff_jax.diffusion.samplers import (
     DDIM,
@@ -11,6 +12,7 @@ from conprediff_jax.diffusion.samplers import (
     SAMPLERS,
     CategoricalSampler,
     DPMSolverPP2M,
+    MaskedSampler,
     Sampler,
 )
 
@@ -26,6 +28,8 @@ __all__ = [
     "EDMProcess",
     "FlowProcess",
     "GaussianProcess",
+    "MaskedProcess",
+    "MaskedSampler",
     "Process",
     "Sampler",
 ]

@@ -40,14 +40,13 @@ import numpy as np
 from jaxtyping import Array, Float, Float64, Int, Key
 
 from conprediff_jax.common.errors import FieldError
-from conprediff_jax.common.keys import derived, fixed
-from conprediff_jax.diffusion.guidance import LOG_ZERO, Guidance, guided_log_probs
+from conprediff_jax.common.keys import fixed
+from conprediff_jax.diffusion.guidance import LOG_ZERO
 from conprediff_jax.diffusion.importance import TimeImportance
 from conprediff_jax.diffusion.process import PROCESSES, Corrupted, Time, Times
 from conprediff_jax.diffusion.times import TableTimes
+from conprediff_jax.diffusion.tokens import LogProbs, TokenProcess, Tokens, log_prob_of
 
-Tokens = Int[Array, "batch *grid"]
-LogProbs = Float[Array, "batch *grid codes"]
 Table = Float64[np.ndarray, "time"]
 
 
@@ -157,7 +156,7 @@ def divergence(
 
 @PROCESSES.register("mask_and_replace")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CategoricalProcess(TableTimes):
+class CategoricalProcess(TableTimes, TokenProcess):
     """Mask-and-replace diffusion of tokens `[batch, *grid]`; a `Process`.
 
     The network predicts logits of x_0, `[batch, *grid, K]`. Arithmetic and results are float32.
@@ -178,7 +177,6 @@ class CategoricalProcess(TableTimes):
         ValueError: A field is out of range; the message names the field.
     """
 
-    num_codes: int = derived()
     num_steps: int = fixed(100)
     alpha_start: float = fixed(0.99999)
     alpha_end: float = fixed(9e-6)
@@ -188,10 +186,9 @@ class CategoricalProcess(TableTimes):
     adaptive_auxiliary: bool = True
     importance: bool = fixed(True)
 
-    discrete = True
-
     def __post_init__(self):
-        for field, least in (("num_codes", 1), ("num_steps", 2), ("auxiliary_weight", 0)):
+        super().__post_init__()
+        for field, least in (("num_steps", 2), ("auxiliary_weight", 0)):
             if getattr(self, field) < least:
                 raise FieldError(field, f"is {getattr(self, field)}; it must be at least {least}")
         if not 0 < self.alpha_end < self.alpha_start:
@@ -214,11 +211,6 @@ class CategoricalProcess(TableTimes):
                 "some codes, as it does where both sums are equal"
             )
 
-    @property
-    def mask_token(self) -> int:
-        """The index of the mask, K. Sampling starts with every token masked."""
-        return self.num_codes
-
     @functools.cached_property
     def alpha_bars(self) -> Table:
         """The probability that a code is kept until each time, `[T]`, float64."""
@@ -239,6 +231,20 @@ class CategoricalProcess(TableTimes):
         """The weight of the auxiliary loss at each time, `[T]`, float64."""
         time = np.arange(self.num_steps) / self.num_steps
         return self.auxiliary_weight * (2 - time if self.adaptive_auxiliary else np.ones_like(time))
+
+    @property
+    def prior_divergence(self) -> float:
+        """KL(q(x_T | x_0) || p(x_T)), where p(x_T) has the mask of q and is uniform over codes."""
+        alpha, beta, gamma = (
+            table[-1] for table in (self.alpha_bars, self.beta_bars, self.gamma_bars)
+        )
+        share = (1 - gamma) / self.num_codes
+        right = (alpha + beta) * np.log((alpha + beta) / share)
+        return float(right + (self.num_codes - 1) * beta * np.log(beta / share))
+
+    def as_bound(self) -> "CategoricalProcess":
+        """Returns the same process without the auxiliary loss."""
+        return dataclasses.replace(self, auxiliary_weight=0.0)
 
     def transitions(
         self, times: Int[np.ndarray, "steps"], previous: Int[np.ndarray, "steps"]
@@ -297,10 +303,6 @@ class CategoricalProcess(TableTimes):
         """Returns the history with the losses of a batch added."""
         return None if history is None else history.update(t, loss)
 
-    def prior(self, rngs: Key[Array, "batch"], shape: tuple[int, ...]) -> Int[Array, "batch *grid"]:
-        """Returns masks everywhere, `[batch, *shape]`, int32."""
-        return jnp.full((len(rngs), *shape), self.mask_token, jnp.int32)
-
     def corrupt(self, rngs: Key[Array, "batch"], x_0: Tokens, t: Time) -> Corrupted:
         """Draws `x_t`, int32, by eq. (1). The noise is one uniform number for every token."""
 
@@ -322,21 +324,8 @@ class CategoricalProcess(TableTimes):
         return Corrupted(x_t.astype(jnp.int32), noise)
 
     def predict_x0(self, output: LogProbs, x_t: Tokens, t: Time) -> LogProbs:
-        """Turns logits into log-probabilities of x_0, limited to [LOG_ZERO, 0], float32.
-
-        Raises:
-            ValueError: There are not K logits.
-        """
-        if output.shape[-1] != self.num_codes:
-            raise ValueError(
-                f"output has {output.shape[-1]} logits a token; it must have {self.num_codes}, "
-                "the process's num_codes (the mask has no logit)"
-            )
-        return jnp.clip(jax.nn.log_softmax(output.astype(jnp.float32)), LOG_ZERO, 0.0)
-
-    def guide(self, conditional: LogProbs, unconditional: LogProbs, guidance: Guidance) -> LogProbs:
-        """Returns guided log-probabilities of x_0; see `guidance.guided_log_probs`."""
-        return guided_log_probs(conditional, unconditional, guidance.scale)
+        """Turns logits into log-probabilities of x_0; see `log_probs`."""
+        return self.log_probs(output)
 
     def posterior(
         self, log_p_x0: LogProbs, x_t: Tokens, t: Time
@@ -367,9 +356,7 @@ class CategoricalProcess(TableTimes):
             t: Diffusion times.
         """
         log_p_x0 = self.predict_x0(output, x_t, t)
-        right = x_0[..., None] == jnp.arange(self.num_codes)
-        # This sums over codes, since the gradient of an index would be a scatter.
-        likelihood = -jnp.sum(jnp.where(right, log_p_x0, 0.0), axis=-1)
+        likelihood = -log_prob_of(log_p_x0, x_0)
         # There is no divergence at time 0. The one of time 1 is computed in its place and not used,
         # which keeps infinities out of the gradient.
         kl = divergence(log_p_x0, x_0, x_t, self._gather(jnp.maximum(t, 1)))

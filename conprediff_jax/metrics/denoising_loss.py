@@ -4,13 +4,12 @@ For discrete models, the losses at all times add up to a bound on the negative l
 
     -log p(x_0) <= KL(q(x_T | x_0) || p(x_T)) + sum_{t > 0} L_t + L_0                     (1)
 
-in nats per token, without the auxiliary loss. p(x_T) gives the mask the probability gamma_bar_T,
-and every code an equal share of the rest. Sources: Austin et al. 2021, "Structured Denoising
-Diffusion Models in Discrete State-Spaces" (arXiv 2107.03006), eq. (1); Gu et al. 2022 (arXiv
-2111.14822).
+in nats per token, without an auxiliary loss. For a process of T steps, the mean of the losses T L_t
+is this sum. In continuous time, the sum is an integral, and the mean over evenly spaced times is an
+estimate of it. Source: Austin et al. 2021, "Structured Denoising Diffusion Models in Discrete
+State-Spaces" (arXiv 2107.03006), eq. (1).
 """
 
-import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +21,7 @@ from jaxtyping import Float, Real
 
 from conprediff_jax import parallel
 from conprediff_jax.common import random
-from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.diffusion.tokens import TokenProcess
 from conprediff_jax.sampling.model import DiffusionModel
 
 LossOfBatch = Callable[..., Float[np.ndarray, "batch times"]]
@@ -40,8 +39,8 @@ def make_losses(model: DiffusionModel, mesh: Mesh, times: Real[np.ndarray, "time
         times: Times at which the losses are computed; see `Process.evaluated_times`.
     """
     process = model.process
-    if isinstance(process, CategoricalProcess):
-        process = dataclasses.replace(process, auxiliary_weight=0.0)
+    if isinstance(process, TokenProcess):
+        process = process.as_bound()
 
     def losses(params, frozen, batch, first):
         x_0 = model.first_stage.encode(frozen, batch["image"])
@@ -88,13 +87,7 @@ def losses_of(
 
 
 def bits_per_token(
-    process: CategoricalProcess, losses: Float[np.ndarray, "images times"]
+    process: TokenProcess, losses: Float[np.ndarray, "images times"]
 ) -> Float[np.ndarray, "images"]:
-    """The bound (1) of every image in bits per token, from its losses T L_t at all times."""
-    alpha, beta, gamma = (
-        table[-1] for table in (process.alpha_bars, process.beta_bars, process.gamma_bars)
-    )
-    share = (1 - gamma) / process.num_codes
-    prior = (alpha + beta) * np.log((alpha + beta) / share)
-    prior += (process.num_codes - 1) * beta * np.log(beta / share)
-    return (losses.mean(axis=1) + prior) / np.log(2)
+    """The bound (1) of every image in bits per token, from its losses at evenly spaced times."""
+    return (losses.mean(axis=1) + process.prior_divergence) / np.log(2)

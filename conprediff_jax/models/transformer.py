@@ -3,17 +3,19 @@
 The embeddings of a token, its row and its column are added. Then come blocks of
 
     x + self_attention(AdaLN(x, t)),   x + cross_attention(AdaLN(x, t), text),   x + MLP(LN(x))  (1)
-    AdaLN(x, t) = LN(x) (1 + scale) + shift,   [scale, shift] = W silu(embedding[t])             (2)
+    AdaLN(x, t) = LN(x) (1 + scale) + shift,   [scale, shift] = W silu(e(t))                     (2)
     MLP(x) = W_out a(W_in x),                  a(x) = x sigmoid(1.702 x)                         (3)
 
-and then a layer norm and a projection to logits of the codes. Without a text there is no
-cross-attention. With labels, the norm of the MLP is an AdaLN of the label. The matrices of the MLP
-may be 3x3 convolutions.
+and then a layer norm and a projection to logits of the codes. The embedding e is a table for a
+process of T steps, as published, and a projection of sines and cosines for continuous times.
+Without a text there is no cross-attention. With labels, the norm of the MLP is an AdaLN of the
+label. The matrices of the MLP may be 3x3 convolutions.
 
 Parameter paths follow the scheme of the UNet:
 
     token_embedding   row_embedding   column_embedding   output_norm   output
-    block_{i}/{self,cross}_norm/{index_embedding, modulation}   block_{i}/feed_forward_norm
+    block_{i}/{self,cross}_norm/{index_embedding or time_embedding, modulation}
+    block_{i}/feed_forward_norm
     block_{i}/{self,cross}_attention/{query, key, value, out}   block_{i}/feed_forward/{in, out}
 
 Source: Gu et al. 2022, "Vector Quantized Diffusion Model for Text-to-Image Synthesis" (arXiv
@@ -28,7 +30,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Real
 
 from conprediff_jax.common import linear
 from conprediff_jax.common.keys import adjustable, derived
@@ -44,21 +46,26 @@ Grid = Float[Array, "batch height width channels"]
 
 
 class AdaLayerNorm(nn.Module):
-    """Layer norm whose scale and shift depend on an index, a time or a label, eq. (2).
+    """Layer norm whose scale and shift depend on a time or a label, eq. (2).
 
     Attributes:
-        num_embeddings: The number of indices.
+        num_embeddings: The number of times or labels; None for continuous times.
         dtype: The dtype of the activations.
     """
 
-    num_embeddings: int
+    num_embeddings: int | None
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Grid, index: Int[Array, "batch"]) -> Grid:
-        """Normalises the tokens of every example with the scale and shift of its index."""
+    def __call__(self, x: Grid, index: Real[Array, "batch"]) -> Grid:
+        """Normalises the tokens of every example with the scale and shift of its time or label."""
         channels = x.shape[-1]
-        e = _embed(self.num_embeddings, channels, dtype=self.dtype, name="index_embedding")(index)
+        if self.num_embeddings is None:
+            waves = layers.timestep_embedding(index, channels).astype(self.dtype)
+            e = _dense(channels, dtype=self.dtype, name="time_embedding")(waves)
+        else:
+            embed = _embed(self.num_embeddings, channels, dtype=self.dtype, name="index_embedding")
+            e = embed(index)
         modulation = _dense(2 * channels, dtype=self.dtype, name="modulation")(nn.silu(e))
         scale, shift = jnp.split(modulation[:, None, None], 2, axis=-1)
         norm = _layer_norm(use_scale=False, use_bias=False, dtype=self.dtype, name="norm")
@@ -90,7 +97,7 @@ class TokenBlock(nn.Module):
 
     Attributes:
         num_heads: The number of heads of both attentions.
-        num_steps: The number of times.
+        num_steps: The number of times; None for continuous times.
         num_labels: The number of labels. It is not used without a label.
         convolutional: See `TokenFeedForward`.
         dropout: The dropout rate after each of the three branches. At 0 nothing is drawn.
@@ -98,7 +105,7 @@ class TokenBlock(nn.Module):
     """
 
     num_heads: int
-    num_steps: int
+    num_steps: int | None
     num_labels: int = 0
     convolutional: bool = False
     dropout: float = 0.0
@@ -108,7 +115,7 @@ class TokenBlock(nn.Module):
     def __call__(
         self,
         x: Grid,
-        t: Int[Array, "batch"],
+        t: Real[Array, "batch"],
         label: Int[Array, "batch"] | None,
         text: Float[Array, "batch text_length text_dim"] | None,
     ) -> Grid:
@@ -150,7 +157,8 @@ class TokenTransformer(nn.Module):
         width: The number of channels of a token, a multiple of `num_heads`.
         num_layers: The number of blocks.
         num_heads: The number of attention heads.
-        num_steps: T. Times are 0 .. T-1.
+        num_steps: T. Times are 0 .. T-1. None means that times are continuous, from 0 to
+            about 1,000; `layers.timestep_embedding` embeds them.
         text_dim: The number of channels of text tokens; None for a model without text.
         num_classes: The number of classes; None for a model without labels.
         learned_null: Whether the model learns a null label or null text for a condition that is
@@ -171,7 +179,7 @@ class TokenTransformer(nn.Module):
     width: int
     num_layers: int
     num_heads: int
-    num_steps: int = derived(100)
+    num_steps: int | None = derived(100)
     position_grid: Sequence[int] | None = None
     text_dim: int | None = derived(None)
     num_classes: int | None = None
@@ -192,7 +200,7 @@ class TokenTransformer(nn.Module):
     def __call__(
         self,
         x: Int[Array, "batch height width"],
-        t: Int[Array, "batch"],
+        t: Real[Array, "batch"],
         *,
         label: Int[Array, "batch"] | None = None,
         text: Float[Array, "batch text_length text_dim"] | None = None,
@@ -203,7 +211,7 @@ class TokenTransformer(nn.Module):
 
         Args:
             x: Noisy tokens 0 .. K.
-            t: Diffusion times 0 .. T-1.
+            t: Diffusion times, 0 .. T-1 or continuous.
             label: The classes, if and only if the model has `num_classes`.
             text: The text tokens, if and only if the model has `text_dim`.
             unconditional: True for examples to denoise without label and text. It needs
@@ -252,7 +260,7 @@ class TokenTransformer(nn.Module):
 
 def _validate(model: TokenTransformer) -> None:
     """Raises ValueError if an option of the model is out of range."""
-    for option in ["num_codes", "width", "num_layers", "num_heads", "num_steps"]:
+    for option in ["num_codes", "width", "num_layers", "num_heads"]:
         if getattr(model, option) < 1:
             raise ValueError(f"{option}={getattr(model, option)} must be at least 1")
     if model.width % model.num_heads:
@@ -264,7 +272,7 @@ def _validate(model: TokenTransformer) -> None:
             f"position_grid={tuple(model.position_grid)} has fewer places than "
             f"grid={tuple(model.grid)}"
         )
-    for option in ["text_dim", "num_classes"]:
+    for option in ["num_steps", "text_dim", "num_classes"]:
         value = getattr(model, option)
         if value is not None and value < 1:
             raise ValueError(f"{option}={value} must be None or at least 1")

@@ -25,7 +25,7 @@ from conprediff_jax import parallel
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.fields import as_kind
 from conprediff_jax.data.holes import Hole
-from conprediff_jax.diffusion.categorical import CategoricalProcess
+from conprediff_jax.diffusion.tokens import TokenProcess
 from conprediff_jax.runs import restore
 from conprediff_jax.sampling import inpainting
 from conprediff_jax.sampling.generate import Generate, generate_batches, make_generate
@@ -187,7 +187,7 @@ class Model:
                 f"has the shape {points.shape}: [count, rows, columns"
                 f"{''.join(f', {size}' for size in form)}] is expected",
             )
-        if isinstance(self.diffusion.process, CategoricalProcess):
+        if isinstance(self.diffusion.process, TokenProcess):
             codes = self.diffusion.process.num_codes
             if points.dtype.kind not in "iu" or points.min() < 0 or points.max() >= codes:
                 raise FieldError("points", f"must hold tokens, whole numbers from 0 to {codes - 1}")

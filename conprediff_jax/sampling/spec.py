@@ -13,10 +13,12 @@ from conprediff_jax.diffusion.additive import AdditiveNoise, ContinuousNoise
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.guidance import Guidance
+from conprediff_jax.diffusion.masked import MaskedProcess
 from conprediff_jax.diffusion.samplers import (
     GENERAL_SAMPLERS,
     SAMPLERS,
     CategoricalSampler,
+    MaskedSampler,
     RePaint,
     Sampler,
     jump_schedule,
@@ -311,7 +313,7 @@ class EDMSampling(ContinuousTimeSampling):
 @SAMPLINGS.register("mask_and_replace")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenSampling(SamplingSpec):
-    """The `sampling` section of discrete models; `CategoricalSampler` explains the settings.
+    """The `sampling` section of mask-and-replace diffusion; see `CategoricalSampler`.
 
     Attributes:
         truncation: Share of the mass of a token's distribution that is kept, in (0, 1].
@@ -347,6 +349,44 @@ class TokenSampling(SamplingSpec):
             tokens_per_call=self.tokens_per_call or None,
             purity_weight=self.purity_weight,
             purity_temperature=self.purity_temperature,
+        )
+
+
+@SAMPLINGS.register("masked")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MaskedSampling(SamplingSpec):
+    """The `sampling` section of masked diffusion; `MaskedSampler` explains the settings.
+
+    Attributes:
+        truncation: Share of the mass of a token's distribution that is kept, in (0, 1].
+        reveal: How tokens are revealed: 'posterior' (ancestral sampling) or 'confidence' (MaskGIT).
+        spacing: How the shares of masked tokens decrease over the steps: 'linear' or 'cosine'.
+        confidence_temperature: Amount of noise in the order of tokens; only for 'confidence'.
+    """
+
+    steps: int = 100
+    truncation: float = 1.0
+    reveal: str = "posterior"
+    spacing: str = "cosine"
+    confidence_temperature: float = 4.5
+
+    def describe(self) -> str:
+        """As in the base class, with the way in which tokens are revealed."""
+        return f"{self.reveal} tokens, {super().describe()}"
+
+    def make(self, process: MaskedProcess) -> MaskedSampler:
+        """The sampler for a process.
+
+        Raises:
+            ValueError: A field is out of its range or choices.
+        """
+        return MaskedSampler(
+            process=process,
+            steps=self.steps,
+            truncation=self.truncation,
+            reveal=self.reveal,
+            spacing=self.spacing,
+            confidence_temperature=self.confidence_temperature,
         )
 
 

@@ -1,4 +1,4 @@
-"""Samplers: those of processes with additive noise, in `SAMPLERS`, and that of categorical ones."""
+"""Samplers: those of processes with additive noise, in `SAMPLERS`, and those of tokens."""
 
 from conprediff_jax.diffusion.samplers.base import Known, Sampler, Walk, step_noise
 from conprediff_jax.diffusion.samplers.categorical import CategoricalSampler
@@ -7,6 +7,7 @@ from conprediff_jax.diffusion.samplers.ddpm import DDPM
 from conprediff_jax.diffusion.samplers.dpm_solver import DPMSolverPP2M
 from conprediff_jax.diffusion.samplers.euler import Euler
 from conprediff_jax.diffusion.samplers.heun import Heun
+from conprediff_jax.diffusion.samplers.masked import MaskedSampler
 from conprediff_jax.diffusion.samplers.repaint import RePaint, jump_schedule
 from conprediff_jax.diffusion.samplers.sde import SDE
 
@@ -33,6 +34,7 @@ __all__ = [
     "Euler",
     "Heun",
     "Known",
+    "MaskedSampler",
     "RePaint",
     "Sampler",
     "Walk",

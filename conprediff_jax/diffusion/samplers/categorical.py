@@ -29,34 +29,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Int64, Key
 
 from conprediff_jax.common.errors import FieldError
-from conprediff_jax.diffusion.categorical import (
-    LOG_ZERO,
-    CategoricalProcess,
-    LogProbs,
-    Tokens,
-    posterior,
-)
+from conprediff_jax.diffusion.categorical import CategoricalProcess, posterior
 from conprediff_jax.diffusion.samplers.base import Denoise, Known, Walk, spaced_times
+from conprediff_jax.diffusion.tokens import LogProbs, Tokens, draw, truncate
 
 REVEALS = ("posterior", "random", "purity")
-
-
-def truncate(log_probs: LogProbs, rate: float) -> LogProbs:
-    """Keeps the most probable codes: those for which the more probable codes sum to below `rate`.
-
-    Args:
-        log_probs: Log-probabilities.
-        rate: The sum of probabilities, in (0, 1]. The most probable code is always kept, and so are
-            codes that are as probable as the last one that is kept.
-
-    Returns:
-        Log-probabilities, LOG_ZERO for the codes that are left out. They are not normalised again.
-    """
-    ordered = jnp.flip(jnp.sort(log_probs, axis=-1), axis=-1)
-    mass = jnp.cumsum(jnp.exp(ordered), axis=-1)
-    before = jnp.pad(mass[..., :-1], [(0, 0)] * (mass.ndim - 1) + [(1, 0)])
-    least = jnp.min(jnp.where(before < rate, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.where(log_probs >= least, log_probs, LOG_ZERO)
 
 
 class Calls(NamedTuple):
@@ -204,7 +181,7 @@ class CategoricalSampler:
                 log_p = truncate(log_p, self.truncation)
             keys = jax.vmap(lambda rng: jax.random.fold_in(rng, index))(rngs)
             if self.reveal == "posterior":
-                return given(_draw(keys, posterior(log_p, x_t, transition)))
+                return given(draw(keys, posterior(log_p, x_t, transition)))
             counts = unknown * after // num_tokens - unknown * before // num_tokens
             return given(self._reveal(keys, log_p, x_t, counts, final))
 
@@ -239,12 +216,7 @@ class CategoricalSampler:
             power = 1 + self.purity_weight * jnp.where(final, 0.0, purity)
             log_p = power[..., None] * log_p
         chosen = _choose(choice_keys, rank, temperature, x_t == self.process.mask_token, counts)
-        return jnp.where(final | chosen, _draw(draw_keys, log_p), x_t)
-
-
-def _draw(keys: Key[Array, "batch"], log_p: LogProbs) -> Tokens:
-    """Draws a token at every place, int32."""
-    return jax.vmap(jax.random.categorical)(keys, log_p).astype(jnp.int32)
+        return jnp.where(final | chosen, draw(draw_keys, log_p), x_t)
 
 
 def _choose(
