@@ -12,7 +12,7 @@ from fuzzing import fuzz
 from ml_collections import ConfigDict
 from ml_collections.config_dict import FieldReference
 
-from conprediff_jax.cli import app, config_flag
+from conprediff_jax.cli import app, config_flag, trouble
 from conprediff_jax.common.errors import ConfigError
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.config import default
@@ -168,6 +168,27 @@ def test_keys_are_set_to_what_is_said(parsed, arguments, expected):
 def test_what_cannot_be_set_is_one_sentence(parsed, argument, message):
     said = parsed(ROOT / "configs/openmoji.py", argument)
     assert said.startswith(f"error: --{message}") and said.count("\n") == 1
+
+
+def test_errors_of_the_machine_say_what_to_do(parsed, monkeypatch):
+    full = RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes.")
+    parsed(ROOT / "configs/openmoji.py", "--config.train.batch_size=64")
+    monkeypatch.setattr(trouble.jax, "device_count", lambda: 4)
+    assert trouble.explain(full) == (
+        "cpu is out of memory when it asked for 64.00 GiB; a step takes 64 examples, 64 at a time "
+        "on 4 devices: try --config.train.microbatches=2 for the same training, or "
+        "--config.model.remat=True, which takes a third more time, or --config.mesh.fsdp=4, which "
+        "divides the parameters, or --config.train.batch_size=32"
+    )
+    values = flags.FlagValues()
+    flags.DEFINE_integer("batch_size", 48, "Images at a time.", flag_values=values)
+    values.mark_as_parsed()
+    monkeypatch.setattr(flags, "FLAGS", values)
+    assert trouble.explain(full).endswith("on 48 images at a time: try --batch_size=24")
+    assert trouble.explain(MemoryError()).startswith("cpu is out of memory; it works on 48")
+    busy = RuntimeError("FAILED_PRECONDITION: DNN library initialization failed.")
+    assert "nvidia-smi" in trouble.explain(busy)
+    assert trouble.explain(RuntimeError("a defect")) is trouble.explain(KeyError("a")) is None
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,16 @@ NAME = "config"
 
 flags.disclaim_key_flags()  # `--config` is a flag of the command that defines it
 
+_HELP = (
+    "Read all settings from this config file, such as configs/openmoji.py; "
+    "--config.SECTION.KEY=VALUE sets one of its keys."
+)
+
 _given: dict[str, Any] = {}
 _OVERRIDE = re.compile(rf"--?(no)?{NAME}\.([^=]+)(?:=(.*))?", re.DOTALL)
 
 
-def define(default: str | None = None, *, lock: bool = True, help_string: str = "Config file."):
+def define(default: str | None = None, *, lock: bool = True, help_string: str = _HELP):
     """Defines `--config`, and returns its flag holder.
 
     Args:

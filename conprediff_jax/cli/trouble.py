@@ -88,7 +88,7 @@ def _smaller_training(config: Any) -> str:
     if not tries:
         tries = ["more devices, over which config.mesh divides the work"]
     return (
-        f"a step takes {batch} examples in {parts} parts of {at_once} over {devices} devices: try "
+        f"a step takes {batch} examples, {at_once} at a time on {devices} devices: try "
         + ", or ".join(tries)
     )
 
