@@ -12,10 +12,11 @@ The steps are equally large down to the share `last_step`, from which the mean o
 leads to the clean end.
 
 The numbers that SiT and papers that compare with it report are those of 250 steps of this sampler.
-The flow without noise gives worse ones: 9.5 instead of 8.3 FID for XL/2 without guidance.
+The flow without noise gives worse ones: users of the published code report an FID of 9.5 instead of
+8.3 for XL/2 without guidance.
 
-Source: Ma et al. 2024, "SiT" (arXiv 2401.08740), eq. (7), table 9, and its published code. The code
-has D under the names of `DIFFUSIONS`, with time in the other direction; the paper's w_t is 2 D.
+Source: Ma et al. 2024, "SiT" (arXiv 2401.08740), and its published code. The code has D under the
+names of `DIFFUSIONS`, with time in the other direction; the paper's w_t is 2 D.
 """
 
 import dataclasses
