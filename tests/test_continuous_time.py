@@ -159,7 +159,7 @@ def test_the_network_of_edm_reads_and_gives_numbers_of_variance_1():
     np.testing.assert_allclose(EDM.loss(output, x_0, x_t, noise, t), expected, rtol=1e-3)
 
 
-@pytest.mark.parametrize("process", [*FLOWS.values(), EDM])
+@pytest.mark.parametrize("process", [*FLOWS.values(), FlowProcess(prediction="x0"), EDM])
 def test_a_prediction_determines_data_and_noise(process):
     t = jnp.asarray(process.evaluated_times(4))
     x_0, noise = jax.random.normal(jax.random.key(0), (2, 4, 5, 1))
@@ -177,6 +177,18 @@ def test_the_velocity_is_the_derivative_of_the_path(path):
         (process.signal, process.noise), process.velocity_scales(t), strict=True
     ):
         np.testing.assert_allclose(jax.vmap(jax.grad(scale))(t), change, rtol=1e-4)
+
+
+def test_the_loss_is_the_error_of_the_velocity_whatever_is_predicted():
+    for path in ("linear", "cosine"):
+        velocity, clean = FlowProcess(path=path), FlowProcess(path=path, prediction="x0")
+        t = jnp.asarray([0.06, 0.3, 0.8])
+        x_0, noise, output = jax.random.normal(jax.random.key(0), (3, 3, 5, 1))
+        x_t = velocity.add_noise(x_0, noise, t)
+        _, epsilon = clean.to_x0_and_epsilon(output, x_t, t)
+        as_velocity = velocity.target(output, epsilon, t)
+        expected = velocity.loss(as_velocity, x_0, x_t, noise, t)
+        np.testing.assert_allclose(clean.loss(output, x_0, x_t, noise, t), expected, rtol=1e-4)
 
 
 # --- training times -------------------------------------------------------------------------------

@@ -11,7 +11,12 @@ and the network predicts its velocity
 
     v = dx_t / dt = signal'(t) x_0 + noise'(t) epsilon                                    (2)
 
-which is epsilon - x_0 on the linear path. Training draws u in (0, 1), uniformly or from a
+which is epsilon - x_0 on the linear path. A network that reads large patches cannot pass on the
+noise in them, which the velocity contains. It can predict x_0 instead, of which x_t makes a
+velocity; the loss is the error of that velocity all the same, which is 1 / t times the error of x_0
+on the linear path, with t >= 0.05.
+
+Training draws u in (0, 1), uniformly or from a
 logit-normal distribution, logit u ~ N(m, s^2), and shifts it:
 
     t = k u / (1 + (k - 1) u)                                                             (3)
@@ -25,8 +30,10 @@ velocity our -v. The paper's direction is ours.
 
 Sources: eqs. (1), (2) Lipman et al. 2023, "Flow Matching for Generative Modeling" (arXiv
 2210.02747); Liu et al. 2023, "Flow Straight and Fast" (arXiv 2209.03003); Ma et al. 2024, "SiT"
-(arXiv 2401.08740). Eq. (3) and logit-normal times Esser et al. 2024, "Scaling Rectified Flow
-Transformers for High-Resolution Image Synthesis" (arXiv 2403.03206), eqs. (19), (23).
+(arXiv 2401.08740). x_0 under the loss of the velocity Li & He 2025, "Back to Basics: Let Denoising
+Generative Models Denoise" (arXiv 2511.13720). Eq. (3) and logit-normal times Esser et al. 2024,
+"Scaling Rectified Flow Transformers for High-Resolution Image Synthesis" (arXiv 2403.03206), eqs.
+(19), (23).
 """
 
 import dataclasses
@@ -42,7 +49,11 @@ from conprediff_jax.diffusion.additive import AnyTime, ContinuousNoise, Scale, n
 from conprediff_jax.diffusion.process import PROCESSES, Time
 
 PATHS = ("linear", "cosine")
+PREDICTIONS = ("velocity", "x0")
 TIME_DISTRIBUTIONS = ("uniform", "logit_normal")
+
+# Where x_0 is predicted, the weight of its error stops growing below this time.
+LEAST_TIME = 0.05
 
 
 @PROCESSES.register("flow")
@@ -52,6 +63,7 @@ class FlowProcess(ContinuousNoise):
 
     Attributes:
         path: 'linear' or 'cosine'; see eq. (1).
+        prediction: What the network predicts: 'velocity', or 'x0' for networks that read patches.
         times: The distribution of u in training: 'uniform' or 'logit_normal'.
         logit_mean: m of 'logit_normal'. A positive mean favours noisy times, as in the paper. In
             the published training code of diffusers a positive mean favours clean times.
@@ -66,6 +78,7 @@ class FlowProcess(ContinuousNoise):
     """
 
     path: str = fixed("linear")
+    prediction: str = fixed("velocity")
     times: str = "uniform"
     logit_mean: float = 0.0
     logit_std: float = 1.0
@@ -76,7 +89,11 @@ class FlowProcess(ContinuousNoise):
     last_share = 1e-3
 
     def __post_init__(self):
-        for field, choices in (("path", PATHS), ("times", TIME_DISTRIBUTIONS)):
+        for field, choices in (
+            ("path", PATHS),
+            ("prediction", PREDICTIONS),
+            ("times", TIME_DISTRIBUTIONS),
+        ):
             if getattr(self, field) not in choices:
                 value = getattr(self, field)
                 raise FieldError(field, f"is {value!r}; choose one of {', '.join(choices)}")
@@ -93,8 +110,11 @@ class FlowProcess(ContinuousNoise):
         return t if self.path == "linear" else numpy_of(t).sin(np.pi / 2 * t)
 
     def target_scales(self, t: AnyTime) -> tuple[Scale, Scale]:
-        """Returns those of the velocity, which is what the network predicts."""
-        return self.velocity_scales(t)
+        """Returns those of the velocity, or of x_0, whichever the network predicts."""
+        if self.prediction == "velocity":
+            return self.velocity_scales(t)
+        numpy = numpy_of(t)
+        return numpy.ones_like(t), numpy.zeros_like(t)
 
     def velocity_scales(self, t: AnyTime) -> tuple[Scale, Scale]:
         """Returns the factors of x_0 and epsilon in the velocity, eq. (2)."""
@@ -104,8 +124,12 @@ class FlowProcess(ContinuousNoise):
         return -np.pi / 2 * self.noise(t), np.pi / 2 * self.signal(t)
 
     def loss_weight(self, t: Time) -> Float[Array, "batch"]:
-        """Returns 1 for every time, float32."""
-        return jnp.ones_like(t)
+        """Returns the weight that makes the error of the prediction that of the velocity."""
+        if self.prediction == "velocity":
+            return jnp.ones_like(t)
+        t = jnp.maximum(t, LEAST_TIME)
+        to_x_0, to_epsilon = self.velocity_scales(t)
+        return jnp.square(to_x_0 - to_epsilon * self.signal(t) / self.noise(t))
 
     def network_time(self, t: Time) -> Time:
         """Returns `time_scale * t`."""

@@ -303,6 +303,7 @@ def flow_to_diffusers(process: FlowProcess, sampling: Any) -> Config:
     """
     needed = {
         "process.path": (process.path, "linear"),
+        "process.prediction": (process.prediction, "velocity"),
         "process.shift": (process.shift, 1.0),
         "process.time_scale": (process.time_scale, float(_FLOW_STEPS)),
         "sampling.spacing": (sampling.spacing, "linspace"),
