@@ -318,7 +318,7 @@ def test_the_commands(weights, tmp_path):
 
     result = encode(f"--out={latent}", "--shard_size=20")
     assert result.returncode == 0, result.stderr
-    for said in ("24/24 images", "images/s", "left", f"config.data.latents={latent}"):
+    for said in ("makes   points", "24/24 images in", f"config.data.latents={latent}"):
         assert said in result.stderr
     ahead = f"--config.data.latents={latent}"
     refused = encode(ahead)  # the same, by the config
