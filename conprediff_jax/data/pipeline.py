@@ -414,7 +414,8 @@ def _examples(stream: grain.MapDataset, spec: DataSpec, batch_size: int) -> grai
     on the number of workers.
     """
     ahead = spec.prefetch * batch_size
-    options = grain.ReadOptions(num_threads=spec.threads, prefetch_buffer_size=ahead)
+    threads = min(spec.threads, ahead)  # grain warns of threads that nothing is read ahead for
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     examples = stream.to_iter_dataset(options)
     if not spec.workers:
         return examples
