@@ -17,6 +17,7 @@ cannot be decoded, since these are the same on every pass.
 import dataclasses
 import math
 import resource
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -421,5 +422,12 @@ def _examples(stream: grain.MapDataset, spec: DataSpec, batch_size: int) -> grai
         return examples
     share = math.ceil(ahead / spec.workers)
     return examples.mp_prefetch(
-        grain.MultiprocessingOptions(num_workers=spec.workers, per_worker_buffer_size=share)
+        grain.MultiprocessingOptions(num_workers=spec.workers, per_worker_buffer_size=share),
+        worker_init_fn=_leave_interrupts,
     )
+
+
+def _leave_interrupts(worker: int, workers: int) -> None:
+    """Lets a worker ignore Ctrl-C, which terminals send to it too: the trainer saves its step."""
+    del worker, workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
