@@ -12,10 +12,10 @@ Hardware: TPU v5e-64 (--config.mesh.fsdp=8) or four hosts of eight GPUs. Activat
 parameters float32. The 674,816,272 parameters take 13.5 GB with optimiser, gradients and moving
 average, which fsdp divides over devices.
 Hours: not measured.
-Expected: DiT reports an FID of 19.47 after 400,000 steps and of 9.62 after 7,000,000, without
-guidance, and of 2.27 with guidance (arXiv 2212.09748, tables 2 and 4). Batch, learning rate, moving
-average and label dropout are as published; the published network also learns the variance of its
-steps. We have not run this config, so there is no number of ours yet.
+Expected: DiT reports an FID of 19.5 after 400,000 steps and of 9.62 after 7,000,000, without
+guidance, and of 2.27 with guidance (arXiv 2212.09748). Batch, learning rate, moving average and
+label dropout are as published; the published network also learns the variance of its steps. We have
+not run this config, so there is no number of ours yet.
 
 To start from the published weights, import them (`python -m conprediff_jax.convert import`), and
 name the imported folder in --config.train.init_from.

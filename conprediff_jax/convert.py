@@ -20,7 +20,7 @@ The run of a first stage is exported as the folder of diffusers' `AutoencoderKL`
 folder. You can sample from this folder, or start training from it with
 `--config.train.init_from=<folder>`. Files that do not describe their model need `--model`, a name
 in interop/original/published.py, or `--config`. If the model reads captions, they also need
-`--tokenizer`. Files of DiT describe their model, and need `--first_stage`.
+`--tokenizer`. Files of DiT and SiT describe their model, and need `--first_stage`.
 
 The flags of sampling, such as `--sampler` and `--steps`, set the sampling defaults of the written
 model.
@@ -71,8 +71,8 @@ _TOKENIZER = flags.DEFINE_string(
 _FIRST_STAGE = flags.DEFINE_string(
     "first_stage",
     None,
-    "import --from=dit: Read the weights of the first stage from this folder, a diffusers "
-    "AutoencoderKL or a workdir.",
+    "import --from=dit or --from=sit: Read the weights of the first stage from this folder, a "
+    "diffusers AutoencoderKL or a workdir.",
 )
 _OUT = flags.DEFINE_string("out", None, "Write to this folder; it must not exist.", required=True)
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from convert_pipelines import to_torch
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
@@ -23,7 +24,9 @@ from test_dit import TorchDiT, randomised
 
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.config import presets
+from conprediff_jax.config.sections import section
 from conprediff_jax.diffusion import schedules
+from conprediff_jax.diffusion.flow import FlowProcess
 from conprediff_jax.interop import formats
 from conprediff_jax.interop.diffusers.files import write_part
 from conprediff_jax.interop.diffusers.folder import latent_autoencoder
@@ -31,6 +34,7 @@ from conprediff_jax.interop.original import dit, published
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
+from conprediff_jax.sampling.spec import FlowSampling
 from conprediff_jax.weights import model_shapes, tensor_files
 from conprediff_jax.weights.diffusers import autoencoder as diffusers_autoencoder
 from conprediff_jax.weights.diffusers import unet as diffusers_unet
@@ -268,10 +272,11 @@ def kl_folder(tmp_path):
     return str(tmp_path / "vae")
 
 
-def test_a_checkpoint_of_dit(kl_folder, tmp_path):
+def test_checkpoints_of_dit_and_sit(kl_folder, tmp_path):
     """What is published, and what the trainer writes, with the average beside the weights."""
     config, path = tiny.dit(time_endpoint=False, mlp_norm_epsilon=1e-6), tmp_path / "model.pt"
-    theirs = randomised(TorchDiT(16, 2, 2, 2, 4, 1000, 2)).state_dict()
+    module = randomised(TorchDiT(16, 2, 2, 2, 4, 1000, 2))
+    theirs = module.state_dict()
     stale = {name: tensor + 1 for name, tensor in theirs.items()}
     arguments = argparse.Namespace(model="DiT-XL/2", global_seed=0)
     adam = {"state": {0: {"step": torch.tensor(7.0)}}, "param_groups": [{"lr": 1e-4}]}
@@ -296,6 +301,22 @@ def test_a_checkpoint_of_dit(kl_folder, tmp_path):
         with pytest.raises(UserError, match=message) as error:
             formats.read(str(path), "dit", **options)
         assert "\n" not in str(error.value)
+    flow = config.copy_and_resolve_references().unlock()
+    flow.process = section(FlowProcess, kind="flow", time_scale=1.0)
+    flow.model.update(time_scale=-1.0, time_shift=1.0)
+    flow.sampling = section(FlowSampling, guidance=4.0)
+    read = formats.read(str(path), "sit", config=flow, first_stage=kl_folder)
+    x = np.random.default_rng(0).normal(size=(2, 4, 4, 4)).astype("f4")
+    t, label = np.array([0.2, 0.9], "f4"), np.array([7, 999])
+    with torch.no_grad():  # SiT's time is 1 - t, and its velocity, data - noise, is -v
+        velocity = module(to_torch(x), torch.tensor(1 - t), torch.tensor(label))[:, :4]
+    got = tiny.apply(read, x, t, label=jnp.array(label))
+    np.testing.assert_allclose(got, -velocity.permute(0, 2, 3, 1), atol=1e-4)
+    with pytest.raises(UserError, match="is a GaussianProcess; that of sit is a FlowProcess"):
+        formats.read(str(path), "sit", config=config, first_stage=kl_folder)
+    with pytest.raises(UserError, match=r"networks of sit have \{'time_scale': -1.0"):
+        flow.model.time_shift = 0.0
+        formats.read(str(path), "sit", config=flow, first_stage=kl_folder)
     torch.save(theirs | {"stray": torch.zeros(2)}, path)
     with pytest.raises(UserError, match=r"stray \(2,\) is left over"):
         formats.read(str(path), "dit", config=config, first_stage=kl_folder)
@@ -309,7 +330,7 @@ def test_published_sizes_of_dit(side, image_size):
         theirs = TorchDiT(1152, 28, 16, 2, 4, 1000, side).state_dict()
     shapes = {name: np.broadcast_to(np.float32(0), t.shape) for name, t in theirs.items()}
     assert sum(t.size for t in shapes.values()) - side**2 * 1152 == 674_834_720
-    config = dit.published(shapes)
+    config = dit.published(shapes, "dit")
     model = tiny.make_experiment(dit.with_first_stage(config, "weights/kl-f8")).task.model
     assert model.point_shape == (image_size // 8, image_size // 8, 4)
     params, _ = jax.eval_shape(model.init, 0)

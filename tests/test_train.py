@@ -458,6 +458,8 @@ SIZES = {
     "lsun_bedrooms.py": 274_056_163,
     "lsun_churches.py": 294_966_916,
     "imagenet_dit_xl2.py": 674_834_720 - 16 * 1153,  # without the learned variance
+    "imagenet_sit_xl2.py": 674_834_720 - 16 * 1153,
+    "imagenet_sit_b2.py": 130_315_808 - 16 * 769,
     "coco.py": 872_300_484 + 542_895_360,
     "coco_discrete.py": 388_780_871 + 77 * 512,
     "first_stage/vq_f4.py": 55_322_782,

@@ -2,7 +2,7 @@
 
 Latent diffusion: Rombach et al. 2022, arXiv 2112.10752, appendix E; VQ-Diffusion: Gu et al. 2022,
 arXiv 2111.14822, section 4 and the published configurations; DiT: Peebles and Xie 2022, arXiv
-2212.09748, section 4.
+2212.09748, section 4; SiT: Ma et al. 2024, arXiv 2401.08740, section 3.
 
 Each function returns a whole config, with context prediction at the strides of the paper (arXiv
 2401.02015). A config file adds its data. Backbones, schedules and learning rates are as published.
@@ -15,7 +15,10 @@ from ml_collections import ConfigDict
 
 from conprediff_jax.config.denoising import default, default_discrete, latents, text, tokens
 from conprediff_jax.config.sections import section
+from conprediff_jax.diffusion.flow import FlowProcess
 from conprediff_jax.models.dit import SIZES, DiT
+from conprediff_jax.sampling.spec import FlowSampling
+from conprediff_jax.weights.original.dit import SIT_TIME
 
 
 def ldm_4(weights: str) -> ConfigDict:
@@ -114,6 +117,25 @@ def dit(weights: str, size: str = "XL", patch: int = 2) -> ConfigDict:
     config.optimizer.update(learning_rate=1e-4, weight_decay=0.0, clip_norm=0.0)
     config.train.update(steps=400_000, batch_size=256, ema_decay=0.9999)
     config.sampling.update(steps=50, spacing="leading", clip=0.0, guidance=4.0, num=16)
+    return config.lock()
+
+
+def sit(weights: str, size: str = "XL", patch: int = 2) -> ConfigDict:
+    """SiT by class: the network of `dit`, trained by flow matching on the linear path.
+
+    The network reads 1 - t, since times run in the other direction in the published code. Its
+    sampler follows the stochastic differential equation in 250 steps, of which the published
+    figures are.
+
+    Args:
+        weights: Path of the first stage's weights; see `models.first_stage.Autoencoded`.
+        size: A key of `models.dit.SIZES`.
+        patch: The side of a patch in latents.
+    """
+    config = dit(weights, size, patch).unlock()
+    config.process = section(FlowProcess, kind="flow", time_scale=1.0)
+    config.model.update(SIT_TIME)
+    config.sampling = section(FlowSampling, sampler="sde", steps=250, guidance=4.0, num=16)
     return config.lock()
 
 

@@ -15,7 +15,7 @@ from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.runs.restore import Restored
 
 WRITTEN = ("inference", "safetensors", "diffusers", "stablehlo")
-READ = ("diffusers", "safetensors", "dit", *published.MODELS)
+READ = ("diffusers", "safetensors", *dit.FAMILIES, *published.MODELS)
 
 _SELF_DESCRIBED = {"diffusers": diffusers_pipeline.read, "safetensors": safetensors_folder.read}
 
@@ -77,7 +77,7 @@ def read(
     """Reads a published checkpoint, or a folder that `write` wrote.
 
     Files of other projects do not describe their networks. They need either a name or a config. The
-    files of DiT need neither, since their shapes tell which published model they hold.
+    files of DiT and SiT need neither, since their shapes tell which published model they hold.
 
     Args:
         path: The file or folder.
@@ -91,7 +91,7 @@ def read(
     Raises:
         UserError: The file does not fit the model, or the arguments do not fit the format.
     """
-    if first_stage is not None and family != "dit":
+    if first_stage is not None and family not in dit.FAMILIES:
         raise FieldError("first_stage", f"is {first_stage}: models of {family} have their own")
     if family in _SELF_DESCRIBED:
         if (name, config, tokenizer) != (None, None, None):
@@ -99,13 +99,13 @@ def read(
                 f"{path}: {family} folders describe their model; give no model, config or tokenizer"
             )
         return _SELF_DESCRIBED[family](path)
-    if family == "dit":
+    if family in dit.FAMILIES:
         if (name, tokenizer) != (None, None):
             raise UserError(
                 f"{path}: the shapes in files of {family} tell their model, and it reads no "
                 "captions; give no model or tokenizer"
             )
-        return dit.read(path, first_stage=first_stage, config=config)
+        return dit.read(path, family, first_stage=first_stage, config=config)
     if (name is None) == (config is None):
         raise UserError(
             f"{path}: files of {family} do not describe their networks; give either a model, one "

@@ -36,6 +36,13 @@ from conprediff_jax.weights.tensors import Path
 
 SIT_TIME: Mapping[str, float] = {"time_scale": -1.0, "time_shift": 1.0}
 
+# The fields of a `DiT` that do not follow from the shapes in a file, by family.
+_COMMON = {"time_endpoint": False, "mlp_norm_epsilon": 1e-6}
+CONVENTIONS: Mapping[str, Mapping[str, float]] = {
+    "dit": {"time_scale": 1.0, "time_shift": 0.0, **_COMMON},
+    "sit": {**SIT_TIME, **_COMMON},
+}
+
 _OUTPUT = "final_layer.linear"
 
 # Our layers -> theirs.
@@ -107,6 +114,15 @@ def params_from_original(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict
     state_dict = layout.without_variance(state_dict, dit, _OUTPUT)
     state_dict = layout.without_positions(state_dict, dit, "pos_embed")
     return layout.stack(_table(dit, in_channels).read(state_dict), dit)
+
+
+def with_turned_velocity(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a DiT, with the opposite sign of its prediction.
+
+    Args:
+        params: The tree under "params".
+    """
+    return {**params, "output": {name: -leaf for name, leaf in params["output"].items()}}
 
 
 def _table(dit: DiT, in_channels: int) -> tensors.Table:

@@ -1,0 +1,30 @@
+"""Flow matching with a transformer on a laptop's CPU: OpenMoji people and faces, 32 x 32.
+
+python -m conprediff_jax.main --config=configs/openmoji_sit.py
+"""
+
+from conprediff_jax.config import default
+from conprediff_jax.config.sections import section
+from conprediff_jax.diffusion.flow import FlowProcess
+from conprediff_jax.models.dit import DiT
+from conprediff_jax.sampling.spec import FlowSampling
+
+
+def get_config():
+    config = default().unlock()
+    config.data.update(name="openmoji/people", image_size=32)
+    config.first_stage.patch = 4
+    config.process = section(FlowProcess, kind="flow", times="logit_normal")
+    config.model = section(DiT, kind="dit", width=192, num_layers=6, num_heads=6, patch=1)
+    config.context.update(weight=0.09, points_per_example=16, warmup_steps=500)
+    config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100, b2=0.99)
+    config.train.update(
+        steps=4000,
+        batch_size=16,
+        ema_decay=0.995,
+        log_every=50,
+        sample_every=1000,
+        checkpoint_every=1000,
+    )
+    config.sampling = section(FlowSampling, sampler="heun", steps=25)
+    return config.lock()
