@@ -1,11 +1,19 @@
 """Flow matching with a transformer on a laptop's CPU: OpenMoji people and faces, 32 x 32.
 
-python -m conprediff_jax.main --config=configs/openmoji_sit.py
+    python -m conprediff_jax.main --config=configs/openmoji_sit.py
+    python -m conprediff_jax.sample --workdir=runs/openmoji_sit --num=64 --out=grid.png
+
+Hardware: 2 CPU cores, 3 GB of memory.
+Hours: 0.2 (4,000 steps, each 1.4 times as long as a step of configs/openmoji.py).
+
+A small SiT of 4,177,776 parameters: a patch of 4 x 4 pixels is a point and a token, as in
+configs/openmoji.py. It predicts the velocity, which holds the noise of all 48 values of a patch; a
+token of 192 channels has room for them. Middle times are drawn more often, and the network reads
+1000 t, so that it can tell times apart. Samples follow the flow by Heun's method.
 """
 
-from conprediff_jax.config import default
-from conprediff_jax.config.sections import section
-from conprediff_jax.diffusion.flow import FlowProcess
+from conprediff_jax.config import default, section
+from conprediff_jax.diffusion import FlowProcess
 from conprediff_jax.models.dit import DiT
 from conprediff_jax.sampling.spec import FlowSampling
 
