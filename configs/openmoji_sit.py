@@ -34,5 +34,5 @@ def get_config():
         sample_every=1000,
         checkpoint_every=1000,
     )
-    config.sampling = section(FlowSampling, sampler="heun", steps=25)
+    config.sampling = section(FlowSampling, sampler="heun", steps=25, clip=1.0)
     return config.lock()
