@@ -7,9 +7,9 @@ Hardware: 2 CPU cores, 3 GB of memory.
 Hours: 0.2 (4,000 steps, each 1.4 times as long as a step of configs/openmoji.py).
 
 A small SiT of 4,177,776 parameters: a patch of 4 x 4 pixels is a point and a token, as in
-configs/openmoji.py. It predicts the velocity, which holds the noise of all 48 values of a patch; a
-token of 192 channels has room for them. Middle times are drawn more often, and the network reads
-1000 t, so that it can tell times apart. Samples follow the flow by Heun's method.
+configs/openmoji.py. It predicts x_0, of which the velocity is made (docs/processes.md): a network
+that sees patches passes their noise through badly, which predicting the velocity would require.
+Middle times are drawn more often, and samples follow the flow by Heun's method.
 """
 
 from conprediff_jax.config import default, section
@@ -22,7 +22,7 @@ def get_config():
     config = default().unlock()
     config.data.update(name="openmoji/people", image_size=32)
     config.first_stage.patch = 4
-    config.process = section(FlowProcess, kind="flow", times="logit_normal")
+    config.process = section(FlowProcess, kind="flow", prediction="x0", times="logit_normal")
     config.model = section(DiT, kind="dit", width=192, num_layers=6, num_heads=6, patch=1)
     config.context.update(weight=0.09, points_per_example=16, warmup_steps=500)
     config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100, b2=0.99)

@@ -267,14 +267,16 @@ def test_a_checkpoint_of_adm(tmp_path):
 
 @pytest.fixture
 def kl_folder(tmp_path):
-    """The first stage of a tiny DiT, in a folder of its own."""
-    write_part(tmp_path / "vae", *latent_autoencoder(tiny.pretrained(tiny.dit())))
-    return str(tmp_path / "vae")
+    """The first stage of a tiny DiT, in a folder of its own, and its parameters."""
+    model = tiny.pretrained(tiny.dit())
+    write_part(tmp_path / "vae", *latent_autoencoder(model))
+    return str(tmp_path / "vae"), model.frozen["autoencoder"]
 
 
 def test_checkpoints_of_dit_and_sit(kl_folder, tmp_path):
     """What is published, and what the trainer writes, with the average beside the weights."""
     config, path = tiny.dit(time_endpoint=False, mlp_norm_epsilon=1e-6), tmp_path / "model.pt"
+    folder, autoencoder = kl_folder
     module = randomised(TorchDiT(16, 2, 2, 2, 4, 1000, 2))
     theirs = module.state_dict()
     stale = {name: tensor + 1 for name, tensor in theirs.items()}
@@ -283,20 +285,18 @@ def test_checkpoints_of_dit_and_sit(kl_folder, tmp_path):
     trained = {"model": stale, "ema": theirs, "opt": adam, "args": arguments}
     for content in (theirs, trained):
         torch.save(content, path)
-        read = formats.read(str(path), "dit", config=config, first_stage=kl_folder)
+        read = formats.read(str(path), "dit", config=config, first_stage=folder)
         weights = {name: tensor.numpy() for name, tensor in theirs.items()}
         expected = original_dit.params_from_original(weights, read.diffusion.denoiser)
         tiny.assert_equal(read.params, expected)
-        tiny.assert_equal(
-            read.frozen["autoencoder"], tiny.pretrained(tiny.dit()).frozen["autoencoder"]
-        )
+        tiny.assert_equal(read.frozen["autoencoder"], autoencoder)
         assert read.frozen["scale"] == np.float32(0.3)
 
     for options, message in (
-        ({"first_stage": kl_folder}, "width 16 and 2 blocks are of no published size"),
+        ({"first_stage": folder}, "width 16 and 2 blocks are of no published size"),
         ({"config": tiny.kl()}, "the config must have the model.kind 'dit'"),
         ({"config": config}, "config.first_stage.weights is nowhere: put there a diffusers"),
-        ({"name": "xl", "first_stage": kl_folder}, "give no model or tokenizer"),
+        ({"name": "xl", "first_stage": folder}, "give no model or tokenizer"),
     ):
         with pytest.raises(UserError, match=message) as error:
             formats.read(str(path), "dit", **options)
@@ -305,7 +305,7 @@ def test_checkpoints_of_dit_and_sit(kl_folder, tmp_path):
     flow.process = section(FlowProcess, kind="flow", time_scale=1.0)
     flow.model.update(time_scale=-1.0, time_shift=1.0)
     flow.sampling = section(FlowSampling, guidance=4.0)
-    read = formats.read(str(path), "sit", config=flow, first_stage=kl_folder)
+    read = formats.read(str(path), "sit", config=flow, first_stage=folder)
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 4)).astype("f4")
     t, label = np.array([0.2, 0.9], "f4"), np.array([7, 999])
     with torch.no_grad():  # SiT's time is 1 - t, and its velocity, data - noise, is -v
@@ -313,13 +313,13 @@ def test_checkpoints_of_dit_and_sit(kl_folder, tmp_path):
     got = tiny.apply(read, x, t, label=jnp.array(label))
     np.testing.assert_allclose(got, -velocity.permute(0, 2, 3, 1), atol=1e-4)
     with pytest.raises(UserError, match="is a GaussianProcess; that of sit is a FlowProcess"):
-        formats.read(str(path), "sit", config=config, first_stage=kl_folder)
-    with pytest.raises(UserError, match=r"networks of sit have \{'time_scale': -1.0"):
+        formats.read(str(path), "sit", config=config, first_stage=folder)
+    with pytest.raises(UserError, match=r"config.model has .*; in sit it has .*'time_shift': 1.0"):
         flow.model.time_shift = 0.0
-        formats.read(str(path), "sit", config=flow, first_stage=kl_folder)
+        formats.read(str(path), "sit", config=flow, first_stage=folder)
     torch.save(theirs | {"stray": torch.zeros(2)}, path)
     with pytest.raises(UserError, match=r"stray \(2,\) is left over"):
-        formats.read(str(path), "dit", config=config, first_stage=kl_folder)
+        formats.read(str(path), "dit", config=config, first_stage=folder)
     with pytest.raises(UserError, match=r"^first_stage is there: models of ldm have their own"):
         formats.read(str(path), "ldm", first_stage="there")
 

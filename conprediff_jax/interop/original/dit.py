@@ -37,9 +37,13 @@ from conprediff_jax.sampling.model import DiffusionModel
 from conprediff_jax.weights import tensor_files
 from conprediff_jax.weights.original import dit as original_dit
 
-# The config of a model of each family, and the class of its process.
+# The config of a model of each family, and the class and fields of its process.
 _PRESETS = {"dit": presets.dit, "sit": presets.sit}
 _PROCESSES = {"dit": GaussianProcess, "sit": FlowProcess}
+_CONVENTIONS = {
+    "dit": {"prediction": "epsilon"},
+    "sit": {"prediction": "velocity", "time_scale": 1.0},
+}
 FAMILIES = tuple(_PRESETS)
 
 
@@ -137,12 +141,11 @@ def _checked(model: DiffusionModel, family: str) -> DiffusionModel:
             f"the config's process is a {type(model.process).__name__}; that of {family} is a "
             f"{_PROCESSES[family].__name__}"
         )
-    expected = original_dit.CONVENTIONS[family]
-    found = {name: getattr(model.denoiser, name) for name in expected}
-    scale = getattr(model.process, "time_scale", 1.0)
-    if found != expected or scale != 1:
-        raise ValueError(
-            f"the config's model has {found} and its process has the time_scale {scale}; the "
-            f"networks of {family} have {dict(expected)} and 1.0"
-        )
+    for section, part, expected in (
+        ("model", model.denoiser, original_dit.CONVENTIONS[family]),
+        ("process", model.process, _CONVENTIONS[family]),
+    ):
+        found = {name: getattr(part, name) for name in expected}
+        if found != expected:
+            raise ValueError(f"config.{section} has {found}; in {family} it has {dict(expected)}")
     return model
