@@ -245,12 +245,20 @@ def _ours(record) -> bool:
     return record.pathname.startswith(folders)
 
 
+_logged: set[tuple[str, int]] = set()  # lines of libraries that have logged something
+
+
 def _ours_or_serious(record) -> bool:
-    """Whether to log a record: all of ours, and warnings of libraries.
+    """Whether to log a record: all of ours, and each warning of a library once.
 
     Errors that asyncio logs are left out, since they are raised as well.
     """
-    return _ours(record) or (record.levelno >= python_logging.WARNING and record.name != "asyncio")
+    if _ours(record):
+        return True
+    place = record.pathname, record.lineno
+    new = place not in _logged
+    _logged.add(place)
+    return new and record.levelno >= python_logging.WARNING and record.name != "asyncio"
 
 
 def _cache_compilations() -> None:
