@@ -21,7 +21,9 @@ from PIL import Image
 from conprediff_jax import data, parallel
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.metrics import features, frechet, image_sets, small, suite
+from conprediff_jax.sampling import record
 from conprediff_jax.sampling.shards import generate_to
+from conprediff_jax.sampling.spec import GaussianSampling, RePaintSampling
 from conprediff_jax.train.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -460,6 +462,47 @@ def test_a_generation_broken_off_goes_on_and_ends_the_same(tmp_path):
     assert len(drawn) == 1 + 2 + 3  # nothing was drawn twice
     with pytest.raises(UserError, match="holds images of"):
         generate_to(tmp_path / "samples", draw, **options | {"settings": {"seed": 1}})
+
+
+def test_a_folder_holds_images_of_one_record(tmp_path):
+    folder, settings = tmp_path / "images", {"seed": 0, "sampling": {"steps": 7}, "workdir": "a"}
+    assert record.claim(folder, settings) == settings
+    write_folder(folder / "more", pictures(2))
+    moved = settings | {"workdir": "b", "version": "2"}
+    assert record.claim(folder, moved) == settings  # the same images, and who drew them first
+    other = settings | {"sampling": {"steps": 8}}
+    with pytest.raises(UserError, match=r"images: holds images of sampling\.steps 7, not 8: name "):
+        record.claim(folder, other)
+    assert record.claim(folder, other, overwrite=True) == other
+    assert [file.name for file in folder.rglob("*.*")] == ["settings.json"]
+    photos = write_folder(tmp_path / "photos", pictures(2))
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"photos: holds images, and no settings\.json says"):
+            record.claim(photos, settings, overwrite=overwrite)
+    assert len(list(photos.iterdir())) == 2
+
+
+def test_names_say_what_was_asked_for_and_differ_where_settings_do():
+    model, usual = {"step": 60, "workdir": "a"}, GaussianSampling()
+    names = [
+        record.short_name(record.settings_of(model, spec, seed=0, **asked), usual, *asked)
+        for spec, asked in (
+            (usual, {}),
+            (dataclasses.replace(usual, steps=7), {}),
+            (dataclasses.replace(usual, guidance=2.0), {"label": 3}),
+            (dataclasses.replace(usual, guidance_interval=(0.1, 0.9)), {}),
+            (RePaintSampling(), {"masks": "thick"}),
+            (usual, {"prompts": ["a red cat"]}),
+            (usual, {"prompts": ["a red/cat"]}),
+            (usual, {"prompts": ["a red cat", "a dog"]}),
+            (usual, {"prompts": [60 * "x"]}),
+        )
+    ]
+    assert len(set(names)) == len(names) and max(map(len, names)) < 100
+    assert names[0] == "step_0000060_ddim_50_seed_0"
+    assert names[2] == "step_0000060_ddim_50_guidance_2_seed_0_label_3"
+    assert names[5] == "step_0000060_ddim_50_seed_0_a_red_cat"
+    assert all(re.fullmatch(r"[A-Za-z0-9_.,-]+", name) for name in names)
 
 
 def black(indices):
