@@ -108,7 +108,9 @@ def main(argv: list[str]) -> None:
         **drawn,
     )
     out = epath.Path(_OUT.value or _default_out(settings, model))
-    if ending in images.PICTURES:
+    if not ending:
+        record.claim(out, settings, overwrite=_OVERWRITE.value)
+    elif ending in images.PICTURES:
         check_file(out, "--out")
         images.check_grid(out, _NUM.value, model.image_size)
 
@@ -127,7 +129,7 @@ def main(argv: list[str]) -> None:
         drawn = np.concatenate(list(_draw(generate, options, progress)))
         _write(out, ending, drawn, captions, settings)
     else:
-        _fill_folder(out, generate, options, settings, progress)
+        _fill_folder(out, generate, options, progress)
     logging.info("%d images of step %d written to %s", _NUM.value, trained.step, out)
 
 
@@ -159,11 +161,9 @@ def _fill_folder(
     out: epath.Path,
     generate: Generate,
     options: dict[str, Any],
-    settings: record.Settings,
     progress: ProgressLine,
 ) -> None:
     """Writes every image as soon as it is drawn, and goes on where an earlier command stopped."""
-    record.claim(out, settings, overwrite=_OVERWRITE.value)
     files = [out / f"{_FIRST.value + i:06}.png" for i in range(_NUM.value)]
     done = sum(1 for _ in itertools.takewhile(lambda file: file.exists(), files))
     if done:
