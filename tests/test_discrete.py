@@ -362,6 +362,11 @@ def test_contradictory_configs_are_refused(config):
         with pytest.raises(ConfigError, match=message):
             make(config, **overrides)
     pixels = tiny.get_config().unlock()
+    vectors = pixels.copy_and_resolve_references()
+    vectors.process = config_lib.section(MaskedProcess, kind="masked")
+    vectors.sampling = config_lib.section(MaskedSampling)
+    with pytest.raises(ConfigError, match=r"config.process.kind is 'masked', which is not for vec"):
+        make_experiment(vectors)
     pixels.first_stage.kind = "tokens"
     with pytest.raises(ConfigError, match=r"there is no section config.first_stage.autoencoder"):
         make_experiment(pixels)

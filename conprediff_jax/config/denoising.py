@@ -230,6 +230,7 @@ def make_model(config: ConfigDict, data: DataSpec) -> DiffusionModel:
     first_stage = _make_first_stage(config)
     with naming("config.first_stage"):
         point_shape = first_stage.point_shape(data.image_size)
+    _check_points(config, first_stage)
     condition = build(ConditionSpec, config, "condition")
     text = make_text(config)
     _check_condition(config, condition, text)
@@ -244,13 +245,6 @@ def make_model(config: ConfigDict, data: DataSpec) -> DiffusionModel:
     process = build_kind(PROCESSES, config, "process", **derived)
     num_steps = getattr(process, "num_steps", None)  # None for continuous time
     denoiser = build_kind(DENOISERS, config, "model", num_steps=num_steps, **derived)
-    for name, part in {"process": process, "model": denoiser}.items():
-        if part.discrete != first_stage.discrete:
-            points = "tokens" if first_stage.discrete else "vectors"
-            raise ConfigError(
-                f"config.{name}.kind is {config[name].kind!r}, which is not for {points}: those "
-                f"are the points of config.first_stage.kind {config.first_stage.kind!r}"
-            )
     _check_size(config, first_stage, denoiser, point_shape)
     with naming("config.process"):
         sampling = SAMPLINGS[config.process.kind]
@@ -277,6 +271,19 @@ def _make_first_stage(config: ConfigDict) -> FirstStage:
     # float32, whatever dtype the denoiser has: latents are encoded once and used many times.
     model = build(autoencoder, config, "first_stage.autoencoder", dtype="float32")
     return build(first_stage, config, "first_stage", others=("kind", "autoencoder"), model=model)
+
+
+def _check_points(config: ConfigDict, first_stage: FirstStage) -> None:
+    """Checks that process and denoiser are for the points of the first stage."""
+    for name, registry in {"process": PROCESSES, "model": DENOISERS}.items():
+        with naming(f"config.{name}"):
+            kind = registry[config[name].get("kind")]
+        if kind.discrete != first_stage.discrete:
+            points = "tokens" if first_stage.discrete else "vectors"
+            raise ConfigError(
+                f"config.{name}.kind is {config[name].kind!r}, which is not for {points}: those "
+                f"are the points of config.first_stage.kind {config.first_stage.kind!r}"
+            )
 
 
 def _check_condition(
