@@ -39,5 +39,5 @@ def get_config():
         sample_every=1600,
         checkpoint_every=1600,
     )
-    config.sampling.update(steps=64, spacing="linear", reveal="confidence")
+    config.sampling.update(steps=64, spacing="linear", reveal="confidence", truncation=0.86)
     return config.lock()
