@@ -141,7 +141,7 @@ def _fill(
     if not missing:
         return
     count = _SAMPLES.value * sum(len(holes[masks]) for masks in missing)
-    progress = ProgressLine(count, "fillings", batch=min(shared.BATCH.value, count))
+    progress = ProgressLine(count, "fillings")
     fill = inpainting.make_fill(trained.model, spec, mesh, progress.within)
     progress.compiling()
     for masks in missing:

@@ -182,7 +182,7 @@ def _fill(
         images.write_png(out / _file(fitted[index].hole.name, number), image)
 
     count = _SAMPLES.value * len(fitted)
-    progress = ProgressLine(count, "fillings", batch=min(shared.BATCH.value, count))
+    progress = ProgressLine(count, "fillings")
     progress.compiling()
     return inpainting.fill_holes(
         inpainting.make_fill(trained.model, spec, mesh, progress.within),

@@ -83,13 +83,17 @@ class ProgressLine:
         batch: Number of units that are worked on at a time, for `within`.
         about: What the work is about, which precedes the numbers; may be empty.
         every: Seconds between two lines, at least.
+
+    Attributes:
+        about: As above; it may change while the work goes on.
+        batch: As above; likewise.
     """
 
     def __init__(
         self, total: int, unit: str, *, batch: int = 1, about: str = "", every: float = 10.0
     ):
-        self.about = about
-        self._progress, self._unit, self._batch = Progress(total), unit, batch
+        self.about, self.batch = about, batch
+        self._progress, self._unit = Progress(total), unit
         self._done, self._every = 0, every
         self._began = self._logged_at = time.monotonic()
         self._compiles = False
@@ -107,7 +111,7 @@ class ProgressLine:
 
     def within(self, step: int, steps: int) -> None:
         """Notes that `step` of the `steps` of a batch are done; logs a line when it is due."""
-        batch = min(self._batch, self._progress.total - self._done)
+        batch = min(self.batch, self._progress.total - self._done)
         if step < steps or self._compiles:  # `add` follows the last step
             place = f", step {step}/{steps} of the next {batch}"
             self._log(self._done + batch * step / steps, place)

@@ -269,6 +269,8 @@ def fill_holes(
     for jobs in by_size.values():
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
+            if progress:
+                progress.batch = len(batch)
             padded = batch + batch[:1] * (size - len(batch))  # one shape, one compilation
             indices, numbers = np.array(padded).T
             chosen = [holes[index] for index in indices]
