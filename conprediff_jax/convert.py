@@ -3,10 +3,14 @@
     python -m conprediff_jax.convert export --workdir=runs/celebahq --to=diffusers --out=pipeline
     python -m conprediff_jax.convert export --workdir=runs/openmoji --to=inference --out=model
     python -m conprediff_jax.convert import model.ckpt --from=ldm --model=celebahq --out=celebahq
+    python -m conprediff_jax.convert export --workdir=runs/imagenet --average=0.15 --to=inference
+        --out=averaged
 
 `export` writes the moving average of the denoiser, the first stage, the schedule, `config.json` and
 a model card, `README.md`. For models that read captions, it also writes the text encoder and the
-tokenizer. It leaves out the context decoder. `--to` names the format:
+tokenizer. It leaves out the context decoder. With `--average`, it writes a power-function average
+in place of the moving average; docs/averages.md says which ones a run allows. `--to` names the
+format:
 
     inference     a small folder that sample, evaluate and `conprediff_jax.load` open as a workdir
     safetensors   one file for each network, with the parameter names of this package
@@ -40,6 +44,12 @@ _WORKDIR = flags.DEFINE_string(
 )
 _STEP = flags.DEFINE_integer(
     "step", None, "export: Use the checkpoint of this training step; the default is the newest."
+)
+_AVERAGE = flags.DEFINE_float(
+    "average",
+    None,
+    "export: Write the power-function average of this relative deviation, made from those that the "
+    "run stored (config.train.power_averages); the default is the moving average.",
 )
 _TO = flags.DEFINE_enum("to", None, WRITTEN, "export: Write this format.")
 _METRICS = flags.DEFINE_string(
@@ -98,7 +108,7 @@ def main(argv: list[str]) -> None:
                 raise UserError(f"export needs --{flag.name}")
         source, to = _WORKDIR.value, _TO.value
         opening.say(source, f"a model in the format {to}", _OUT.value, on=None)
-        run = pretrained.open_run(source, _STEP.value)
+        run = pretrained.open_run(source, _STEP.value, _AVERAGE.value)
         if isinstance(run.task, FirstStageTraining):
             formats.write_first_stage(run, to, _OUT.value)
             logging.info("step %d of %s written as %s to %s", run.step, source, to, _OUT.value)

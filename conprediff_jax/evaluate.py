@@ -33,7 +33,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from conprediff_jax.cli import help, lpips_flags, sampling_flags
+from conprediff_jax.cli import guide_flag, help, lpips_flags, sampling_flags
 from conprediff_jax.cli.choices import ENOUGH, METRICS
 
 _WORKDIR = flags.DEFINE_string(
@@ -103,6 +103,7 @@ _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Draw the images anew where earlier ones of the same settings are there."
 )
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
+flags.adopt_module_key_flags(guide_flag)
 flags.adopt_module_key_flags(lpips_flags)
 
 help.answer(__name__)  # before imports that take seconds
@@ -130,7 +131,7 @@ from conprediff_jax.metrics.networks import clip, lpips
 from conprediff_jax.metrics.precision_recall import nearest
 from conprediff_jax.metrics.results import ResultsTable
 from conprediff_jax.metrics.suite import Results, Suite
-from conprediff_jax.runs.restore import load
+from conprediff_jax.runs.restore import load_guided
 from conprediff_jax.sampling import record
 from conprediff_jax.sampling.model import DiffusionModel
 from conprediff_jax.sampling.shards import Draw, generate_to, make_draw
@@ -309,7 +310,7 @@ def _prompts(model: DiffusionModel) -> list[str] | None:
 
 def _of_workdir(mesh: Mesh, folder: pathlib.Path) -> _Asked:
     """Images that are drawn from `--workdir` into a subfolder of `folder`."""
-    trained = load(_WORKDIR.value, mesh, _STEP.value)
+    trained = load_guided(_WORKDIR.value, mesh, _STEP.value, guide_flag.value())
     model = trained.model
     spec = model.sampling_with(num=_NUM.value, **sampling_flags.values())
     prompts = _prompts(model)

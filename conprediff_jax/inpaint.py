@@ -33,7 +33,7 @@ from collections.abc import Collection, Sequence
 
 from absl import flags
 
-from conprediff_jax.cli import help
+from conprediff_jax.cli import guide_flag, help
 from conprediff_jax.cli import inpainting_flags as shared
 from conprediff_jax.cli.choices import MASKS
 
@@ -74,6 +74,7 @@ _FULL_SIZE = flags.DEFINE_bool(
     "other pixels stay as they are. The default is the size that the model has filled.",
 )
 flags.adopt_module_key_flags(shared)  # so that --help shows them
+flags.adopt_module_key_flags(guide_flag)
 
 help.answer(__name__)  # before imports that take seconds
 
@@ -98,7 +99,7 @@ from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.fitting import Fitted
 from conprediff_jax.data.holes import Hole, Picture
 from conprediff_jax.data.masks import filled_share
-from conprediff_jax.runs.restore import load, own_files, read_pictures
+from conprediff_jax.runs.restore import load_guided, own_files, read_pictures
 from conprediff_jax.sampling import inpainting, record
 from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.spec import SamplingSpec
@@ -115,7 +116,7 @@ def main(argv: list[str]) -> None:
     if _OUT.value:
         check_folder(_OUT.value, "--out")
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    trained = load(_WORKDIR.value, mesh, shared.STEP.value)
+    trained = load_guided(_WORKDIR.value, mesh, shared.STEP.value, guide_flag.value())
     trained.model.check_condition(shared.LABEL.value, shared.prompts(), name="prompt")
     spec = inpainting.sampling_for(trained.model, usual="fast", **shared.sampling())
     pictures = _read(trained.step)

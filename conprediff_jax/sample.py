@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import flags
 
-from conprediff_jax.cli import help, sampling_flags
+from conprediff_jax.cli import guide_flag, help, sampling_flags
 
 _WORKDIR = flags.DEFINE_string(
     "workdir",
@@ -65,6 +65,7 @@ _OVERWRITE = flags.DEFINE_bool(
     "overwrite", False, "Remove the images that the folder of --out holds, and draw anew."
 )
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
+flags.adopt_module_key_flags(guide_flag)
 
 help.answer(__name__)  # before imports that take seconds
 
@@ -79,7 +80,7 @@ from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.files import check_file, check_folder
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data.text_files import read_captions
-from conprediff_jax.runs.restore import load
+from conprediff_jax.runs.restore import load_guided
 from conprediff_jax.sampling import record
 from conprediff_jax.sampling.generate import Generate, generate_batches, make_generate
 from conprediff_jax.sampling.model import DiffusionModel
@@ -92,7 +93,7 @@ def main(argv: list[str]) -> None:
     if _OUT.value:
         (check_file if ending else check_folder)(_OUT.value, "--out")
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    trained = load(_WORKDIR.value, mesh, _STEP.value)
+    trained = load_guided(_WORKDIR.value, mesh, _STEP.value, guide_flag.value())
     model = trained.model
     captions = _captions(model)
     model.check_condition(_LABEL.value)

@@ -45,9 +45,9 @@ def batches(seen=0):
     return Batches(iterator, (0, 1))
 
 
-def write(workdir, *steps, keep=None):
+def write(workdir, *steps, **kept):
     """Writes checkpoints after the given steps, each of which has seen as many records."""
-    with Checkpoints(str(workdir), keep=keep) as checkpoints:
+    with Checkpoints(str(workdir), **kept) as checkpoints:
         for step in steps:
             checkpoints.save(state_at(step), batches(step), CONFIG)
     return workdir

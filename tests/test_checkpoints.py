@@ -166,6 +166,9 @@ def test_switching_parameters_on_or_off_makes_another_model(run):
         resume(run, CONFIG | {"context": {"weight": 0.0}})
     assert folders(run) == ["3", "6"]
     assert_same(resume(run, CONFIG | {"context": {"weight": 0.7}})[0], state_at(6))
+    kept = CONFIG | {"train": {"power_averages": (0.1,)}}
+    with pytest.raises(CheckpointError, match=r"with another config.train.power_averages"):
+        resume(run, kept)
     trained, fixed = (ConfigDict(CONFIG | {"text": text("bert", weights=w)}) for w in ("", "a"))
     assert changes(fixed, trained) == [Change("text.weights", "", "a", "fixed")]
     plain, perceptual = default_first_stage("vq"), default_first_stage("vq")
@@ -194,6 +197,13 @@ def test_a_run_that_keeps_one_checkpoint_can_be_read_while_it_writes(tmp_path):
     for found in seen:
         assert_is_step(found, found[0])
     assert look(tmp_path)[0] == 11
+
+
+def test_milestones_are_kept_beside_the_newest(tmp_path):
+    small_run.write(tmp_path, 1, 2, 3, 5, keep=2, keep_every=3)
+    small_run.write(tmp_path, 6, 7, 8, keep=1, keep_every=3)
+    assert folders(tmp_path) == ["3", "6", "8"]
+    assert_is_step(look(tmp_path, 3), 3)
 
 
 def test_a_checkpoint_deleted_after_listing_is_replaced_by_a_newer_one(run, monkeypatch):

@@ -65,9 +65,11 @@ def test_evaluation_commands(folders, tmp_path):
     run(
         "evaluate", f"--workdir={folder}", f"--reference={images}", "--num=6", "--allow_few",
         "--metrics=frechet", "--bootstrap=0", f"--cache={tmp_path}", f"--out={tmp_path / 'judged'}",
+        f"--guide={folder}@3", "--guidance=2",
     )  # fmt: skip
-    found = json.loads((tmp_path / "judged" / "metrics.json").read_text())[0]["metrics"]
-    assert all(np.isfinite(figure["value"]) for figure in found.values())
+    found = json.loads((tmp_path / "judged" / "metrics.json").read_text())[0]
+    assert found["settings"]["guide"].startswith(f"{folder}, step 3, average ")
+    assert all(np.isfinite(figure["value"]) for figure in found["metrics"].values())
 
     run(
         "evaluate_inpainting", f"--workdir={folder}", f"--images={images}", "--num=2",

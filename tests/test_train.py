@@ -26,17 +26,23 @@ from conprediff_jax.common.errors import ConfigError, FieldError
 from conprediff_jax.common.files import WriteError, absolute
 from conprediff_jax.config.experiment import check_devices, make_experiment
 from conprediff_jax.config.sections import changes
+from conprediff_jax.interop import formats, pretrained
 from conprediff_jax.parallel import sharding
 from conprediff_jax.runs import checkpoint, restore
+from conprediff_jax.runs.averages import power_average
 from conprediff_jax.runs.checkpoint import CheckpointError, Checkpoints
 from conprediff_jax.sampling.generate import generate_batches, make_generate
 from conprediff_jax.tasks import step as step_lib
 from conprediff_jax.tasks.optimizer import decayed
+from conprediff_jax.tasks.power_averages import exponent
 from conprediff_jax.tasks.state import abstract_state
 from conprediff_jax.train.loop import train
 from conprediff_jax.train.report import DivergedError
 
 pytestmark = pytest.mark.usefixtures("one_device")
+
+
+DEVIATIONS = (0.05, 0.1)
 
 
 def random_batch(size=8):
@@ -63,6 +69,7 @@ def folder(tmp_path_factory):
 def run_config(folder):
     config = tiny.get_config()
     config.data.name = str(folder)
+    config.train.update(power_averages=DEVIATIONS, keep=1, keep_every=1)
     return config
 
 
@@ -164,7 +171,7 @@ def test_microbatches_give_the_gradients_of_the_whole_batch(source):
 
 @pytest.fixture(scope="module")
 def single_device():
-    return run(make(), mesh_of())
+    return run(make(**{"train.power_averages": DEVIATIONS}), mesh_of())
 
 
 @pytest.mark.parametrize(
@@ -174,15 +181,19 @@ def single_device():
 )
 def test_any_mesh_gives_the_trace_of_one_device(devices, axes, single_device, monkeypatch):
     monkeypatch.setattr(sharding, "MIN_FSDP_SIZE", 1)
-    state, trace = run(make(), mesh_of(devices, **axes))
+    state, trace = run(make(**{"train.power_averages": DEVIATIONS}), mesh_of(devices, **axes))
     if "fsdp" in axes:
-        kernel = state.params["denoiser"]["input_conv"]["kernel"]
-        assert kernel.addressable_shards[0].data.size == kernel.size // axes["fsdp"]
+        for params in (state.params["denoiser"], state.power_averages["0.05"]):
+            kernel = params["input_conv"]["kernel"]
+            assert kernel.addressable_shards[0].data.size == kernel.size // axes["fsdp"]
     single_state, single_trace = single_device
     for expected, found in zip(single_trace, trace, strict=True):
         for name in expected:
             assert found[name] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
-    for a, b in zip(jax.tree.leaves(single_state.ema), jax.tree.leaves(state.ema), strict=True):
+    averages, single_averages = (
+        jax.tree.leaves((each.ema, each.power_averages)) for each in (state, single_state)
+    )
+    for a, b in zip(single_averages, averages, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
@@ -322,7 +333,7 @@ def test_unreadable_checkpoints_are_moved_aside(finished, run_config, tmp_path):
         if file.is_file() and file.stat().st_size > 1000:
             file.write_bytes(b"damaged")
     # Reading falls back to the older one and changes nothing; training moves the damaged one aside.
-    assert restore.load(str(tmp_path / "run"), mesh_of()).step == 3
+    assert restore.load(str(tmp_path / "run"), mesh_of()).step == 5
     assert (tmp_path / "run/checkpoints/6").exists()
     assert_same(train(run_config, str(tmp_path / "run")), state)
     assert (tmp_path / "run/checkpoints/unreadable-6").exists()
@@ -346,6 +357,44 @@ def test_without_room_the_last_good_checkpoint_is_named(
     config.seed = 1
     with pytest.raises(WriteError, match=f"^{said}{tmp_path}/checkpoints/3$"):
         train(config, str(tmp_path), allow_changes=True)
+
+
+def test_averages_of_a_run_are_those_of_its_parameters(finished, tmp_path):
+    """Compares with sums over the parameters after each of the six steps."""
+    workdir, state = finished
+    folder = workdir / "checkpoints"
+    assert sorted(os.listdir(folder)) == list("123456")
+    with ocp.StandardCheckpointer() as reader:
+        trained = [
+            reader.restore(folder / f"{i}" / "train")["params"]["denoiser"] for i in range(1, 7)
+        ]
+        fourth = reader.restore(folder / "4" / "power_averages")
+
+    def expected(deviation):
+        weights = np.diff((np.arange(7) / 6) ** (exponent(deviation) + 1))
+        return jax.tree.map(lambda *values: np.tensordot(weights, np.stack(values), 1), *trained)
+
+    def farthest(a, b):
+        return max(np.abs(x - y).max() for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+    for deviation in DEVIATIONS:
+        assert farthest(state.power_averages[str(deviation)], expected(deviation)) < 1e-6
+    with Checkpoints(str(workdir), read_only=True) as checkpoints:
+        made = power_average(checkpoints, DEVIATIONS, 6, 0.15, state.ema)
+        assert farthest(made, expected(0.15)) < 0.05 * farthest(made, trained[0])
+        said = "0.25 at step 2: the nearest is 73% off; stored are averages of 0.05, 0.1 at 2 steps"
+        with pytest.raises(CheckpointError, match=f"deviation {said}, 1 to 2$"):
+            power_average(checkpoints, DEVIATIONS, 2, 0.25, state.ema)
+        with pytest.raises(FieldError, match=r"average is 0.3: .* between 0 and 0.289"):
+            power_average(checkpoints, DEVIATIONS, 2, 0.3, state.ema)
+
+    averaged = pretrained.open_folder(str(workdir), 4, 0.1)
+    assert_same(averaged.params, fourth["0.1"])
+    formats.write(averaged, "inference", str(tmp_path / "averaged"))
+    said = "| average of parameters | power function, relative deviation 0.1 |"
+    assert said in (tmp_path / "averaged" / "README.md").read_text()
+    with pytest.raises(CheckpointError, match=r"averaged/checkpoints/4 holds no power-function av"):
+        pretrained.open_folder(str(tmp_path / "averaged"), average=0.1)
 
 
 def test_a_storage_error_moves_no_checkpoint_aside(finished, monkeypatch):

@@ -55,7 +55,8 @@ def mesh_of(devices=1, **axes):
 def run_steps(experiment, mesh, batch, steps=3, task_state=None):
     """Final state and trace of metrics of a few steps on one batch."""
     optimizer = experiment.optimizer.make(experiment.train.steps)
-    abstract = abstract_state(experiment.task, optimizer, mesh)
+    averages = experiment.train.power_averages
+    abstract = abstract_state(experiment.task, optimizer, mesh, averages)
     state = init_state(experiment.task, optimizer, abstract)
     if task_state is not None:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state.task_state)

@@ -185,8 +185,8 @@ def write(
 
 def _summary(model: Pretrained) -> str:
     text = (
-        "A diffusion model for conprediff_jax: the moving average of the denoiser, with its first "
-        "stage and schedule. "
+        "A diffusion model for conprediff_jax: an average of the denoiser's parameters over "
+        "training, with its first stage and schedule. "
     )
     if model.config.context.weight and model.step:
         text += (
@@ -268,7 +268,7 @@ def _training_rows(model: Pretrained) -> dict[str, Any]:
         "steps": f"{model.step:,} of {config.train.batch_size} examples",
         "context prediction": context,
         "learning rate": config.optimizer.learning_rate,
-        "moving average": config.train.ema_decay,
+        "average of parameters": model.average or "not known",
         "seed": config.seed,
     }
 

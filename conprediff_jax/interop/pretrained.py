@@ -47,6 +47,8 @@ class Pretrained:
             describes them, and of a text encoder that kept its weights. It may be empty.
         step: The number of training steps; 0 where it is not known.
         origin: The place that the weights come from, for messages and the model card.
+        average: Which average of the trained parameters they are, in words; '' where it is not
+            known.
     """
 
     config: ConfigDict
@@ -54,6 +56,7 @@ class Pretrained:
     frozen: dict[str, Any]
     step: int
     origin: str
+    average: str = ""
 
     @classmethod
     def assembled(
@@ -126,30 +129,35 @@ class Pretrained:
                 raise UserError(f"{self.origin}: {error}") from error
 
 
-def open_run(path: str, step: int | None = None) -> restore.Restored:
+def open_run(path: str, step: int | None = None, average: float | None = None) -> restore.Restored:
     """Opens a workdir of any task, or a folder that `write_folder` wrote.
 
     Args:
         path: The folder.
         step: The step of the checkpoint; None for the newest readable one.
+        average: The relative deviation of a power-function average, see `restore.restore`; None for
+            the moving average.
 
     Raises:
-        UserError: There is no such checkpoint.
+        UserError: There is no such checkpoint or average.
     """
-    return restore.restore(path, parallel.make_mesh(parallel.MeshSpec()), step)
+    return restore.restore(path, parallel.make_mesh(parallel.MeshSpec()), step, average)
 
 
-def open_folder(path: str, step: int | None = None) -> Pretrained:
+def open_folder(path: str, step: int | None = None, average: float | None = None) -> Pretrained:
     """Reads a workdir, or a folder that `write_folder` wrote, onto the host.
 
     Args:
         path: The folder.
         step: The step of the checkpoint; None for the newest readable one.
+        average: The relative deviation of a power-function average, see `restore.restore`; None for
+            the moving average.
 
     Raises:
-        UserError: There is no such checkpoint, or it holds a first stage and no denoiser.
+        UserError: There is no such checkpoint or average, or the checkpoint holds a first stage and
+            no denoiser.
     """
-    return of_run(open_run(path, step), path)
+    return of_run(open_run(path, step, average), path)
 
 
 def of_run(run: restore.Restored, path: str) -> Pretrained:
@@ -158,7 +166,12 @@ def of_run(run: restore.Restored, path: str) -> Pretrained:
         raise UserError(f"{path} holds a first stage: there is no denoiser")
     params, frozen = jax.tree.map(np.asarray, (run.params, run.task_state["frozen"]))
     return Pretrained(
-        config=run.config, params=params, frozen=frozen, step=run.step, origin=str(path)
+        config=run.config,
+        params=params,
+        frozen=frozen,
+        step=run.step,
+        origin=str(path),
+        average=run.average,
     )
 
 

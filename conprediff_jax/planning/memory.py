@@ -30,7 +30,7 @@ class Memory:
 
     Attributes:
         parameters: The parameters of all networks that are trained.
-        average: Their moving average.
+        average: Their averages.
         optimizer: The moments of the optimiser.
         own_state: The state of the task, such as a frozen first stage.
         batch: One batch.
@@ -66,7 +66,7 @@ def arguments(state: TrainState, batch: dict[str, Any]) -> Memory:
     """The memory of the arguments of a train step."""
     return Memory(
         parameters=shard_bytes(state.params),
-        average=shard_bytes(state.ema),
+        average=shard_bytes((state.ema, state.power_averages)),
         optimizer=shard_bytes((state.opt_state, state.step)),
         own_state=shard_bytes(state.task_state),
         batch=shard_bytes(batch),

@@ -42,13 +42,13 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
 def train_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     """Shapes and shardings of the train state."""
     optimizer = experiment.optimizer.make(experiment.train.steps)
-    return abstract_state(experiment.task, optimizer, mesh)
+    averages = experiment.train.power_averages
+    return abstract_state(experiment.task, optimizer, mesh, averages)
 
 
 def lower_train_step(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:
     """The train step that a run on this mesh would compile."""
-    optimizer = experiment.optimizer.make(experiment.train.steps)
-    state = abstract_state(experiment.task, optimizer, mesh)
+    state = train_state(experiment, mesh)
     step = make_train_step(experiment.task, experiment.train, experiment.optimizer, state, mesh)
     return step.lower(state, abstract_batch(experiment, mesh))
 

@@ -28,6 +28,7 @@ from conprediff_jax.data.holes import Hole
 from conprediff_jax.diffusion.tokens import TokenProcess
 from conprediff_jax.runs import restore
 from conprediff_jax.sampling import inpainting
+from conprediff_jax.sampling.autoguidance import guided_by
 from conprediff_jax.sampling.generate import Generate, generate_batches, make_generate
 from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.spec import SamplingSpec
@@ -40,6 +41,7 @@ class Model:
     """A trained denoiser with its first stage, for inference.
 
     Attributes:
+        trained: All of the following together.
         diffusion: The diffusion model: first stage, process, denoiser and defaults of sampling.
         params: Parameters of the denoiser, on the devices.
         frozen: Parameters that are not trained, such as those of the first stage.
@@ -47,6 +49,7 @@ class Model:
     """
 
     def __init__(self, trained: TrainedModel, mesh: jax.sharding.Mesh):
+        self.trained = trained
         self.diffusion, self.params, self.frozen, self.step, *_ = trained
         self._mesh = mesh
         self._generate = functools.cache(self._make_generate)
@@ -149,7 +152,7 @@ class Model:
         spec = inpainting.sampling_for(self.diffusion, **sampling)
         filled = inpainting.fill_holes(
             self._fill(spec),
-            TrainedModel(self.diffusion, self.params, self.frozen, self.step),
+            self.trained,
             [Hole(f"image {i}", *pair) for i, pair in enumerate(zip(images, masks, strict=True))],
             seed=seed,
             samples=1,
@@ -259,17 +262,33 @@ def _checked_masks(masks: Any, shape: tuple[int, int, int]) -> Bool[np.ndarray, 
     return np.broadcast_to(masks.astype(bool), shape)
 
 
-def load(path: str | os.PathLike, step: int | None = None) -> Model:
+def load(
+    path: str | os.PathLike,
+    step: int | None = None,
+    *,
+    average: float | None = None,
+    guide: Model | None = None,
+) -> Model:
     """Opens a trained model.
 
     Args:
         path: Workdir of a training run, or a folder for inference.
         step: Step of the checkpoint; None for the newest readable one.
+        average: Relative deviation of the power-function average that is used, for runs that keep
+            such averages (`config.train.power_averages`); None for the moving average.
+        guide: A worse model, as this function returns it, which guides this one (autoguidance):
+            `guidance` is the scale of its guidance then. None for no guide.
 
     Raises:
-        UserError: There is no such checkpoint, or it holds a first stage.
+        UserError: There is no such checkpoint or average, the checkpoint holds a first stage, or
+            the guide does not fit the model.
     """
     if step is not None:
         step = as_kind("step", step, range(2**31))
+    if average is not None:
+        average = as_kind("average", average, float)
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    return Model(restore.load(os.fspath(path), mesh, step), mesh)
+    trained = restore.load(os.fspath(path), mesh, step, average)
+    if guide is not None:
+        trained = guided_by(trained, guide.trained, repr(guide))
+    return Model(trained, mesh)

@@ -3,12 +3,13 @@
 A checkpoint is a folder of items that are read independently:
 
     <workdir>/checkpoints/<step>/
-        ema         moving average of the parameters that are sampled
-        extra       state of the task, such as a frozen first stage
-        train       step, parameters and optimiser state
-        data        states of the data iterators, one file per process; see `batches`
-        config      the run's config
-        checksums   checksums of all files of the items above; see `checksums`
+        ema             moving average of the parameters that are sampled
+        power_averages  power-function averages of the same parameters, if the run keeps any
+        extra           state of the task, such as a frozen first stage
+        train           step, parameters and optimiser state
+        data            states of the data iterators, one file per process; see `batches`
+        config          the run's config
+        checksums       checksums of all files of the items above; see `checksums`
 
 Sampling opens only `ema`, `extra` and `config`. Checkpoints of earlier versions have no checksums,
 and are read without them.
@@ -54,7 +55,7 @@ _VERSION = 2
 
 _STEP = re.compile(r"0|[1-9][0-9]*")
 _INFERENCE = ("config", "ema", "extra")
-_TRAINING = (*_INFERENCE, "train", "data")
+_TRAINING = (*_INFERENCE, "power_averages", "train", "data")
 
 
 class CheckpointError(UserError):
@@ -74,6 +75,7 @@ class Checkpoints:
     Args:
         workdir: Workdir of the run.
         keep: Number of checkpoints to keep; older ones are deleted. None keeps all.
+        keep_every: Checkpoints of steps that this number divides are kept for good; 0 for none.
         read_only: Whether nothing is written or deleted.
 
     Raises:
@@ -81,28 +83,36 @@ class Checkpoints:
         WriteError: The folder cannot be made.
     """
 
-    def __init__(self, workdir: str, *, keep: int | None = None, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: str,
+        *,
+        keep: int | None = None,
+        keep_every: int = 0,
+        read_only: bool = False,
+    ):
         self.folder = absolute(workdir) / FOLDER
         self._arrays = ocp.StandardCheckpointHandler()
         self._manager: ocp.CheckpointManager | None = None
         self._written = self.folder  # or the checkpoint that is being written
         if not read_only:
             with writing(self.folder):
-                self._manager = self._make_manager(keep)
+                self._manager = self._make_manager(keep, keep_every or None)
         elif not self.folder.is_dir():
             raise CheckpointError(
                 f"no checkpoints in {self.folder}: a workdir is a folder that training wrote"
             )
 
-    def _make_manager(self, keep: int | None) -> ocp.CheckpointManager:
+    def _make_manager(self, keep: int | None, keep_every: int | None) -> ocp.CheckpointManager:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove_partial()
         return ocp.CheckpointManager(
             self.folder,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, keep_period=keep_every),
             item_handlers={
                 "ema": ocp.StandardCheckpointHandler(),
                 "extra": ocp.StandardCheckpointHandler(),
+                "power_averages": ocp.StandardCheckpointHandler(),
                 "train": ocp.StandardCheckpointHandler(),
                 "data": grain.checkpoint.CheckpointHandler(),
                 "config": ocp.JsonCheckpointHandler(),
@@ -159,6 +169,9 @@ class Checkpoints:
         self.wait()
         step = int(state.step)
         self._written = self.folder / str(step)
+        averages = {}
+        if state.power_averages:
+            averages["power_averages"] = ocp.args.StandardSave(state.power_averages)
         with writing(self._written):
             saved = self._manager.save(
                 step,
@@ -168,6 +181,7 @@ class Checkpoints:
                     train=ocp.args.StandardSave(_trained(state)),
                     data=grain.checkpoint.CheckpointSave(data),
                     config=ocp.args.JsonSave(config),
+                    **averages,
                     **{checksums.ITEM: checksums.ChecksumSave()},
                 ),
             )
@@ -208,6 +222,7 @@ class Checkpoints:
             state = TrainState(
                 ema=self._restored(path / "ema", abstract.ema),
                 task_state=self._task_state(path, abstract.task_state, opened),
+                power_averages=self.power_averages(step, abstract.power_averages),
                 **self._restored(path / "train", _trained(abstract)),
             )
             if int(state.step) != step:
@@ -240,6 +255,37 @@ class Checkpoints:
             return step, opened.config, restored, self._task_state(path, task_state, opened)
 
         return self._newest(_INFERENCE, load, only=step)
+
+    def snapshots(self, until: int) -> list[int]:
+        """Steps of the checkpoints with readable power-function averages, in order.
+
+        Unreadable ones are named in the log.
+
+        Args:
+            until: The last step that counts.
+        """
+        found = []
+        for step in _steps(self.folder):
+            path = self.folder / str(step)
+            if step > until or not (path / "power_averages").exists():
+                continue
+            _, reason = _attempt(functools.partial(_open, path, ("config", "power_averages")))
+            if reason:
+                logging.warning("checkpoint %s is unreadable: %s", path, reason)
+            else:
+                found.append(step)
+        return found
+
+    def power_averages(self, step: int, abstract: dict[str, Any]) -> dict[str, Any]:
+        """The power-function averages of a checkpoint.
+
+        Args:
+            step: Step of the checkpoint.
+            abstract: Shapes, dtypes and shardings.
+        """
+        # orbax has no item for a run that keeps none.
+        item = self.folder / str(step) / "power_averages"
+        return self._restored(item, abstract) if abstract else {}
 
     def config(self, step: int | None = None) -> dict:
         """The config in a checkpoint; by default the newest readable checkpoint.

@@ -9,12 +9,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from conprediff_jax import parallel
-from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.common.images import list_images
 from conprediff_jax.config.experiment import Experiment, make_experiment
 from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Picture
+from conprediff_jax.runs.averages import power_average
 from conprediff_jax.runs.checkpoint import Checkpoints
+from conprediff_jax.sampling.autoguidance import guided_by
 from conprediff_jax.sampling.model import DiffusionModel, TrainedModel
 from conprediff_jax.tasks.denoising import Denoising
 from conprediff_jax.tasks.task import Task
@@ -27,8 +29,9 @@ class Restored(NamedTuple):
         step: Number of training steps.
         config: The run's config.
         task: The task that the config describes.
-        params: Moving average of the parameters `params[task.averaged]`.
+        params: Moving average of the parameters `params[task.averaged]`, or another average.
         task_state: The task's state.
+        average: Which average they are, in words.
     """
 
     step: int
@@ -36,18 +39,25 @@ class Restored(NamedTuple):
     task: Task
     params: Any
     task_state: Any
+    average: str
 
 
-def restore(workdir: str, mesh: Mesh, step: int | None = None) -> Restored:
+def restore(
+    workdir: str, mesh: Mesh, step: int | None = None, average: float | None = None
+) -> Restored:
     """Reads a checkpoint onto a mesh, whatever mesh it was trained on.
 
     Args:
         workdir: Workdir of a training run, or a folder for inference.
         mesh: The mesh on which the parameters are replicated.
         step: Step of the checkpoint; None for the newest readable one.
+        average: Relative deviation of the power-function average that is read; see
+            `tasks.power_averages`. None for the moving average.
 
     Raises:
-        CheckpointError: The folder holds no such checkpoint, or nothing readable.
+        CheckpointError: The folder holds no such checkpoint, nothing readable, or no averages that
+            this one can be made from.
+        FieldError: There is no average of this relative deviation.
     """
 
     def abstract(config: dict) -> tuple[Any, Any]:
@@ -61,27 +71,64 @@ def restore(workdir: str, mesh: Mesh, step: int | None = None) -> Restored:
 
     with Checkpoints(workdir, read_only=True) as checkpoints:
         step, config, params, task_state = checkpoints.restore_for_inference(abstract, step)
-    config = ConfigDict(config)
-    return Restored(step, config, make_experiment(config).task, params, task_state)
+        config = ConfigDict(config)
+        experiment = make_experiment(config)
+        name = plain_average(experiment.train.ema_decay)
+        if average is not None:
+            name = f"power function, relative deviation {average}"
+            kept = experiment.train.power_averages
+            params = power_average(checkpoints, kept, step, average, params)
+    return Restored(step, config, experiment.task, params, task_state, name)
 
 
-def load(workdir: str, mesh: Mesh, step: int | None = None) -> TrainedModel:
-    """The diffusion model of a run with the moving average of its parameters; see `restore`.
+def load(
+    workdir: str, mesh: Mesh, step: int | None = None, average: float | None = None
+) -> TrainedModel:
+    """The diffusion model of a run with an average of its parameters; see `restore`.
 
     Raises:
-        CheckpointError: The folder holds no such checkpoint, or no readable one.
+        CheckpointError: The folder holds no such checkpoint, no readable one, or no averages that
+            this one can be made from.
+        FieldError: There is no average of this relative deviation.
         UserError: The run trained a first stage.
     """
-    restored = restore(workdir, mesh, step)
+    restored = restore(workdir, mesh, step, average)
     model = _model_of(restored.task, workdir)
-    average = plain_average(restored.config.train.ema_decay)
     frozen = restored.task_state["frozen"]
-    return TrainedModel(model, restored.params, frozen, restored.step, average)
+    return TrainedModel(model, restored.params, frozen, restored.step, restored.average)
 
 
 def plain_average(decay: float) -> str:
     """The name, in records, of the moving average that every run keeps."""
     return f"exponential, decay {decay}"
+
+
+def load_guided(
+    workdir: str,
+    mesh: Mesh,
+    step: int | None = None,
+    guide: tuple[str, int | None, float | None] | None = None,
+) -> TrainedModel:
+    """The diffusion model of a run, guided by that of another; see `load` and `autoguidance`.
+
+    Args:
+        workdir: As for `load`, of the model.
+        mesh: As for `load`.
+        step: As for `load`, of the model.
+        guide: Workdir, step and average of the guide; None for a model without one.
+
+    Raises:
+        UserError: As for `load`, or the guide does not fit the model.
+    """
+    trained = load(workdir, mesh, step)
+    if guide is None:
+        return trained
+    path, step, average = guide
+    try:
+        worse = load(path, mesh, step, average)
+    except FieldError as error:
+        raise UserError(f"the guide {path}: {error}") from error
+    return guided_by(trained, worse, f"{path}, step {worse.step}, average {worse.average}")
 
 
 def load_model(workdir: str, step: int | None = None) -> DiffusionModel:

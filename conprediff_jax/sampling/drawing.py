@@ -21,7 +21,6 @@ from jaxtyping import Array, Key, Shaped, UInt8
 
 from conprediff_jax import parallel
 from conprediff_jax.diffusion.samplers import Known, Walk
-from conprediff_jax.sampling.model import Condition
 
 Images = UInt8[Array, "batch height width 3"]
 Points = Shaped[Array, "batch *point"]
@@ -36,14 +35,14 @@ class Begun(NamedTuple):
     Attributes:
         x_T: The points that sampling starts from.
         rngs: The keys of the steps.
-        condition: The condition, encoded once for all steps.
+        condition: The condition, as `DiffusionModel.encode_condition` returns it, for all steps.
         known: The part of the points that is known; None for no part.
         kept: What `end` needs besides the points.
     """
 
     x_T: Points
     rngs: Key[Array, "batch"]
-    condition: Condition
+    condition: Any
     known: Known | None = None
     kept: Any = None
 

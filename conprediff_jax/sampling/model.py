@@ -13,6 +13,8 @@ The context decoder is not part of the model: neither tree holds parameters of i
 """
 
 import dataclasses
+import functools
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Integer, Key, Shaped
 
-from conprediff_jax.common import random
+from conprediff_jax.common import keys, random
 from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.common.fields import as_kind, conform
 from conprediff_jax.common.keys import fixed
@@ -31,6 +33,9 @@ from conprediff_jax.models.denoiser import Denoised, Denoiser
 from conprediff_jax.models.first_stage import FirstStage
 from conprediff_jax.sampling.spec import SamplingSpec
 from conprediff_jax.sampling.text import TextCondition
+
+# Fixed fields that may differ between two models whose points and predictions mean the same.
+_NEUTRAL = ("dtype", "scale", "importance")
 
 NULLS = ("learned", "empty")
 
@@ -129,6 +134,11 @@ class DiffusionModel:
         """The tokenizer, from captions to token ids; None for a model that reads no captions."""
         return self.text.tokenize if self.text and self.text.vocabulary else None
 
+    @property
+    def allows_guidance(self) -> bool:
+        """Whether there is a prediction that guidance can lead away from."""
+        return self.condition.dropout > 0
+
     def describe(self) -> str:
         """The shape of the points, in words for the log."""
         return f"points {' x '.join(map(str, self.point_shape))}"
@@ -209,11 +219,11 @@ class DiffusionModel:
             ValueError: A setting does not fit; the message names the field.
         """
         spec.make(self.process)
-        if spec.guidance != 1 and not self.condition.dropout:
+        if spec.guidance != 1 and not self.allows_guidance:
             raise FieldError(
                 "guidance",
-                f"is {spec.guidance}: guidance other than 1 needs a model trained with condition "
-                "dropout (config.condition.dropout > 0)",
+                f"is {spec.guidance}: guidance other than 1 needs a guide, or a model trained with "
+                "condition dropout (config.condition.dropout > 0)",
             )
 
     def sampling_with(self, **settings: Any) -> SamplingSpec:
@@ -365,19 +375,39 @@ class DiffusionModel:
         def conditional():
             return self.denoise(params, x_t, t, condition).output.astype(jnp.float32)
 
+        both = functools.partial(self._both_outputs, params, x_t, t, condition)
+        return self.guided(t, guidance, conditional, both)
+
+    def guided(
+        self,
+        t: Time,
+        guidance: Guidance,
+        good: Callable[[], Prediction],
+        good_and_bad: Callable[[], tuple[Prediction, Prediction]],
+    ) -> Prediction:
+        """The prediction under guidance.
+
+        Args:
+            t: Times.
+            guidance: How predictions are combined, and at which times.
+            good: A function that computes the prediction without guidance, which alone is called
+                where no time has guidance.
+            good_and_bad: A function that computes this prediction, and the one that guidance leads
+                away from.
+        """
         if guidance.scale == 1:
-            return conditional()
+            return good()
         inside = guidance.at(t, self.process.time_at)
 
-        def guided():
-            with_condition, without = self._both_outputs(params, x_t, t, condition)
-            output = self.process.guide(with_condition, without, guidance)
+        def combined():
+            better, worse = good_and_bad()
+            output = self.process.guide(better, worse, guidance)
             if inside is None:
                 return output
             inside_points = inside.reshape(-1, *(1,) * (output.ndim - 1))
-            return jnp.where(inside_points, output, with_condition)
+            return jnp.where(inside_points, output, better)
 
-        return guided() if inside is None else jax.lax.cond(inside.any(), guided, conditional)
+        return combined() if inside is None else jax.lax.cond(inside.any(), combined, good)
 
     def _both_outputs(
         self, params: Any, x_t: Points, t: Time, condition: Condition
@@ -402,12 +432,40 @@ class DiffusionModel:
         return lambda x_t, t: self.predict(params, x_t, t, condition, guidance)
 
 
+def check_same(what: str, theirs: Any, ours: Any) -> None:
+    """Checks that parts of two models agree in all fields that parameters depend on.
+
+    Args:
+        what: The name of the part, for messages.
+        theirs: The part of the other model; None if it has none.
+        ours: The part of this model.
+
+    Raises:
+        UserError: They differ; the message names the fields, and the values on both sides.
+    """
+    if theirs is None and ours is None:
+        return
+    if type(theirs) is not type(ours):
+        raise UserError(f"{what} is a {type(theirs).__name__} there, a {type(ours).__name__} here")
+    differing = []
+    names = (*keys.fixed_names(type(ours)), *keys.derived_names(type(ours)))
+    for name in (name for name in names if name not in _NEUTRAL):
+        there, here = getattr(theirs, name), getattr(ours, name)
+        if dataclasses.is_dataclass(here):  # an autoencoder or a text encoder
+            check_same(f"{what}'s {name}", there, here)
+        elif there != here:
+            there, here = (textwrap.shorten(str(value), 60) for value in (there, here))
+            differing.append(f"{name} {there} there, {here} here")
+    if differing:
+        raise UserError(f"{what} is another one: {', '.join(differing)}")
+
+
 class TrainedModel(NamedTuple):
     """A diffusion model with its parameters.
 
     Attributes:
         model: The description of the model.
-        params: Moving average of the trained parameters, without those of the context decoder.
+        params: Average of the trained parameters, without those of the context decoder.
         frozen: Parameters that were not trained.
         step: Number of training steps that made the parameters.
         average: Which average of the trained parameters they are, for records of images.

@@ -22,6 +22,7 @@ from conprediff_jax.common.fingerprint import fingerprint
 from conprediff_jax.common.images import EXTENSIONS
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.common.version import code_version
+from conprediff_jax.sampling.autoguidance import guide_of
 from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.spec import SamplingSpec
 
@@ -29,7 +30,7 @@ FILE = "settings.json"
 Settings = dict[str, Any]
 
 # Entries that say where images and figures come from, and do not decide what they are.
-_FACTS = ("workdir", "version", "evaluated_by", "samples.name", "reference.name")
+_FACTS = ("workdir", "guide", "version", "evaluated_by", "samples.name", "reference.name")
 _LONGEST = 40  # letters of a text in a name
 
 
@@ -51,6 +52,7 @@ def model_of(trained: TrainedModel, workdir: str | os.PathLike) -> Settings:
         "step": trained.step,
         "average": trained.average,
         "parameters": parameters_of(trained.params, trained.frozen),
+        **guide_of(trained.model),
     }
 
 
@@ -85,7 +87,8 @@ def short_name(settings: Settings, usual: SamplingSpec, *keys: str) -> str:
     """A name for a file or folder that says what was asked for.
 
     It has the step, the sampler, the steps of sampling, a guidance that is not 1, every other field
-    of sampling that is not as usual, the seed, and the entries of `keys` that the settings have.
+    of sampling that is not as usual, the seed, the guide of a guided model, and the entries of
+    `keys` that the settings have.
 
     Args:
         settings: The record of `settings_of`.
@@ -99,6 +102,7 @@ def short_name(settings: Settings, usual: SamplingSpec, *keys: str) -> str:
         _part(key, value) for key, value in sampling.items() if expected.get(key, value) != value
     ]
     parts.append(f"seed_{settings['seed']}")
+    keys = ("guide", *keys)
     return "_".join(parts + [_part(key, settings[key]) for key in keys if key in settings])
 
 

@@ -4,6 +4,8 @@ import dataclasses
 import re
 
 from conprediff_jax.common.errors import FieldError
+from conprediff_jax.common.keys import fixed
+from conprediff_jax.tasks.power_averages import check_deviation
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,8 @@ class TrainSpec:
             memory; the gradients are those of the whole batch.
         ema_decay: Decay of the moving average of the parameters, which is what is sampled. In the
             first steps it is lower: min(ema_decay, (1 + step) / (10 + step)).
+        power_averages: Relative deviations of the power-function averages that are kept beside the
+            moving average, such as (0.05, 0.10); `power_averages` explains them. Empty for none.
         log_every: Steps between two progress lines; logged metrics are means over these steps.
         sample_every: Steps between sample grids; 0 for a single grid at the end.
         eval_every: Steps between small evaluations (`metrics.small`); 0 for none.
@@ -25,12 +29,15 @@ class TrainSpec:
         profile: 'START:STOP', the steps to trace for a profiler; empty for none.
         checkpoint_every: Steps between checkpoints; the last step is saved as well.
         keep: Number of checkpoints to keep, the newest ones.
+        keep_every: Steps between checkpoints that are kept for good, beside the newest ones; 0 for
+            none.
     """
 
     steps: int = 100_000
     batch_size: int = 64
     microbatches: int = 1
     ema_decay: float = 0.9999
+    power_averages: tuple[float, ...] = fixed(())
     log_every: int = 50
     sample_every: int = 5000
     eval_every: int = 0
@@ -38,6 +45,7 @@ class TrainSpec:
     profile: str = ""
     checkpoint_every: int = 5000
     keep: int = 3
+    keep_every: int = 0
 
     def __post_init__(self):
         if self.profile:
@@ -52,7 +60,7 @@ class TrainSpec:
         ):
             if getattr(self, name) < 1:
                 raise FieldError(name, f"is {getattr(self, name)}: it must be at least 1")
-        for name in ("sample_every", "eval_every"):
+        for name in ("sample_every", "eval_every", "keep_every"):
             if getattr(self, name) < 0:
                 raise FieldError(name, f"is {getattr(self, name)}: it must not be negative")
         if self.batch_size % self.microbatches:
@@ -62,6 +70,16 @@ class TrainSpec:
             )
         if not 0 <= self.ema_decay < 1:
             raise FieldError("ema_decay", f"is {self.ema_decay}: it must lie in [0, 1)")
+        deviations = self.power_averages
+        for deviation in deviations:
+            check_deviation(deviation, "power_averages")
+        if len(set(deviations)) < len(deviations):
+            raise FieldError("power_averages", f"is {deviations}: it must not repeat a deviation")
+
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint is due after a step."""
+        intervals = (self.checkpoint_every, self.keep_every or self.checkpoint_every)
+        return step == self.steps or any(step % interval == 0 for interval in intervals)
 
 
 def trace_window(text: str) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """The train state: everything that a step changes, and nothing else (no keys, no data)."""
 
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,8 @@ class TrainState(struct.PyTreeNode):
         ema: Moving average of the branch `Task.averaged`, which is sampled and exported.
         opt_state: State of the optimiser.
         task_state: State of the task, such as parameters that are not trained; None if it has none.
+        power_averages: Power-function averages of the same branch by their relative deviations, as
+            text; see `power_averages`.
     """
 
     step: Any
@@ -28,11 +31,25 @@ class TrainState(struct.PyTreeNode):
     ema: Any
     opt_state: Any
     task_state: Any
+    power_averages: dict[str, Any] = struct.field(default_factory=dict)
 
 
-def abstract_state(task: Task, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """The state as shape structs that carry shape, dtype and sharding."""
-    shapes = jax.eval_shape(lambda: _initial(task, optimizer))
+def abstract_state(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    power_averages: Sequence[float] = (),
+) -> TrainState:
+    """The state as shape structs that carry shape, dtype and sharding.
+
+    Args:
+        task: What is trained.
+        optimizer: The optimiser.
+        mesh: The mesh to train on.
+        power_averages: Relative deviations of the power-function averages to keep.
+    """
+    names = [str(deviation) for deviation in power_averages]
+    shapes = jax.eval_shape(lambda: _initial(task, optimizer, names))
     shardings = parallel.tree_shardings(shapes, mesh)
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
@@ -46,10 +63,14 @@ def init_state(
 ) -> TrainState:
     """A fresh state, which is created sharded: no device ever holds more than its part."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda: _initial(task, optimizer), out_shardings=shardings)()
+    return jax.jit(
+        lambda: _initial(task, optimizer, abstract.power_averages), out_shardings=shardings
+    )()
 
 
-def _initial(task: Task, optimizer: optax.GradientTransformation) -> TrainState:
+def _initial(
+    task: Task, optimizer: optax.GradientTransformation, power_averages: Iterable[str]
+) -> TrainState:
     params, task_state = task.init()
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -58,4 +79,8 @@ def _initial(task: Task, optimizer: optax.GradientTransformation) -> TrainState:
         ema=jax.tree.map(jnp.copy, params[task.averaged]),
         opt_state=optimizer.init(params),
         task_state=task_state,
+        # They start from nothing: the first step replaces them.
+        power_averages={
+            name: jax.tree.map(jnp.zeros_like, params[task.averaged]) for name in power_averages
+        },
     )

@@ -1,4 +1,4 @@
-"""The train step, which is the same for every task: gradients, AdamW and moving average."""
+"""The train step, which is the same for every task: gradients, AdamW and averages of parameters."""
 
 from collections.abc import Callable
 
@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from conprediff_jax import parallel
 from conprediff_jax.tasks.optimizer import OptimizerSpec
+from conprediff_jax.tasks.power_averages import exponent, share_of_newest
 from conprediff_jax.tasks.spec import TrainSpec
 from conprediff_jax.tasks.state import TrainState
 from conprediff_jax.tasks.task import Batch, Metrics, Task
@@ -39,6 +40,7 @@ def make_train_step(
     learning_rates = optimizer.learning_rates(train.steps)
     transformation = optimizer.make(train.steps)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    exponents = {name: exponent(float(name)) for name in abstract.power_averages}
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         with parallel.divided_batch(mesh, train.batch_size // train.microbatches):
@@ -57,12 +59,19 @@ def make_train_step(
             "norm/update": optax.global_norm(updates),
             "learning_rate": jnp.asarray(learning_rates(state.step), jnp.float32),
         }
+        done, newest = state.step + 1, params[task.averaged]
         state = TrainState(
-            step=state.step + 1,
+            step=done,
             params=params,
-            ema=optax.incremental_update(params[task.averaged], state.ema, 1 - decay),
+            ema=optax.incremental_update(newest, state.ema, 1 - decay),
             opt_state=opt_state,
             task_state=task_state,
+            power_averages={
+                name: optax.incremental_update(
+                    newest, average, share_of_newest(done, exponents[name])
+                )
+                for name, average in state.power_averages.items()
+            },
         )
         return state, metrics
 

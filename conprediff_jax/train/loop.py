@@ -90,8 +90,8 @@ def _train(
     """Trains in a workdir that belongs to this run alone; see `train`."""
     workdir, config, spec = record.workdir, record.config, experiment.train
     task, optimizer = experiment.task, experiment.optimizer.make(spec.steps)
-    abstract = abstract_state(task, optimizer, mesh)
-    checkpoints = Checkpoints(workdir, keep=spec.keep)
+    abstract = abstract_state(task, optimizer, mesh, spec.power_averages)
+    checkpoints = Checkpoints(workdir, keep=spec.keep, keep_every=spec.keep_every)
     preemption = Preemption(checkpoints.goes_on)
     with preemption, _naming_last_good(checkpoints, workdir), checkpoints:
         state = checkpoints.restore(abstract, batches, config)
@@ -125,7 +125,7 @@ def _train(
                 state, metrics = train_step(state, batch)
                 reporter.add(step, metrics)
                 stop = preemption.reached() and step < spec.steps
-                if stop or step % spec.checkpoint_every == 0 or step == spec.steps:
+                if stop or spec.saves_after(step):
                     reporter.check()  # never save what has diverged
                     with reporter.progress.paused():
                         checkpoints.save(state, batches, config)

@@ -4,24 +4,18 @@ It takes the denoiser and the first stage of the model. The context decoder, the
 and the step begin anew.
 """
 
-import dataclasses
-import textwrap
 from typing import Any
 
 import jax
 from absl import logging
 
 from conprediff_jax import parallel
-from conprediff_jax.common import keys
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.runs.restore import load
-from conprediff_jax.sampling.model import TrainedModel
+from conprediff_jax.sampling.model import TrainedModel, check_same
 from conprediff_jax.tasks.denoising import Denoising
 from conprediff_jax.tasks.state import TrainState
 from conprediff_jax.tasks.task import Task
-
-# Fixed fields that may still differ between a model and a run that starts from it.
-_NEUTRAL = ("dtype", "scale", "importance")
 
 
 def start_from(path: str, state: TrainState, task: Task) -> TrainState:
@@ -42,7 +36,7 @@ def start_from(path: str, state: TrainState, task: Task) -> TrainState:
     opened = load(path, parallel.make_mesh(parallel.MeshSpec()))
     theirs, ours = opened.model, task.model
     for part in ("first_stage", "process", "text", "denoiser"):
-        _check_same(f"{where}: its {part}", getattr(theirs, part), getattr(ours, part))
+        check_same(f"{where}: its {part}", getattr(theirs, part), getattr(ours, part))
     if theirs.point_shape != ours.point_shape:
         raise UserError(f"{where}: points of {theirs.point_shape} there, {ours.point_shape} here")
     logging.info("starting from step %d of %s, with a fresh context decoder", opened.step, path)
@@ -55,27 +49,6 @@ def start_from(path: str, state: TrainState, task: Task) -> TrainState:
         task_state=state.task_state
         | {"frozen": _placed(opened.frozen, state.task_state["frozen"])},
     )
-
-
-def _check_same(what: str, theirs: Any, ours: Any) -> None:
-    """Raises UserError if two parts of a model differ in a field that must be the same."""
-    if theirs is None and ours is None:
-        return
-    if type(theirs) is not type(ours):
-        raise UserError(
-            f"{what} is a {type(theirs).__name__}, the config's a {type(ours).__name__}"
-        )
-    differing = []
-    names = (*keys.fixed_names(type(ours)), *keys.derived_names(type(ours)))
-    for name in (name for name in names if name not in _NEUTRAL):
-        there, here = getattr(theirs, name), getattr(ours, name)
-        if dataclasses.is_dataclass(here):  # an autoencoder or a text encoder
-            _check_same(f"{what}'s {name}", there, here)
-        elif there != here:
-            there, here = (textwrap.shorten(str(value), 60) for value in (there, here))
-            differing.append(f"{name} {there} there, {here} here")
-    if differing:
-        raise UserError(f"{what} is another one: {', '.join(differing)}")
 
 
 def _with_text_encoder_moved(opened: TrainedModel) -> TrainedModel:
