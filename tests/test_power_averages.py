@@ -2,11 +2,16 @@
 
 import itertools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_run
 from scipy.integrate import quad
 
+from conprediff_jax.common.errors import FieldError
+from conprediff_jax.runs.averages import power_average
+from conprediff_jax.runs.checkpoint import CheckpointError, Checkpoints
 from conprediff_jax.tasks.power_averages import (
     Profile,
     exponent,
@@ -61,3 +66,40 @@ def test_the_error_is_the_distance_of_the_weights():
         assert made.sum() == pytest.approx(1)
         distance = np.linalg.norm(made - wanted) / np.linalg.norm(wanted)
         assert error == pytest.approx(distance, rel=0.02)
+
+
+def test_averages_are_made_from_checkpoints(tmp_path):
+    """A run of 40 steps that stores the averages of 0.05 and 0.1 after every fourth step."""
+    trace = np.random.default_rng(0).normal(size=(40, 3)).cumsum(axis=0).astype(np.float32)
+
+    def average(step, deviation):
+        return {"kernel": jnp.float32(weights(Profile(step, deviation)) @ trace[:step])}
+
+    def kept(step):
+        return {str(deviation): average(step, deviation) for deviation in (0.05, 0.1)}
+
+    with Checkpoints(str(tmp_path)) as checkpoints:
+        for step in range(4, 41, 4):
+            state = small_run.state_at(step).replace(power_averages=kept(step))
+            checkpoints.save(state, small_run.batches(), small_run.CONFIG)
+    like = jax.device_put(average(40, 0.05), jax.devices()[0])
+    with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+
+        def made(step, deviation):
+            return power_average(checkpoints, (0.05, 0.1), step, deviation, like)["kernel"]
+
+        np.testing.assert_array_equal(made(24, 0.1), kept(24)["0.1"]["kernel"])
+        spread = np.abs(trace - trace[-1]).max()
+        expected = average(40, 0.15)["kernel"]
+        np.testing.assert_allclose(made(40, 0.15), expected, atol=0.02 * spread)
+        said = (
+            r"0.25 at step 8: the nearest is 73% off; stored are averages of 0.05, 0.1 at 2 steps"
+        )
+        with pytest.raises(CheckpointError, match=f"deviation {said}, 4 to 8$"):
+            made(8, 0.25)
+        with pytest.raises(CheckpointError, match=r"/7 holds no power-function averages"):
+            made(7, 0.1)
+        with pytest.raises(FieldError, match=r"average is 0.3: .* between 0 and 0.289"):
+            made(8, 0.3)
+        with pytest.raises(CheckpointError, match=r"/8 holds no power-function averages"):
+            power_average(checkpoints, (), 8, 0.1, like)

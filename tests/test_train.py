@@ -29,7 +29,6 @@ from conprediff_jax.config.sections import changes
 from conprediff_jax.interop import formats, pretrained
 from conprediff_jax.parallel import sharding
 from conprediff_jax.runs import checkpoint, restore
-from conprediff_jax.runs.averages import power_average
 from conprediff_jax.runs.checkpoint import CheckpointError, Checkpoints
 from conprediff_jax.sampling.generate import generate_batches, make_generate
 from conprediff_jax.tasks import step as step_lib
@@ -379,22 +378,11 @@ def test_averages_of_a_run_are_those_of_its_parameters(finished, tmp_path):
 
     for deviation in DEVIATIONS:
         assert farthest(state.power_averages[str(deviation)], expected(deviation)) < 1e-6
-    with Checkpoints(str(workdir), read_only=True) as checkpoints:
-        made = power_average(checkpoints, DEVIATIONS, 6, 0.15, state.ema)
-        assert farthest(made, expected(0.15)) < 0.05 * farthest(made, trained[0])
-        said = "0.25 at step 2: the nearest is 73% off; stored are averages of 0.05, 0.1 at 2 steps"
-        with pytest.raises(CheckpointError, match=f"deviation {said}, 1 to 2$"):
-            power_average(checkpoints, DEVIATIONS, 2, 0.25, state.ema)
-        with pytest.raises(FieldError, match=r"average is 0.3: .* between 0 and 0.289"):
-            power_average(checkpoints, DEVIATIONS, 2, 0.3, state.ema)
-
     averaged = pretrained.open_folder(str(workdir), 4, 0.1)
     assert_same(averaged.params, fourth["0.1"])
     formats.write(averaged, "inference", str(tmp_path / "averaged"))
     said = "| average of parameters | power function, relative deviation 0.1 |"
     assert said in (tmp_path / "averaged" / "README.md").read_text()
-    with pytest.raises(CheckpointError, match=r"averaged/checkpoints/4 holds no power-function av"):
-        pretrained.open_folder(str(tmp_path / "averaged"), average=0.1)
 
 
 def test_a_storage_error_moves_no_checkpoint_aside(finished, monkeypatch):
