@@ -2,11 +2,15 @@
 
     python -m conprediff_jax.main --config=configs/celebahq.py
 
-Data: TFDS `celeb_a_hq/256`. You fetch its files by hand; the command says which files, and where to
-put them.
-First stage: put diffusers' copy of VQ-f4 (CompVis/ldm-celebahq-256, folder `vqvae`: config.json and
-diffusion_pytorch_model.safetensors) into weights/vq-f4, or train configs/first_stage/vq_f4.py.
-Hardware: one host of eight GPUs, or a TPU v5e-16. Activations are bf16, parameters float32.
+Size: 256 x 256, 274.1 M parameters.
+Needs:
+    celeb_a_hq/256: the data. TFDS cannot fetch its files; python -m conprediff_jax.prepare
+        --name=celeb_a_hq/256 says which files to put where, and then prepares them.
+    weights/vq-f4: the first stage VQ-f4, a diffusers VQModel (config.json and
+        diffusion_pytorch_model.safetensors). It is the folder `vqvae` of CompVis/ldm-celebahq-256
+        on https://huggingface.co. Or train it: python -m conprediff_jax.main
+        --config=configs/first_stage/vq_f4.py --workdir=weights/vq-f4
+Hardware: one host of eight GPUs or a TPU v5e-16. Activations are bf16, parameters float32.
 Hours: not measured.
 Expected: the paper reports FID 3.22 with context prediction, and 5.11 for this backbone without it
 (arXiv 2401.02015, 50,000 samples). We have not run this config to the end, so there is no number of

@@ -1,12 +1,13 @@
-"""CIFAR-10 in pixels, 32 x 32, unconditional: the UNet and schedule of DDPM (Ho et al. 2020).
+"""CIFAR-10 in pixels, unconditional: the UNet and schedule of DDPM.
 
     python -m conprediff_jax.main --config=configs/cifar10.py
 
-Data: TFDS `cifar10`, which is downloaded on first use (170 MB).
+Size: 32 x 32, 35.7 M parameters.
+Needs: nothing. The data, TFDS `cifar10`, are downloaded on first use (170 MB).
 Hardware: one GPU or TPU chip. Activations are bf16.
 Hours: not measured. The whole run has 800,000 steps of 128 images, as published.
-Expected: DDPM's FID is 3.17, with the same network of 35.7 M parameters. We have not run this
-config with context prediction to the end, so there is no number to expect yet.
+Expected: the FID of DDPM (Ho et al. 2020) is 3.17, with the same network of 35.7 M parameters. We
+have not run this config with context prediction to the end, so there is no number to expect yet.
 """
 
 from conprediff_jax.config import default

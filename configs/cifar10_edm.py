@@ -1,14 +1,16 @@
-"""CIFAR-10 in pixels, 32 x 32, unconditional: EDM (Karras et al. 2022), with context prediction.
+"""CIFAR-10 in pixels, unconditional: EDM with context prediction.
 
     python -m conprediff_jax.main --config=configs/cifar10_edm.py
     python -m conprediff_jax.sample --workdir=runs/cifar10_edm --num=64
 
-Data: TFDS `cifar10`, which is downloaded on first use (170 MB).
-Hardware: eight GPUs or TPU chips. Activations are bf16; those of the published runs are float32.
+Size: 32 x 32, 53.6 M parameters.
+Needs: nothing. The data, TFDS `cifar10`, are downloaded on first use (170 MB).
+Hardware: one host of eight GPUs or a TPU v5e-8. Activations are bf16; those of the published runs
+are float32.
 Hours: not measured. The whole run has 390,625 steps of 512 images, 200 M images as published.
-Expected: EDM reports an FID of 1.97 with 35 calls of its network DDPM++, which has 55.7 M
-parameters. Levels of noise, loss, learning rate, warm-up, batch and moving average are as
-published. Widths and the number of blocks are those of DDPM++ too, but the blocks are ADM's
+Expected: EDM (Karras et al. 2022) reports an FID of 1.97 with 35 calls of its network DDPM++, which
+has 55.7 M parameters. Levels of noise, loss, learning rate, warm-up, batch and moving average are
+as published. Widths and the number of blocks are those of DDPM++ too, but the blocks are ADM's
 (53.6 M parameters), and of the published augmentation there are only mirror images. We have not run
 this config, so there is no number of ours yet.
 

@@ -4,11 +4,15 @@
     python -m conprediff_jax.main --config=configs/imagenet_dit_xl2.py
     python -m conprediff_jax.sample --workdir=runs/imagenet_dit_xl2 --label=207 --guidance=4
 
-Data: the same as for configs/imagenet.py. The first command encodes all images and their mirror
-images, so that training never encodes any.
-First stage: Stable Diffusion's KL-f8 in weights/kl-f8. This is a diffusers AutoencoderKL
-(config.json and diffusion_pytorch_model.safetensors).
-Hardware: TPU v5e-64 (--config.mesh.fsdp=8) or four hosts of eight GPUs. Activations are bf16,
+Size: 256 x 256, 674.8 M parameters.
+Needs:
+    imagenet2012: the data. TFDS cannot fetch its archives; python -m conprediff_jax.prepare
+        --name=imagenet2012 says which archives to put where, and then prepares them.
+    weights/kl-f8: the first stage KL-f8, a diffusers AutoencoderKL from https://huggingface.co, by
+        hf download stabilityai/sd-vae-ft-mse --local-dir=weights/kl-f8
+    latents/imagenet_256: the latents of all images and their mirror images, by
+        python -m conprediff_jax.precompute --config=configs/imagenet_dit_xl2.py
+Hardware: a TPU v5e-64 or four hosts of eight GPUs. Give --config.mesh.fsdp=8. Activations are bf16,
 parameters float32. The 674,816,272 parameters take 13.5 GB with optimiser, gradients and moving
 average, which fsdp divides over devices.
 Hours: not measured.

@@ -1,4 +1,4 @@
-"""ImageNet 256, class-conditional: SiT-B/2, flow matching on latents, with context prediction.
+"""ImageNet 256, class-conditional: SiT-B/2 on latents, with context prediction.
 
     python -m conprediff_jax.precompute --config=configs/imagenet_sit_b2.py
     python -m conprediff_jax.main --config=configs/imagenet_sit_b2.py
@@ -6,8 +6,15 @@
 
 This is the size that losses for training are usually compared on.
 
-Data and first stage: the same as for configs/imagenet_dit_xl2.py, with the same latents.
-Hardware: one host of eight GPUs, or a TPU v5e-16. Activations are bf16, parameters float32. The
+Size: 256 x 256, 130.3 M parameters.
+Needs:
+    imagenet2012: the data. TFDS cannot fetch its archives; python -m conprediff_jax.prepare
+        --name=imagenet2012 says which archives to put where, and then prepares them.
+    weights/kl-f8: the first stage KL-f8, a diffusers AutoencoderKL from https://huggingface.co, by
+        hf download stabilityai/sd-vae-ft-mse --local-dir=weights/kl-f8
+    latents/imagenet_256: the latents of all images and their mirror images, by
+        python -m conprediff_jax.precompute --config=configs/imagenet_sit_b2.py
+Hardware: one host of eight GPUs or a TPU v5e-16. Activations are bf16, parameters float32. The
 130,303,504 parameters take 2.6 GB with optimiser, gradients and moving average.
 Hours: not measured.
 Expected: SiT reports an FID of 33.0 after 400,000 steps, without guidance, by 250 steps of the

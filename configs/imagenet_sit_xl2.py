@@ -1,10 +1,19 @@
-"""ImageNet 256, class-conditional: SiT-XL/2, flow matching on latents, with context prediction.
+"""ImageNet 256, class-conditional: SiT-XL/2 on latents, with context prediction.
 
     python -m conprediff_jax.precompute --config=configs/imagenet_sit_xl2.py
     python -m conprediff_jax.main --config=configs/imagenet_sit_xl2.py
     python -m conprediff_jax.sample --workdir=runs/imagenet_sit_xl2 --label=207 --guidance=4
 
-Data, first stage and hardware: the same as for configs/imagenet_dit_xl2.py, with the same latents.
+Size: 256 x 256, 674.8 M parameters.
+Needs:
+    imagenet2012: the data. TFDS cannot fetch its archives; python -m conprediff_jax.prepare
+        --name=imagenet2012 says which archives to put where, and then prepares them.
+    weights/kl-f8: the first stage KL-f8, a diffusers AutoencoderKL from https://huggingface.co, by
+        hf download stabilityai/sd-vae-ft-mse --local-dir=weights/kl-f8
+    latents/imagenet_256: the latents of all images and their mirror images, by
+        python -m conprediff_jax.precompute --config=configs/imagenet_sit_xl2.py
+Hardware: a TPU v5e-64 or four hosts of eight GPUs. Give --config.mesh.fsdp=8. Activations are bf16,
+parameters float32.
 Hours: not measured.
 Expected: SiT reports an FID of 17.2 after 400,000 steps and of 8.3 after 7,000,000, without
 guidance, and of 2.06 with guidance (arXiv 2401.08740). All three are of 250 steps of the stochastic

@@ -1,8 +1,10 @@
-"""The first run: OpenMoji people and faces, 32 x 32, on a laptop's CPU.
+"""The first run: OpenMoji people and faces, in pixels.
 
     python -m conprediff_jax.main --config=configs/openmoji.py
 
-Hardware: 2 CPU cores, 3 GB of memory.
+Size: 32 x 32, 5.9 M parameters.
+Needs: nothing.
+Hardware: 2 CPU cores. The run takes 3 GB of memory.
 Hours: 0.15 (3,000 steps, 6.7 a second on one core alone).
 Expected: a final loss of about 0.048 (denoise 0.0285, context 0.019 after weighting). The grid
 shows faces, busts and figures with closed outlines; nine in ten of them are clean.

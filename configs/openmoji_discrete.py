@@ -1,11 +1,15 @@
-"""Discrete diffusion on a laptop's CPU: OpenMoji people and faces, 64 x 64, as 8 x 8 tokens.
+"""Discrete diffusion: OpenMoji people and faces, as 8 x 8 tokens.
 
 Train the image tokenizer first, then this config:
 
     python -m conprediff_jax.main --config=configs/first_stage/openmoji_vq.py
     python -m conprediff_jax.main --config=configs/openmoji_discrete.py
 
-Hardware: 2 CPU cores, 3 GB of memory.
+Size: 64 x 64, 3.6 M parameters.
+Needs:
+    runs/openmoji_vq: the image tokenizer, by python -m conprediff_jax.main
+        --config=configs/first_stage/openmoji_vq.py
+Hardware: 2 CPU cores. The run takes 3 GB of memory.
 Hours: 0.2 (3,200 steps at 4.7 a second, two grids), after 0.1 for the image tokenizer.
 Expected: a final loss of about 3.1 nats a token (denoise 2.9, context 0.19 after weighting), and
 4.8 bits a token on the test split (21.7 before training). The grid shows busts, faces, figures and

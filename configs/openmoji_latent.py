@@ -1,4 +1,4 @@
-"""Latent diffusion on a laptop's CPU: OpenMoji people and faces, 64 x 64, on latents of 8 x 8 x 32.
+"""Latent diffusion: OpenMoji people and faces, on latents of 8 x 8 x 32.
 
 Train the autoencoder first, encode all latents, then train this config:
 
@@ -6,7 +6,13 @@ Train the autoencoder first, encode all latents, then train this config:
     python -m conprediff_jax.precompute --config=configs/openmoji_latent.py
     python -m conprediff_jax.main --config=configs/openmoji_latent.py
 
-Hardware: 2 CPU cores, 3 GB of memory.
+Size: 64 x 64, 5.9 M parameters.
+Needs:
+    runs/openmoji_kl: the autoencoder, by python -m conprediff_jax.main
+        --config=configs/first_stage/openmoji_kl.py
+    runs/openmoji_latents: the latents, by python -m conprediff_jax.precompute
+        --config=configs/openmoji_latent.py
+Hardware: 2 CPU cores. The run takes 3 GB of memory.
 Hours: 0.2 (5,000 steps at 7 to 11 a second), after 0.1 for the autoencoder and seconds for latents.
 Expected: a final loss of about 0.098 (denoise 0.073, context 0.025 after weighting). The grid shows
 busts, figures and scenes with clean outlines at 64 x 64; one in six is smudged (docs/latents.md).

@@ -1,4 +1,4 @@
-"""Masked diffusion on a laptop's CPU: OpenMoji people and faces, 64 x 64, as 8 x 8 tokens.
+"""Masked diffusion: OpenMoji people and faces, as 8 x 8 tokens.
 
 Train the image tokenizer first, then this config:
 
@@ -8,8 +8,13 @@ Train the image tokenizer first, then this config:
 It is `openmoji_discrete.py` with the process of MD4 and MDLM in the place of VQ-Diffusion's: the
 same tokens, network, context term, optimiser and number of steps.
 
-Hardware: 2 CPU cores, 3 GB of memory.
+Size: 64 x 64, 3.7 M parameters.
+Needs:
+    runs/openmoji_vq: the image tokenizer, by python -m conprediff_jax.main
+        --config=configs/first_stage/openmoji_vq.py
+Hardware: 2 CPU cores. The run takes 3 GB of memory.
 Hours: 0.2 (3,200 steps, two grids), after 0.1 for the image tokenizer.
+Expected: see docs/tokens.md, which compares it with `openmoji_discrete.py`.
 """
 
 from conprediff_jax.config import default_masked, tokens

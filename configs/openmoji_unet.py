@@ -1,4 +1,13 @@
-"""A model that diffusers opens: OpenMoji people and faces, 32 x 32 pixels without patches."""
+"""A model that diffusers opens: OpenMoji people and faces, in pixels without patches.
+
+    python -m conprediff_jax.main --config=configs/openmoji_unet.py
+
+Size: 32 x 32, 1.7 M parameters.
+Needs: nothing.
+Hardware: 2 CPU cores.
+Hours: not measured.
+Expected: not measured.
+"""
 
 from conprediff_jax.config import default
 

@@ -22,7 +22,7 @@ import sys
 
 from absl import flags
 
-from conprediff_jax.cli import config_flag, help
+from conprediff_jax.cli import config_flag, headers, help
 
 _CONFIG = config_flag.define()
 _WORKDIR = flags.DEFINE_string(
@@ -36,20 +36,30 @@ _ALLOW = flags.DEFINE_bool(
     "Continue the run in the workdir even with other data, classes or seed, or with another first "
     "stage.",
 )
+flags.DEFINE_bool("list", False, "List the shipped configs, one line each, and exit.")
+_PRINT = flags.DEFINE_bool(
+    "print_config", False, "Print every key of the config with its value and meaning, and exit."
+)
 flags.mark_flag_as_required("config")
 
-help.answer(__name__, several=True)  # before imports that take seconds
+help.answer(__name__, several=True, list=headers.listing)  # before imports that take seconds
 
 from conprediff_jax.cli import app
 from conprediff_jax.common.files import check_folder
+from conprediff_jax.config import reference
+from conprediff_jax.train import needs
 from conprediff_jax.train.loop import train
 
 
 def main(argv: list[str]) -> None:
-    """Reads the flags and trains."""
+    """Reads the flags, and trains or prints the config."""
     del argv
+    if _PRINT.value:
+        print(reference.printed(_CONFIG.value))
+        return
     workdir = _WORKDIR.value or str(pathlib.Path("runs") / app.config_name().stem)
     check_folder(workdir, "--workdir")
+    needs.check(_CONFIG.value, workdir, headers.read(app.config_name()).needs)
     command = shlex.join(sys.orig_argv)
     train(_CONFIG.value, workdir, allow_changes=_ALLOW.value, command=command)
 

@@ -15,7 +15,7 @@ other weights. Several processes, started like those of training (see `main`), t
 
 from absl import flags
 
-from conprediff_jax.cli import config_flag, help
+from conprediff_jax.cli import config_flag, headers, help
 
 _CONFIG = config_flag.define()
 _OUT = flags.DEFINE_string(
@@ -35,6 +35,7 @@ help.answer(__name__, several=True)  # before imports that take seconds
 from conprediff_jax.cli import app
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.parallel import processes
+from conprediff_jax.train import needs
 from conprediff_jax.train.precompute import precompute
 
 
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> None:
     if not out:
         raise UserError("--out is missing: give a folder for the latents")
     processes.exit_when_asked()
+    needs.check(_CONFIG.value, None, headers.read(app.config_name()).needs, encode=True)
     precompute(_CONFIG.value, out, _SHARD_SIZE.value)
 
 

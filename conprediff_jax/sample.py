@@ -42,8 +42,11 @@ _FIRST = flags.DEFINE_integer(
 _SEED = flags.DEFINE_integer(
     "seed", 0, "This seed decides the images: image i depends only on the seed and i.", 0, 2**32 - 1
 )
-_LABEL = flags.DEFINE_integer(
-    "label", None, "Give every image this class; by default images take all classes in turn."
+_LABEL = flags.DEFINE_string(
+    "label",
+    None,
+    "Give images these classes, by name or number, with commas between them: images take them in "
+    "turn. By default images take all classes in turn.",
 )
 _PROMPT = flags.DEFINE_multi_string(
     "prompt",
@@ -80,7 +83,8 @@ from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.files import check_file, check_folder
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data.text_files import read_captions
-from conprediff_jax.runs.restore import load_guided
+from conprediff_jax.runs.classes import numbers_of
+from conprediff_jax.runs.restore import load_experiment, load_guided
 from conprediff_jax.sampling import record
 from conprediff_jax.sampling.generate import Generate, generate_batches, make_generate
 from conprediff_jax.sampling.model import DiffusionModel
@@ -96,7 +100,7 @@ def main(argv: list[str]) -> None:
     trained = load_guided(_WORKDIR.value, mesh, _STEP.value, guide_flag.value())
     model = trained.model
     captions = _captions(model)
-    model.check_condition(_LABEL.value)
+    labels = _labels(model)
     spec = model.sampling_with(**sampling_flags.values())
     # Images in a folder depend on their indices alone, so a folder can grow.
     drawn = {"first": _FIRST.value or None, "num": _NUM.value} if ending else {}
@@ -104,7 +108,7 @@ def main(argv: list[str]) -> None:
         record.model_of(trained, _WORKDIR.value),
         spec,
         seed=_SEED.value,
-        label=_LABEL.value,
+        label=labels[0] if labels and len(labels) == 1 else labels,
         prompts=captions,
         **drawn,
     )
@@ -115,7 +119,7 @@ def main(argv: list[str]) -> None:
         check_file(out, "--out")
         images.check_grid(out, _NUM.value, model.image_size)
 
-    options = {"seed": _SEED.value, "label": _LABEL.value, "num_classes": model.num_classes}
+    options = {"seed": _SEED.value, "label": labels, "num_classes": model.num_classes}
     options["texts"] = model.tokenizer(captions) if captions else None
     options |= {"params": trained.params, "frozen": trained.frozen}
     opening.say(
@@ -173,6 +177,14 @@ def _fill_folder(
     for batch in _draw(generate, options, progress, done) if done < len(files) else ():
         for image, file in zip(batch, waiting, strict=False):
             images.write_new_png(file, image)  # another command may draw the same images
+
+
+def _labels(model: DiffusionModel) -> list[int] | None:
+    """The numbers of the classes that images take in turn; None for all classes."""
+    if _LABEL.value is None:
+        return None
+    names = load_experiment(_WORKDIR.value, _STEP.value).data.class_names
+    return list(numbers_of(_LABEL.value, names, model.num_classes))
 
 
 def _captions(model: DiffusionModel) -> list[str] | None:

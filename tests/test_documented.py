@@ -1,12 +1,14 @@
 """Tests that the commands, flags and config keys that the documentation names exist and start."""
 
 import ast
+import dataclasses
 import functools
 import itertools
 import json
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -17,6 +19,9 @@ from ml_collections import ConfigDict
 
 from conprediff_jax.cli import choices
 from conprediff_jax.cli import help as command_help
+from conprediff_jax.common import keys as config_keys
+from conprediff_jax.common.errors import FieldError
+from conprediff_jax.config import reference
 from conprediff_jax.data import fitting, masks
 from conprediff_jax.diffusion import samplers
 from conprediff_jax.diffusion.samplers import categorical, masked
@@ -24,7 +29,10 @@ from conprediff_jax.interop import formats
 from conprediff_jax.metrics import suite
 from conprediff_jax.metrics.networks import lpips
 from conprediff_jax.planning import topology
+from conprediff_jax.runs.classes import numbers_of
+from conprediff_jax.runs.restore import load_experiment
 from conprediff_jax.sampling import inpainting
+from conprediff_jax.train.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -205,6 +213,56 @@ def test_documented_flags_keys_and_files_exist(helps):
             wrong += [f"{page.name}: --{flag}" for flag in flags if not is_known(flag, known)]
             wrong += [f"{page.name}: {file}" for file in files if not (ROOT / file).exists()]
     assert not wrong
+
+
+def test_the_page_of_configs_is_what_headers_and_docstrings_say():
+    script = runpy.run_path(str(ROOT / "docs" / "configs.py"))
+    page = (ROOT / "docs" / "configs.md").read_text()
+    assert script["written"](page) == page, "run python docs/configs.py"
+
+
+def test_every_key_has_a_meaning_that_names_its_choices():
+    for cls in reference._all_classes():
+        said = reference.meanings(cls)
+        names = [field.name for field in config_keys.keys_of(cls)]
+        assert not set(names) - set(said), f"the docstring of {cls.__name__} lacks them"
+        for field in config_keys.keys_of(cls):
+            if field.type is str and field.default:
+                choices = choices_of(cls, field.name)
+                assert all(choice in said[field.name] for choice in choices), (cls, field.name)
+
+
+def choices_of(cls, name):
+    """The choices of a field, as the message for a wrong one names them; none for free texts."""
+    others = {"name": "a", "weights": "a", "num_steps": 2, "alpha_bar": abs, "share": abs}
+    known = {field.name for field in dataclasses.fields(cls)}
+    settings = {key: value for key, value in others.items() if key in known}
+    try:
+        cls(**(settings | {name: "nonsense"}))
+    except (ValueError, TypeError) as error:
+        return re.findall(r"\w+", "".join(re.split("one of|choose from", str(error))[1:]))
+    return ()
+
+
+def test_the_config_of_own_data_trains_on_its_classes(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "own_data.md").read_text()
+    draw, own = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(draw.replace("range(300)", "range(8)"), "shapes.py", "exec"), {})
+    names = {}
+    exec(compile(own, "configs/shapes.py", "exec"), names)
+    config = names["get_config"]()
+    config.model.update(channels=32, channel_mult=(1,))
+    config.train.update(steps=2, batch_size=8)
+    config.sampling.update(num=8, steps=2)
+    train(config, "runs/shapes")
+    classes = load_experiment("runs/shapes").data.class_names
+    assert classes == ("circles", "squares", "triangles")
+    assert numbers_of("triangles, 0", classes, 3) == (2, 0)
+    with pytest.raises(FieldError, match=r"label names 'circels': did you mean 'circles'\?"):
+        numbers_of("circels", classes, 3)
+    with pytest.raises(FieldError, match=r"label names '3': the classes have no names, but numb"):
+        numbers_of("3", (), 3)
 
 
 def test_chaos_compares_runs(tmp_path):

@@ -21,6 +21,7 @@ from tiny import assert_same, mesh_of
 
 from conprediff_jax import config as config_lib
 from conprediff_jax import parallel
+from conprediff_jax.cli import headers
 from conprediff_jax.common import random
 from conprediff_jax.common.errors import ConfigError, FieldError
 from conprediff_jax.common.files import WriteError, absolute
@@ -252,6 +253,17 @@ def test_sampling_never_sees_the_context_decoder(finished, tmp_path):
     assert_same(images, generate(found.params, {}, 0, jnp.arange(4)))
     text = generate.lower(whole.params, {}, 0, jnp.arange(4)).compile().as_text()
     assert "trunk" not in text and "log_sigma" not in text
+
+
+def test_images_take_the_given_classes_in_turn():
+    def draw(params, frozen, seed, indices, labels, texts):
+        return labels
+
+    settings = {"seed": 0, "num": 5, "batch_size": 3, "first": 1, "num_classes": 4}
+    drawn = generate_batches(draw, None, None, label=[2, 0], **settings)
+    assert np.concatenate(list(drawn)).tolist() == [0, 2, 0, 2, 0]
+    drawn = generate_batches(draw, None, None, **settings)
+    assert np.concatenate(list(drawn)).tolist() == [1, 2, 3, 0, 1]
 
 
 def test_an_image_depends_on_seed_and_index_alone(finished):
@@ -504,6 +516,37 @@ SIZES = {
 }
 
 
+def test_all_that_is_missing_is_said_at_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = shipped("coco_discrete.py").get_config()
+    config.data.name = "./photos"
+    how = {config.text.weights: "fetch it"}
+    with pytest.raises(needs.MissingError) as raised:
+        needs.check(config, None, how)
+    first, *things, _ = str(raised.value).splitlines()
+    assert first == "this config needs 3 things that are missing; get them in this order:"
+    assert things[0] == "  ./photos (config.data.name): ./photos: there is no such folder"
+    assert things[1].startswith("  weights/vqgan-f8-openimages (config.first_stage.weights): ")
+    assert things[2] == "  weights/clip-vit-base-patch32 (config.text.weights): fetch it"
+
+    latent = shipped("openmoji_latent.py").get_config()
+    latent.first_stage.weights = "kl"
+    with pytest.raises(
+        needs.MissingError, match="one thing is missing that this config needs:\n  kl"
+    ):
+        needs.check(latent, None, {}, encode=True)
+    pathlib.Path("kl/checkpoints").mkdir(parents=True)
+    needs.check(latent, None, {}, encode=True)
+
+
+def shipped(name):
+    path = pathlib.Path(__file__).parent.parent / "configs" / name
+    spec = importlib.util.spec_from_file_location("shipped", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def keys_of_no_type(config, prefix="config"):
     """The keys that the command line could not set."""
     for key, value in config.items():
@@ -515,10 +558,7 @@ def keys_of_no_type(config, prefix="config"):
 
 @pytest.mark.parametrize("name", shipped_configs())
 def test_shipped_configs_build_models_of_the_published_size(name):
-    path = pathlib.Path(__file__).parent.parent / "configs" / name
-    spec = importlib.util.spec_from_file_location("shipped", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = shipped(name)
     assert f"--config=configs/{name}" in module.__doc__
     config = module.get_config()
     assert not list(keys_of_no_type(config))
@@ -532,3 +572,6 @@ def test_shipped_configs_build_models_of_the_published_size(name):
         assert decays[path] == (axes > 1), path
     size = sum(leaf.size for leaf in jax.tree.leaves(params[experiment.task.averaged]))
     assert size == SIZES.get(name, size)
+    header, side = headers.read(pathlib.Path(module.__file__)), experiment.data.image_size
+    assert not header.lacking, f"cli/headers.py shows how a docstring says {header.lacking}"
+    assert header.size == f"{side} x {side}, {size / 1e6:.1f} M parameters."

@@ -1,4 +1,4 @@
-"""KL-f8, the first stage of text-to-image latent diffusion: 256 x 256 to 32 x 32 x 4.
+"""KL-f8, the autoencoder of LDM-8, to latents of 32 x 32 x 4.
 
     python -m conprediff_jax.main --config=configs/first_stage/kl_f8.py
         --config.loss.lpips_trunk=vgg16-397923af.pth --config.loss.lpips_heads=vgg.pth
@@ -8,9 +8,13 @@ Losses and weights are those of latent-diffusion's config of this name. The two 
 torchvision's weights of VGG-16 and the heads of the `lpips` package (version 0.1). They do not come
 with this project; without them the loss has no LPIPS, and reconstructions are blurred.
 
-Data: TFDS `celeb_a_hq/256`. The original was trained on OpenImages, so give another
-`--config.data.name` for a general codec.
-Hardware: meant for a TPU v5e-8 or eight GPUs of 40 GB.
+Size: 256 x 256, 83.7 M parameters.
+Needs:
+    celeb_a_hq/256: the data. TFDS cannot fetch its files; python -m conprediff_jax.prepare
+        --name=celeb_a_hq/256 says which files to put where, and then prepares them.
+        The original was trained on OpenImages; give another --config.data.name for a general
+        codec.
+Hardware: one host of eight GPUs or a TPU v5e-8. It is meant for GPUs of 40 GB.
 Hours: not measured.
 Expected: the published codec took 246,803 steps and has a PSNR of 24.2 on OpenImages. The tests
 build this config and check its size; we have not run it.

@@ -1,8 +1,10 @@
-"""A first stage that a laptop trains: OpenMoji people and faces, 64 x 64 to latents of 8 x 8 x 32.
+"""Autoencoder of OpenMoji people and faces, to latents of 8 x 8 x 32.
 
     python -m conprediff_jax.main --config=configs/first_stage/openmoji_kl.py
 
-Hardware: 2 CPU cores, 2 GB of memory.
+Size: 64 x 64, 2.6 M parameters.
+Needs: nothing.
+Hardware: 2 CPU cores. The run takes 2 GB of memory.
 Hours: 0.1 (4,500 steps at 14 to 27 a second).
 Expected: PSNR 29.1 on the images it was trained on, and L1 0.036. In the grid, outlines and colours
 are clean; rare colours (a red face) are off.

@@ -1,8 +1,10 @@
-"""A first stage that a laptop trains: OpenMoji people and faces, 64 x 64 to 8 x 8 codes.
+"""Image tokenizer of OpenMoji people and faces, to 8 x 8 codes.
 
     python -m conprediff_jax.main --config=configs/first_stage/openmoji_vq.py
 
-Hardware: 2 CPU cores, 2 GB of memory.
+Size: 64 x 64, 2.6 M parameters.
+Needs: nothing.
+Hardware: 2 CPU cores. The run takes 2 GB of memory.
 Hours: 0.1 (4,500 steps at 10 to 14 a second).
 Expected: PSNR 24.7 on the images it was trained on, and L1 0.055. The 64 x 8 = 512 vectors of a
 batch use the codes with a perplexity of 335; over the whole set all 1,024 codes are used, with a

@@ -1,4 +1,4 @@
-"""VQGAN-f16, the first stage of VQ-Diffusion on faces: 256 x 256 to 16 x 16 of 1,024 codes.
+"""VQGAN-f16, the image tokenizer of VQ-Diffusion, to 16 x 16 of 1,024 codes.
 
     python -m conprediff_jax.main --config=configs/first_stage/vq_f16.py
         --config.loss.lpips_trunk=vgg16-397923af.pth --config.loss.lpips_heads=vgg.pth
@@ -6,8 +6,12 @@
 The autoencoder has 72,141,699 parameters and a discriminator of 2.8 M, with the sizes of
 taming-transformers' codec of FFHQ. The two files are those of configs/first_stage/vq_f4.py.
 
-Data: TFDS `celeb_a_hq/256`. For FFHQ give `--config.data.name=./data/ffhq`.
-Hardware: meant for a TPU v5e-8 or eight GPUs of 40 GB.
+Size: 256 x 256, 72.1 M parameters.
+Needs:
+    celeb_a_hq/256: the data. TFDS cannot fetch its files; python -m conprediff_jax.prepare
+        --name=celeb_a_hq/256 says which files to put where, and then prepares them.
+        For FFHQ, give `--config.data.name=./data/ffhq`.
+Hardware: one host of eight GPUs or a TPU v5e-8. It is meant for GPUs of 40 GB.
 Hours: not measured.
 Expected: no number yet. The tests build this config and check its size; we have not run it.
 """

@@ -1,4 +1,4 @@
-"""VQ-f4, the first stage of latent diffusion on faces and bedrooms: 256 x 256 to 64 x 64 x 3.
+"""VQ-f4, the autoencoder of LDM-4, to latents of 64 x 64 x 3.
 
     python -m conprediff_jax.main --config=configs/first_stage/vq_f4.py
         --config.loss.lpips_trunk=vgg16-397923af.pth --config.loss.lpips_heads=vgg.pth
@@ -8,9 +8,13 @@ of latent-diffusion's config of this name. The two files are torchvision's weigh
 heads of the `lpips` package (version 0.1). They do not come with this project; without them the
 loss has no LPIPS, and reconstructions are blurred.
 
-Data: TFDS `celeb_a_hq/256`. The original was trained on OpenImages, so give another
-`--config.data.name` for a general codec.
-Hardware: meant for a TPU v5e-8 or eight GPUs of 40 GB.
+Size: 256 x 256, 55.3 M parameters.
+Needs:
+    celeb_a_hq/256: the data. TFDS cannot fetch its files; python -m conprediff_jax.prepare
+        --name=celeb_a_hq/256 says which files to put where, and then prepares them.
+        The original was trained on OpenImages; give another --config.data.name for a general
+        codec.
+Hardware: one host of eight GPUs or a TPU v5e-8. It is meant for GPUs of 40 GB.
 Hours: not measured.
 Expected: the published codec took 658,131 steps and has a PSNR of 25.2 on OpenImages. The tests
 build this config and check its size; we have not run it.

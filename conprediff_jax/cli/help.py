@@ -6,6 +6,7 @@ Importing JAX and all that is built on it takes seconds. So a command defines it
 
 import re
 import sys
+from collections.abc import Callable
 
 from absl import app, flags
 
@@ -16,12 +17,13 @@ flags.disclaim_key_flags()  # the flags below are those of the command
 _HELP = ("help", "helpshort", "helpfull", "helpxml", "?", "h")
 
 
-def answer(name: str, *, several: bool = False) -> None:
+def answer(name: str, *, several: bool = False, **answers: Callable[[], str]) -> None:
     """Ends the program with an answer if the command line only asks a question.
 
     Args:
         name: `__name__` of the command: nothing happens where another module imports it.
         several: Whether the command can run as one of several processes.
+        **answers: Functions that make the answers to further flags, by the flags' names.
     """
     if name != "__main__":
         return
@@ -33,6 +35,9 @@ def answer(name: str, *, several: bool = False) -> None:
         sys.exit(2)
     if "version" in asked:
         print(f"conprediff_jax {package_version()}")
+        sys.exit(0)
+    for flag in asked.intersection(answers):
+        print(answers[flag]())
         sys.exit(0)
     if asked.intersection(_HELP):
         app.usage(shorthelp="helpfull" not in asked, writeto_stdout=True, exitcode=0)

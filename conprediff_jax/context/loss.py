@@ -71,7 +71,8 @@ class ContextPrediction:
         points_per_example: The number of points at which the loss is computed, drawn anew at every
             step; 0 means all points. The expected loss is the same.
         decoder: 'distribution', or 'direct' for the baseline, which uses no transport distance.
-        transport: A key of `transport.TRANSPORTS`.
+        transport: The transport distance: 'sinkhorn', 'exact', 'sinkhorn_divergence' or 'gaussian';
+            see `transport`.
         epsilon: The entropic regularisation relative to the mean cost. Only 'sinkhorn' and
             'sinkhorn_divergence' use it.
         iterations: The number of Sinkhorn iterations. Only 'sinkhorn' and 'sinkhorn_divergence'

@@ -4,9 +4,13 @@ Both are stored in the config before anything is built, in `config.text.vocabula
 `config.data.class_names`, and every checkpoint holds them.
 """
 
+from collections.abc import Sequence
+
 from ml_collections import ConfigDict
 
 from conprediff_jax import data
+from conprediff_jax.common.errors import FieldError, shortened
+from conprediff_jax.common.names import did_you_mean
 from conprediff_jax.config.experiment import Experiment, make_experiment
 from conprediff_jax.config.vocabulary import with_vocabulary_of
 from conprediff_jax.runs.checkpoint import newest_config
@@ -48,6 +52,35 @@ def with_class_names(config: ConfigDict, stored: dict | None) -> ConfigDict:
     with config.unlocked():
         config.data.class_names = given or numbered or _of(experiment)
     return config
+
+
+def numbers_of(text: str, names: Sequence[str], count: int | None) -> tuple[int, ...]:
+    """The numbers of classes that a text names.
+
+    Args:
+        text: Names or numbers of classes, with commas between them. A name comes before a number
+            that looks alike.
+        names: The names of the classes by number; () if they are not known.
+        count: Number of classes; None for a model without classes.
+
+    Raises:
+        FieldError: There are no classes, or none of this name or number.
+    """
+    if not count:
+        raise FieldError("label", f"is {text}: the model knows no classes")
+    parts = [text] if text in names else [part.strip() for part in text.split(",")]
+    return tuple(_number_of(part, names, count) for part in parts)
+
+
+def _number_of(part: str, names: Sequence[str], count: int) -> int:
+    if part in names:
+        return list(names).index(part)
+    if part.isdecimal() and int(part) < count:
+        return int(part)
+    known = f"the classes have no names, but numbers from 0 to {count - 1}"
+    if names:
+        known = f"{did_you_mean(part, names)}the classes are {shortened(names)}"
+    raise FieldError("label", f"names {part!r}: {known}")
 
 
 def _of(experiment: Experiment) -> tuple[str, ...]:

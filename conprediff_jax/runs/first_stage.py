@@ -40,11 +40,18 @@ def load_params(first_stage: Autoencoded) -> Any:
     Raises:
         FirstStageError: The weights are missing, or have other shapes or another architecture.
     """
+    check_there(first_stage)
     path = epath.Path(first_stage.weights).expanduser()
     if (path / FOLDER).is_dir():
         return _from_workdir(first_stage, path)
-    if (path / WEIGHTS).exists():
-        return _from_diffusers(first_stage, path)
+    return _from_diffusers(first_stage, path)
+
+
+def check_there(first_stage: Autoencoded) -> None:
+    """Raises FirstStageError, which says what to do, if the autoencoder's weights are missing."""
+    path = epath.Path(first_stage.weights).expanduser()
+    if (path / FOLDER).is_dir() or (path / WEIGHTS).exists():
+        return
     family = "AutoencoderKL" if isinstance(first_stage.model, AutoencoderKL) else "VQModel"
     raise FirstStageError(
         f"config.first_stage.weights is {path}: put there a diffusers {family} (config.json and "

@@ -4,7 +4,7 @@ An image is a function of the parameters, the seed and its index. It does not de
 size or the number of devices. No function here takes parameters of the context decoder.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -84,7 +84,7 @@ def generate_batches(
     batch_size: int,
     first: int = 0,
     num_classes: int | None = None,
-    label: int | None = None,
+    label: int | Sequence[int] | None = None,
     texts: Int32[np.ndarray, "texts length"] | None = None,
 ) -> Iterator[np.ndarray]:
     """Draws images `first` to `first + num - 1`, and yields them in batches of uint8 images.
@@ -100,7 +100,8 @@ def generate_batches(
         batch_size: Images at a time.
         first: Index of the first image.
         num_classes: Number of classes of the model; None for a model without classes.
-        label: Class of every image; None for image i to get class i modulo `num_classes`.
+        label: Class of every image, or classes of which image i gets the i-th, over and over; None
+            for image i to get class i modulo `num_classes`.
         texts: Token ids of captions, of which image i gets the i-th, over and over; None for a
             model that reads no captions.
 
@@ -113,7 +114,8 @@ def generate_batches(
         indices = np.arange(start, start + batch_size)
         labels = None
         if num_classes:
-            labels = indices % num_classes if label is None else np.full_like(indices, label)
+            classes = np.arange(num_classes) if label is None else np.atleast_1d(label)
+            labels = classes[indices % len(classes)]
         captions = None if texts is None else texts[indices % len(texts)]
         drawn = generate(params, frozen, seed, indices, labels, captions)
         yield np.asarray(drawn)[: first + num - start]

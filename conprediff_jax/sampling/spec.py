@@ -102,7 +102,7 @@ class GaussianSampling(ContinuousSampling):
     """The `sampling` section of continuous models.
 
     Attributes:
-        sampler: A key of `diffusion.samplers.GENERAL_SAMPLERS`.
+        sampler: 'ddpm', 'ddim' or 'dpm_solver' (DPM-Solver++(2M)); see `diffusion.samplers`.
         spacing: The spacing of the times that are visited: 'leading', 'trailing' or 'linspace'.
         steps_offset: Number that is added to times of 'leading' spacing; the original latent
             diffusion has 1.
@@ -259,6 +259,7 @@ class FlowSampling(ContinuousTimeSampling):
     of SiT are published; those of the flow are worse.
 
     Attributes:
+        sampler: 'euler', 'heun', 'sde', 'ddim', 'ddpm' or 'dpm_solver'.
         diffusion: How much noise 'sde' adds at each time; see `SDE`.
         diffusion_scale: A factor of that noise's variance, at least 0.
         last_step: The share of times of the last step of 'sde', which adds no noise.
@@ -286,6 +287,7 @@ class EDMSampling(ContinuousTimeSampling):
     """The `sampling` section of EDM.
 
     Attributes:
+        sampler: 'heun', 'euler', 'ddim', 'ddpm' or 'dpm_solver'.
         churn: Strength of the noise that 'heun' adds; 0 for none. `Heun` explains it and the next
             three.
         churn_min: Lowest noise level with churn.

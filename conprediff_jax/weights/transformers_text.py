@@ -269,6 +269,25 @@ def encoder_to_config(encoder: nn.Module) -> dict[str, Any]:
     return {**family.written, **family.fixed, **options}
 
 
+def find(folder: str | os.PathLike) -> pathlib.Path:
+    """The file of a text encoder's weights in a folder that `save_pretrained` wrote.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        UserError: A file is missing.
+    """
+    folder = pathlib.Path(folder).expanduser()
+    weights = tensor_files.find(folder, "model", "pytorch_model")
+    if weights is None or not (folder / "config.json").exists():
+        raise UserError(
+            f"{folder}: there is no text encoder; expected config.json and model.safetensors, as "
+            "save_pretrained writes them"
+        )
+    return weights
+
+
 def load(folder: str | os.PathLike, **options: Any) -> Loaded:
     """Reads a text encoder from a folder that `save_pretrained` wrote.
 
@@ -279,13 +298,8 @@ def load(folder: str | os.PathLike, **options: Any) -> Loaded:
     Raises:
         UserError: A file is missing or damaged, or the model is of another kind.
     """
+    weights = find(folder)
     folder = pathlib.Path(folder).expanduser()
-    weights = tensor_files.find(folder, "model", "pytorch_model")
-    if weights is None or not (folder / "config.json").exists():
-        raise UserError(
-            f"{folder}: there is no text encoder; expected config.json and model.safetensors, as "
-            "save_pretrained writes them"
-        )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         encoder = encoder_from_config(config, **options)

@@ -12,10 +12,12 @@ from conprediff_jax.models.text.encoder import Encoded, TokenIds, validate
 class BERTText(nn.Module):
     """The encoder that was trained with latent diffusion's text-to-image model.
 
-    The defaults are its sizes. It has BERT's vocabulary, but not its architecture. `vocab_size`,
-    `length` and `width` are described in `TextEncoder`.
+    The defaults are its sizes. It has BERT's vocabulary, but not its architecture.
 
     Attributes:
+        vocab_size: The number of token ids, which are 0 .. vocab_size - 1.
+        length: The number of tokens of a text, with padding.
+        width: The number of channels of an encoded token.
         num_layers: The number of blocks.
         num_heads: The number of attention heads.
         head_channels: The number of channels of a head.

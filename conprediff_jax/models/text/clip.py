@@ -13,13 +13,16 @@ class CLIPText(nn.Module):
     """CLIP's text encoder up to its final norm.
 
     The defaults are the sizes of ViT-B/32. ViT-L/14 has width 768, 12 heads and 3072 hidden
-    channels. `vocab_size`, `length` and `width` are described in `TextEncoder`.
+    channels.
 
     Attributes:
+        vocab_size: The number of token ids, which are 0 .. vocab_size - 1.
+        length: The number of tokens of a text, with padding.
+        width: The number of channels of an encoded token.
         num_layers: The number of blocks.
         num_heads: The number of attention heads, which must divide `width`.
         hidden: The number of hidden channels of the feed-forward layers.
-        activation: A key of `layers.ACTIVATIONS`.
+        activation: 'quick_gelu', 'gelu' or 'gelu_new'.
         unit: Whether every encoded token is divided by its norm, as in VQ-Diffusion.
         dtype: The dtype of the activations. Parameters and the output are float32.
         remat: Whether blocks are recomputed in the backward pass.

@@ -58,10 +58,12 @@ class T5Block(nn.Module):
 class T5Text(nn.Module):
     """The encoder of T5 1.1.
 
-    The defaults are the sizes of its "base"; "xxl" is 4096 wide. `vocab_size`, `length` and `width`
-    (T5's `d_model`) are described in `TextEncoder`.
+    The defaults are the sizes of its "base"; "xxl" is 4096 wide.
 
     Attributes:
+        vocab_size: The number of token ids, which are 0 .. vocab_size - 1.
+        length: The number of tokens of a text, with padding.
+        width: The number of channels of an encoded token (T5's `d_model`).
         num_layers: The number of blocks.
         num_heads: The number of attention heads.
         head_channels: The number of channels of a head (`d_kv`).
