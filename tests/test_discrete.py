@@ -261,12 +261,10 @@ def test_masked_diffusion_trains_samples_and_has_a_bound(config, images):
     assert all(np.isfinite(value) for metrics in trace for value in metrics.values())
     assert trace[0]["loss/context"] > 0
     model, frozen_ = experiment.task.model, jax.tree.map(jnp.asarray, task_state["frozen"])
-    drawn = make_generate(model, model.sampling, mesh)(
-        state.ema["denoiser"], frozen_, 0, jnp.arange(4)
-    )
+    drawn = make_generate(model, model.sampling, mesh)(state.ema, frozen_, 0, jnp.arange(4))
     assert drawn.shape == (4, 8, 8, 3) and len(np.unique(np.asarray(drawn), axis=0)) > 1
 
-    params = jax.tree.map(jnp.zeros_like, state.ema["denoiser"])
+    params = jax.tree.map(jnp.zeros_like, state.ema)
     losses = denoising_loss.make_losses(model, mesh, model.process.evaluated_times(50))
     batch |= {"mask": np.ones(8, bool)}
     rows = np.concatenate(
