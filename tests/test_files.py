@@ -81,6 +81,9 @@ def test_a_file_is_not_written_where_a_folder_is(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=f"{tmp_path}/file is a file, and must be a folder"):
         check_file(tmp_path / "file" / "a.png", "--out")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"link is a link to {tmp_path}/gone, which does not exist"):
+        check_file(tmp_path / "link" / "a.png", "--out")
 
 
 def test_what_is_in_the_way_is_named(tmp_path):

@@ -41,7 +41,8 @@ def check_folder(path: str | os.PathLike, flag: str) -> None:
         flag: Name of the flag or argument that gives it, for the message.
 
     Raises:
-        UserError: A file is in the way, the place is read-only, or a name is too long.
+        UserError: A file or a link to nothing is in the way, the place is read-only, or a name is
+            too long.
     """
     path = epath.Path(path)
     _check_length(path, flag)
@@ -52,6 +53,11 @@ def check_folder(path: str | os.PathLike, flag: str) -> None:
             if not is_address(part) and not os.access(part, os.W_OK | os.X_OK):
                 raise UserError(f"{flag}={path}: nothing can be written in {part}: it is read-only")
             return
+        if not is_address(part) and os.path.islink(part):
+            raise UserError(
+                f"{flag}={path}: {part} is a link to {os.readlink(part)}, which does not exist: "
+                "make this folder, or remove the link"
+            )
 
 
 def check_file(path: str | os.PathLike, flag: str) -> None:
