@@ -23,7 +23,7 @@ from conprediff_jax import config as config_lib
 from conprediff_jax import parallel
 from conprediff_jax.cli import headers
 from conprediff_jax.common import random
-from conprediff_jax.common.errors import ConfigError, FieldError
+from conprediff_jax.common.errors import ConfigError, FieldError, UserError
 from conprediff_jax.common.files import WriteError, absolute
 from conprediff_jax.config.experiment import check_devices, make_experiment
 from conprediff_jax.config.sections import changes
@@ -36,6 +36,7 @@ from conprediff_jax.tasks import step as step_lib
 from conprediff_jax.tasks.optimizer import decayed
 from conprediff_jax.tasks.power_averages import exponent
 from conprediff_jax.tasks.state import abstract_state
+from conprediff_jax.train import needs
 from conprediff_jax.train.loop import train
 from conprediff_jax.train.report import DivergedError
 
@@ -531,10 +532,12 @@ def test_all_that_is_missing_is_said_at_once(tmp_path, monkeypatch):
 
     latent = shipped("openmoji_latent.py").get_config()
     latent.first_stage.weights = "kl"
-    with pytest.raises(
-        needs.MissingError, match="one thing is missing that this config needs:\n  kl"
-    ):
+    with pytest.raises(UserError, match=r"config.first_stage.weights is kl: put there a diffusers"):
         needs.check(latent, None, {}, encode=True)
+    with pytest.raises(
+        needs.MissingError, match=r"needs kl \(config.first_stage.weights\): train it"
+    ):
+        needs.check(latent, None, {"kl": "train it"}, encode=True)
     pathlib.Path("kl/checkpoints").mkdir(parents=True)
     needs.check(latent, None, {}, encode=True)
 
