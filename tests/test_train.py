@@ -577,4 +577,6 @@ def test_shipped_configs_build_models_of_the_published_size(name):
     assert size == SIZES.get(name, size)
     header, side = headers.read(pathlib.Path(module.__file__)), experiment.data.image_size
     assert not header.lacking, f"cli/headers.py shows how a docstring says {header.lacking}"
+    places = {need.place for need in needs.needs_of(experiment)}
+    assert set(header.needs) == places, f"its docstring has to say how to get {places}"
     assert header.size == f"{side} x {side}, {size / 1e6:.1f} M parameters."
