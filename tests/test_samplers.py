@@ -10,8 +10,8 @@ import pytest
 import torch
 from diffusers.schedulers import scheduling_ddpm
 
-from conprediff_jax.diffusion import DDIM, DDPM, SAMPLERS, DPMSolverPP2M, GaussianProcess
-from conprediff_jax.diffusion.samplers import RePaint, step_noise
+from conprediff_jax.diffusion import DDIM, DDPM, DPMSolverPP2M, GaussianProcess
+from conprediff_jax.diffusion.samplers import GENERAL_SAMPLERS, RePaint, step_noise
 from conprediff_jax.diffusion.samplers.base import spaced_times
 
 SHAPE = (2, 4, 3)  # batch, grid, channels
@@ -291,11 +291,11 @@ def test_stochastic_samplers_have_the_moments_of_the_data(cls, fields):
     np.testing.assert_allclose(samples.std(0), DEVIATION, rtol=0.04)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", GENERAL_SAMPLERS)
 def test_a_sample_does_not_depend_on_its_batch(name):
     process = make_process("linear", "epsilon")
     fields = {"eta": 1.0} if name == "ddim" else {}
-    sampler = SAMPLERS[name](process=process, steps=4, **fields)
+    sampler = GENERAL_SAMPLERS[name](process=process, steps=4, **fields)
     denoise = smooth_denoiser(process)
     x_T, rngs = start((3, 4, 3))
     together = run(sampler, denoise, x_T, rngs)
