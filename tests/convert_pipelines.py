@@ -41,7 +41,9 @@ def theirs(monkeypatch, folder, model, num, prompts=None, labels=None):
     def gumbel_noised(logits, generator):
         """Ours has the codes last, and the mask in every step; theirs has none in the last."""
         index, shape = next(calls), (*task.point_shape, task.process.num_codes + 1)
-        draw = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, index), shape))
+        draw = jax.vmap(
+            lambda key: jax.random.gumbel(jax.random.fold_in(key, index), shape, mode="high")
+        )
         noise = np.asarray(draw(steps)).reshape(num, -1, shape[-1]).transpose(0, 2, 1)
         return logits + torch.from_numpy(noise[:, : logits.shape[1]].copy())
 
