@@ -108,7 +108,7 @@ def test_a_checkpoint_carries_its_first_stage(finished, weights, tmp_path):
     workdir, _ = finished
     shutil.copytree(workdir, tmp_path / "run")
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    model, params, stage, _ = restore.load(str(tmp_path / "run"), mesh)
+    model, params, stage, *_ = restore.load(str(tmp_path / "run"), mesh)
     stored = load_params(model.first_stage)
     jax.tree.map(np.testing.assert_array_equal, stage["autoencoder"], stored)
     generate = make_generate(model, model.sampling, mesh)

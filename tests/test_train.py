@@ -269,8 +269,8 @@ def test_images_take_the_given_classes_in_turn():
 
 def test_an_image_depends_on_seed_and_index_alone(finished):
     def load(mesh):
-        task, params, _, _ = restore.load(str(finished[0]), mesh)
-        return make_generate(task, task.sampling, mesh), params
+        model, params, *_ = restore.load(str(finished[0]), mesh)
+        return make_generate(model, model.sampling, mesh), params
 
     one, params = load(mesh_of())
     alone = one(params, {}, 3, jnp.array([5]))
