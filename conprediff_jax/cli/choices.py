@@ -13,5 +13,5 @@ LPIPS_NETWORKS = ("alexnet", "vgg16")
 METRICS = ("frechet", "spatial", "kernel", "score", "precision", "recall")
 ENOUGH = 2048  # images of a Frechet distance
 WRITTEN = ("inference", "safetensors", "diffusers", "stablehlo")
-READ = ("diffusers", "safetensors", "dit", "ldm", "adm", "vq-diffusion")
+READ = ("diffusers", "safetensors", "dit", "sit", "ldm", "adm", "vq-diffusion")
 TOPOLOGIES = "v5e:4x4, v5p:2x4x4, or Cloud's v5e-16, v4-128 (64 chips), v5p-64 (32 chips)"
