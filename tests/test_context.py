@@ -255,7 +255,7 @@ def test_time_weightings_and_stride_weights():
     weighted, distance = ratio(stride_weights=(1.0, 0.0, 2.0))
     np.testing.assert_allclose(weighted, 0.5 * (distance[:, 0] + 2 * distance[:, 2]), rtol=1e-5)
     assert prediction(warmup_steps=10).warmup(jnp.array(5)) == 0.5
-    assert prediction().warmup(jnp.array(0)) == 1
+    assert prediction(warmup_steps=0).warmup(jnp.array(0)) == 1
 
 
 def flops(**settings):

@@ -21,7 +21,10 @@ from conprediff_jax.config.experiment import make_experiment
 ROOT = pathlib.Path(__file__).parent.parent
 FILES = sorted((ROOT / "configs").rglob("*.py"))
 # Types of elements, where a tuple is empty.
-LONE = {"keep": str, "class_names": str, "attention_downsampling": int, "stride_weights": float}
+LONE = {
+    **{"keep": str, "class_names": str, "imports": str},
+    **{"attention_downsampling": int, "stride_weights": float, "power_averages": float},
+}
 NASTY = (
     *("None", "none", "", " ", "nan", "inf", "-inf", "1e400", "1e39", "99999999999", "-1", "0"),
     *("1.5", "True", "no", "maybe", "()", "(", "(1,", "1,2", "(1, 'a')", "[1, 2]", "{}", "{1}"),
