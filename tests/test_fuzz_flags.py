@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import logging
 import math
 import pathlib
 
@@ -51,7 +52,8 @@ def parsed(monkeypatch):
             return said.getvalue()
         return holder.value
 
-    return parse
+    yield parse
+    logging.disable(logging.NOTSET)  # a command logs nothing after its last message
 
 
 def keys(config: ConfigDict, prefix: str = "") -> dict[str, tuple[type, type | None, bool]]:
