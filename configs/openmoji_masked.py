@@ -13,8 +13,8 @@ Needs:
     runs/openmoji_vq: the image tokenizer, by python -m conprediff_jax.main
         --config=configs/first_stage/openmoji_vq.py
 Hardware: 2 CPU cores. The run takes 3 GB of memory.
-Hours: 0.2 (3,200 steps, two grids), after 0.1 for the image tokenizer.
-Expected: see docs/tokens.md, which compares it with `openmoji_discrete.py`.
+Hours: not measured; `openmoji_discrete.py` takes 0.2, after 0.1 for the image tokenizer.
+Expected: not measured.
 """
 
 from conprediff_jax.config import default_masked, tokens

@@ -2,7 +2,7 @@
 
     python -m conprediff_jax.main --config=configs/openmoji_unet.py
 
-Size: 32 x 32, 1.7 M parameters.
+Size: 16 x 16, 1.7 M parameters.
 Needs: nothing.
 Hardware: 2 CPU cores.
 Hours: not measured.
@@ -14,7 +14,7 @@ from conprediff_jax.config import default
 
 def get_config():
     config = default()
-    config.data.update(name="openmoji/people", image_size=32)
+    config.data.update(name="openmoji/people", image_size=16)
     config.process.update(schedule="cosine", prediction="v", weighting="min_snr", snr_max=5.0)
     config.model.update(channels=32, channel_mult=(1, 2, 3), blocks_per_level=1, head_channels=32)
     config.context.update(weight=0.09, points_per_example=16, warmup_steps=500)
@@ -23,9 +23,9 @@ def get_config():
         steps=2000,
         batch_size=16,
         ema_decay=0.995,
-        log_every=50,
-        sample_every=1000,
-        checkpoint_every=1000,
+        log_every=100,
+        sample_every=2000,
+        checkpoint_every=2000,
     )
     config.sampling.num = 36
     return config
