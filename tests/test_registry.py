@@ -26,6 +26,7 @@ import jax.numpy as jnp
 
 from conprediff_jax.common.keys import derived, fixed
 from conprediff_jax.diffusion.process import PROCESSES, Corrupted
+from conprediff_jax.diffusion.samplers import Walk
 from conprediff_jax.diffusion.times import TableTimes
 from conprediff_jax.models.denoiser import DENOISERS, Denoised
 from conprediff_jax.sampling.spec import SAMPLINGS, SamplingSpec
@@ -77,11 +78,11 @@ class Euler:
     def __init__(self, process):
         self.process = process
 
-    def sample(self, denoise, x_T, keys, known=None):
+    def walk(self, denoise, x_T, keys, known=None):
         def step(x, t):
-            return x - denoise(x, jnp.full(len(x), t)) / self.process.num_steps, None
+            return x - denoise(x, jnp.full(len(x), t)) / self.process.num_steps
 
-        return jax.lax.scan(step, x_T, jnp.arange(self.process.num_steps)[::-1])[0]
+        return Walk(x_T, jnp.arange(self.process.num_steps)[::-1], step, lambda x: x)
 
 
 @SAMPLINGS.register("lines")
