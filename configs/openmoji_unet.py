@@ -5,8 +5,8 @@
 Size: 16 x 16, 1.7 M parameters.
 Needs: nothing.
 Hardware: 2 CPU cores.
-Hours: not measured.
-Expected: not measured.
+Hours: 0.3 (2,000 steps at 2.1 to 2.5 a second, on cores that had other work).
+Expected: not measured to the end. The loss is 0.041 after 900 steps.
 """
 
 from conprediff_jax.config import default
