@@ -7,8 +7,8 @@ Size: 32 x 32, 4.2 M parameters.
 Needs: nothing.
 Hardware: 2 CPU cores. The run takes 3 GB of memory.
 Hours: 0.5 (4,000 steps at 2.2 to 2.4 a second, on cores that had other work).
-Expected: not measured to the end. After 1,100 steps the shapes of busts can be recognised, and their
-outlines are not yet clean.
+Expected: not measured to the end. After 1,100 steps the shapes of busts can be recognised, and
+their outlines are not yet clean.
 
 A small SiT of 4,177,776 parameters: a patch of 4 x 4 pixels is a point and a token, as in
 configs/openmoji.py. It predicts x_0, of which the velocity is made (docs/processes.md): a network
