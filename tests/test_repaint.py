@@ -11,9 +11,15 @@ import scipy.stats
 import torch
 from diffusers.schedulers import scheduling_repaint
 
-from conprediff_jax.diffusion import DDIM, SAMPLERS, GaussianProcess
+from conprediff_jax.diffusion import DDIM, GaussianProcess
 from conprediff_jax.diffusion.categorical import CategoricalProcess
-from conprediff_jax.diffusion.samplers import Known, RePaint, jump_schedule, step_noise
+from conprediff_jax.diffusion.samplers import (
+    GENERAL_SAMPLERS,
+    Known,
+    RePaint,
+    jump_schedule,
+    step_noise,
+)
 from conprediff_jax.diffusion.samplers.categorical import CategoricalSampler
 
 SHAPE = (2, 4, 3)  # batch, grid, channels
@@ -208,10 +214,10 @@ def test_repaint_samples_the_conditional_distribution():
     assert np.all(np.abs(replaced.mean(0) - CONDITIONAL_MEAN) > 0.2)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", GENERAL_SAMPLERS)
 def test_fast_samplers_lean_towards_what_is_known(name):
     process = GaussianProcess(schedule="cosine", prediction="x0")
-    found = fillings(SAMPLERS[name](process=process, steps=20), count=500)
+    found = fillings(GENERAL_SAMPLERS[name](process=process, steps=20), count=500)
     shift, right = found.mean(0) - MEAN[1:], CONDITIONAL_MEAN - MEAN[1:]
     assert np.all((0.3 * right < shift) & (shift < 1.2 * right))
 
@@ -315,6 +321,6 @@ def test_no_jumps_is_ancestral_sampling():
     options = {"process": process, "steps": 20, "spacing": "linspace"}
     np.testing.assert_allclose(
         run(RePaint(**options, resamplings=1), network, x_T, rngs, known),
-        run(SAMPLERS["ddpm"](**options), network, x_T, rngs, known),
+        run(GENERAL_SAMPLERS["ddpm"](**options), network, x_T, rngs, known),
         atol=1e-6,
     )
