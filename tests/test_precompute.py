@@ -23,6 +23,7 @@ from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import latents, sources
 from conprediff_jax.data.tfds import TfdsSource
 from conprediff_jax.models.autoencoder import AutoencoderKL
+from conprediff_jax.runs.first_stage import load_params
 from conprediff_jax.train.loop import train
 from conprediff_jax.train.precompute import precompute
 
@@ -36,7 +37,6 @@ import sys
 sys.path.append("{tests}")
 import tiny
 from conprediff_jax.config import latents
-from conprediff_jax.runs.first_stage import load_params
 
 def get_config():
     config = tiny.get_config()
