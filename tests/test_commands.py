@@ -185,7 +185,11 @@ def test_only_one_of_two_runs_may_sample_into_a_new_folder(killed_and_resumed, t
         ("main", ["--config={config}", "--config.context.transport=emd"], "'sinkhorn'"),
         ("main", ["--config={config}", "--config.data.name=celeb_a_hq/256"], "downloads/manual"),
         ("main", ["--config={config}", "--config.data.name=./nowhere"], "no such folder"),
-        ("main", ["--config={config}", "--config.mesh.fsdp=2"], "does not match the 1 devices"),
+        (
+            "main",
+            ["--config={config}", "--config.mesh.fsdp=2", "--config.data.name={images}"],
+            "does not match the 1 devices",
+        ),
         ("held_out", ["--workdir={workdir},{workdir}/nothing"], "nothing/checkpoints"),
         ("sample", ["--workdir={workdir}/nothing"], "a workdir is a folder that training wrote"),
         ("sample", ["--workdir={workdir}", "--steps=0"], "steps"),
@@ -218,6 +222,7 @@ def test_bad_input_is_reported_in_one_line(
     broken.write_text(BROKEN)
     (tmp_path / "folder.png").mkdir()
     names = {"config": CONFIG, "broken": broken, "folder": tmp_path / "folder.png"}
+    names["images"] = ROOT / "docs"
     names["workdir"] = killed_and_resumed[0]
     given = [a.format(**names) for a in arguments]
     if module == "main":
