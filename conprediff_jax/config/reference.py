@@ -37,6 +37,8 @@ SOURCES = {
     "dtype": "config.dtype",
 }
 
+PACKAGE = "conprediff_jax."
+
 _WIDTH = 100
 _COLUMN = 34  # where meanings begin
 
@@ -121,7 +123,7 @@ def page() -> str:
 
 
 def _all_classes() -> dict[type, list[str]]:
-    """The class of every section and kind, with the titles under which it is listed."""
+    """The class of every section and kind of this package, with its titles in the list."""
     found = collections.defaultdict(list)
     for name, cls in SHARED.items():
         found[cls].append(f"`config.{name}`")
@@ -140,7 +142,8 @@ def _all_classes() -> dict[type, list[str]]:
     alone = {"text": TextCondition, "condition": ConditionSpec, "context": ContextPrediction}
     for name, cls in (alone | {"loss": FirstStageLoss}).items():
         found[cls].append(f"`config.{name}`")
-    return found
+    # Kinds that others register are not in this project's documentation.
+    return {cls: titles for cls, titles in found.items() if cls.__module__.startswith(PACKAGE)}
 
 
 def _row(field: dataclasses.Field, cls: type) -> str:
