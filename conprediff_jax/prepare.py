@@ -1,10 +1,14 @@
-"""Downloads a TFDS data set, and writes it in a format with random access.
+"""Makes a data set that is read at random, of images in another format or from TFDS; shows data.
 
-    python -m conprediff_jax.prepare --name=openmoji/people
+    python -m conprediff_jax.prepare --from=photos --out=data/photos --held_out=0.05
+    python -m conprediff_jax.prepare --from='shards/*.tar' --text=txt --out=data/web
     python -m conprediff_jax.prepare --name=cifar10 --data_dir=data
-    python -m conprediff_jax.prepare --name=celeb_a_hq/256 --manual_dir=downloads
 
-A data set that is already there is left as it is. TFDS shows its progress while it works.
+--from takes a folder of images with captions beside them, WebDataset's .tar files, Parquet files,
+an .npz of ADM's layout, or a folder that Hugging Face's datasets.save_to_disk wrote. The report in
+OUT says what was imported, what was left out and why. An interrupted import goes on where it
+stopped. --config.data.name=./OUT trains on the result. --show=DATA --out=FOLDER writes a page that
+shows data of any kind: a contact sheet, sizes, brightness and the words of captions.
 """
 
 from absl import flags
@@ -12,8 +16,15 @@ from absl import flags
 from conprediff_jax.cli import help
 
 _NAME = flags.DEFINE_string(
-    "name", None, "Prepare the TFDS data set of this name, such as openmoji/people.", required=True
+    "name", None, "Prepare the TFDS data set of this name, such as openmoji/people."
 )
+_FROM = flags.DEFINE_string(
+    "from", None, "Import this folder, file or pattern of files; the format is recognized."
+)
+_SHOW = flags.DEFINE_string(
+    "show", None, "Write a page that shows these data: a TFDS name or a path, as config.data.name."
+)
+_OUT = flags.DEFINE_string("out", None, "Write to this folder, with --from and --show.")
 _DATA_DIR = flags.DEFINE_string(
     "data_dir",
     None,
@@ -25,17 +36,68 @@ _MANUAL_DIR = flags.DEFINE_string(
     "Find files that you must download yourself in this folder; the default is "
     "DATA_DIR/downloads/manual.",
 )
+_TEXT = flags.DEFINE_string(
+    "text", "", "Take captions from this column or kind of file; 'none' for no captions. By "
+    "default they are found."
+)  # fmt: skip
+_LABEL = flags.DEFINE_string(
+    "label", "", "Take classes from this column or kind of file, 'label' for subfolders, 'prefix' "
+    "for what stands before the first _ of a file's name, 'none' for no classes. By default they "
+    "are found."
+)  # fmt: skip
+_KEEP = flags.DEFINE_list("keep", [], "Import these further columns, as texts.")
+_SPLIT = flags.DEFINE_string("split", "train", "Show this split.")
+_HELD_OUT = flags.DEFINE_float(
+    "held_out", 0.0, "Hold out this share of the split train as the split test, by a hash.",
+    lower_bound=0.0, upper_bound=0.9,
+)  # fmt: skip
+_DROP = flags.DEFINE_bool(
+    "drop_duplicates", False, "Leave out images whose bytes are those of an image before."
+)
+_MIN_SIDE = flags.DEFINE_integer(
+    "min_side", 16, "Leave out images whose shorter side has fewer pixels.", lower_bound=1
+)
+_MAX_ASPECT = flags.DEFINE_float(
+    "max_aspect", 10.0, "Leave out images that are longer than this many times their shorter side.",
+    lower_bound=1.0,
+)  # fmt: skip
 
 help.answer(__name__)  # before imports that take seconds
 
 from conprediff_jax.cli import app
 from conprediff_jax.common import opening
+from conprediff_jax.common.errors import DataError, FieldError
+from conprediff_jax.common.files import check_folder
+from conprediff_jax.data import sources
+from conprediff_jax.data.importing import counting, page, writing
+from conprediff_jax.data.importing.formats import plan_import
+from conprediff_jax.data.importing.inspecting import Limits
+from conprediff_jax.data.importing.parts import Wanted
 from conprediff_jax.data.tfds import default_data_dir, prepare
+
+_ON_PAGE = "caption", "text"  # features that may hold captions
 
 
 def main(argv: list[str]) -> None:
-    """Prepares the data set and says where it was written."""
+    """Imports, prepares or shows data, and says where the result is."""
     del argv
+    given = [name for name in ("from", "name", "show") if flags.FLAGS[name].value]
+    if len(given) != 1:
+        raise FieldError("from", "or --name or --show is needed, and only one of them")
+    if given[0] == "name":
+        _prepare()
+        return
+    if not _OUT.value:
+        raise FieldError("out", f"is needed with --{given[0]}: the folder to write to")
+    check_folder(_OUT.value, "--out")
+    if given[0] == "show":
+        print(_show(_SHOW.value, _SPLIT.value, _OUT.value))
+    else:
+        _import()
+
+
+def _prepare() -> None:
+    """Downloads a data set of TFDS and writes it as array_record."""
     where = _DATA_DIR.value or default_data_dir()
     opening.say(f"the files of {_NAME.value}", "a data set with random access", where, on=None)
     builder = prepare(_NAME.value, _DATA_DIR.value, _MANUAL_DIR.value)
@@ -45,5 +107,41 @@ def main(argv: list[str]) -> None:
     print(f"{_NAME.value}: {splits}; in {builder.data_dir}")
 
 
+def _import() -> None:
+    """Imports data of another format."""
+    text, label = (None if flag.value == "none" else flag.value for flag in (_TEXT, _LABEL))
+    wanted = Wanted(text=text, label=label, keep=tuple(_KEEP.value))
+    plan = plan_import(_FROM.value, wanted)
+    found = [f"captions ({plan.text})"] if plan.text else []
+    found += [f"classes ({plan.label})"] if plan.label else []
+    what = f"{plan.format}: images{''.join(f', {name}' for name in [*found, *plan.keep])}"
+    opening.say(f"{_FROM.value}, {what}", "a data set with random access", _OUT.value, on=None)
+    options = writing.Options(
+        held_out=_HELD_OUT.value,
+        drop_duplicates=_DROP.value,
+        limits=Limits(min_side=_MIN_SIDE.value, max_aspect=_MAX_ASPECT.value),
+    )
+    report = writing.write(plan, _FROM.value, _OUT.value, options)
+    said = counting.lines(report)
+    print("\n".join(said))
+    split = max(report["splits"], key=report["splits"].get)
+    print(_show(_OUT.value, split, _OUT.value, said))
+
+
+def _show(name: str, split: str, out: str, report: list[str] = ()) -> str:
+    """Writes the page of some data, and returns a line that says where it is."""
+    for keep in (*([_TEXT.value] if _TEXT.value not in ("", "none") else []), *_ON_PAGE, None):
+        try:
+            source = sources.open_source(
+                name, split=split, data_dir=_DATA_DIR.value, keep=[keep] if keep else []
+            )
+            break
+        except DataError:
+            if keep is None:
+                raise
+    shown = page.write_page(source, f"{name}, split {split}", out, keep, report)
+    return f"{shown} shows {name}"
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, again="the same command continues where it stopped")

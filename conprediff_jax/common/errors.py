@@ -47,3 +47,11 @@ def first_line(error: Exception) -> str:
 def shortened(names: Iterable[str]) -> str:
     """Names with commas between them, for a message; only the first ones if there are many."""
     return textwrap.shorten(", ".join(names), 200, placeholder=" ...")
+
+
+def printable(name: str) -> str:
+    """A name for a message: line breaks and other invisible characters are written as escapes."""
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in name
+    )

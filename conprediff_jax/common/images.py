@@ -118,6 +118,24 @@ def list_images(root: pathlib.Path) -> list[str]:
     return sorted(files, key=natural_key)
 
 
+def list_beside(root: pathlib.Path, endings: Sequence[str]) -> dict[str, str]:
+    """The files with some endings, in the folders that `list_images` reads.
+
+    Args:
+        root: The folder.
+        endings: Endings in lower case. Of files with one stem, the first ending counts.
+
+    Returns:
+        The paths of the files, relative to the folder, by these paths without their endings.
+    """
+    found = {}
+    for path, entry in _walk(root):
+        stem, ending = os.path.splitext(path)
+        if (ending := ending.lower()) in endings and _is_file(entry):
+            found[endings.index(ending), stem] = path
+    return {stem: found[place, stem] for place, stem in sorted(found, reverse=True)}
+
+
 def _walk(root: pathlib.Path) -> Iterator[tuple[str, os.DirEntry]]:
     """The files below a folder, with their paths relative to it; every folder is read once."""
     folders, links, seen = [""], [], set()
@@ -164,10 +182,19 @@ def _is_hidden(name: str) -> bool:
     return name.startswith(".") or name in _LITTER
 
 
-@functools.cache
+_warned: dict[str, None] = {}  # the lines that were logged, in their order
+
+
 def warn_once(line: str) -> None:
     """Logs a warning the first time only: a run lists a folder several times."""
-    logging.warning("%s", line)
+    if line not in _warned:
+        _warned[line] = None
+        logging.warning("%s", line)
+
+
+def warned() -> tuple[str, ...]:
+    """What this process has logged by `warn_once`, for a report."""
+    return tuple(_warned)
 
 
 def _leads_up(folder: os.DirEntry) -> bool:

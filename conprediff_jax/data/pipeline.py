@@ -49,7 +49,9 @@ class DataSpec:
         flip: Whether every image is mirrored left and right with probability one half.
         shuffle: Whether the order is drawn anew every epoch.
         label: Name of the feature that is delivered as `label`; None for no labels. Data without a
-            feature named `label` are read without labels if this field has its default.
+            feature named `label` are read without labels if this field has its default. Of a
+            folder of images, `label` stands for its subfolders, `prefix` for what precedes the
+            first `_` of a file's name, and any other name for a column of its metadata.
         keep: Names of further features to deliver, such as `caption`.
         class_names: Names of the classes by number; () to number them as the data do. A run stores
             them when it begins, so that classes never change their numbers.

@@ -6,8 +6,10 @@ A source is named by
 * the path of a TFDS data set, which is the folder with its `dataset_info.json`;
 * the path of a folder of image files, see `images.list_images`. A subfolder with the name of the
   split (`train/`, `test/`) holds that split. Without one, the folder is the split `train`. If every
-  image lies in a subfolder, the subfolders of the first level are the classes. They are numbered
-  in the order of their names (`10` before `2`), or as `class_names` says.
+  image lies in a subfolder, the subfolders of the first level are the classes. With the label
+  `prefix`, classes are what stands before the first `_` of the files' names (ADM's layout). They
+  are numbered in the order of their names (`10` before `2`), or as `class_names` says. Captions and
+  further columns lie beside the images, see `captioned`.
 
 A path starts with `/`, `./`, `../` or `~`, has a scheme (`gs://`), or leads from the current folder
 to one with images or a `dataset_info.json`; everything else is a TFDS name. `openmoji` needs no
@@ -16,7 +18,7 @@ do.
 
 A record is a dict: `image` (bytes of an image file), `name` (str, for messages), `label` (int)
 where there is one, and the features in `keep`. If a file cannot be read, `image` is empty and
-`unreadable` (str) says why.
+`unreadable` (str) says why. `notes` (list of str) says what else is odd about a record.
 
 Nothing here imports TensorFlow. TFDS is imported when a source is opened; some of its builders
 import TensorFlow while they prepare their data.
@@ -31,7 +33,7 @@ from conprediff_jax.common.images import holds_images
 from conprediff_jax.data.files import open_folder
 from conprediff_jax.data.tfds import builder_from_directory, open_split, prepared_builder
 
-OF_THE_FILE = ("image", "name", "unreadable")  # keys of a record that examples do not have
+OF_THE_FILE = ("image", "name", "unreadable", "notes")  # keys of a record that examples do not have
 _PATH_STARTS = ("/", "./", "../", "~")
 
 

@@ -35,6 +35,22 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
+def decode_text(content: bytes) -> tuple[str, str]:
+    r"""The text in the bytes of a file that nobody has checked, and its encoding.
+
+    It is UTF-16 by its byte-order mark, else UTF-8, or else Windows-1252 (which is Latin-1 with
+    typographic quotes). Lines end with \n; byte-order marks and zero characters are removed.
+    """
+    encoding = "utf-16" if content.startswith(_UTF_16) else "utf-8"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError:
+        encoding = "windows-1252"
+        text = content.decode(encoding, "replace")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    return text.replace("\ufeff", "").replace("\0", ""), encoding
+
+
 def read_captions(path: str | os.PathLike) -> list[str]:
     """The captions of a text file, one on each line.
 
