@@ -26,12 +26,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Int64, Key
+from jaxtyping import Array, Bool, Int, Int64, Key
 
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.diffusion.categorical import CategoricalProcess, posterior
 from conprediff_jax.diffusion.samplers.base import Denoise, Known, Walk, spaced_times
-from conprediff_jax.diffusion.tokens import LogProbs, Tokens, draw, truncate
+from conprediff_jax.diffusion.samplers.tokens import TokenSampler, choose, step_keys
+from conprediff_jax.diffusion.tokens import LogProbs, Tokens, draw
 
 REVEALS = ("posterior", "random", "purity")
 
@@ -51,15 +52,13 @@ class Calls(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CategoricalSampler:
+class CategoricalSampler(TokenSampler):
     """Ancestral sampling of tokens, over all T steps or fewer.
 
     A step from t to s may skip times. It uses the posterior of the composed steps, which is exact.
 
     Attributes:
-        process: The process to invert.
         steps: The number of times visited, 1 .. T, spaced evenly from T-1 downwards ('trailing').
-        truncation: The share of the probability that `truncate` keeps, in (0, 1]; 1 keeps all.
         reveal: 'posterior', 'random' (high-quality inference) or 'purity'; see the module.
         tokens_per_call: The largest number of tokens that one call reveals. A step that reveals
             more makes several calls. None means one call per step. Not for 'posterior'.
@@ -73,21 +72,19 @@ class CategoricalSampler:
 
     process: CategoricalProcess
     steps: int
-    truncation: float = 1.0
     reveal: str = "posterior"
     tokens_per_call: int | None = None
     purity_weight: float = 0.0
     purity_temperature: float = 1.0
 
     def __post_init__(self):
+        super().__post_init__()
         if not 1 <= self.steps <= self.process.num_steps:
             raise FieldError(
                 "steps",
                 f"is {self.steps}; it must lie in 1 .. {self.process.num_steps}, the "
                 "process's num_steps",
             )
-        if not 0 < self.truncation <= 1:
-            raise FieldError("truncation", f"is {self.truncation}; it must lie in (0, 1]")
         if self.reveal not in REVEALS:
             raise FieldError("reveal", f"is {self.reveal!r}; choose one of {', '.join(REVEALS)}")
         if self.tokens_per_call is not None and (
@@ -129,28 +126,6 @@ class CategoricalSampler:
             np.concatenate([*parts, [num_tokens]]).astype(np.int64),
         )
 
-    def sample(
-        self,
-        denoise: Denoise,
-        x_T: Tokens,
-        rngs: Key[Array, "batch"],
-        known: Known | None = None,
-    ) -> Tokens:
-        """Runs the reverse process. Call it under `jit`; the network is then compiled once.
-
-        Args:
-            denoise: The network, a function from `x_t [batch, *grid]` and `t [batch]`, both int32,
-                to logits of x_0, `[batch, *grid, K]`, with or without guidance.
-            x_T: The tokens to start from: `process.mask_token` everywhere.
-            rngs: One key per example. The result of an example depends on its own key, and not on
-                the other examples of the batch.
-            known: The tokens that are given, or None.
-
-        Returns:
-            Tokens without masks, in the shape of `x_T`, int32. The known ones are `known.x_0`.
-        """
-        return self.walk(denoise, x_T, rngs, known).whole()
-
     def walk(
         self,
         denoise: Denoise,
@@ -176,10 +151,8 @@ class CategoricalSampler:
         def step(x_t, row):
             index, time, final, before, after, transition = row
             t = jnp.full(x_t.shape[:1], time)
-            log_p = self.process.predict_x0(denoise(x_t, t), x_t, t)
-            if self.truncation < 1:
-                log_p = truncate(log_p, self.truncation)
-            keys = jax.vmap(lambda rng: jax.random.fold_in(rng, index))(rngs)
+            log_p = self._predict(denoise, x_t, t)
+            keys = step_keys(rngs, index)
             if self.reveal == "posterior":
                 return given(draw(keys, posterior(log_p, x_t, transition)))
             counts = unknown * after // num_tokens - unknown * before // num_tokens
@@ -215,27 +188,5 @@ class CategoricalSampler:
             purity = jnp.exp(rank - jnp.max(rank, axis=tuple(range(1, rank.ndim)), keepdims=True))
             power = 1 + self.purity_weight * jnp.where(final, 0.0, purity)
             log_p = power[..., None] * log_p
-        chosen = _choose(choice_keys, rank, temperature, x_t == self.process.mask_token, counts)
+        chosen = choose(choice_keys, rank, temperature, x_t == self.process.mask_token, counts)
         return jnp.where(final | chosen, draw(draw_keys, log_p), x_t)
-
-
-def _choose(
-    keys: Key[Array, "batch"],
-    log_score: Float[Array, "batch *grid"],
-    temperature: float,
-    eligible: Bool[Array, "batch *grid"],
-    counts: Int[Array, "batch"],
-) -> Bool[Array, "batch *grid"]:
-    """Chooses `counts` eligible tokens of every example, or all of them if there are fewer.
-
-    At temperature 1 it draws without replacement in proportion to the scores: it adds Gumbel noise
-    and takes the largest sums.
-    """
-
-    def one(key: Array, log_score: Array, eligible: Array, count: Array) -> Array:
-        noisy = log_score + temperature * jax.random.gumbel(key, log_score.shape)
-        noisy = jnp.where(eligible, noisy, -jnp.inf).reshape(-1)
-        place = jnp.argsort(jnp.argsort(noisy, descending=True)).reshape(eligible.shape)
-        return eligible & (place < count)
-
-    return jax.vmap(one)(keys, log_score, eligible, counts)

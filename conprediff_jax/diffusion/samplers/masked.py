@@ -31,25 +31,24 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float64, Int, Int64, Key
+from jaxtyping import Array, Float64, Int, Int64, Key
 
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.diffusion.masked import MaskedProcess
 from conprediff_jax.diffusion.samplers.base import Denoise, Known, Walk
-from conprediff_jax.diffusion.tokens import Tokens, draw, log_prob_of, truncate
+from conprediff_jax.diffusion.samplers.tokens import TokenSampler, choose, step_keys
+from conprediff_jax.diffusion.tokens import Tokens, draw, log_prob_of
 
 SPACINGS = ("linear", "cosine")
 REVEALS = ("posterior", "confidence")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MaskedSampler:
+class MaskedSampler(TokenSampler):
     """Ancestral sampling of tokens, or sampling in the order of confidence.
 
     Attributes:
-        process: The process to invert.
         steps: T, the number of steps, at least 1.
-        truncation: The share of the probability that `truncate` keeps, in (0, 1]; 1 keeps all.
         reveal: 'posterior' or 'confidence'; see the module.
         spacing: 'linear' or 'cosine', eq. (1).
         confidence_temperature: r in eq. (3), at least 0. Only for 'confidence'.
@@ -60,16 +59,14 @@ class MaskedSampler:
 
     process: MaskedProcess
     steps: int
-    truncation: float = 1.0
     reveal: str = "posterior"
     spacing: str = "cosine"
     confidence_temperature: float = 4.5
 
     def __post_init__(self):
+        super().__post_init__()
         if self.steps < 1:
             raise FieldError("steps", f"is {self.steps}; it must be at least 1")
-        if not 0 < self.truncation <= 1:
-            raise FieldError("truncation", f"is {self.truncation}; it must lie in (0, 1]")
         for field, choices in (("reveal", REVEALS), ("spacing", SPACINGS)):
             if getattr(self, field) not in choices:
                 raise FieldError(
@@ -95,28 +92,6 @@ class MaskedSampler:
             np.int64
         )
 
-    def sample(
-        self,
-        denoise: Denoise,
-        x_T: Tokens,
-        rngs: Key[Array, "batch"],
-        known: Known | None = None,
-    ) -> Tokens:
-        """Runs the reverse process. Call it under `jit`; the network is then compiled once.
-
-        Args:
-            denoise: The network, a function from `x_t [batch, *grid]`, int32, and `t [batch]`,
-                float32, to logits of x_0, `[batch, *grid, K]`, with or without guidance.
-            x_T: The tokens to start from: `process.mask_token` everywhere.
-            rngs: One key per example. The result of an example depends on its own key, and not on
-                the other examples of the batch.
-            known: The tokens that are given, or None.
-
-        Returns:
-            Tokens without masks, in the shape of `x_T`, int32. The known ones are `known.x_0`.
-        """
-        return self.walk(denoise, x_T, rngs, known).whole()
-
     def walk(
         self,
         denoise: Denoise,
@@ -131,20 +106,19 @@ class MaskedSampler:
         def step(x_t, row):
             index, time, revealed_share, temperature, counts = row
             t = jnp.full(x_t.shape[:1], time)
-            log_p = self.process.predict_x0(denoise(x_t, t), x_t, t)
-            if self.truncation < 1:
-                log_p = truncate(log_p, self.truncation)
-            keys = jax.vmap(lambda rng: jax.random.fold_in(rng, index))(rngs)
+            log_p = self._predict(denoise, x_t, t)
+            keys = step_keys(rngs, index)
             draw_keys, choice_keys = jax.vmap(jax.random.split, out_axes=1)(keys)
             drawn, masked = draw(draw_keys, log_p), x_t == self.process.mask_token
             if self.reveal == "posterior":
                 noise = jax.vmap(lambda key: jax.random.uniform(key, x_t.shape[1:]))(choice_keys)
                 return jnp.where(masked & (noise < revealed_share), drawn, x_t)
             confidence = log_prob_of(log_p, drawn)
-            left = jnp.clip(counts[unknown], 1, jnp.maximum(self._num_masked(x_t) - 1, 1))
+            num_masked = self._num_masked(x_t)
+            left = jnp.clip(counts[unknown], 1, jnp.maximum(num_masked - 1, 1))
             left = jnp.where(index + 1 < self.steps, left, 0)
-            hidden = _least_confident(choice_keys, confidence, temperature, masked, left)
-            return jnp.where(masked & ~hidden, drawn, x_t)
+            chosen = choose(choice_keys, confidence, temperature, masked, num_masked - left)
+            return jnp.where(chosen, drawn, x_t)
 
         return Walk(x_T, self._rows(int(np.prod(x_T.shape[1:]))), step, lambda x_0: x_0)
 
@@ -163,21 +137,3 @@ class MaskedSampler:
 
     def _num_masked(self, x_t: Tokens) -> Int[Array, "batch"]:
         return jnp.sum(x_t == self.process.mask_token, axis=tuple(range(1, x_t.ndim)))
-
-
-def _least_confident(
-    rngs: Key[Array, "batch"],
-    confidence: Float[Array, "batch *grid"],
-    temperature: Float[Array, ""],
-    masked: Bool[Array, "batch *grid"],
-    counts: Int[Array, "batch"],
-) -> Bool[Array, "batch *grid"]:
-    """Chooses the `counts` masked tokens of every example that are the least confident, eq. (3)."""
-
-    def one(rng: Array, confidence: Array, masked: Array, count: Array) -> Array:
-        noisy = confidence + temperature * jax.random.gumbel(rng, confidence.shape)
-        noisy = jnp.where(masked, noisy, jnp.inf).reshape(-1)
-        place = jnp.argsort(jnp.argsort(noisy)).reshape(masked.shape)
-        return masked & (place < count)
-
-    return jax.vmap(one)(rngs, confidence, masked, counts)
