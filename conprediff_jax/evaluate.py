@@ -115,7 +115,7 @@ from jax.sharding import Mesh
 
 from conprediff_jax import parallel
 from conprediff_jax.cli import app
-from conprediff_jax.common import images, opening
+from conprediff_jax.common import opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import check_folder, is_address
 from conprediff_jax.common.fingerprint import fingerprint
@@ -123,21 +123,17 @@ from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.common.version import code_version
 from conprediff_jax.data.text_files import read_captions
-from conprediff_jax.metrics import features, image_sets, report
+from conprediff_jax.metrics import features, image_sets, pictures, report
 from conprediff_jax.metrics.bootstrap import LEVEL, Figure, mean_figure
 from conprediff_jax.metrics.clip_score import clip_scores
 from conprediff_jax.metrics.image_sets import ImageSet
 from conprediff_jax.metrics.networks import clip, lpips
-from conprediff_jax.metrics.precision_recall import nearest
 from conprediff_jax.metrics.results import ResultsTable
-from conprediff_jax.metrics.suite import Results, Suite
+from conprediff_jax.metrics.suite import Suite
 from conprediff_jax.runs.restore import load_guided
 from conprediff_jax.sampling import record
 from conprediff_jax.sampling.model import DiffusionModel
 from conprediff_jax.sampling.shards import Draw, generate_to, make_draw
-
-_SHOWN = 64  # images of the grid
-_ROWS, _NEIGHBORS = 8, 5  # samples shown with their nearest images, and how many of these
 
 
 class _Asked(NamedTuple):
@@ -213,13 +209,13 @@ def main(argv: list[str]) -> None:
         "reference": _identity(reference, of_reference.count),
         **_of_metrics(extractor),
     }
-    pictures = _pictures(
+    shown = pictures.of_evaluation(
         suite, (samples, of_samples), (reference, of_reference), results, extractor
     )
     name = record.slug(pathlib.Path(reference.name).stem)
     name = f"{asked.name}_{name}_{record.fingerprint_of(settings)}"
     missing |= results.missing
-    _write(table, out / "reports" / name, settings, results.figures, missing, pictures)
+    _write(table, out / "reports" / name, settings, results.figures, missing, shown)
 
 
 def _say(
@@ -463,73 +459,19 @@ def _check_statistics(reference: ImageSet, extractor: features.Extractor) -> Non
         raise UserError(f"{error}{hint}") from error
 
 
-def _pictures(
-    suite: Suite,
-    samples: tuple[ImageSet, features.Features],
-    reference: tuple[ImageSet, features.Features],
-    results: Results,
-    extractor: features.Extractor,
-) -> list[report.Picture]:
-    """The pictures of the report; where the reference is only statistics, just the samples."""
-    shown = next(samples[0].batches(_SHOWN))
-    pictures = [
-        report.Picture(
-            file="samples",
-            title="Samples",
-            note=f"The first {len(shown)} samples, not selected.",
-            pixels=images.grid(shown),
-        )
-    ]
-    if reference[0].batches is None:
-        return pictures
-    rows, neighbors = min(_ROWS, len(shown)), min(_NEIGHBORS, reference[1].count)
-    queries, points = samples[1].rows["pool"][:rows], reference[1].rows["pool"]
-    found = nearest(queries, points, k=neighbors).indices
-    close = reference[0].pick(found.ravel().tolist())
-    if close.shape[1:] == shown.shape[1:]:
-        pictures.append(
-            report.Picture(
-                file="neighbors",
-                title="Nearest images of the reference",
-                note=f"On the left a sample; on the right its {neighbors} nearest images, nearest "
-                f"first, by the features of {extractor.name}. Copies would mean that the model "
-                "has memorised images.",
-                pixels=report.neighbors_picture(
-                    shown[:rows], close.reshape(rows, neighbors, *close.shape[1:])
-                ),
-            )
-        )
-    names = [extractor.labels[metric] for metric in ("precision", "recall")]
-    if all(name in results.figures for name in names):
-        pictures.append(
-            report.Picture(
-                file="precision_recall",
-                title="Precision and recall",
-                note="The curve runs over the number of neighbours k; the orange point is the "
-                f"reported one, k = {suite.neighbor}, with its intervals.",
-                pixels=report.precision_recall_picture(
-                    np.array(list(results.curve.values())),
-                    [f"k = {k}" for k in results.curve],
-                    *(results.figures[name] for name in names),
-                ),
-            )
-        )
-    return pictures
-
-
 def _write(
     table: ResultsTable,
     folder: pathlib.Path,
     settings: record.Settings,
     figures: dict[str, Figure],
     missing: dict[str, str],
-    pictures: list[report.Picture],
+    shown: list[report.Picture],
 ) -> None:
     """The row of the table, the report, and the figures on standard output."""
     table.add(settings, figures, report=str(folder), missing=missing)
     about = {key: str(value) for key, value in flatten(settings).items()}
     about |= {f"without {metric}": reason for metric, reason in missing.items()}
-    page = report.write(folder, title="Evaluation", about=about, figures=figures, pictures=pictures)
+    page = report.write(folder, title="Evaluation", about=about, figures=figures, pictures=shown)
     print(report.table(figures), flush=True)
     logging.info("%s, %s", table.path.with_suffix(".md"), page)
 

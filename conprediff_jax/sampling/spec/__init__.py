@@ -2,6 +2,7 @@
 
 from conprediff_jax.sampling.spec.base import SAMPLINGS, SamplingSpec
 from conprediff_jax.sampling.spec.continuous import (
+    ContinuousSampling,
     EDMSampling,
     FlowSampling,
     GaussianSampling,
@@ -11,6 +12,7 @@ from conprediff_jax.sampling.spec.tokens import MaskedSampling, TokenSampling
 
 __all__ = [
     "SAMPLINGS",
+    "ContinuousSampling",
     "EDMSampling",
     "FlowSampling",
     "GaussianSampling",
