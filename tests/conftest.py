@@ -1,5 +1,6 @@
 """Shared set-up of the tests: CPU, eight simulated devices, compilation cache, shape checks."""
 
+import gc
 import os
 import pathlib
 
@@ -22,6 +23,20 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # Every annotated shape of the package is checked in every call.
 jaxtyping.install_import_hook("conprediff_jax", "beartype.beartype")
+
+
+def pytest_collection_finish():
+    """What imports have made stays, so that the garbage collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Frees the compiled programs of a file after its last test; each file has its own."""
+    yield
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
