@@ -36,6 +36,12 @@ _ALLOW = flags.DEFINE_bool(
     "Continue the run in the workdir even with other data, classes or seed, or with another first "
     "stage.",
 )
+_LOG = flags.DEFINE_list(
+    "log",
+    [],
+    "Log to these services, too: wandb (Weights & Biases). TensorBoard events and metrics.jsonl "
+    "are always written.",
+)
 flags.DEFINE_bool("list", False, "List the shipped configs, one line each, and exit.")
 _PRINT = flags.DEFINE_bool(
     "print_config", False, "Print every key of the config with its value and meaning, and exit."
@@ -47,7 +53,7 @@ help.answer(__name__, several=True, list=headers.listing)  # before imports that
 from conprediff_jax.cli import app
 from conprediff_jax.common.files import check_folder
 from conprediff_jax.config import reference
-from conprediff_jax.train import needs
+from conprediff_jax.train import logs, needs
 from conprediff_jax.train.loop import train
 
 
@@ -59,9 +65,10 @@ def main(argv: list[str]) -> None:
         return
     workdir = _WORKDIR.value or str(pathlib.Path("runs") / app.config_name().stem)
     check_folder(workdir, "--workdir")
+    logs.check(_LOG.value)
     needs.check(_CONFIG.value, workdir, headers.read(app.config_name()).needs)
     command = shlex.join(sys.orig_argv)
-    train(_CONFIG.value, workdir, allow_changes=_ALLOW.value, command=command)
+    train(_CONFIG.value, workdir, allow_changes=_ALLOW.value, command=command, log=_LOG.value)
 
 
 if __name__ == "__main__":

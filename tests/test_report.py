@@ -1,7 +1,12 @@
-"""Tests of the speed report of a run: device use, goodput, waiting for data, and traces."""
+"""Tests of the report of a run: device use, waiting for data, traces, progress and W&B."""
 
+import functools
 import gc
+import io
 import itertools
+import json
+import struct
+import sys
 import threading
 import types
 import weakref
@@ -11,11 +16,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.util import tensor_util
 
+from conprediff_jax.common import progress
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.tasks.spec import TrainSpec, trace_window
-from conprediff_jax.train import report, throughput
+from conprediff_jax.train import logs, report, throughput
 
 
 class Watch:
@@ -189,3 +197,110 @@ def test_a_measured_step_is_the_step_compiled_once_and_traced(tmp_path, monkeypa
 def test_invalid_windows_of_steps_are_refused(text):
     with pytest.raises(ValueError, match="START:STOP"):
         trace_window(text)
+
+
+# --- progress -------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def work(line):
+    line.skip(2)
+    line.compiling()
+    for _ in range(3):
+        line.within(1, 4)
+        line.add(1)
+    return line
+
+
+def test_progress_is_a_bar_in_a_terminal_and_lines_elsewhere(monkeypatch):
+    said = []
+    monkeypatch.setattr(logging, "info", lambda text, *values: said.append(text % values))
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(progress, "tqdm", functools.partial(progress.tqdm, mininterval=0))
+    work(progress.ProgressLine(5, "images", batch=1, about="samples"))
+    drawn = sys.stderr.getvalue()
+    assert "samples: " in drawn and "5 images [" in drawn and "images/s" in drawn
+    assert drawn.endswith("\r")  # nothing is left of it
+    ends = ["compiled in 0:00", "samples: 5/5 images in 0:00"]
+    assert said[1:] == ends
+    said.clear()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    work(progress.ProgressLine(5, "images", batch=1, about="samples", every=0.0))
+    assert not sys.stderr.getvalue()
+    assert set(ends) < set(said) and "samples: 3/5 images, step 1/4 of the next 1" in "".join(said)
+
+
+# --- W&B ------------------------------------------------------------------------------------------
+
+
+def wandb_records(path):
+    """The records of a `.wandb` file: a header of 7 bytes, then LevelDB's log format."""
+    from wandb.proto import wandb_internal_pb2
+
+    content, place, parts = path.read_bytes(), 7, []
+    assert content[:4] == b":W&B"
+    while place + 7 <= len(content):
+        if 32768 - place % 32768 < 7:
+            place += 32768 - place % 32768
+            continue
+        _, length, kind = struct.unpack("<IHB", content[place : place + 7])
+        parts.append(content[place + 7 : place + 7 + length])
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield wandb_internal_pb2.Record.FromString(b"".join(parts))
+            parts.clear()
+
+
+def test_a_run_on_wandb_keeps_its_id_and_our_steps(tmp_path, monkeypatch):
+    wandb = pytest.importorskip("wandb")
+    for name, value in {"MODE": "offline", "SILENT": "true", "PROJECT": "ours"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    spec = TrainSpec(steps=6, log_every=2, batch_size=4)
+    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    for start, stop in ((0, 6), (4, 6)):  # killed after step 6, resumed from step 4
+        reporter = report.Reporter(str(tmp_path), spec, start, lambda: "none", log=["wandb"])
+        reporter.config({"seed": start, "model": {"channel_mult": [1, 2]}})
+        reporter.text("command", "the command")
+        for step in range(start + 1, stop + 1):
+            reporter.add(step, {"loss": jnp.float32(step)})
+        reporter.image(stop, "samples", pixels)
+        reporter.close()
+    wandb.teardown()
+    name = (tmp_path / "wandb_id.txt").read_text().strip()
+    files = sorted(
+        tmp_path.glob(f"wandb/offline-run-*/run-{name}.wandb"), key=lambda p: p.stat().st_mtime_ns
+    )
+    histories = []
+    for file, seed in zip(files, (0, 4), strict=True):
+        records = list(wandb_records(file))
+        (run,) = [r.run for r in records if r.WhichOneof("record_type") == "run"]
+        assert (run.run_id, run.project, run.display_name) == (name, "ours", tmp_path.name)
+        updates = [
+            (item.key or "/".join(item.nested_key), json.loads(item.value_json))
+            for record in records
+            for part in (record.run.config, record.config)
+            for item in part.update
+        ]
+        assert ("seed", seed) in updates
+        rows = [{i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in r.history.item}
+                for r in records if r.WhichOneof("record_type") == "history"]  # fmt: skip
+        histories.append({row["_step"]: row for row in rows})
+        (image,) = file.parent.glob("files/media/images/samples_*.png")
+        np.testing.assert_array_equal(np.asarray(Image.open(image)), pixels)
+        assert (file.parent / "files" / "command.txt").read_text() == "the command\n"
+    assert [list(history) for history in histories] == [[2, 4, 6], [6]]
+    assert [row["loss"] for row in histories[0].values()] == [1.5, 3.5, 5.5]
+    assert histories[1][6]["loss"] == 5.5
+    assert {"samples/_type", "samples/path"} <= histories[1][6].keys()
+
+
+def test_logs_that_are_not_there_are_refused_before_anything_is_done(monkeypatch):
+    with pytest.raises(UserError, match="log has 'wand': the logs are tensorboard, jsonl, wandb"):
+        logs.check(["wand"])
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="wandb, which is not installed: pip install"):
+        logs.check(["jsonl", "wandb"])

@@ -296,15 +296,30 @@ def losses(workdir):
     }  # fmt: skip
 
 
+def rows(workdir):
+    """The lines of metrics.jsonl without what the clock decides."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {k: v for k, v in line.items() if k != "time" and not k.startswith("speed/")}
+        for line in lines
+    ]
+
+
 def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(finished, run_config, tmp_path):
     workdir, state = finished
     (tmp_path / "checkpoints").mkdir()
     shutil.copytree(workdir / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
+    # As a run leaves it that was killed in step 6, within a line.
+    text = (workdir / "metrics.jsonl").read_text()
+    (tmp_path / "metrics.jsonl").write_text(text[: text.index("loss", text.index('"step": 6'))])
     assert_same(train(run_config, str(tmp_path)), state)
+    assert [row["step"] for row in rows(workdir)] == [1, 2, 3, 4, 5, 6]
+    assert rows(tmp_path) == rows(workdir)
     whole, resumed = losses(workdir), losses(tmp_path)
     assert {"loss", "loss/denoise", "loss/context", "norm/gradient"} <= whole.keys()
     for tag, values in resumed.items():
         assert values == {step: whole[tag][step] for step in (4, 5, 6)}
+        assert values == {row["step"]: np.float32(row[tag]) for row in rows(tmp_path)[3:]}
     assert (workdir / "samples" / "step_0000006.png").exists()
     # A finished run has nothing to do and changes nothing.
     assert_same(train(run_config, str(tmp_path)), state)

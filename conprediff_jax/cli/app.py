@@ -6,6 +6,7 @@ signal itself, by which the process ends, so that a loop of a script ends with i
 """
 
 import importlib.util
+import io
 import logging as python_logging
 import os
 import pathlib
@@ -20,6 +21,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
 
 from conprediff_jax.cli import config_flag, help, trouble
 from conprediff_jax.common import interrupts
@@ -182,7 +184,8 @@ def _said(error: UserError) -> str:
 
 def _fail(message: str) -> NoReturn:
     python_logging.disable()  # so that no library logs anything after the message
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    tqdm.write(f"error: {message}", file=sys.stderr)
+    sys.stderr.flush()
     _end(USER_ERROR_CODE)
 
 
@@ -196,6 +199,8 @@ def _quieten() -> None:
     handler = logging.get_absl_handler()
     handler.python_handler.setFormatter(_OneLine())
     handler.addFilter(_ours_or_serious)
+    if sys.stderr.isatty():
+        handler.python_handler.setStream(_AboveBars())
 
 
 def _leave(stop: KeyboardInterrupt, again: str) -> NoReturn:
@@ -218,6 +223,17 @@ def _end(code: int) -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+class _AboveBars(io.TextIOBase):
+    """The terminal, where lines of the log stand above progress bars."""
+
+    def write(self, text: str) -> int:
+        tqdm.write(text, file=sys.stderr, end="")
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
 
 
 class _OneLine(logging.PythonFormatter):

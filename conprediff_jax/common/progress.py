@@ -1,4 +1,4 @@
-"""Speed and time left of long work, and the line that says so."""
+"""Speed and time left of long work: a bar where the output is a terminal, lines where it is not."""
 
 import contextlib
 import time
@@ -6,18 +6,27 @@ from collections.abc import Iterator
 from numbers import Real
 
 from absl import logging
+from tqdm import tqdm
 
 COMPILING = "compiling: usually less than a minute, or minutes for a large model"
 
 _SOON = 2.0  # seconds from compiling to the first line that tells the time left
 
+# The speed is always units a second, and a batch that is being worked on counts in part.
+_BAR = (
+    "{desc}{percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f}{unit} "
+    "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
+)
+
 
 class Progress:
-    """Counts units of work against the clock.
+    """Counts units of work against the clock, and draws a bar if stderr is a terminal.
 
     Args:
         total: Units of the whole work.
         done: Units done before this program started; they do not count for the speed.
+        unit: Name of the units, in the plural.
+        bar: Whether to draw a bar.
 
     Attributes:
         done: Units done at the last mark.
@@ -25,9 +34,51 @@ class Progress:
         seconds: Seconds between the last two marks, without pauses.
     """
 
-    def __init__(self, total: int, done: int = 0):
+    def __init__(self, total: int, done: int = 0, unit: str = "steps", *, bar: bool = True):
         self.total, self.done = total, done
         self.seconds, self.marked_at = 0.0, time.monotonic()
+        self._bar = tqdm(
+            total=total,
+            initial=done,
+            unit=f" {unit}",
+            bar_format=_BAR,
+            dynamic_ncols=True,
+            leave=False,
+            disable=None if bar else True,  # None disables bars outside terminals
+        )
+
+    @property
+    def has_bar(self) -> bool:
+        """Whether there is a bar, in place of lines."""
+        return not self._bar.disable
+
+    def draw(self, done: Real, about: str = "", said: str = "") -> None:
+        """Moves the bar, if there is one.
+
+        Args:
+            done: Units done, of which one may be done in part.
+            about: What stands before the bar.
+            said: What stands behind it.
+        """
+        if self.has_bar:
+            self._bar.set_description_str(about, refresh=False)
+            self._bar.set_postfix_str(said, refresh=False)
+            self._bar.update(done - self._bar.n)
+
+    def skip(self, done: int) -> None:
+        """Notes that `done` units were done before, which do not count for the speed."""
+        self.mark(done)
+        self._bar.initial = self._bar.n = self._bar.last_print_n = done
+        self.restart()
+
+    def restart(self) -> None:
+        """Lets the time since the bar moved last not count for its speed."""
+        if self.has_bar:
+            self._bar.unpause()
+
+    def close(self) -> None:
+        """Removes the bar."""
+        self._bar.close()
 
     def mark(self, done: Real) -> float:
         """Notes how much is done, and returns the speed since the last mark in units a second."""
@@ -57,6 +108,7 @@ class Progress:
         began = time.monotonic()
         yield
         self.marked_at += time.monotonic() - began
+        self.restart()
 
 
 def clock(seconds: Real) -> str:
@@ -67,7 +119,7 @@ def clock(seconds: Real) -> str:
 
 
 class ProgressLine:
-    """Logs how far long work is, at most once in some seconds, and when all of it is done.
+    """Says how far long work is: by a bar, or by a line at most once in some seconds.
 
         compiling: usually less than a minute, or minutes for a large model
         compiled in 0:09
@@ -75,7 +127,8 @@ class ProgressLine:
         32/64 images, step 20/50 of the next 32  2.0 images/s  0:10 left
         64/64 images in 0:42
 
-    The time that the first units take for compiling does not count for the speed.
+    The last line comes in a terminal, too. The time that the first units take for compiling does
+    not count for the speed.
 
     Args:
         total: Units of the whole work.
@@ -93,7 +146,7 @@ class ProgressLine:
         self, total: int, unit: str, *, batch: int = 1, about: str = "", every: float = 10.0
     ):
         self.about, self.batch = about, batch
-        self._progress, self._unit = Progress(total), unit
+        self._progress, self._unit = Progress(total, unit=unit), unit
         self._done, self._every = 0, every
         self._began = self._logged_at = time.monotonic()
         self._compiles = False
@@ -101,7 +154,7 @@ class ProgressLine:
     def skip(self, count: int) -> None:
         """Counts units that were there before, which do not count for the speed."""
         self._done += count
-        self._progress.mark(self._done)
+        self._progress.skip(self._done)
 
     def compiling(self) -> None:
         """Says that the work begins with compiling. The next call of `add` or `within` ends it."""
@@ -123,6 +176,7 @@ class ProgressLine:
             self._log(self._done, "")
             return
         self._compiles = False
+        self._progress.close()
         took = clock(time.monotonic() - self._began)
         logging.info("%s%d/%d %s in %s", self._head(), self._done, self._done, self._unit, took)
 
@@ -137,7 +191,11 @@ class ProgressLine:
             self._compiles = False
             logging.info("compiled in %s", clock(now - self._logged_at))
             self._progress.mark(done)
+            self._progress.restart()
             self._logged_at = now - self._every + min(self._every, _SOON)
+        if self._progress.has_bar:
+            self._progress.draw(done, self._head(), place.removeprefix(", "))
+            return
         if now - self._logged_at < self._every or done == self._progress.done:
             return
         self._logged_at, speed = now, self._progress.mark(done)

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import jax
 import numpy as np
@@ -36,7 +36,7 @@ from conprediff_jax.sampling.generate import make_preview
 from conprediff_jax.tasks.optimizer import OptimizerSpec
 from conprediff_jax.tasks.state import TrainState, abstract_state, init_state
 from conprediff_jax.tasks.step import make_train_step
-from conprediff_jax.train import frozen
+from conprediff_jax.train import frozen, logs
 from conprediff_jax.train.report import Reporter
 from conprediff_jax.train.start_from import start_from
 from conprediff_jax.train.throughput import MeasuredStep
@@ -45,16 +45,22 @@ EVALUATED = 256  # number of samples of a small evaluation
 
 
 def train(
-    config: ConfigDict, workdir: str, *, allow_changes: bool = False, command: str = ""
+    config: ConfigDict,
+    workdir: str,
+    *,
+    allow_changes: bool = False,
+    command: str = "",
+    log: Collection[str] = (),
 ) -> TrainState:
     """Trains a config to its last step, and continues from the newest checkpoint in the workdir.
 
     Args:
         config: The config; see `config.default`.
-        workdir: Folder for checkpoints, TensorBoard events and sample grids.
+        workdir: Folder for checkpoints, metrics and sample grids.
         allow_changes: Whether a run may continue with other data, classes or seed, or another first
             stage.
         command: The command line, which TensorBoard shows; may be empty.
+        log: Logs besides TensorBoard and metrics.jsonl: 'wandb', or none.
 
     Returns:
         The final state.
@@ -63,7 +69,7 @@ def train(
         ConfigError: The config is wrong or does not fit the devices; nothing has been written.
         DataError: The data are missing or do not fit the config.
         CheckpointError: The workdir holds a run of another model, or no readable checkpoint.
-        FieldError: A guarded key has changed, and changes are not allowed.
+        FieldError: A guarded key has changed, and changes are not allowed; or there is no such log.
         LockedError: Another program trains into the workdir.
         DivergedError: The loss became NaN or infinite.
         Preempted: Some process received SIGTERM; the last step has been saved.
@@ -71,6 +77,7 @@ def train(
         WriteError: A file cannot be written; the message names the last good checkpoint.
     """
     began = time.monotonic()
+    logs.check(log)
     stored = newest_config(workdir)
     config = with_class_names(with_vocabulary(with_stored_vocabulary(config, stored)), stored)
     changed = allowed_changes(config, stored, workdir, allow_changes)
@@ -79,7 +86,7 @@ def train(
     with naming("config.mesh"):
         mesh = parallel.make_mesh(experiment.mesh)
     batches = _open_batches(experiment, mesh)
-    record = _Record(workdir, json.loads(config.to_json()), changed, command)
+    record = _Record(workdir, json.loads(config.to_json()), changed, command, tuple(log))
     with locked(workdir, hold=jax.process_index() == 0):
         return _train(experiment, mesh, batches, record, began)
 
@@ -107,7 +114,7 @@ def _train(
             return state
         if start:
             _compare_learning_rates(experiment, checkpoints.config(start), start)
-        reporter = Reporter(workdir, spec, start, lambda: checkpoints.last_good, began)
+        reporter = Reporter(workdir, spec, start, lambda: checkpoints.last_good, began, record.log)
         train_step = MeasuredStep(
             make_train_step(task, spec, experiment.optimizer, abstract, mesh),
             start,
@@ -187,19 +194,21 @@ def _with_other_networks(state: TrainState, experiment: Experiment, mesh: Mesh) 
 
 @dataclasses.dataclass(frozen=True)
 class _Record:
-    """What is known of a run from its beginning, for its workdir and TensorBoard.
+    """What is known of a run from its beginning, for its workdir and its logs.
 
     Attributes:
         workdir: The workdir.
         config: The whole config as plain data.
         changes: What has changed since the run was saved.
         command: The command line; may be empty.
+        log: Names of logs besides those that every run has.
     """
 
     workdir: str
     config: dict
     changes: list[Change]
     command: str
+    log: tuple[str, ...]
 
     @property
     def changes_networks(self) -> bool:
@@ -211,6 +220,7 @@ class _Record:
         if jax.process_index() == 0:
             text = json.dumps(self.config, indent=2)
             write_text(epath.Path(self.workdir) / "config.json", text + "\n")
+        reporter.config(self.config)
         keys = flatten(self.config).items()
         reporter.text("config", "\n".join(f"{key} = {shown(value)}" for key, value in keys), step)
         if self.command:
@@ -322,7 +332,7 @@ class _Observer:
         self._table.add(settings | self._evaluate.settings, found)
 
     def _show(self, step: int, grid: np.ndarray) -> None:
-        """Writes a grid to a file and to TensorBoard."""
+        """Writes a grid to a file and to the logs."""
         if jax.process_index() == 0:
             path = self._folder / f"step_{step:07}.png"
             images.write_png(path, grid)

@@ -1,7 +1,7 @@
-"""The log of a run: progress lines, TensorBoard events, and an error when the loss diverges."""
+"""The log of a run: its progress, its metrics, and an error when the loss diverges."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -11,6 +11,7 @@ from absl import logging
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.progress import Progress
 from conprediff_jax.tasks.spec import TrainSpec
+from conprediff_jax.train.logs import open_logs
 from conprediff_jax.train.throughput import WAITING, Clock, MeasuredStep
 
 _SOON = 10.0  # seconds after compiling to a line with the time left, where none is due before
@@ -24,11 +25,12 @@ class Reporter:
     """Collects the metrics of every step, and does not wait for the device until they are due.
 
     Args:
-        workdir: The folder into which the first process writes events.
+        workdir: The folder into which the first process writes its logs.
         spec: The number of steps, the batch size, and how often to log.
         first_step: Number of steps that were done before the program started.
         last_good: A function that returns the path of the last good checkpoint.
         began: Time at which the program started, by `time.monotonic`; by default now.
+        log: Names of logs besides those that every run has; see `logs.open_logs`.
     """
 
     def __init__(
@@ -38,23 +40,17 @@ class Reporter:
         first_step: int,
         last_good: Callable[[], str],
         began: float | None = None,
+        log: Collection[str] = (),
     ):
-        # This import takes seconds, and only events need it.
-        import tensorflow as tf
-        from clu import metric_writers
-
-        tf.config.set_visible_devices([], "GPU")  # the accelerators are JAX's
-
-        self.progress = Progress(spec.steps, first_step)
+        self.progress = Progress(spec.steps, first_step, bar=jax.process_index() == 0)
         self._spec, self._last_good = spec, last_good
         self._running = self._estimated = False
+        self._said = ""  # what stands behind the bar
         self._clock = Clock(began)
         self._measured: MeasuredStep | None = None
         self._peak_share: float | None = None
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        self._writer = metric_writers.MultiWriter([])
-        if jax.process_index() == 0:
-            self._writer = metric_writers.AsyncWriter(metric_writers.SummaryWriter(workdir))
+        self._logs = [] if jax.process_index() else open_logs(workdir, log, first_step)
 
     def measure(self, train_step: MeasuredStep) -> None:
         """Sets the step whose use of the device is logged if the device's peak is known."""
@@ -78,10 +74,12 @@ class Reporter:
                 self._peak_share = self._measured.peak_share()
             self._clock.reset()
             self.progress.mark(step)
+            self.progress.restart()
             self._running = True
+        self.progress.draw(step, said=self._said)
         if step % self._spec.log_every == 0 or step == self._spec.steps:
             self._write(step)
-        elif not self._estimated and time.monotonic() - self.progress.marked_at > _SOON:
+        elif self._line_is_due():
             jax.block_until_ready(metrics)
             speed = self.progress.speed(step)
             logging.info(
@@ -89,6 +87,12 @@ class Reporter:
                 step, self._spec.steps, speed, self.progress.left(speed, step),
             )  # fmt: skip
             self._estimated = True
+
+    def _line_is_due(self) -> bool:
+        """Whether to say how long the run takes, before its metrics are due."""
+        if self._estimated or self.progress.has_bar:
+            return False
+        return time.monotonic() - self.progress.marked_at > _SOON
 
     def check(self) -> list[dict[str, np.ndarray]]:
         """Fetches and checks the metrics that have not been logged yet.
@@ -112,21 +116,33 @@ class Reporter:
         """Logs and writes numbers that are not computed in every step."""
         said = [f"{name.removeprefix('eval/')} {value:.4f}" for name, value in values.items()]
         logging.info("step %d  %s", step, ", ".join(said))
-        self._writer.write_scalars(step, values)
+        self._write_scalars(step, values)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Writes an image to TensorBoard."""
-        self._writer.write_images(step, {name: image[None]})
+        """Writes an image to the logs."""
+        for log in self._logs:
+            log.image(step, name, image)
 
     def text(self, name: str, text: str, step: int = 0) -> None:
-        """Writes a text to TensorBoard in a font of fixed width."""
-        indented = "\n".join(f"    {line}" for line in text.splitlines())
-        self._writer.write_texts(step, {name: indented})
+        """Writes a text to the logs."""
+        for log in self._logs:
+            log.text(step, name, text)
+
+    def config(self, config: Mapping[str, Any]) -> None:
+        """Writes the config, as plain data, to the logs that keep it as such."""
+        for log in self._logs:
+            log.config(config)
 
     def close(self) -> None:
-        """Finishes writing events."""
+        """Finishes writing the logs, and removes the bar."""
         self._clock.close()
-        self._writer.close()
+        self.progress.close()
+        for log in self._logs:
+            log.close()
+
+    def _write_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        for log in self._logs:
+            log.scalars(step, values)
 
     def _speed(self, speed: float) -> str:
         """The end of a line: the speed and the time left; empty before the speed is known."""
@@ -147,9 +163,13 @@ class Reporter:
             means |= self._clock.interval(self.progress.seconds)
             if self._peak_share is not None:
                 means["speed/mfu"] = self._peak_share * speed
-        self._writer.write_scalars(step, means)
+        self._write_scalars(step, means)
         self._estimated = True
-        logging.info("step %d/%d  %s%s", step, self._spec.steps, _losses(means), self._speed(speed))
+        self._said = f"loss {means['loss']:.4f}"
+        if not self.progress.has_bar:
+            logging.info(
+                "step %d/%d  %s%s", step, self._spec.steps, _losses(means), self._speed(speed)
+            )
         waiting = means.get("speed/data_wait", 0.0)
         if waiting > WAITING:
             logging.warning(
