@@ -51,6 +51,10 @@ _HELD_OUT = flags.DEFINE_float(
     "held_out", 0.0, "Hold out this share of the split train as the split test, by a hash.",
     lower_bound=0.0, upper_bound=0.9,
 )  # fmt: skip
+_SIZE = flags.DEFINE_integer(
+    "size", 0, "Reduce images until their shorter side has this many pixels, which training reads "
+    "faster; 0 keeps them as they are.", lower_bound=0,
+)  # fmt: skip
 _DROP = flags.DEFINE_bool(
     "drop_duplicates", False, "Leave out images whose bytes are those of an image before."
 )
@@ -119,6 +123,7 @@ def _import() -> None:
     options = writing.Options(
         held_out=_HELD_OUT.value,
         drop_duplicates=_DROP.value,
+        size=_SIZE.value,
         limits=Limits(min_side=_MIN_SIDE.value, max_aspect=_MAX_ASPECT.value),
     )
     report = writing.write(plan, _FROM.value, _OUT.value, options)

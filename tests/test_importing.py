@@ -234,6 +234,23 @@ def test_odd_files_are_counted_named_and_never_end_an_import(tmp_path, monkeypat
         transforms.decode(record["image"])
 
 
+def test_large_images_are_reduced_on_request(tmp_path):
+    (tmp_path / "in").mkdir()
+    whole = picture(0, (80, 64), kind="JPEG")
+    (tmp_path / "in" / "a.jpg").write_bytes(whole)
+    (tmp_path / "in" / "b.png").write_bytes(picture(1, (64, 96), mode="LA"))
+    (tmp_path / "in" / "c.png").write_bytes(IMAGES[0])
+    imported(tmp_path / "in", tmp_path / "out", size=32)
+    photo, clear, small = (
+        Image.open(io.BytesIO(record["image"])) for record in records(tmp_path / "out")[0]
+    )
+    assert (photo.format, photo.size, photo.mode) == ("JPEG", (40, 32), "RGB")
+    assert (clear.format, clear.size, clear.mode) == ("PNG", (32, 48), "RGBA")
+    assert small.size == (20, 16)
+    halved = Image.open(io.BytesIO(whole)).reduce(2)
+    assert np.abs(np.asarray(photo).astype(int) - np.asarray(halved)).mean() < 8
+
+
 def test_a_page_shows_data(tmp_path):
     make_folder(tmp_path / "in")
     (tmp_path / "in" / "cat" / "bad.png").write_bytes(b"")

@@ -15,6 +15,7 @@ Images are kept without loss, as PNG.
 import dataclasses
 import functools
 import io
+import itertools
 import json
 import os
 import posixpath
@@ -34,24 +35,27 @@ from conprediff_jax.data.importing.parts import TEXTS, Part, Plan, Wanted, split
 
 _KINDS = tuple(ending.removeprefix(".") for ending in EXTENSIONS)
 _PART = 1_000  # images of an npz that are done or not done together
+_SOUGHT = 20  # samples that are looked at for captions and classes
 _LOCAL_HEADER = 30  # bytes before a member's name in a zip file
 
 
 def plan_tars(paths: list[str], wanted: Wanted) -> Plan:
-    """Plans the import of WebDataset's tar files; captions and classes are sought in the first one.
+    """Plans the import of WebDataset's tar files.
+
+    Captions and classes are sought in the first samples of the first file.
 
     Raises:
         DataError: The first file cannot be read.
     """
-    _, first = next(_samples(paths[0]), ("", {}))
-    values = _json(first)
+    first = [sample for _, sample in itertools.islice(_samples(paths[0]), _SOUGHT)]
     if not first:
         raise DataError(f"{paths[0]}: holds no files")
+    there = set().union(*first, *map(_json, first))
     text, label = wanted.text, wanted.label
     if text == "":
-        text = next((name for name in ("txt", *TEXTS) if name in first or name in values), None)
+        text = next((name for name in ("txt", *TEXTS) if name in there), None)
     if label == "":
-        label = next((name for name in ("cls", "label") if name in first or name in values), None)
+        label = next((name for name in ("cls", "label") if name in there), None)
     found = dataclasses.replace(wanted, text=text, label=label)
     parts = [Part(split=split_of(path), name=path, read=_Tar(path, found)) for path in paths]
     return Plan(

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import ExifTags, Image
 
-from conprediff_jax.common.images import EXTENSIONS, BadImage
+from conprediff_jax.common.images import EXTENSIONS, BadImage, as_picture
 from conprediff_jax.data import transforms
 
 _ENDINGS = {
@@ -21,6 +21,7 @@ _ENDINGS = {
     "MPO": (".jpg", ".jpeg", ".mpo"),
     "TIFF": (".tif", ".tiff"),
 }
+_WITH_LOSSES = ("JPEG", "MPO", "WEBP", "AVIF")
 _DEPTH = 24  # place of the bits per sample in a PNG file
 
 
@@ -48,6 +49,7 @@ class Seen:
         form: Format and mode, such as 'JPEG RGB'; '' if the image is not readable.
         size: Width and height in pixels, upright.
         digest: SHA-256 of the bytes of the image.
+        reduced: The bytes of a smaller image that takes its place; empty to keep it.
     """
 
     left_out: str = ""
@@ -56,14 +58,16 @@ class Seen:
     form: str = ""
     size: tuple[int, int] = (0, 0)
     digest: bytes = b""
+    reduced: bytes = b""
 
 
-def inspect(record: dict[str, Any], limits: Limits) -> Seen:
+def inspect(record: dict[str, Any], limits: Limits, size: int = 0) -> Seen:
     """Decodes the image of a record once, as the pipeline will.
 
     Args:
         record: A record of `data.sources`.
         limits: Which shapes are left out.
+        size: If positive, an image is reduced until its shorter side has this many pixels.
     """
     data, notes = record["image"], list(record.get("notes", ()))
     if "unreadable" in record:
@@ -85,14 +89,31 @@ def inspect(record: dict[str, Any], limits: Limits) -> Seen:
         digest=hashlib.sha256(data).digest(),
     )
     short, long = sorted(image.size)
-    size = f"{width} x {height} pixels"
+    pixels = f"{width} x {height} pixels"
     if short < limits.min_side:
         reason = f"the shorter side is below {limits.min_side} pixels (min_side)"
-        return dataclasses.replace(seen, left_out=reason, detail=size)
+        return dataclasses.replace(seen, left_out=reason, detail=pixels)
     if long > limits.max_aspect * short:
         reason = f"the longer side is above {limits.max_aspect:g} times the shorter (max_aspect)"
-        return dataclasses.replace(seen, left_out=reason, detail=size)
+        return dataclasses.replace(seen, left_out=reason, detail=pixels)
+    if 0 < size < short:
+        return dataclasses.replace(seen, reduced=_reduced(data, header, size))
     return seen
+
+
+def _reduced(data: bytes, header: Image.Image, size: int) -> bytes:
+    """The file of a smaller image: a JPEG for formats with losses, or else a PNG."""
+    channels = 1 if header.mode in ("1", "L") else 4 if header.has_transparency_data else 3
+    image = transforms.decode(data, channels=channels)
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    smaller = as_picture(transforms.resized(image, (height, width), (0, 0, *image.size)))
+    file = io.BytesIO()
+    if header.format in _WITH_LOSSES and channels < 4:
+        smaller.save(file, "JPEG", quality=95, subsampling=0)
+    else:
+        smaller.save(file, "PNG")
+    return file.getvalue()
 
 
 def _kind(reason: str) -> str:

@@ -12,10 +12,10 @@ A part counts as done when its JSON file is there, which is written once its sha
 interrupted import therefore goes on with the first part that is not done, and ends with the same
 files, byte for byte, as one that was never interrupted.
 
-A record has the bytes of its image as they were, `label`, `text` (a list of captions) and the
-features that were asked for, as texts. Of the split `train`, a share may be held out as the split
-`test`: those images whose SHA-256 is below the share, so that equal images are on the same side,
-and more images later do not change the side of those before.
+A record has the bytes of its image, as they were or of a smaller one, `label`, `text` (a list of
+captions) and the features that were asked for, as texts. Of the split `train`, a share may be held
+out as the split `test`: those images whose SHA-256 is below the share, so that equal images are on
+the same side, and more images later do not change the side of those before.
 """
 
 import collections
@@ -55,12 +55,15 @@ class Options:
         held_out: Share of the split `train` that becomes the split `test`, by a hash.
         drop_duplicates: Whether an image whose bytes came before is left out.
         limits: Which images are left out for their shape.
+        size: Pixels to which the shorter side of larger images is reduced; 0 to keep all as they
+            are.
         threads: Number of threads that decode.
     """
 
     held_out: float = 0.0
     drop_duplicates: bool = False
     limits: Limits = dataclasses.field(default_factory=Limits)
+    size: int = 0
     threads: int = 8
 
     def described(self) -> dict[str, Any]:
@@ -155,7 +158,8 @@ def _part(aside: pathlib.Path, plan: Plan, number: int, options: Options) -> dic
                 with writing(path):
                     writers[split] = ArrayRecordWriter(str(path), _OPTIONS)
             with writing(aside):
-                writers[split].write(serialize(record))
+                image = seen.reduced or record["image"]
+                writers[split].write(serialize(record | {"image": image}))
             counts.kept(split, record, seen)
     finally:
         with writing(aside):
@@ -170,7 +174,7 @@ def _inspected(part: Part, options: Options) -> Iterator[tuple[dict[str, Any], S
     pending = collections.deque()
     with ThreadPoolExecutor(options.threads) as pool:
         for record in part.read():
-            pending.append((record, pool.submit(inspect, record, options.limits)))
+            pending.append((record, pool.submit(inspect, record, options.limits, options.size)))
             if len(pending) >= _AHEAD:
                 record, seen = pending.popleft()
                 yield record, seen.result()
