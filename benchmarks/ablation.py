@@ -173,7 +173,7 @@ def _measure(runs: list[grid.Run], config: ConfigDict, out: pathlib.Path) -> Non
     if not missing:
         return
     experiment = make_experiment(config)
-    cell = experiment.data.image_size // experiment.task.model.point_shape[0]
+    cell = experiment.data.image_shape[0] // experiment.task.model.point_shape[0]
     judge = measure.Judge(experiment.data, measure.Sizes(**_measured()), cell, out / "features")
     if not (out / measure.REAL).exists():
         real = {name: figure._asdict() for name, figure in judge.real().items()}

@@ -145,6 +145,7 @@ class _Asked(NamedTuple):
         size: Height and width in pixels.
         names: Names of the images; None where they have none.
         images: Function that returns the images, which it may draw, and what they were drawn by.
+        channels: Channels of the images before they became RGB.
     """
 
     name: str
@@ -152,6 +153,7 @@ class _Asked(NamedTuple):
     size: tuple[int, int]
     names: Sequence[str] | None
     images: Callable[[], tuple[ImageSet, record.Settings]]
+    channels: int = 3
 
 
 def main(argv: list[str]) -> None:
@@ -180,6 +182,7 @@ def main(argv: list[str]) -> None:
     reference = image_sets.read_reference(
         _REFERENCE.value,
         size=asked.size,
+        channels=asked.channels,
         split=_SPLIT.value,
         data_dir=_DATA_DIR.value,
         strict=bool(lpips_flags.TRUNK.value),
@@ -324,7 +327,8 @@ def _of_workdir(mesh: Mesh, folder: pathlib.Path) -> _Asked:
     return _Asked(
         name=name,
         count=_NUM.value,
-        size=(model.image_size,) * 2,
+        size=model.image_shape,
+        channels=model.channels,
         names=None,
         images=lambda: _draw(draw, settings, folder / name, progress),
     )

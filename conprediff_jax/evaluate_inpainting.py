@@ -94,7 +94,7 @@ def main(argv: list[str]) -> None:
     if jax.process_count() > 1:
         raise UserError("evaluation runs in one process, on all of its devices")
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    names, holes, size = _names(_WORKDIR.value), {}, 0
+    names, holes, shape = _names(_WORKDIR.value), {}, ()
     for workdir in names.values():
         load_model(workdir, shared.STEP.value)  # fails now, and not after hours of work
     out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value[0]) / "inpainting")
@@ -111,11 +111,13 @@ def main(argv: list[str]) -> None:
         model.check_condition(shared.LABEL.value, shared.prompts(), name="prompt")
         spec = inpainting.sampling_for(model, **shared.sampling())
         if not holes:
-            holes, size = _read(workdir, trained.step, model.image_shape), model.image_size
-        if model.image_size != size:
+            shape = (*model.image_shape, model.channels)
+            holes = _read(workdir, trained.step, model.image_shape)
+        if (*model.image_shape, model.channels) != shape:
             raise UserError(
-                f"--workdir={workdir}: its model has images of {model.image_size} pixels a side, "
-                f"and the first model has {size}: all must have one size"
+                f"--workdir={workdir}: its model has images of {model.image_shape} pixels and "
+                f"{model.channels} channels, and the first model has {shape}: all must have one "
+                "size"
             )
         described = record.model_of(trained, workdir)
         settings = {masks: _settings(described, spec, masks, cut) for masks, cut in holes.items()}

@@ -117,14 +117,15 @@ def main(argv: list[str]) -> None:
         record.claim(out, settings, overwrite=_OVERWRITE.value)
     elif ending in images.PICTURES:
         check_file(out, "--out")
-        images.check_grid(out, _NUM.value, model.image_size)
+        images.check_grid(out, _NUM.value, model.image_shape)
 
     options = {"seed": _SEED.value, "label": labels, "num_classes": model.num_classes}
     options["texts"] = model.tokenizer(captions) if captions else None
     options |= {"params": trained.params, "frozen": trained.frozen}
     opening.say(
         f"step {trained.step} of {_WORKDIR.value}",
-        f"{_NUM.value} images of {model.image_size} x {model.image_size}: {spec.describe()}, "
+        f"{_NUM.value} images of {' x '.join(map(str, model.image_shape[::-1]))}: "
+        f"{spec.describe()}, "
         f"seed {_SEED.value}",
         out,
     )

@@ -245,14 +245,14 @@ def test_square_is_the_middle_of_the_resized_image(width, height, size, kernel):
     whole = image.resize((round(width * scale), round(height * scale)), kernel)
     left, top = (whole.width - size) // 2, (whole.height - size) // 2
     expected = np.asarray(whole.crop((left, top, left + size, top + size)))
-    result = transforms.square(image, size)
+    result = transforms.cropped(image, size)
     assert np.abs(result.astype(int) - expected).max() <= 1  # the rounding of Pillow's two passes
 
 
 def test_crops_move_along_the_longer_side():
     ramp = Image.fromarray(np.tile(np.arange(40, dtype=np.uint8)[:, None, None], (1, 8, 3)))
     first, middle, last = (
-        transforms.square(ramp, 8, offset)[0, 0, 0] for offset in (0.0, 0.5, 1.0)
+        transforms.cropped(ramp, 8, offset)[0, 0, 0] for offset in (0.0, 0.5, 1.0)
     )
     assert (first, middle, last) == (0, 16, 32)
     example = transforms.ToExample(size=8, crop="random")
@@ -267,8 +267,8 @@ def test_a_jpeg_decoded_at_reduced_scale_looks_the_same():
     content = file_bytes(image, "JPEG", quality=95)
     reduced = transforms.decode(content, 64)
     assert reduced.size == (120, 90)
-    whole = transforms.square(transforms.decode(content), 32).astype(int)
-    assert np.abs(transforms.square(reduced, 32) - whole).mean() < 1.5
+    whole = transforms.cropped(transforms.decode(content), 32).astype(int)
+    assert np.abs(transforms.cropped(reduced, 32) - whole).mean() < 1.5
 
 
 def test_one_of_several_captions_is_drawn():

@@ -44,6 +44,7 @@ def test_classes_are_folders_linked_ones_and_empty_ones_too(tmp_path, warnings):
     assert source.files == ("cow/2.png", "dog/1.png") and source.labels == (1, 2)
     assert warnings == [
         f"{root}/up: left out, a link to a folder that it lies in",
+        f"{root}: left out 2 hidden folders and images, such as .thumbnails",
         f"{root}: class 'bee', number 0, has no images",
     ]
 

@@ -82,7 +82,10 @@ def test_only_image_files_are_listed(tmp_path, warnings):
     (tmp_path / "b.png").mkdir()
     os.mkfifo(tmp_path / "c.png")
     assert list_images(tmp_path) == ["2.PNG", "10.jfif", "a/1.jpe", "a/3.tif"]
-    assert warnings == [f"{tmp_path}: left out 2 .heic, which are not read"]
+    assert warnings == [
+        f"{tmp_path}: left out 2 hidden folders and images, such as .thumbnails",
+        f"{tmp_path}: left out 2 .heic, which are not read",
+    ]
 
 
 def test_no_images_are_an_error_that_says_what_is_there(tmp_path):

@@ -178,7 +178,7 @@ def write(path: pathlib.Path, figures: Mapping[str, Any]) -> None:
 
 
 def _images(spec: data.DataSpec) -> image_sets.ImageSet:
-    size = (spec.image_size, spec.image_size)
+    size = spec.image_shape[:2]
     return image_sets.read_reference(spec.name, size=size, split=spec.split, data_dir=spec.data_dir)
 
 

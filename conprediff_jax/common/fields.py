@@ -59,9 +59,9 @@ def as_kind(name: str, value: Any, kind: Any) -> Any:
     Args:
         name: Name of the field, for the message.
         value: The value.
-        kind: An annotation: bool, int, float, str, a tuple or sequence of these, or any of these or
-            None. A range of whole numbers is a type, too. For other types, the value is returned
-            unchanged.
+        kind: An annotation: bool, int, float, str, a tuple or sequence of these, or a union of
+            these and None. A range of whole numbers is a type, too. For other types, the value is
+            returned unchanged.
 
     Raises:
         FieldError: The value does not fit.
@@ -111,6 +111,9 @@ def describe(kind: Any) -> str:
     if isinstance(kind, range):
         return f"a whole number from {kind[0]} to {kind[-1]}"
     inner = _without_none(kind)
+    if isinstance(inner, types.UnionType):
+        choices = [each for each in typing.get_args(inner) if each is not types.NoneType]
+        return " or ".join(map(describe, choices)) + (", or None" if _may_be_none(kind) else "")
     elements = _elements(inner)
     said = _ONE[inner] if elements is None else _MANY[elements[0]]
     if elements and elements[-1] is not ...:
@@ -143,6 +146,9 @@ def _fit(value: Any, kind: Any) -> Any:
     if value is None and _may_be_none(kind):
         return None
     kind = _without_none(kind)
+    if isinstance(kind, types.UnionType):
+        fits = (_fit(value, inner) for inner in typing.get_args(kind))
+        return next((fit for fit in fits if fit is not _UNFIT), _UNFIT)
     elements = _elements(kind)
     if elements is not None and elements[0] in _ONE:
         return _fit_all(value, elements)
@@ -182,6 +188,9 @@ def _number(value: Any) -> Any:
 
 def _from_text(text: str, kind: Any) -> Any:
     """The value of roughly this type that a text stands for; `_UNFIT` if there is none."""
+    if isinstance(kind, types.UnionType):
+        values = (_from_text(text, inner) for inner in typing.get_args(kind))
+        return next((value for value in values if value is not _UNFIT), _UNFIT)
     elements = _elements(kind)
     if elements is not None:
         return _many_from_text(text, elements[0])

@@ -21,7 +21,7 @@ from einops import rearrange
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
-from conprediff_jax.common.errors import DataError, FieldError, UserError
+from conprediff_jax.common.errors import DataError, FieldError, UserError, printable
 from conprediff_jax.common.files import write_atomically, write_new
 
 Images = UInt8[np.ndarray, "count height width channels"]
@@ -97,18 +97,23 @@ def list_images(root: pathlib.Path) -> list[str]:
     to is read once: under its own path if that lies below `root`, or else under the shortest path.
     So links in a circle end. Hidden files and folders, and folders that other programs leave behind
     (`__MACOSX`), are left out. A link that leads nowhere is listed: it counts as an image that
-    cannot be read. Image files of kinds that are not read are counted in one line of the log.
+    cannot be read. Hidden folders and images, and image files of kinds that are not read, are
+    counted in a line of the log each.
 
     Raises:
         DataError: There are no images, or a folder cannot be read.
     """
-    files, unread = [], collections.Counter()
-    for path, entry in _walk(root):
+    files, unread, hidden = [], collections.Counter(), []
+    for path, entry in _walk(root, hidden):
         ending = os.path.splitext(entry.name)[1].lower()
         if ending in EXTENSIONS and _is_file(entry):
             files.append(path)
         elif ending in _UNREAD and _is_file(entry):
             unread[ending] += 1
+    if hidden:
+        hidden.sort(key=natural_key)
+        such = f"such as {printable(hidden[0])}"
+        warn_once(f"{root}: left out {len(hidden)} hidden folders and images, {such}")
     if unread:
         counts = ", ".join(f"{count} {ending}" for ending, count in sorted(unread.items()))
         warn_once(f"{root}: left out {counts}, which are not read")
@@ -136,8 +141,13 @@ def list_beside(root: pathlib.Path, endings: Sequence[str]) -> dict[str, str]:
     return {stem: found[place, stem] for place, stem in sorted(found, reverse=True)}
 
 
-def _walk(root: pathlib.Path) -> Iterator[tuple[str, os.DirEntry]]:
-    """The files below a folder, with their paths relative to it; every folder is read once."""
+def _walk(root: pathlib.Path, hidden: list[str] | None = None) -> Iterator[tuple[str, os.DirEntry]]:
+    """The files below a folder, with their paths relative to it; every folder is read once.
+
+    Args:
+        root: The folder.
+        hidden: A list to which the paths of hidden folders and images are added.
+    """
     folders, links, seen = [""], [], set()
     while folders or links:  # links last, short ones first, so that folders keep their own paths
         if not folders:
@@ -155,6 +165,10 @@ def _walk(root: pathlib.Path) -> Iterator[tuple[str, os.DirEntry]]:
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
             if _is_hidden(entry.name):
+                is_litter = entry.name.startswith("._") or entry.name in _LITTER
+                wanted = _is_folder(entry) or entry.name.lower().endswith(EXTENSIONS)
+                if hidden is not None and wanted and not is_litter:
+                    hidden.append(path)
                 continue
             if not _is_folder(entry):
                 yield path, entry
@@ -285,6 +299,28 @@ def read_image(data: bytes, at_least: int = 0) -> Image.Image:
     return upright(image)
 
 
+def height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width in pixels of a size that may be the side of a square."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def as_rgb(
+    images: UInt8[np.ndarray, "*shape channels"],
+) -> UInt8[np.ndarray, "*shape 3"]:
+    """An image or images of 1, 3 or 4 channels as RGB; transparent ones on white."""
+    if images.shape[-1] == 1:
+        return images.repeat(3, axis=-1)
+    if images.shape[-1] == 4:
+        opacity = images[..., 3:].astype(np.float32) / 255
+        return np.rint(images[..., :3] * opacity + 255 * (1 - opacity)).astype(np.uint8)
+    return images
+
+
+def as_picture(image: UInt8[np.ndarray, "height width channels"]) -> Image.Image:
+    """The picture of 1 (grey), 3 (RGB) or 4 channels (RGB with transparency)."""
+    return Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+
+
 def grid(
     images: Images, *, columns: int | None = None, gap: int = 2, least: int = 64
 ) -> UInt8[np.ndarray, "grid_height grid_width channels"]:
@@ -309,14 +345,15 @@ def grid(
 
 def captioned(
     images: Images, captions: Sequence[str], *, least: int = 96
-) -> UInt8[np.ndarray, "count captioned_height captioned_width channels"]:
+) -> UInt8[np.ndarray, "count captioned_height captioned_width 3"]:
     """Images with their captions below them, in small print and broken into lines.
 
     Args:
-        images: The images, uint8, with three channels.
+        images: The images, uint8; the result is RGB.
         captions: One caption for every image.
         least: See `grid`; narrow images would leave no room for words.
     """
+    images = as_rgb(images)
     scale = math.ceil(least / images.shape[1])
     images = images.repeat(scale, axis=1).repeat(scale, axis=2)
     width, font = images.shape[2], ImageFont.load_default(size=10)
@@ -352,7 +389,7 @@ def output_ending(path: str | os.PathLike) -> str:
     raise FieldError("out", f"is {text}: its ending must be one of {formats}, or none for a folder")
 
 
-def check_grid(path: str | os.PathLike, count: int, size: int) -> None:
+def check_grid(path: str | os.PathLike, count: int, size: tuple[int, int]) -> None:
     """Checks, before anything is drawn, that a picture of a format can be as large as a `grid`.
 
     Args:
@@ -363,7 +400,8 @@ def check_grid(path: str | os.PathLike, count: int, size: int) -> None:
     Raises:
         FieldError: The format has smaller pictures only.
     """
-    side = math.ceil(math.sqrt(count)) * (size * math.ceil(64 / size) + 2) + 2
+    scale = math.ceil(64 / size[0])
+    side = math.ceil(math.sqrt(count)) * (max(size) * scale + 2) + 2
     most = _LARGEST.get(PICTURES[output_ending(path)], side)
     if side > most:
         raise FieldError(
@@ -374,12 +412,13 @@ def check_grid(path: str | os.PathLike, count: int, size: int) -> None:
 
 
 def write_picture(
-    path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"], settings: str = ""
+    path: str | os.PathLike, image: UInt8[np.ndarray, "height width channels"], settings: str = ""
 ) -> None:
     """Writes a picture in the format that its ending names, one of `PICTURES`.
 
     Args:
-        path: The file. A WebP is written without loss, and a JPEG in high quality.
+        path: The file. A WebP is written without loss, and a JPEG in high quality and without
+            transparency.
         image: The picture.
         settings: What the picture was made by; a PNG carries this text under the key 'settings'.
     """
@@ -388,17 +427,20 @@ def write_picture(
     if kind == "png" and settings:
         options["pnginfo"] = PngImagePlugin.PngInfo()
         options["pnginfo"].add_itxt("settings", settings)
-    write_atomically(path, functools.partial(Image.fromarray(image).save, format=kind, **options))
+    picture = as_picture(as_rgb(image) if kind == "jpeg" else image)
+    write_atomically(path, functools.partial(picture.save, format=kind, **options))
 
 
-def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> None:
+def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width channels"]) -> None:
     """Writes a PNG file."""
-    write_atomically(path, functools.partial(Image.fromarray(image).save, format="png"))
+    write_atomically(path, functools.partial(as_picture(image).save, format="png"))
 
 
-def write_new_png(path: str | os.PathLike, image: UInt8[np.ndarray, "height width 3"]) -> bool:
+def write_new_png(
+    path: str | os.PathLike, image: UInt8[np.ndarray, "height width channels"]
+) -> bool:
     """Writes a PNG file unless the file exists; returns whether it did. See `files.write_new`."""
-    return write_new(path, functools.partial(Image.fromarray(image).save, format="png"))
+    return write_new(path, functools.partial(as_picture(image).save, format="png"))
 
 
 def write_npz(path: str | os.PathLike, images: Images, settings: str = "") -> None:

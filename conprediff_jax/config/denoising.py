@@ -227,7 +227,7 @@ def make_model(config: ConfigDict, data: DataSpec) -> DiffusionModel:
     Raises:
         ConfigError: One line that names the key at fault.
     """
-    first_stage = _make_first_stage(config)
+    first_stage = _make_first_stage(config, data.channels)
     with naming("config.first_stage"):
         point_shape = first_stage.point_shape(data.image_size)
     _check_points(config, first_stage)
@@ -262,14 +262,16 @@ def make_model(config: ConfigDict, data: DataSpec) -> DiffusionModel:
     return model
 
 
-def _make_first_stage(config: ConfigDict) -> FirstStage:
-    """The frozen codec of a diffusion model."""
+def _make_first_stage(config: ConfigDict, channels: int) -> FirstStage:
+    """The frozen codec of a diffusion model, for images of a number of channels."""
     with naming("config.first_stage"):
         first_stage, autoencoder = FIRST_STAGES[config.first_stage.get("kind")]
     if autoencoder is None:
-        return build(first_stage, config, "first_stage", others=("kind",))
+        return build(first_stage, config, "first_stage", others=("kind",), channels=channels)
     # float32, whatever dtype the denoiser has: latents are encoded once and used many times.
-    model = build(autoencoder, config, "first_stage.autoencoder", dtype="float32")
+    model = build(
+        autoencoder, config, "first_stage.autoencoder", dtype="float32", out_channels=channels
+    )
     return build(first_stage, config, "first_stage", others=("kind", "autoencoder"), model=model)
 
 
@@ -310,7 +312,7 @@ def _check_size(
 ) -> None:
     """Checks that the first stage and the denoiser can divide the image size."""
     factor = denoiser.downsampling
-    if factor is not None and point_shape[0] % factor:
+    if factor is not None and (point_shape[0] % factor or point_shape[1] % factor):
         scale = first_stage.downsampling
         raise ConfigError(
             f"config.data.image_size is {config.data.image_size}: it must be a multiple of "

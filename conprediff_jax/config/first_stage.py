@@ -57,7 +57,7 @@ def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> FirstStag
         raise ConfigError("config.train.eval_every is for diffusion models: a first stage has 0")
     loss = build(FirstStageLoss, config, "loss")
     cls = FIRST_STAGES[config.task].autoencoder
-    model = build(cls, config, "autoencoder", dtype=config.dtype)
+    model = build(cls, config, "autoencoder", dtype=config.dtype, out_channels=data.channels)
     if config.task == "vq" and loss.codebook_decay:
         model = model.clone(codebook_weight=0.0)  # codes are averages, and get no gradients
     discriminator = None

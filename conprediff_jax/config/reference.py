@@ -24,7 +24,8 @@ from conprediff_jax.tasks.first_stage import FirstStageLoss
 
 # Where the builder takes the fields from that are no keys (`keys.derived`).
 SOURCES = {
-    "out_channels": "config.first_stage",
+    "out_channels": "config.first_stage and config.data.channels",
+    "channels": "config.data.channels",
     "num_codes": "config.first_stage",
     "model": "config.first_stage.autoencoder",
     "grid": "config.first_stage and config.data.image_size",

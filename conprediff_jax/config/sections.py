@@ -78,7 +78,8 @@ def whole(task: str, **sections: ConfigDict) -> ConfigDict:
 def section(cls: type, *, kind: str | None = None, **values: Any) -> ConfigDict:
     """A section with the keys of a dataclass or Flax module, and its defaults.
 
-    A key that may be None is a reference with a type, so that values set later are checked.
+    A key that may be None is a reference with a type, so that values set later are checked. One of
+    several types is checked when the object is built.
 
     Args:
         cls: The class whose fields are the keys.
@@ -91,8 +92,8 @@ def section(cls: type, *, kind: str | None = None, **values: Any) -> ConfigDict:
         if entries[field.name] is dataclasses.MISSING:
             raise TypeError(f"section {cls.__name__} needs a value for {field.name}")
         if isinstance(field.type, types.UnionType):
-            inner = field.type.__args__[0]  # of `inner | None`
-            inner = tuple if typing.get_origin(inner) else inner
+            inner, *others = [a for a in field.type.__args__ if a is not types.NoneType]
+            inner = object if others else tuple if typing.get_origin(inner) else inner
             entries[field.name] = FieldReference(entries[field.name], field_type=inner)
     assert not values, f"{cls.__name__} has no {', '.join(values)}"
     return ConfigDict(entries)

@@ -23,6 +23,7 @@ from jaxtyping import Bool, UInt8
 from PIL import Image
 
 from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.images import as_picture
 from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.holes import Hole, Picture, painted_over
 from conprediff_jax.data.masks import MASKS
@@ -30,9 +31,9 @@ from conprediff_jax.data.transforms import resized
 
 FITS = ("crop", "pad", "resize", "keep")
 
-Photo = UInt8[np.ndarray, "photo_height photo_width 3"]
+Photo = UInt8[np.ndarray, "photo_height photo_width channels"]
 PhotoMask = Bool[np.ndarray, "photo_height photo_width"]
-Pixels = UInt8[np.ndarray, "height width 3"]
+Pixels = UInt8[np.ndarray, "height width channels"]
 Mask = Bool[np.ndarray, "height width"]
 Size = tuple[int, int]
 
@@ -94,10 +95,8 @@ class Placement(NamedTuple):
         """The image of a photo; the border of a padded one is grey."""
         if self.is_identity:
             return photo
-        image = np.full((*self.image, 3), 128, np.uint8)
-        image[self.place.within] = resized(
-            Image.fromarray(photo), self.place.size, self.part.corners
-        )
+        image = np.full((*self.image, photo.shape[-1]), 128, np.uint8)
+        image[self.place.within] = resized(as_picture(photo), self.place.size, self.part.corners)
         return image
 
     def known(self, mask: PhotoMask) -> Mask:
@@ -128,9 +127,7 @@ class Placement(NamedTuple):
         if self.is_identity:
             return filling
         pasted = photo.copy()
-        pasted[self.part.within] = resized(
-            Image.fromarray(filling), self.part.size, self.place.corners
-        )
+        pasted[self.part.within] = resized(as_picture(filling), self.part.size, self.place.corners)
         return pasted
 
     def describe(self) -> str:

@@ -23,7 +23,7 @@ from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.common.images import BadImage, list_images
 from conprediff_jax.data import masks as masks_lib
 from conprediff_jax.data.pipeline import DataSpec, evaluation_iterator
-from conprediff_jax.data.transforms import decode
+from conprediff_jax.data.transforms import decode, pixels
 
 _BATCH = 64
 
@@ -39,7 +39,7 @@ class Picture(NamedTuple):
     """
 
     name: str
-    image: UInt8[np.ndarray, "height width 3"]
+    image: UInt8[np.ndarray, "height width channels"]
     label: int | None = None
 
 
@@ -54,17 +54,17 @@ class Hole(NamedTuple):
     """
 
     name: str
-    image: UInt8[np.ndarray, "height width 3"]
+    image: UInt8[np.ndarray, "height width channels"]
     mask: Bool[np.ndarray, "height width"]
     label: int | None = None
 
     @property
-    def masked(self) -> UInt8[np.ndarray, "height width 3"]:
+    def masked(self) -> UInt8[np.ndarray, "height width channels"]:
         """The image with grey in the hole."""
         return np.where(self.mask[..., None], self.image, np.uint8(128))
 
 
-def painted_over(hole: Hole) -> UInt8[np.ndarray, "height width 3"]:
+def painted_over(hole: Hole) -> UInt8[np.ndarray, "height width channels"]:
     """The image with unknown pixels in the colour of the nearest known pixel, or all grey."""
     if not hole.mask.any():
         return np.full_like(hole.image, 128)
@@ -80,12 +80,13 @@ def are_files(images: str) -> bool:
     return root.is_file() or (root.is_dir() and not (root / "dataset_info.json").exists())
 
 
-def read_files(images: str, *, num: int | None = None) -> list[Picture]:
+def read_files(images: str, *, num: int | None = None, channels: int = 3) -> list[Picture]:
     """One image file, or those of a folder and its subfolders in their natural order.
 
     Args:
         images: Path of the file or folder.
         num: Number of images, from the first; None for all.
+        channels: 3 for RGB, 1 for grey, or 4 for RGB with transparency.
 
     Raises:
         UserError: There are no images, two of them have the same name, or one cannot be decoded.
@@ -98,7 +99,8 @@ def read_files(images: str, *, num: int | None = None) -> list[Picture]:
         if name in pictures:
             raise UserError(f"{path}: another image is called {name} too: rename one of them")
         try:
-            pictures[name] = Picture(name, np.asarray(decode(path.read_bytes())))
+            image = decode(path.read_bytes(), channels=channels)
+            pictures[name] = Picture(name, pixels(image))
         except OSError as error:
             raise UserError(f"{path}: not a readable image: {error.strerror}") from error
         except BadImage as error:

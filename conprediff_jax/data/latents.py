@@ -120,7 +120,9 @@ class Manifest:
 def described_data(spec: Any) -> dict[str, Any]:
     """The part of a `DataSpec` that latents depend on."""
     fields = {name: getattr(spec, name) for name in DATA_FIELDS}
-    return {**fields, "keep": list(spec.keep)}
+    if spec.channels != 3:  # manifests of RGB images do not say so
+        fields["channels"] = spec.channels
+    return json.loads(json.dumps(fields))
 
 
 def differences(theirs: Manifest, ours: Manifest) -> str:
@@ -327,7 +329,8 @@ def _check_spec(manifest: Manifest, spec: Any) -> None:
         DataError: A field of the spec differs.
     """
     theirs, ours = manifest.data, described_data(spec)
-    compared = ["name", "split", "image_size", *(["label"] if spec.label else [])]
+    theirs, ours = ({"channels": 3, **fields} for fields in (theirs, ours))
+    compared = ["name", "split", "image_size", "channels", *(["label"] if spec.label else [])]
     for field in compared:
         if theirs[field] != ours[field]:
             raise sources.DataError(

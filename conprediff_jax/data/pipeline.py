@@ -6,8 +6,8 @@
 Every epoch is shuffled by one global permutation, which is the same in every process. Of P
 processes, process p reads the places p, p + P, p + 2P, ... of the stream. So the processes read
 disjoint parts of every epoch, and together all of it, even if P does not divide the number of
-records. Crops, flips and captions depend on the seed and on the place of the example in the global
-stream, but not on P or on the threads.
+records. Crops, colours, flips and captions depend on the seed and on the place of the example in
+the global stream, but not on P or on the threads.
 
 The iterator's `get_state()` is a small dict of integers that says which records have been read.
 After `set_state`, the iterator returns the batches that would have come next, also where records
@@ -24,6 +24,7 @@ from typing import Any
 import grain
 import numpy as np
 
+from conprediff_jax.common.images import height_and_width
 from conprediff_jax.common.keys import fixed, guarded
 from conprediff_jax.data import latents, sources, transforms
 from conprediff_jax.data.tokenizers import Tokenizer
@@ -40,12 +41,17 @@ class DataSpec:
         split: Name of the split.
         data_dir: Folder of the TFDS data sets; None for the default of TFDS.
         download: Whether a missing TFDS data set may be downloaded.
-        image_size: Pixels of a side.
+        image_size: Pixels of a side, or height and width of images that are not square.
+        channels: Channels of an image: 3 for RGB, 1 for grey, or 4 for RGB with transparency.
         latents: Folder of latents that `precompute` has encoded ahead of time. They are delivered
             instead of the images; empty to read the images.
         encoded_text: Whether captions are encoded ahead of time too, by a frozen text encoder, and
             delivered as `encoded`. Without `latents`, captions are encoded during training.
         crop: Which square is cut out of an image that is not square: `center` or `random`.
+        min_crop: Side of the smallest part that is cut out, as a share of the largest part's. With
+            crop `random` and a value below 1, size and place of the part are drawn every time.
+        jitter: How much brightness, contrast and saturation may differ: each is multiplied by a
+            number from 1 - jitter to 1 + jitter, drawn every time. 0 for none.
         flip: Whether every image is mirrored left and right with probability one half.
         shuffle: Whether the order is drawn anew every epoch.
         label: Name of the feature that is delivered as `label`; None for no labels. Data without a
@@ -70,10 +76,13 @@ class DataSpec:
     split: str = guarded("train")
     data_dir: str | None = None
     download: bool = False
-    image_size: int = fixed(64)
+    image_size: int | tuple[int, int] = fixed(64)
+    channels: int = fixed(3)
     latents: str = ""
     encoded_text: bool = False
     crop: str = "center"
+    min_crop: float = 1.0
+    jitter: float = 0.0
     flip: bool = False
     shuffle: bool = True
     label: str | None = guarded("label")
@@ -91,7 +100,21 @@ class DataSpec:
             raise ValueError(f"crop is {self.crop!r}; choose from {list(transforms.CROPS)}")
         if self.latents and self.crop != "center":
             raise ValueError(f"crop is {self.crop!r}; latents were encoded from 'center' crops")
-        for field, least in {"image_size": 1, "threads": 0, "workers": 0, "prefetch": 1}.items():
+        if not 0 < self.min_crop <= 1 or (self.min_crop < 1 and self.crop != "random"):
+            raise ValueError(
+                f"min_crop is {self.min_crop}; it must lie in (0, 1], and be 1 unless crop is "
+                "'random'"
+            )
+        if not 0 <= self.jitter < 1 or (self.latents and self.jitter):
+            raise ValueError(
+                f"jitter is {self.jitter}; it must lie in [0, 1), and be 0 with latents, which "
+                "were encoded without"
+            )
+        if min(self.image_shape[:2]) < 1:
+            raise ValueError(f"image_size is {self.image_size}; it must be at least 1")
+        if self.channels not in transforms.MODES:
+            raise ValueError(f"channels is {self.channels}; choose from {list(transforms.MODES)}")
+        for field, least in {"threads": 0, "workers": 0, "prefetch": 1}.items():
             if getattr(self, field) < least:
                 raise ValueError(f"{field} is {getattr(self, field)}; it must be at least {least}")
         for field, what in {"keep": "feature", "class_names": "class"}.items():
@@ -103,6 +126,11 @@ class DataSpec:
             raise ValueError("text is empty; it must name a feature, or be None for no texts")
         missing = () if self.text is None or self.text in self.keep else (self.text,)
         object.__setattr__(self, "keep", (*self.keep, *missing))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of an image."""
+        return (*height_and_width(self.image_size), self.channels)
 
     def of_images(self, **changes: Any) -> "DataSpec":
         """The same spec for images instead of latents, with changes of other fields."""
@@ -195,7 +223,7 @@ def make_iterator(
     Returns:
         An iterator over dicts, with `get_state()` and `set_state()` as in the module docstring:
 
-        * `image`: uint8 `[batch, size, size, 3]`; or in its place `latent`: float32
+        * `image`: uint8 `[batch, height, width, channels]`; or in its place `latent`: float32
           `[batch, rows, columns, channels]`, and `encoded`: float16 `[batch, length, width]`, if
           the spec says so.
         * `label`: int32 `[batch]`, where there are labels.
@@ -219,7 +247,10 @@ def make_iterator(
     make_example = latents.ToLatentExample if spec.latents else transforms.ToExample
     example = make_example(
         size=spec.image_size,
+        channels=spec.channels,
         crop=spec.crop,
+        min_crop=spec.min_crop,
+        jitter=spec.jitter,
         flip=spec.flip,
         text=spec.text,
         tokenizer=tokenizer,
@@ -269,11 +300,13 @@ def evaluation_iterator(
     if tokenizer is not None and spec.text is None:
         raise ValueError(_NO_TEXT)
     records = open_data(spec.of_images())
-    example = transforms.ToExample(size=spec.image_size, text=spec.text, tokenizer=tokenizer)
+    example = transforms.ToExample(
+        size=spec.image_size, channels=spec.channels, text=spec.text, tokenizer=tokenizer
+    )
     source = _OnePass(records, example, batch_size * process_count)
     stream = grain.MapDataset.source(source)[process_index::process_count]
     examples = _examples(stream, spec, batch_size)
-    examples = examples.map(_Blackened(spec.image_size, transforms.BadRecords(len(records))))
+    examples = examples.map(_Blackened(spec.image_shape, transforms.BadRecords(len(records))))
     return iter(examples.batch(batch_size))
 
 
@@ -322,10 +355,10 @@ def check_batch(
 
 
 def _check_images(image: np.ndarray, spec: DataSpec, batch_size: int) -> None:
-    size = spec.image_size
-    if image.shape != (batch_size, size, size, 3):
+    expected = (batch_size, *spec.image_shape)
+    if image.shape != expected:
         raise sources.DataError(
-            f"{spec.name}: images have shape {image.shape}; expected {(batch_size, size, size, 3)}"
+            f"{spec.name}: images have shape {image.shape}; expected {expected}"
         )
     if image.dtype != np.uint8:
         raise sources.DataError(f"{spec.name}: images have dtype {image.dtype}; expected uint8")
@@ -382,11 +415,11 @@ class _Blackened:
     An undecodable image becomes black.
 
     Attributes:
-        size: Pixels of a side.
+        shape: Height, width and channels of an image.
         bad: The count of undecodable records.
     """
 
-    size: int
+    shape: tuple[int, int, int]
     bad: transforms.BadRecords
 
     def __call__(
@@ -395,7 +428,7 @@ class _Blackened:
         example, mask = counted
         if self.bad.good(example):
             return {**example, "mask": np.bool_(mask)}
-        black = np.zeros((self.size, self.size, 3), np.uint8)
+        black = np.zeros(self.shape, np.uint8)
         return {**example.others, "image": black, "mask": np.bool_(False)}
 
 

@@ -1,39 +1,56 @@
-"""Turns the bytes of an image file into a square of uint8 RGB.
+"""Turns the bytes of an image file into uint8 pixels of a given size.
 
-    decode -> RGB on white -> crop a square as large as the shorter side -> resize it
+    decode -> RGB on white -> crop the largest part of the right shape -> resize it
+
+Grey images (one channel) are the luminance of RGB (ITU-R 601-2, as Pillow converts it). With four
+channels, transparency is kept, and colours are averaged by their opacity.
 
 To crop first and then resize gives the same picture as to resize first, and costs less. The filter
 is Pillow's Lanczos, whose support grows with the reduction (antialiasing). A reduction by a whole
 number uses Pillow's box filter, the area average, which causes no ringing at the hard edges of
-drawings. JPEGs are decoded at a reduced scale if that leaves at least twice the final size, so that
-the filter makes the last reduction.
+drawings. JPEGs that need no resizing, such as those of data prepared at their final size, are
+decoded by simplejpeg where it is installed: to the same pixels, and without Pillow's copy. Larger
+ones are decoded at a reduced scale if that leaves at least twice the final size, so that the filter
+makes the last reduction.
 """
 
 import dataclasses
+import math
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from absl import logging
 from jaxtyping import UInt8
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from conprediff_jax.common.errors import first_line
-from conprediff_jax.common.images import BadImage, read_image
+from conprediff_jax.common.images import BadImage, as_picture, height_and_width, read_image
 from conprediff_jax.data import sources
 from conprediff_jax.data.tokenizers import Tokenizer
 
+try:
+    import simplejpeg
+except ImportError:  # there are no wheels of it for some machines
+    simplejpeg = None
+
+_JPEG, _SEARCHED = b"\xff\xd8", 2**17  # metadata stand before the pixels
+_TURNING = (b"Exif\0\0", b"Orientation")  # a sign of EXIF or XMP, which may turn the image
 CROPS = ("center", "random")
+_TINTS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # modes of Pillow by the number of channels
 
 
-def decode(data: bytes, at_least: int = 0) -> Image.Image:
-    """Decodes an image file to RGB on a white background, upright by its EXIF orientation.
+def decode(data: bytes, at_least: int = 0, channels: int = 3) -> Image.Image:
+    """Decodes an image file, upright by its EXIF orientation.
 
     Args:
         data: Bytes of an image file, which may be grey (8 or 16 bits), of a palette, transparent,
             or CMYK.
         at_least: If positive, a JPEG may be decoded at a reduced scale, with sides no shorter than
             this many pixels.
+        channels: 3 for RGB and 1 for grey, both on a white background; 4 for RGBA.
 
     Raises:
         BadImage: The file is no image or damaged, or its range of values is not known.
@@ -45,45 +62,124 @@ def decode(data: bytes, at_least: int = 0) -> Image.Image:
     if image.mode in ("I", "F"):
         raise BadImage("its values have 32 bits, and which of them is white is not known")
     try:
+        if channels == 4:
+            return image.convert("RGBA")
         if image.has_transparency_data:
             image = image.convert("RGBA")
             white = Image.new("RGBA", image.size, "white")
             image = Image.alpha_composite(white, image)
-        return image if image.mode == "RGB" else image.convert("RGB")
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        return image if channels == 3 else image.convert(MODES[channels])
     except ValueError as error:  # such as Lab, which Pillow does not convert
         raise BadImage(str(error)) from error
 
 
-def square(image: Image.Image, size: int, offset: float = 0.5) -> UInt8[np.ndarray, "size size 3"]:
-    """A square of the image, as large as its shorter side, resized to `size` pixels a side.
+def cropped(
+    image: Image.Image,
+    size: int | tuple[int, int],
+    offset: float = 0.5,
+    *,
+    share: float = 1.0,
+    other: float | None = None,
+) -> UInt8[np.ndarray, "height width channels"]:
+    """A part of the image that has the shape of `size`, resized to it.
 
     Args:
-        image: An RGB image.
-        size: Pixels of a side of the result.
-        offset: Place of the square along the longer side, from 0 (its beginning) to 1 (its end).
+        image: The image.
+        size: Height and width of the result, or the side of a square.
+        offset: Place of the part, from 0 (left or at the top) to 1. The largest part leaves only
+            one direction to move in.
+        share: Side of the part, as a share of the largest part's.
+        other: Place from 0 (at the top) to 1, where it is not `offset` as well.
     """
-    width, height = image.size
-    side = min(width, height)
-    left, top = round(offset * (width - side)), round(offset * (height - side))
-    return resized(image, (size, size), (left, top, left + side, top + side))
+    size = height_and_width(size)
+    return resized(image, size, _box(image.size, size, offset, share, other))
+
+
+def _box(
+    image: tuple[int, int],
+    size: tuple[int, int],
+    offset: float,
+    share: float = 1.0,
+    other: float | None = None,
+) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a part of an image, given by its width and height."""
+    (across, down), (height, width) = image, size
+    # The part has whole pixels; that of a square has exactly the shorter side.
+    wide = min(across, round(down * width / height))
+    high = min(down, round(across * height / width))
+    wide, high = max(round(share * wide), 1), max(round(share * high), 1)
+    left = round(offset * (across - wide))
+    top = round((offset if other is None else other) * (down - high))
+    return left, top, left + wide, top + high
+
+
+def cut_from_jpeg(
+    data: bytes, size: tuple[int, int], offset: float
+) -> UInt8[np.ndarray, "height width 3"] | None:
+    """What `decode` and `cropped` make of a JPEG that needs neither resizing nor turning.
+
+    Args:
+        data: Bytes of an image file.
+        size: Height and width of the result.
+        offset: See `cropped`.
+
+    Returns:
+        The same pixels; None for all other files, for damaged ones, and without simplejpeg.
+    """
+    if simplejpeg is None or not data.startswith(_JPEG):
+        return None
+    if any(sign in data[:_SEARCHED] for sign in _TURNING):
+        return None
+    try:
+        down, across, colours, _ = simplejpeg.decode_jpeg_header(data)
+        left, top, right, bottom = _box((across, down), size, offset)
+        if (bottom - top, right - left) != size or colours != "YCbCr":
+            return None
+        whole = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+    except ValueError:  # Pillow says what is wrong, or reads it nevertheless
+        return None
+    return whole[top:bottom, left:right]
 
 
 def resized(
     image: Image.Image, size: tuple[int, int], box: tuple[int, int, int, int]
-) -> UInt8[np.ndarray, "height width 3"]:
+) -> UInt8[np.ndarray, "height width channels"]:
     """A part of an image, resized by the filter of this module.
 
     Args:
-        image: An RGB image.
+        image: The image.
         size: Height and width of the result.
         box: Left, top, right and bottom of the part.
     """
     (height, width), (left, top, right, bottom) = size, box
     if (bottom - top, right - left) == size:
-        return np.asarray(image.crop(box))
+        return pixels(image.crop(box))
     whole = (bottom - top) % height == 0 == (right - left) % width
     kernel = Image.Resampling.BOX if whole else Image.Resampling.LANCZOS
-    return np.asarray(image.resize((width, height), kernel, box=box))
+    return pixels(image.resize((width, height), kernel, box=box))
+
+
+def tinted(
+    image: UInt8[np.ndarray, "height width channels"], tint: Sequence[float]
+) -> UInt8[np.ndarray, "height width channels"]:
+    """An image with other colours.
+
+    Args:
+        image: The image.
+        tint: Factors of brightness, contrast (about the mean) and saturation, applied in this order
+            as Pillow's `ImageEnhance` defines them.
+    """
+    picture = as_picture(image)
+    for enhance, factor in zip(_TINTS, tint, strict=True):
+        picture = enhance(picture).enhance(factor)
+    return pixels(picture)
+
+
+def pixels(image: Image.Image) -> UInt8[np.ndarray, "height width channels"]:
+    """The pixels of an image of mode L, RGB or RGBA."""
+    array = np.asarray(image)
+    return array[..., None] if array.ndim == 2 else array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,21 +259,29 @@ class BadRecords:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ToExample:
-    """Makes an example of a record: `image` uint8 `[size, size, 3]`, `label` int32, kept features.
+    """Makes an example of a record.
+
+    It has `image`, uint8 `[height, width, channels]`, `label`, int32, and the kept features.
 
     If `text` names a feature, the example has its caption under the key `text` too: as a str, or
     with a tokenizer as int32 token ids `[length]`.
 
     Attributes:
-        size: Pixels of a side.
+        size: Pixels of a side, or height and width.
+        channels: 1, 3 or 4, see `decode`.
         crop: `center`, or `random` for a place along the longer side that is drawn every time.
+        min_crop: Least side of the part that is cut out, as a share of the largest; see `DataSpec`.
+        jitter: How much colours may differ; see `DataSpec`.
         flip: Whether to mirror left and right with probability one half.
         text: Name of the kept feature that holds the caption, or None.
         tokenizer: Turns captions into token ids; None to leave them as they are.
     """
 
-    size: int
+    size: int | tuple[int, int]
+    channels: int = 3
     crop: str = "center"
+    min_crop: float = 1.0
+    jitter: float = 0.0
     flip: bool = False
     text: str | None = None
     tokenizer: Tokenizer | None = None
@@ -187,7 +291,8 @@ class ToExample:
     ) -> dict[str, Any] | Undecodable:
         """Makes one example with random choices.
 
-        It always draws three numbers, so that no option changes the draws for another one.
+        It always draws three numbers, and five more behind them for the options that few use, so
+        that no option changes the draws for another one.
         """
         offset, mirror, choice = rng.random(3)
         return self.make(
@@ -195,30 +300,59 @@ class ToExample:
             offset=offset if self.crop == "random" else 0.5,
             mirrored=self.flip and bool(mirror < 0.5),
             choice=choice,
+            **self._augmentation(rng),
         )
 
+    def _augmentation(self, rng: np.random.Generator) -> dict[str, Any]:
+        """The random choices of `min_crop` and `jitter`; none where both are off."""
+        if self.min_crop == 1 and not self.jitter:
+            return {}
+        smaller, other, *colours = rng.random(5)
+        drawn = {"tint": [1 + self.jitter * (2 * colour - 1) for colour in colours]}
+        if self.min_crop < 1:
+            drawn |= {"share": 1 - (1 - self.min_crop) * smaller, "other": other}
+        return drawn
+
     def make(
-        self, record: dict[str, Any], *, offset: float, mirrored: bool, choice: float
+        self,
+        record: dict[str, Any],
+        *,
+        offset: float,
+        mirrored: bool,
+        choice: float,
+        share: float = 1.0,
+        other: float | None = None,
+        tint: Sequence[float] = (1.0, 1.0, 1.0),
     ) -> dict[str, Any] | Undecodable:
         """Makes one example from given choices.
 
         Args:
             record: The record.
-            offset: Place of the square along the longer side, from 0 to 1.
+            offset: Place of the part that is cut out, from 0 to 1.
             mirrored: Whether left and right are exchanged.
             choice: A number from 0 to 1 (exclusive) that picks one of several captions.
+            share: See `cropped`.
+            other: See `cropped`.
+            tint: See `tinted`.
         """
         others = self._others(record, choice)
+        part, size = None, height_and_width(self.size)
+        if self.channels == 3 and share == 1:
+            part = cut_from_jpeg(record["image"], size, offset)
         try:
             if "unreadable" in record:
                 raise BadImage(record["unreadable"])
-            image = decode(record["image"], 2 * self.size)
+            if part is None:
+                least = math.ceil(2 * max(size) / self.min_crop)
+                image = decode(record["image"], least, self.channels)
+                part = cropped(image, size, offset, share=share, other=other)
         except BadImage as error:
             return Undecodable(name=record["name"], error=error, others=others)
-        pixels = square(image, self.size, offset)
+        if any(factor != 1 for factor in tint):
+            part = tinted(part, tint)
         if mirrored:
-            pixels = pixels[:, ::-1]
-        return {"image": np.ascontiguousarray(pixels), **others}
+            part = part[:, ::-1]
+        return {"image": np.ascontiguousarray(part), **others}
 
     def _others(self, record: dict[str, Any], choice: float) -> dict[str, Any]:
         """All of an example but its image; the arguments are those of `make`."""

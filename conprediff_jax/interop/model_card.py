@@ -131,7 +131,7 @@ with open(f"{{folder}}/sampler.stablehlo", "rb") as file:
 weights = dict(np.load(f"{{folder}}/weights.npz"))
 indices = np.arange({count}, dtype=np.int32)
 {tokens}images = jax.jit(sampler.call)(weights, np.int32(0), indices{condition})
-np.savez("images.npz", images)  # uint8 [{count}, {size}, {size}, 3]
+np.savez("images.npz", images)  # uint8 [{count}, {shape}]
 ```
 """,
 }
@@ -208,7 +208,7 @@ def _values(model: Pretrained) -> dict[str, Any]:
         "times": getattr(diffusion.process, "num_steps", None),  # None for continuous time
         "truncation": getattr(sampling, "truncation", 1.0),
         "count": count,
-        "size": model.config.data.image_size,
+        "shape": ", ".join(map(str, (*diffusion.image_shape, diffusion.channels))),
         "prompt": json.dumps(
             diffusion.text.prompts[0] if diffusion.text else "", ensure_ascii=False
         ),
@@ -234,7 +234,7 @@ def _model_rows(model: Pretrained) -> dict[str, Any]:
         for name, network in model.networks.items()
     }
     rows = {
-        "images": f"{config.data.image_size} x {config.data.image_size}",
+        "images": " x ".join(map(str, diffusion.image_shape[::-1])),
         "points": " x ".join(map(str, diffusion.point_shape)),
         "first stage": config.first_stage.kind,
         "denoiser": f"{type(diffusion.denoiser).__name__}, {sizes['denoiser']:,} parameters",

@@ -27,6 +27,7 @@ from conprediff_jax import parallel
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_atomically, writing
 from conprediff_jax.common.fingerprint import file_fingerprint
+from conprediff_jax.common.images import as_rgb
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.metrics import npz
 from conprediff_jax.metrics.frechet import Gaussian, Moments
@@ -138,8 +139,8 @@ class Runner:
         self._apply = jax.jit(extractor.apply, out_shardings=parallel.replicated(mesh))
 
     def __call__(self, images: np.ndarray) -> dict[str, np.ndarray]:
-        """Features of at most `batch_size` images."""
-        count = len(images)
+        """Features of at most `batch_size` images, which are read as RGB."""
+        images, count = as_rgb(images), len(images)
         if count < self.batch_size:  # one shape, one compilation
             fill = np.broadcast_to(images[:1], (self.batch_size - count, *images.shape[1:]))
             images = np.concatenate([images, fill])

@@ -21,6 +21,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.images import as_rgb
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.metrics import features, regions
 from conprediff_jax.metrics.bootstrap import Figure, frechet_figure, mean_figure
@@ -64,6 +65,8 @@ class FillingJudge:
             UserError: A mask fills nothing, sizes differ, or there are fewer than 2 images.
         """
         check(holes)
+        holes = [hole._replace(image=as_rgb(hole.image)) for hole in holes]
+        found = [as_rgb(fillings) for fillings in found]
         values: dict[str, list[float]] = {}
         for hole, fillings in zip(holes, found, strict=True):
             for name, value in self._of_one(hole, fillings).items():

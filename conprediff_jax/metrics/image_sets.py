@@ -2,7 +2,8 @@
 
 Samples are read as they are. They are a folder of image files in the natural order of their names,
 turned upright by their EXIF orientation, or an npz whose `arr_0` is uint8 [images, height, width,
-3] (ADM's sample batches). A reference is one of these, a data set by its TFDS name, or a statistics
+3] (ADM's sample batches). All sets are RGB: a folder of grey images alone and an npz of 1 or 4
+channels are converted. A reference is one of these, a data set by its TFDS name, or a statistics
 file. A statistics file holds `mu` and `sigma` of Inception's last features (pytorch-fid); ADM's
 reference batches also hold `mu_s` and `sigma_s` of its spatial features, and the images. Data sets
 and reference folders go through the data pipeline, which crops and resizes images that do not have
@@ -14,6 +15,7 @@ endings of the names. Arrays and data sets have no names, and their images are c
 
 import collections
 import dataclasses
+import functools
 import itertools
 import os
 import pathlib
@@ -26,7 +28,7 @@ import numpy as np
 from conprediff_jax import data
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.fingerprint import file_fingerprint, fingerprint
-from conprediff_jax.common.images import BadImage, list_images, read_image
+from conprediff_jax.common.images import BadImage, as_rgb, list_images, read_image
 from conprediff_jax.data.files import FolderSource
 from conprediff_jax.metrics import npz
 from conprediff_jax.metrics.frechet import Gaussian
@@ -94,6 +96,7 @@ def read_reference(
     size: tuple[int, int],
     split: str = "train",
     data_dir: str | None = None,
+    channels: int = 3,
     strict: bool = False,
 ) -> ImageSet:
     """A data set, a folder, an npz of images, or statistics.
@@ -103,6 +106,7 @@ def read_reference(
         size: Height and width of the samples, in pixels.
         split: Split of a data set.
         data_dir: Folder of the TFDS data sets.
+        channels: Channels of the samples: with 1, images of data sets and folders become grey.
         strict: Whether `batches` raises a UserError for an image that cannot be decoded, as
             comparisons image by image need it; otherwise such an image is left out.
 
@@ -114,9 +118,15 @@ def read_reference(
         if not path.is_file():
             raise UserError(f"{path}: there is no such file")
         return _npz(path)
-    if size[0] != size[1]:
-        return read_samples(name)  # the pipeline makes squares
-    spec = data.DataSpec(name=name, split=split, data_dir=data_dir, image_size=size[0], label=None)
+    side = size[0] if size[0] == size[1] else size
+    spec = data.DataSpec(
+        name=name,
+        split=split,
+        data_dir=data_dir,
+        image_size=side,
+        channels=channels,
+        label=None,
+    )
     return from_data(spec, strict=strict)
 
 
@@ -140,14 +150,15 @@ def from_data(spec: data.DataSpec, *, strict: bool = False) -> ImageSet:
                     f"{spec.name}: {name} cannot be decoded, so there is nothing to compare its "
                     "sample with"
                 )
-            yield batch["image"][batch["mask"]]
+            yield as_rgb(batch["image"][batch["mask"]])
 
     content = (source[index]["image"] for index in range(len(source)))
+    form = str(spec.image_size) if spec.channels == 3 else str(spec.image_shape)
     return ImageSet(
         name=spec.name,
-        fingerprint=f"{fingerprint(content)}-{spec.image_size}",
+        fingerprint=f"{fingerprint(content)}-{form}",
         count=len(source),
-        size=(spec.image_size, spec.image_size),
+        size=spec.image_shape[:2],
         batches=batches,
         names=names,
     )
@@ -214,26 +225,37 @@ def _stem(name: str) -> str:
 def _folder(root: pathlib.Path) -> ImageSet:
     names = list_images(root)
     files = [root / name for name in names]
+    decode = functools.partial(_decode, grey=_is_grey(files[0]))
 
     def batches(count: int) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor(_THREADS) as pool:
             for start in range(0, len(files), count):
-                yield np.stack(list(pool.map(_decode, files[start : start + count])))
+                yield np.stack(list(pool.map(decode, files[start : start + count])))
 
     return ImageSet(
         name=str(root),
         fingerprint=fingerprint(file.read_bytes() for file in files),
         count=len(files),
-        size=_one_size(files),
+        size=_one_size(files, decode),
         batches=batches,
         names=names,
     )
 
 
-def _one_size(files: Sequence[pathlib.Path]) -> tuple[int, int]:
+def _is_grey(file: pathlib.Path) -> bool:
+    """Whether a file is a grey image of 8 bits; then all of its folder must be."""
+    try:
+        return read_image(file.read_bytes()).mode == "L"
+    except (OSError, BadImage):
+        return False
+
+
+def _one_size(
+    files: Sequence[pathlib.Path], decode: Callable[[pathlib.Path], np.ndarray]
+) -> tuple[int, int]:
     """Height and width of all images; decodes each once, so that bad ones are found early."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        sizes = list(pool.map(lambda file: _decode(file).shape[:2], files))
+        sizes = list(pool.map(lambda file: decode(file).shape[:2], files))
     height, width = sizes[0]
     for file, size in zip(files, sizes, strict=True):
         if size != (height, width):
@@ -244,12 +266,14 @@ def _one_size(files: Sequence[pathlib.Path]) -> tuple[int, int]:
     return height, width
 
 
-def _decode(file: pathlib.Path) -> np.ndarray:
-    """The image at its own size, turned upright, uint8 [height, width, 3]."""
+def _decode(file: pathlib.Path, grey: bool) -> np.ndarray:
+    """The image at its own size, turned upright, uint8 [height, width, 3]; grey ones become RGB."""
     try:
         image = read_image(file.read_bytes())
     except (OSError, BadImage) as error:
         raise UserError(f"{file}: not a readable image: {error}") from error
+    if grey and image.mode == "L":
+        return np.asarray(image.convert("RGB"))
     if image.mode != "RGB" and (image.mode != "P" or "transparency" in image.info):
         kind = "a grey image" if image.mode[0] in "L1IF" else f"an image of mode {image.mode}"
         raise UserError(f"{file}: {kind}; the metrics are defined on RGB: convert it")

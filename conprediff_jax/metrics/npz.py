@@ -1,6 +1,7 @@
 """Reads npz files from other programs: images, moments of features, or both.
 
-    arr_0           images, uint8 [images, height, width, 3]; ADM's sample batches
+    arr_0           images, uint8 [images, height, width, 3]; ADM's sample batches. Images of 1 or
+                    4 channels become RGB
     mu, sigma       moments of Inception's last features; pytorch-fid's statistics
     mu_s, sigma_s   of its spatial features; ADM's reference batches
     count           how many images the moments are of, where the file says
@@ -22,6 +23,7 @@ from jaxtyping import Float, UInt8
 from numpy.lib import format as npy
 
 from conprediff_jax.common.errors import UserError, first_line
+from conprediff_jax.common.images import as_rgb
 from conprediff_jax.metrics.frechet import Gaussian
 
 _MOMENTS = {"pool": ("mu", "sigma"), "spatial": ("mu_s", "sigma_s")}
@@ -62,7 +64,7 @@ class Npz:
             _header(file)
             for start in range(0, self.shape[0], size):
                 shape = min(size, self.shape[0] - start), *self.shape[1:]
-                yield np.frombuffer(file.read(math.prod(shape)), np.uint8).reshape(shape)
+                yield as_rgb(np.frombuffer(file.read(math.prod(shape)), np.uint8).reshape(shape))
 
 
 def read(path: str | os.PathLike) -> Npz:
@@ -122,7 +124,7 @@ def _image_shape(archive: zipfile.ZipFile, path: str | os.PathLike) -> tuple[int
     with archive.open("arr_0.npy") as file:
         shape, by_columns, dtype = _header(file)
         there = archive.getinfo("arr_0.npy").file_size - file.tell()
-    if len(shape) != 4 or shape[-1] != 3 or dtype != np.uint8:
+    if len(shape) != 4 or shape[-1] not in (1, 3, 4) or dtype != np.uint8:
         raise UserError(
             f"{path}: arr_0 is {dtype} of shape {shape}; expected RGB images, uint8 [images, "
             "height, width, 3]"

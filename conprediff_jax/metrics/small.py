@@ -39,7 +39,7 @@ class SmallEvaluation:
 
     def __init__(
         self,
-        draw: Callable[[Any, Any], UInt8[np.ndarray, "count height width 3"]],
+        draw: Callable[[Any, Any], UInt8[np.ndarray, "count height width channels"]],
         mesh: Mesh,
         spec: data.DataSpec,
         *,

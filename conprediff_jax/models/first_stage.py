@@ -15,6 +15,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int, Shaped, UInt8
 
 from conprediff_jax.common.errors import FieldError
+from conprediff_jax.common.images import height_and_width
 from conprediff_jax.common.keys import derived, fixed, guarded
 from conprediff_jax.common.registry import Registry
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
@@ -23,6 +24,7 @@ from conprediff_jax.models.quantizer import nearest_codes
 Images = UInt8[Array, "batch height width channels"]
 Points = Float[Array, "batch rows columns point_channels"]
 Codes = Int[Array, "batch rows columns"]
+Size = int | tuple[int, int]
 
 
 @runtime_checkable
@@ -42,8 +44,16 @@ class FirstStage(Protocol):
         """The side of a point in pixels."""
         ...
 
-    def point_shape(self, image_size: int) -> tuple[int, ...]:
-        """Returns the shape of the points of a square image, without the batch.
+    @property
+    def channels(self) -> int:
+        """The number of channels of an image."""
+        ...
+
+    def point_shape(self, image_size: Size) -> tuple[int, ...]:
+        """Returns the shape of the points of an image, without the batch.
+
+        Args:
+            image_size: Height and width in pixels, or the side of a square image.
 
         Raises:
             ValueError: The first stage cannot encode images of this size.
@@ -76,12 +86,14 @@ class Pixels:
 
     Attributes:
         patch: The side of a patch in pixels; 1 for plain pixels.
+        channels: The number of channels of an image.
 
     Raises:
         ValueError: The patch is below 1.
     """
 
     patch: int = fixed(1)
+    channels: int = derived(3)
 
     discrete = False
 
@@ -94,18 +106,18 @@ class Pixels:
         """The side of a patch in pixels."""
         return self.patch
 
-    def point_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Returns (rows, columns, channels) of the points of a square RGB image.
+    def point_shape(self, image_size: Size) -> tuple[int, int, int]:
+        """Returns (rows, columns, channels) of the points of an image.
 
         Raises:
             ValueError: The patch does not divide the image size.
         """
-        if image_size % self.patch:
+        height, width = height_and_width(image_size)
+        if height % self.patch or width % self.patch:
             raise FieldError(
                 "patch", f"is {self.patch}: it must divide the image size {image_size}"
             )
-        side = image_size // self.patch
-        return side, side, 3 * self.patch**2
+        return height // self.patch, width // self.patch, self.channels * self.patch**2
 
     def abstract(self) -> dict[str, Any]:
         """Returns an empty dict, since pixels have no parameters."""
@@ -146,21 +158,26 @@ class Autoencoded:
         """The side of a latent or token in pixels."""
         return self.model.downsampling
 
-    def latent_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Returns (rows, columns, channels) of the latents of a square image.
+    @property
+    def channels(self) -> int:
+        """The number of channels of an image."""
+        return self.model.out_channels
+
+    def latent_shape(self, image_size: Size) -> tuple[int, int, int]:
+        """Returns (rows, columns, channels) of the latents of an image.
 
         Raises:
             ValueError: The autoencoder's downsampling does not divide the image size.
         """
-        factor = self.downsampling
-        if image_size % factor:
+        factor, (height, width) = self.downsampling, height_and_width(image_size)
+        if height % factor or width % factor:
             raise ValueError(f"the autoencoder's downsampling {factor} must divide {image_size}")
-        return image_size // factor, image_size // factor, self.model.latent_dim
+        return height // factor, width // factor, self.model.latent_dim
 
     def abstract(self) -> dict[str, Any]:
         """Returns the shapes of the autoencoder's parameters."""
         side = self.downsampling
-        images = jnp.zeros((1, side, side, 3))
+        images = jnp.zeros((1, side, side, self.channels))
         params = jax.eval_shape(lambda: self.model.init(jax.random.key(0), images)["params"])
         return {"autoencoder": params}
 
@@ -187,8 +204,8 @@ class Latents(Autoencoded):
 
     discrete = False
 
-    def point_shape(self, image_size: int) -> tuple[int, int, int]:
-        """Returns the shape of the latents of a square image."""
+    def point_shape(self, image_size: Size) -> tuple[int, int, int]:
+        """Returns the shape of the latents of an image."""
         return self.latent_shape(image_size)
 
     def abstract(self) -> dict[str, Any]:
@@ -245,8 +262,8 @@ class Tokens(Autoencoded):
         """K, the number of kept codes."""
         return self.model.num_codes if self.used_codes is None else self.used_codes
 
-    def point_shape(self, image_size: int) -> tuple[int, int]:
-        """Returns (rows, columns) of the tokens of a square image."""
+    def point_shape(self, image_size: Size) -> tuple[int, int]:
+        """Returns (rows, columns) of the tokens of an image."""
         return self.latent_shape(image_size)[:2]
 
     def abstract(self) -> dict[str, Any]:

@@ -18,10 +18,10 @@ from conprediff_jax.tasks.step import make_train_step
 
 def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and shardings of a batch as the train step reads it."""
-    task, size = experiment.task, experiment.data.image_size
+    task = experiment.task
     batch, sharding = experiment.train.batch_size, parallel.batch_sharding(mesh)
     parts: dict[str, tuple[tuple[int, ...], Any]] = {
-        "image": ((size, size, 3), jnp.uint8),
+        "image": (experiment.data.image_shape, jnp.uint8),
         "label": ((), jnp.int32),
     }
     if "latent" in task.batch_keys:

@@ -33,7 +33,7 @@ from conprediff_jax.sampling.generate import Generate, generate_batches, make_ge
 from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.spec import SamplingSpec
 
-Images = UInt8[np.ndarray, "count height width 3"]
+Images = UInt8[np.ndarray, "count height width channels"]
 Points = Shaped[np.ndarray, "count rows columns *channels"]
 
 
@@ -112,7 +112,7 @@ class Model:
 
     def inpaint(
         self,
-        images: UInt8[Any, "count height width 3"],
+        images: UInt8[Any, "count height width channels"],
         masks: Shaped[Any, "*images height width"],
         seed: int = 0,
         label: int | None = None,
@@ -143,7 +143,7 @@ class Model:
             UserError: An argument is out of range or does not fit the model, such as the size of
                 an image or a mask. In most cases it is a FieldError, which names the argument.
         """
-        images = _checked(images)
+        images = _checked(images, self.diffusion.channels)
         masks = _checked_masks(masks, images.shape[:3])
         label = self._checked_label(label)
         self.diffusion.check_condition(prompts=[prompt] if prompt != "" else [], name="prompt")
@@ -162,13 +162,14 @@ class Model:
         )
         return np.concatenate(filled)
 
-    def encode(self, images: UInt8[Any, "count height width 3"]) -> Points:
+    def encode(self, images: UInt8[Any, "count height width channels"]) -> Points:
         """Encodes uint8 images as the points that are diffused: pixels, latents or tokens.
 
         Raises:
             FieldError: The argument is not images, or the first stage does not take their size.
         """
-        images, unit = _checked(images), self.diffusion.first_stage.downsampling
+        images = _checked(images, self.diffusion.channels)
+        unit = self.diffusion.first_stage.downsampling
         if images.shape[1] % unit or images.shape[2] % unit:
             raise FieldError(
                 "images", f"has the shape {images.shape}: height and width must divide by {unit}"
@@ -238,14 +239,15 @@ def _array(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _checked(images: Any) -> Images:
+def _checked(images: Any, channels: int) -> Images:
     """The images as an array. Raises FieldError if it is not a batch of uint8 images."""
     images = _array("images", images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or not images.size:
+    fits = images.dtype == np.uint8 and images.ndim == 4 and images.shape[-1] == channels
+    if not fits or not images.size:
         raise FieldError(
             "images",
             f"is {images.dtype} of shape {images.shape}: uint8, 0 to 255, of shape [count, height, "
-            "width, 3] is expected, and at least one pixel",
+            f"width, {channels}] is expected, and at least one pixel",
         )
     return images
 

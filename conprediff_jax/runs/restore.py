@@ -173,9 +173,9 @@ def read_pictures(
     Raises:
         UserError: There are no images, or a file cannot be decoded.
     """
-    if images and holes_lib.are_files(images):
-        return holes_lib.read_files(images, num=num)
     spec = load_experiment(workdir, step).data
+    if images and holes_lib.are_files(images):
+        return holes_lib.read_files(images, num=num, channels=spec.channels)
     spec = spec.of_images(name=images or spec.name, split=split, text=None)
     return holes_lib.read_data(spec, num=num)
 

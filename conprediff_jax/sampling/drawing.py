@@ -22,7 +22,7 @@ from jaxtyping import Array, Key, Shaped, UInt8
 from conprediff_jax import parallel
 from conprediff_jax.diffusion.samplers import Known, Walk
 
-Images = UInt8[Array, "batch height width 3"]
+Images = UInt8[Array, "batch height width channels"]
 Points = Shaped[Array, "batch *point"]
 Report = Callable[[int, int], None]
 

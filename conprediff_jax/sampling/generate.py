@@ -39,7 +39,9 @@ def sampling_keys(
 def make_generate(
     model: DiffusionModel, spec: SamplingSpec, mesh: Mesh, report: Report | None = None
 ) -> Generate:
-    """A jitted `(params, frozen, seed, indices, labels, texts) -> uint8 images [batch, h, w, 3]`.
+    """A jitted `(params, frozen, seed, indices, labels, texts) -> images`.
+
+    Images are uint8 `[batch, height, width, channels]`.
 
     `labels` is None for a model without classes. `texts` holds token ids of captions, and is None
     for a model that reads no captions. Images are divided over the batch axes of the mesh where
@@ -123,7 +125,7 @@ def generate_batches(
 
 def make_preview(
     model: DiffusionModel, mesh: Mesh, *, seed: int, num: int | None = None
-) -> Callable[[Any, Any], UInt8[np.ndarray, "num height width 3"]]:
+) -> Callable[[Any, Any], UInt8[np.ndarray, "num height width channels"]]:
     """A function from `params` and `frozen` to images 0 to `num - 1`, as the config draws them.
 
     The captions are the prompts of the `text` section, over and over; so are the classes.

@@ -44,7 +44,7 @@ from conprediff_jax.sampling.spec import (
     SamplingSpec,
 )
 
-Images = UInt8[Array, "batch height width 3"]
+Images = UInt8[Array, "batch height width channels"]
 Masks = Bool[Array, "batch height width"]
 Fill = Callable[..., Images]
 
@@ -203,8 +203,8 @@ def make_fill(
 
 
 def laid_over(
-    fitted: Fitted, filling: UInt8[np.ndarray, "height width 3"]
-) -> UInt8[np.ndarray, "rows columns 3"]:
+    fitted: Fitted, filling: UInt8[np.ndarray, "height width channels"]
+) -> UInt8[np.ndarray, "rows columns channels"]:
     """The photo with a filling enlarged and laid over its hole, and blended in at the rim.
 
     Args:
@@ -235,7 +235,7 @@ def fill_holes(
     prompt: str = "",
     progress: ProgressLine | None = None,
     done: Callable[[int, int, np.ndarray], None] | None = None,
-) -> list[UInt8[np.ndarray, "samples height width 3"]]:
+) -> list[UInt8[np.ndarray, "samples height width channels"]]:
     """Fillings of every hole; the images may differ in size.
 
     A model with classes gets `label`, or else the image's own class, or else all classes in turn. A

@@ -119,15 +119,15 @@ class DiffusionModel:
         return self.denoiser.num_classes
 
     @property
-    def image_size(self) -> int:
-        """Pixels along a side of the images that the model is trained on."""
-        return self.point_shape[0] * self.first_stage.downsampling
-
-    @property
     def image_shape(self) -> tuple[int, int]:
         """Height and width of the images that the model is trained on, in pixels."""
         rows, columns = self.point_shape[:2]
         return rows * self.first_stage.downsampling, columns * self.first_stage.downsampling
+
+    @property
+    def channels(self) -> int:
+        """Channels of an image."""
+        return self.first_stage.channels
 
     @property
     def tokenizer(self) -> Tokenizer | None:

@@ -35,7 +35,7 @@ def make_draw(
     prompts: Sequence[str] | None = None,
     report: Report | None = None,
 ) -> Draw:
-    """A function from indices, int [batch], to images, uint8 [batch, height, width, 3].
+    """A function from indices, int [batch], to images, uint8 [batch, height, width, channels].
 
     A model with classes takes all classes in turn.
 
@@ -76,7 +76,7 @@ def generate_to(
     Args:
         folder: The folder; it is made where it does not exist.
         draw: Function from indices, int [batch_size], to images, uint8 [batch_size, height, width,
-            3].
+            channels].
         num: Number of images.
         batch_size: Images at a time.
         settings: What the images depend on, as `record.claim` takes it.

@@ -41,7 +41,7 @@ from conprediff_jax.tasks.task import Batch, Metrics, Step, accumulate
 PREVIEWED = 32  # number of images of a reconstruction grid
 CODEBOOK = ("autoencoder", "quantizer", "codebook")
 
-Images = Float[Array, "batch height width 3"]
+Images = Float[Array, "batch height width channels"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -142,10 +142,16 @@ class FirstStageTraining:
     tokenizer = None
 
     def __post_init__(self):
-        size, factor = self.data.image_size, self.model.downsampling
-        if size % factor:
+        size, factor = min(self.data.image_shape[:2]), self.model.downsampling
+        if any(side % factor for side in self.data.image_shape[:2]):
             raise ValueError(
-                f"the autoencoder's downsampling is {factor}: it must divide the image size {size}"
+                f"the autoencoder's downsampling is {factor}: it must divide the image size "
+                f"{self.data.image_size}"
+            )
+        if self.perceptual and self.data.channels != 3:
+            raise ValueError(
+                f"LPIPS compares RGB images, and config.data.channels is {self.data.channels}: "
+                "leave out loss.lpips_trunk and loss.lpips_heads"
             )
         for network in (self.perceptual, self.discriminator):
             if network and size < network.smallest_image:
@@ -172,7 +178,7 @@ class FirstStageTraining:
         restart as vectors of this batch. The parameters of LPIPS are zeros until the trainer has
         loaded them.
         """
-        x = jnp.zeros((1, self.data.image_size, self.data.image_size, 3))
+        x = jnp.zeros((1, *self.data.image_shape))
         key = random.stream(self.seed, "init/autoencoder")
         params, task_state = {"autoencoder": self.model.init(key, x)["params"]}, {}
         if self.discriminator:
@@ -351,8 +357,8 @@ class FirstStageTraining:
 
     def describe(self) -> str:
         """One line for the log: the latents and the losses."""
-        side = self.data.image_size // self.model.downsampling
-        latents = f"latents {side} x {side} x {self.model.latent_dim}"
+        rows, columns = (side // self.model.downsampling for side in self.data.image_shape[:2])
+        latents = f"latents {rows} x {columns} x {self.model.latent_dim}"
         if isinstance(self.model, VQModel):
             how = "moving averages" if self.has_ema_codebook else "gradients"
             latents += f", {self.model.num_codes} codes by {how}"

@@ -62,7 +62,9 @@ class Task(Protocol):
         """Gradients and metrics of a batch. The caller jits this."""
         ...
 
-    def preview(self, mesh: Mesh) -> Callable[[Any, Any], UInt8[Any, "count height width 3"]]:
+    def preview(
+        self, mesh: Mesh
+    ) -> Callable[[Any, Any], UInt8[Any, "count height width channels"]]:
         """A function from the moving average and the task's state to images of a sample grid."""
         ...
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from conprediff_jax import data, parallel
 from conprediff_jax.common import images, opening
-from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.errors import UserError, printable
 from conprediff_jax.common.files import WriteError, absolute, write_text, writing
 from conprediff_jax.common.lock import locked
 from conprediff_jax.common.trees import flatten
@@ -42,6 +42,7 @@ from conprediff_jax.train.start_from import start_from
 from conprediff_jax.train.throughput import MeasuredStep
 
 EVALUATED = 256  # number of samples of a small evaluation
+_OF_FIRST, _SHORT = 64, 120  # images of the first batch that are shown; letters of a caption
 
 
 def train(
@@ -128,6 +129,8 @@ def _train(
             observe = _Observer(experiment, mesh, workdir, reporter)
             for step in range(start + 1, spec.steps + 1):
                 batch = reporter.fetch(batches)
+                if step == 1:
+                    _show_first(batch, experiment.data.text, reporter)
                 batch = parallel.to_global({k: batch[k] for k in task.batch_keys}, mesh)
                 state, metrics = train_step(state, batch)
                 reporter.add(step, metrics)
@@ -266,7 +269,7 @@ def _introduce(
     reporter.text("parameters", table)
     if jax.process_index() == 0:
         write_text(epath.Path(workdir) / "parameters.txt", table + "\n")
-    size, source = experiment.data.image_size, data.open_data(experiment.data)
+    (height, width, _), source = experiment.data.image_shape, data.open_data(experiment.data)
     known, named = experiment.task.num_classes, source.class_names or ()
     if known and len(named) > known:
         raise data.DataError(
@@ -274,7 +277,7 @@ def _introduce(
         )
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items() if size > 1)
     opening.say(
-        f"{len(source)} images of {experiment.data.name} as {size} x {size} pixels",
+        f"{len(source)} images of {experiment.data.name} as {width} x {height} pixels",
         f"a model of {experiment.task.describe()}",
         workdir,
         on=f"{opening.devices()}{f' ({axes})' if axes else ''}",
@@ -286,6 +289,23 @@ def _introduce(
         "%s step %d of %d", "resuming at" if int(state.step) else "starting at",
         int(state.step), experiment.train.steps,
     )  # fmt: skip
+
+
+def _show_first(batch: dict[str, np.ndarray], text: str | None, reporter: Reporter) -> None:
+    """Shows in TensorBoard what the first step of a run learns from: images, with their captions.
+
+    Args:
+        batch: This process's share of the batch.
+        text: The key of the captions, or None.
+        reporter: What writes to TensorBoard, in the first process.
+    """
+    if jax.process_index() or "image" not in batch:
+        return
+    pictures = batch["image"][:_OF_FIRST]
+    if text is not None:
+        captions = [printable(str(caption))[:_SHORT] for caption in batch[text][:_OF_FIRST]]
+        pictures = images.captioned(pictures, captions)
+    reporter.image(1, "data/first_batch", images.grid(pictures))
 
 
 class _Observer:

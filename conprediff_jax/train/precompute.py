@@ -30,7 +30,7 @@ from conprediff_jax.tasks.denoising import Denoising
 from conprediff_jax.train import frozen
 
 Encode = Callable[
-    [UInt8[np.ndarray, "images height width 3"]],
+    [UInt8[np.ndarray, "images height width channels"]],
     Float[np.ndarray, "images rows columns channels"],
 ]
 
@@ -202,8 +202,7 @@ def _encoder(experiment: Experiment, params: Any) -> Encode:
         padded[: len(images)] = images
         return np.asarray(program(params, jax.device_put(padded, sharding)))[: len(images)]
 
-    size = experiment.data.image_size
-    encode(np.zeros((1, size, size, 3), np.uint8))
+    encode(np.zeros((1, *experiment.data.image_shape), np.uint8))
     return encode
 
 
@@ -244,7 +243,8 @@ def _write(
     if todo:
         progress.compiling()
     bad = transforms.BadRecords(len(source))
-    decode = _Decode(transforms.ToExample(size=experiment.data.image_size))
+    spec = experiment.data
+    decode = _Decode(transforms.ToExample(size=spec.image_size, channels=spec.channels))
     threads = grain.ReadOptions(num_threads=experiment.data.threads)
     encode_captions = encode_texts and functools.partial(
         _encoded_captions, encode_texts, experiment.data.text

@@ -54,7 +54,7 @@ def write(run: Restored, folder: pathlib.Path, *, name: str) -> None:
     """
     task: FirstStageTraining = run.task
     model, params = task.model, jax.tree.map(np.asarray, run.params)
-    config = diffusers_autoencoder.config_to_diffusers(model, 1.0, task.data.image_size)
+    config = diffusers_autoencoder.config_to_diffusers(model, 1.0, max(task.data.image_shape[:2]))
     write_part(folder, config, diffusers_autoencoder.params_to_diffusers(params, model))
     card = _CARD.format(
         name=pathlib.Path(name).name,

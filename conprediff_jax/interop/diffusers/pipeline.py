@@ -142,6 +142,13 @@ def pipeline_of(model: Pretrained) -> str:
             f"has a process of class {type(diffusion.process).__name__}: the pipelines written "
             f"here have one of {', '.join(cls.__name__ for cls in known)}",
         )
+    height, width = diffusion.image_shape
+    if height != width or diffusion.channels != 3:
+        raise refusal(
+            model,
+            f"draws images of {width} x {height} pixels and {diffusion.channels} channels: the "
+            "pipelines written here draw square RGB images",
+        )
     name = _pipeline_of_network(model)
     if isinstance(diffusion.process, FlowProcess) and name != FLOW:
         raise refusal(
