@@ -29,7 +29,8 @@ from conprediff_jax.common.images import list_images
 
 _FOLDER = flags.DEFINE_string("folder", "", "Read the images of this folder; '' to make some.")
 _SIDE = flags.DEFINE_integer("side", 256, "Side of the batches' images in pixels.", lower_bound=8)
-_COUNT = flags.DEFINE_integer("count", 256, "Images that are made.", lower_bound=1)
+_COUNT = flags.DEFINE_integer("count", 8192, "Files that are made.", lower_bound=1)
+_DISTINCT = 128  # images among them; the others are links to these
 _BATCH = flags.DEFINE_integer("batch_size", 32, "Images of a batch.", lower_bound=1)
 _BATCHES = flags.DEFINE_integer("batches", 16, "Batches of a round.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Rounds that are timed.", lower_bound=1)
@@ -39,6 +40,10 @@ def make_images(folder: pathlib.Path) -> None:
     """Makes JPEGs that compress as photos do, with about 0.3 bytes a pixel."""
     side = _SIDE.value
     for number in range(_COUNT.value):
+        if number >= _DISTINCT:
+            first = folder / "all" / f"{number % _DISTINCT:05}.jpg"
+            (folder / "all" / f"{number:05}.jpg").hardlink_to(first)
+            continue
         rng = np.random.default_rng(number)
         coarse = rng.integers(0, 256, (side // 10, side // 10, 3), np.uint8)
         image = Image.fromarray(coarse).resize((side, side), Image.Resampling.BICUBIC)
