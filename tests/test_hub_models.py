@@ -49,7 +49,7 @@ def test_a_pipeline_on_the_hub_is_read_and_named_by_its_address(server, tmp_path
 
 
 def test_a_model_is_pushed_by_the_command_and_opened_by_its_address(server, tmp_path):
-    model = tiny.pretrained(tiny.pixels(steps=2))
+    model = tiny.pretrained(tiny.pixels())
     formats.write(model, "inference", str(tmp_path / "model"))
     environment = os.environ | {
         "HF_ENDPOINT": constants.ENDPOINT,

@@ -4,6 +4,9 @@ diffusers has moved LDMPipeline, VQDiffusionPipeline and RePaintPipeline to its 
 These files need only diffusers' models and schedulers, and nothing here imports them. They open as
 
     DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+
+diffusers gives all files of this name one module, and allows one pipeline in it. So their classes
+have one name, and exports of several kinds open in one process.
 """
 
 import pathlib

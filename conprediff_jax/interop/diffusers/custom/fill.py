@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 _OPTIONS = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "clip_sample")
 
 
-class FillPipeline(DiffusionPipeline):
+class ExportedPipeline(DiffusionPipeline):
     """Fills holes with a model of pixels that predicts noise, as `RePaintPipeline` does."""
 
     def __init__(self, unet, scheduler):

@@ -13,7 +13,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 
-class LatentPipeline(DiffusionPipeline):
+class ExportedPipeline(DiffusionPipeline):
     """Draws latents with a UNet and decodes them, as diffusers' `LDMPipeline` does."""
 
     def __init__(self, vqvae, unet, scheduler):

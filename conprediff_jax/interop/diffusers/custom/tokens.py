@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 _NULL = "learned_classifier_free_sampling_embeddings"
 
 
-class TokenPipeline(DiffusionPipeline):
+class ExportedPipeline(DiffusionPipeline):
     """Reveals masked tokens and decodes them, as diffusers' `VQDiffusionPipeline` does."""
 
     def __init__(self, vqvae, text_encoder, tokenizer, transformer, scheduler):
