@@ -1,14 +1,19 @@
-"""Makes a data set that is read at random, of images in another format or from TFDS; shows data.
+"""Makes a data set that is read at random: imported, from TFDS or computed; and shows data.
 
     python -m conprediff_jax.prepare --from=photos --out=data/photos --held_out=0.05
     python -m conprediff_jax.prepare --from='shards/*.tar' --text=txt --out=data/web
     python -m conprediff_jax.prepare --name=cifar10 --data_dir=data
+    python -m conprediff_jax.prepare --name=dead_leaves/32 --num=100000 --seed=1
 
 --from takes a folder of images with captions beside them, WebDataset's .tar files, Parquet files,
 an .npz of ADM's layout, or a folder that Hugging Face's datasets.save_to_disk wrote. The report in
 OUT says what was imported, what was left out and why. An interrupted import goes on where it
 stopped. --config.data.name=./OUT trains on the result. --show=DATA --out=FOLDER writes a page that
 shows data of any kind: a contact sheet, sizes, brightness and the words of captions.
+
+Two kinds of data are computed, as many images as you ask for: `dead_leaves`, opaque discs of all
+sizes, and `potts`, grids of tokens whose clusters have all sizes. What neighbouring pixels or
+tokens do in them is known, see `benchmarks/known_structure.py`.
 """
 
 from absl import flags
@@ -16,7 +21,16 @@ from absl import flags
 from conprediff_jax.cli import help
 
 _NAME = flags.DEFINE_string(
-    "name", None, "Prepare the TFDS data set of this name, such as openmoji/people."
+    "name", None, "Prepare the data set of this name, such as openmoji/people."
+)
+_NUM = flags.DEFINE_integer(
+    "num", None, "Compute this many images for the split train; the default is 65,536."
+)
+_TEST_NUM = flags.DEFINE_integer(
+    "test_num", None, "Compute this many images for the split test; the default is 4,096."
+)
+_SEED = flags.DEFINE_integer(
+    "seed", None, "This seed decides the computed images; the default is 0."
 )
 _FROM = flags.DEFINE_string(
     "from", None, "Import this folder, file or pattern of files; the format is recognized."
@@ -72,12 +86,12 @@ from conprediff_jax.cli import app
 from conprediff_jax.common import opening
 from conprediff_jax.common.errors import DataError, FieldError
 from conprediff_jax.common.files import check_folder
-from conprediff_jax.data import sources
+from conprediff_jax.data import made, sources
 from conprediff_jax.data.importing import counting, page, writing
 from conprediff_jax.data.importing.formats import plan_import
 from conprediff_jax.data.importing.inspecting import Limits
 from conprediff_jax.data.importing.parts import Wanted
-from conprediff_jax.data.tfds import default_data_dir, prepare
+from conprediff_jax.data.tfds import default_data_dir, make_builder, prepare
 
 _ON_PAGE = "caption", "text"  # features that may hold captions
 
@@ -101,14 +115,24 @@ def main(argv: list[str]) -> None:
 
 
 def _prepare() -> None:
-    """Downloads a data set of TFDS and writes it as array_record."""
-    where = _DATA_DIR.value or default_data_dir()
-    opening.say(f"the files of {_NAME.value}", "a data set with random access", where, on=None)
-    builder = prepare(_NAME.value, _DATA_DIR.value, _MANUAL_DIR.value)
+    """Computes a data set, or downloads one of TFDS, and writes it as array_record."""
+    name, where = _NAME.value, _DATA_DIR.value or default_data_dir()
+    asked = {"num": _NUM.value, "test_num": _TEST_NUM.value, "seed": _SEED.value}
+    asked = {field: value for field, value in asked.items() if value is not None}
+    if made.is_made(name):
+        reads = made.law_of(name).description
+        opening.say(reads, "a data set with random access", made.folder_of(name, where), on=None)
+        made.write(name, where, **asked)
+        builder = make_builder(name, where)
+    else:
+        for field, value in asked.items():
+            raise FieldError(field, f"is {value}: it is for data that are computed")
+        opening.say(f"the files of {name}", "a data set with random access", where, on=None)
+        builder = prepare(name, _DATA_DIR.value, _MANUAL_DIR.value)
     splits = ", ".join(
         f"{info.num_examples:,} {split}" for split, info in builder.info.splits.items()
     )
-    print(f"{_NAME.value}: {splits}; in {builder.data_dir}")
+    print(f"{name}: {splits}; in {builder.data_dir}")
 
 
 def _import() -> None:

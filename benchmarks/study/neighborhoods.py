@@ -90,9 +90,16 @@ def difference_distance(
     reference: Int[np.ndarray, "others channels 511"],
 ) -> float:
     """The difference distance (2), from the histograms for one radius."""
+    return weights_distance(*(x.sum(axis=0, dtype=np.int64) for x in (samples, reference)))
+
+
+def weights_distance(
+    samples: Shaped[np.ndarray, "channels 511"], reference: Shaped[np.ndarray, "channels 511"]
+) -> float:
+    """The difference distance (2), from the weights of the differences -255 to 255."""
     values = np.arange(_LEVELS) / _SCALE
-    totals = samples.sum(axis=0, dtype=np.int64), reference.sum(axis=0, dtype=np.int64)
-    return float(np.mean([wasserstein(values, values, x, y) for x, y in zip(*totals, strict=True)]))
+    pairs = zip(samples, reference, strict=True)
+    return float(np.mean([wasserstein(values, values, x, y) for x, y in pairs]))
 
 
 def draw_patches(

@@ -27,7 +27,7 @@ from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.masked import MaskedProcess
 from conprediff_jax.models import DENOISERS, FIRST_STAGES, Denoiser, FirstStage
-from conprediff_jax.models.first_stage import Latents, Pixels
+from conprediff_jax.models.first_stage import Latents, Palette, Pixels
 from conprediff_jax.models.text import TEXT_ENCODERS
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
@@ -62,7 +62,7 @@ def default_discrete(first_stage: ConfigDict) -> ConfigDict:
     """A config with all keys of a discrete model, with VQ-Diffusion's process and optimiser.
 
     Args:
-        first_stage: A section that `tokens` returns.
+        first_stage: A section that `tokens` or `palette` returns.
     """
     transformer = {"width": 512, "num_layers": 20, "num_heads": 16}
     config = _default(
@@ -80,7 +80,7 @@ def default_masked(first_stage: ConfigDict) -> ConfigDict:
     """A config with all keys of masked diffusion, with the optimiser of `default_discrete`.
 
     Args:
-        first_stage: A section that `tokens` returns.
+        first_stage: A section that `tokens` or `palette` returns.
     """
     config = default_discrete(first_stage).unlock()
     config.process = section(MaskedProcess, kind="masked")
@@ -131,6 +131,15 @@ def tokens(weights: str, used_codes: int | None = None, **architecture: Any) -> 
     """
     kept = placeholder(int) if used_codes is None else used_codes
     return _autoencoded("tokens", weights, architecture, used_codes=kept)
+
+
+def palette(num_codes: int) -> ConfigDict:
+    """A `first_stage` section for tokens that the data hold, one a pixel.
+
+    Args:
+        num_codes: Number of tokens; see `models.first_stage.Palette`.
+    """
+    return section(Palette, kind="palette", num_codes=num_codes)
 
 
 def _autoencoded(

@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from conprediff_jax.common.errors import DataError, first_line
+from conprediff_jax.data import made
 
 OPENMOJI = "openmoji"
 _OPENMOJI_BUILDER = "conprediff_jax.data.openmoji.openmoji_dataset_builder"
@@ -165,18 +166,26 @@ def builder_from_directory(path: str, title: str) -> Any:
 def make_builder(name: str, data_dir: str | None = None) -> Any:
     """The TFDS builder of a data set; if it is not prepared yet, it will write array_record.
 
+    Data that `made` computes have no builder before they are there.
+
     Args:
         name: TFDS name.
         data_dir: Folder of the TFDS data sets; None for `default_data_dir()`.
 
     Raises:
-        DataError: TFDS does not know the name.
+        DataError: TFDS does not know the name, or the data must be computed first.
     """
     import tensorflow_datasets as tfds
 
+    root = data_dir or default_data_dir()
+    if made.is_made(name):
+        made.law_of(name)
+        folder = made.folder_of(name, root)
+        if not made.is_complete(folder):
+            raise DataError(f"{name} is not in {folder}; run {_command(name, root)}")
+        return builder_from_directory(str(folder), name)
     if name.split("/")[0] == OPENMOJI:
         importlib.import_module(_OPENMOJI_BUILDER)  # which registers the builder
-    root = data_dir or default_data_dir()
     try:
         with _quiet():
             builder = tfds.builder(name, data_dir=root)
@@ -274,10 +283,15 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
 def _how_to_get(builder: Any, name: str, data_dir: str | None) -> str:
     """How to get a missing data set, in one phrase."""
     root = data_dir or default_data_dir()
-    command = f"python -m conprediff_jax.prepare --name={name} --data_dir={root}"
+    command = _command(name, root)
     instructions = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
     if not instructions:
         return f"run {command}"
     what = textwrap.shorten(instructions, 300)
     manual = os.path.join(root, "downloads", "manual")
     return f"put its files into {manual} ({what}), then run {command}"
+
+
+def _command(name: str, root: str) -> str:
+    """The command that prepares a data set."""
+    return f"python -m conprediff_jax.prepare --name={name} --data_dir={root}"

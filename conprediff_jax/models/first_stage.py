@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int, Shaped, UInt8
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.images import height_and_width
 from conprediff_jax.common.keys import derived, fixed, guarded
+from conprediff_jax.common.palette import palette
 from conprediff_jax.common.registry import Registry
 from conprediff_jax.models.autoencoder import AutoencoderKL, VQModel
 from conprediff_jax.models.quantizer import nearest_codes
@@ -307,6 +308,74 @@ class Tokens(Autoencoded):
         return jnp.exp(points) @ codebook
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Palette:
+    """Tokens that are stored as images of one pixel a token: no autoencoder comes between.
+
+    The colour of a pixel names its token, by `common.palette`. So a discrete model can be trained
+    on grids of tokens themselves, such as those of `data.potts`.
+
+    Attributes:
+        num_codes: K, the number of tokens, from 2 to 256.
+        channels: The number of channels of an image, which is 3.
+
+    Raises:
+        FieldError: `num_codes` is out of its range, or images are not RGB.
+    """
+
+    num_codes: int = fixed(3)
+    channels: int = derived(3)
+
+    discrete = True
+    downsampling = 1
+
+    def __post_init__(self):
+        palette(self.num_codes)
+        if self.channels != 3:
+            raise FieldError(
+                "kind", f"is 'palette', for RGB images: config.data.channels is {self.channels}"
+            )
+
+    def point_shape(self, image_size: Size) -> tuple[int, int]:
+        """Returns (rows, columns) of the tokens of an image."""
+        return height_and_width(image_size)
+
+    def abstract(self) -> dict[str, Any]:
+        """Returns an empty dict, since a palette has no parameters."""
+        return {}
+
+    def encode(self, frozen: dict[str, Any], images: Images) -> Codes:
+        """Turns uint8 images into tokens, int32: the nearest colour of the palette."""
+        del frozen
+        colours = jnp.asarray(palette(self.num_codes), jnp.float32)
+        return nearest_codes(images.astype(jnp.float32), colours)
+
+    def decode(self, frozen: dict[str, Any], points: Codes) -> Images:
+        """Turns tokens into uint8 images."""
+        del frozen
+        return jnp.asarray(palette(self.num_codes))[points]
+
+    def vectors(
+        self, frozen: dict[str, Any], points: Shaped[Array, "batch rows columns *codes"]
+    ) -> Points:
+        """Returns one-hot vectors, standardised to mean 0 and deviation 1 over the tokens.
+
+        Every two tokens are equally far apart.
+
+        Args:
+            frozen: The frozen parameters.
+            points: Tokens, int32, or log-probabilities of tokens, `[batch, rows, columns, K]`. For
+                log-probabilities the result is the expected vectors.
+        """
+        del frozen
+        share = 1 / self.num_codes
+        if jnp.issubdtype(points.dtype, jnp.integer):
+            one_hot = jax.nn.one_hot(points, self.num_codes)
+        else:
+            one_hot = jnp.exp(points)
+        return (one_hot - share) / (share * (1 - share)) ** 0.5
+
+
 def scaled(images: Images) -> Float[Array, "batch height width channels"]:
     """Turns uint8 images into float32 in [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1
@@ -334,3 +403,4 @@ FIRST_STAGES.register("pixels")(FirstStageKind(Pixels))
 FIRST_STAGES.register("vq")(FirstStageKind(Latents, VQModel))
 FIRST_STAGES.register("kl")(FirstStageKind(Latents, AutoencoderKL))
 FIRST_STAGES.register("tokens")(FirstStageKind(Tokens, VQModel))
+FIRST_STAGES.register("palette")(FirstStageKind(Palette))

@@ -25,7 +25,7 @@ from conprediff_jax.config.experiment import Experiment, make_experiment
 from conprediff_jax.config.vocabulary import with_vocabulary
 from conprediff_jax.data import DataSpec, encoders, latents, transforms
 from conprediff_jax.data.sources import OF_THE_FILE, Source
-from conprediff_jax.models.first_stage import Latents, Pixels
+from conprediff_jax.models.first_stage import Latents, Palette, Pixels
 from conprediff_jax.tasks.denoising import Denoising
 from conprediff_jax.train import frozen
 
@@ -115,7 +115,7 @@ def _check_first_stage(experiment: Experiment) -> None:
         raise ConfigError("config.task trains a first stage: give the config of a denoiser on one")
     first_stage = experiment.task.model.first_stage
     if not isinstance(first_stage, Latents):
-        kind = "pixels" if isinstance(first_stage, Pixels) else "tokens"
+        kind = {Pixels: "pixels", Palette: "palette"}.get(type(first_stage), "tokens")
         raise ConfigError(
             f"config.first_stage.kind is {kind!r}: there is nothing to encode ahead of time, only "
             "'vq' and 'kl' are encoded"

@@ -26,7 +26,7 @@ from conprediff_jax import config as config_lib
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.flow import FlowProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
-from conprediff_jax.interop.diffusers import custom, dit
+from conprediff_jax.interop.diffusers import dit
 from conprediff_jax.interop.diffusers import text as diffusers_text
 from conprediff_jax.interop.diffusers.dit import PIPELINE as DIT
 from conprediff_jax.interop.diffusers.files import VERSION, write_json, write_part
@@ -45,7 +45,7 @@ from conprediff_jax.interop.diffusers.text import DISCRETE, LATENT, STABLE
 from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.models.autoencoder import VQModel
 from conprediff_jax.models.dit import DiT
-from conprediff_jax.models.first_stage import Pixels, Tokens
+from conprediff_jax.models.first_stage import Palette, Pixels, Tokens
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
 from conprediff_jax.sampling.spec import FlowSampling
@@ -187,6 +187,11 @@ def _pipeline_of_network(model: Pretrained) -> str:
                 model,
                 f"diffuses patches of {patch} x {patch} pixels: none of diffusers' pipelines does",
             )
+        case Palette():
+            raise refusal(
+                model,
+                "diffuses tokens that the data hold: diffusers' pipelines have a VQ autoencoder",
+            )
         case Tokens():
             return DISCRETE
         case _:
@@ -215,7 +220,6 @@ def write(model: Pretrained, folder: pathlib.Path) -> None:
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     write_json(folder / "model_index.json", index)
-    custom.write(name, scheduler, folder)
 
 
 def _discrete(model: Pretrained) -> tuple[dict[str, Any], dict[str, Part]]:
