@@ -1,10 +1,10 @@
 """Does context prediction help, and what does it cost? Matched pairs of training runs.
 
     python benchmarks/ablation.py --config=configs/openmoji.py --settings=baseline,default
-        --seeds=0,1,2 --out=runs/ablation
+        --seeds=0,1,2 --out=runs/ablation --workers=2
     python benchmarks/ablation.py --config=configs/openmoji.py --out=runs/ablation --report
 
-The study trains every setting with every seed by `conprediff_jax.main`. Runs of one seed share
+The study trains every setting with every seed as `conprediff_jax.main` does. Runs of one seed share
 their initial parameters, the order of the data and the noise, and sample with the same network:
 settings vary only the config's `context` section. The study then measures each run
 (`study/measure.py`) and prints paired differences as Markdown: a setting minus the baseline of the
@@ -14,10 +14,14 @@ You can set any key of the config for all runs, as `--config.train.batch_size=16
 other data: a TFDS name, a prepared TFDS directory, or a folder of images with subfolders `train`
 and `test`.
 
+With `--workers=N`, N processes take the runs in turn, each on a core of its own: this is faster for
+models that are too small to fill several cores. A process measures each run that it has trained.
+
 All files are written to --out. If you start the study again, it continues: finished runs are kept,
 and an interrupted run continues from its checkpoint. You can add settings and seeds. On SIGTERM,
-the run in progress saves its step, and the study ends with exit code 75. `--report` only rebuilds
-the tables and plots: report.md, report.json, report.png and held_out.png. Plots need matplotlib.
+the runs in progress save their steps, and the study ends with exit code 75. `--report` only
+rebuilds the tables and plots: report.md, report.json, report.png and held_out.png. Plots need
+matplotlib.
 
 `--figure=pixels=runs/ablation,tokens=runs/ablation_discrete` draws <out>/figure.png: how much the
 first of --settings that is not the baseline changes each metric in several studies, in percent.
@@ -29,7 +33,7 @@ from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict
-from study import figure, grid, report
+from study import figure, grid, report, workers
 from study.grid import BASELINE, Setting
 
 from conprediff_jax.cli import app, config_flag
@@ -79,6 +83,10 @@ _STEPS = flags.DEFINE_integer("steps", None, "Training steps; by default those o
 _DATA = flags.DEFINE_string("data", None, "Name of the data; by default that of the config.")
 _NUM = flags.DEFINE_integer("num", 2048, "Samples drawn from each run.", lower_bound=12)
 _HELD_OUT = flags.DEFINE_integer("held_out", 512, "Held-out images at most.", lower_bound=1)
+_REFERENCE = flags.DEFINE_integer(
+    "reference", None, "Compare samples with the first training images, this many; by default all.",
+    lower_bound=12,
+)  # fmt: skip
 _SPLIT = flags.DEFINE_string("split", "test", "Split of the held-out images.")
 _TIMES = flags.DEFINE_integer("times", 20, "Times of continuous held-out losses.", lower_bound=3)
 _BOOTSTRAP = flags.DEFINE_integer(
@@ -89,6 +97,10 @@ _OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of the study.")
 _REPORT = flags.DEFINE_bool("report", False, "Only rebuild tables and plots.")
 _FIGURE = flags.DEFINE_list("figure", [], "Only draw these studies: name=folder,name=folder.")
 _MEASURE = flags.DEFINE_bool("measure", False, "Only measure the runs that have been trained.")
+_WORKERS = flags.DEFINE_integer(
+    "workers", 1, "Processes that train and measure; several have a core each.", lower_bound=1
+)
+_SERVE = flags.DEFINE_bool("serve", False, "Be one of these processes; the study starts them.")
 
 
 def main(argv: list[str]) -> None:
@@ -102,29 +114,29 @@ def main(argv: list[str]) -> None:
     if _REPORT.value:
         _report(out)
         return
-    config, overrides = _config()
+    config = _config()
     runs = grid.make_runs(
         out,
         config,
-        str(app.config_name().resolve()),
+        app.config_name().resolve(),
         {name: SETTINGS[name] for name in _chosen()},
         _integers(_SEEDS.value),
-        overrides=overrides,
         measured=_measured(),
     )
-    if _MEASURE.value:
-        _measure(runs, config, out)
+    if _SERVE.value:
+        workers.serve(runs, _Measure(config, out))
         return
+    todo = [run for run in runs if run.trained] if _MEASURE.value else runs
     # Other processes train and measure; this process uses no accelerator.
-    failed = grid.complete(runs, [sys.executable, *sys.argv, "--measure"])
+    failed = workers.complete(todo, [sys.executable, *sys.argv, "--serve"], _WORKERS.value)
     if any(run.result.exists() for run in runs):
         _report(out)
     if failed:
         raise UserError(f"{len(failed)} failed; start again to go on: {'; '.join(failed)}")
 
 
-def _config() -> tuple[ConfigDict, dict[str, Any]]:
-    """The config of all runs, and the keys in which it differs from its file."""
+def _config() -> ConfigDict:
+    """The config of all runs, before a setting varies it."""
     config = _CONFIG.value.copy_and_resolve_references()
     given = config_flag.given()
     if _STEPS.value is not None:
@@ -137,7 +149,7 @@ def _config() -> tuple[ConfigDict, dict[str, Any]]:
     config.update_from_flattened_dict(given)
     if not config.get("context", {}).get("weight"):
         raise UserError("--config: the config has no context prediction (config.context.weight)")
-    return config, given
+    return config
 
 
 def _chosen() -> list[str]:
@@ -155,7 +167,8 @@ def _integers(values: list[str]) -> list[int]:
 
 def _measured() -> dict[str, Any]:
     """The fields of `measure.Sizes`."""
-    return {
+    capped = {} if _REFERENCE.value is None else {"reference": _REFERENCE.value}
+    return capped | {
         "num": _NUM.value,
         "held_out": _HELD_OUT.value,
         "times": _TIMES.value,
@@ -165,21 +178,24 @@ def _measured() -> dict[str, Any]:
     }
 
 
-def _measure(runs: list[grid.Run], config: ConfigDict, out: pathlib.Path) -> None:
-    """Measures the runs that have been trained but not measured."""
-    from study import measure
+class _Measure:
+    """Measures runs, and writes their results. The references are read for the first of them."""
 
-    missing = [run for run in runs if run.trained and not run.result.exists()]
-    if not missing:
-        return
-    experiment = make_experiment(config)
-    cell = experiment.data.image_shape[0] // experiment.task.model.point_shape[0]
-    judge = measure.Judge(experiment.data, measure.Sizes(**_measured()), cell, out / "features")
-    if not (out / measure.REAL).exists():
-        real = {name: figure._asdict() for name, figure in judge.real().items()}
-        measure.write(out / measure.REAL, real)
-    for run in missing:
-        measure.write(run.result, judge(run))
+    def __init__(self, config: ConfigDict, out: pathlib.Path):
+        self._config, self._out, self._judge = config, out, None
+
+    def __call__(self, run: grid.Run) -> None:
+        from study import measure
+
+        if self._judge is None:
+            experiment = make_experiment(self._config)
+            cell = experiment.data.image_shape[0] // experiment.task.model.point_shape[0]
+            sizes = measure.Sizes(**_measured())
+            self._judge = measure.Judge(experiment.data, sizes, cell, self._out / "features")
+        if not (self._out / measure.REAL).exists():
+            real = {name: figure._asdict() for name, figure in self._judge.real().items()}
+            measure.write(self._out / measure.REAL, real)
+        measure.write(run.result, self._judge(run))
         logging.info("measured %s: %s", run.title, run.result)
 
 

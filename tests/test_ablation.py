@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from scipy import stats
-from study import compare, figure, grid, report
+from study import compare, figure, grid, report, workers
 from study.grid import BASELINE, Setting
 
 from conprediff_jax.common.errors import ConfigError, UserError
@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 def make_runs(out, seeds=(0, 1), num=8, **settings):
     settings = {BASELINE: Setting(weight=0.0), "default": Setting(), **settings}
     return grid.make_runs(
-        out, tiny.get_config(), "tiny.py", settings, seeds, overrides={}, measured={"num": num}
+        out, tiny.get_config(), ROOT / "tests" / "tiny.py", settings, seeds, measured={"num": num}
     )
 
 
@@ -59,44 +59,72 @@ def test_a_config_file_that_was_edited_is_noticed(tmp_path, monkeypatch):
         make_runs(tmp_path)
 
 
-def test_a_grid_continues_after_a_failure(tmp_path, monkeypatch):
-    runs, done, broken = make_runs(tmp_path), [], {"default, seed 0"}
-
-    def train(run):
-        done.append(run.title)
-        if run.title in broken:
-            raise grid.RunError("diverged")
-        (run.folder / "checkpoints" / "6").mkdir(parents=True)
-
-    def execute(command, log):
-        done.append(command[-1])
-        for run in runs:
-            if run.trained and command[-1] == f"--seeds={run.seed}":
-                run.result.write_text("{}")
-
-    monkeypatch.setattr(grid.Run, "train", train)
-    monkeypatch.setattr(grid, "execute", execute)
-    monkeypatch.setattr(grid.signal, "signal", lambda *_: None)
-    assert grid.complete(runs, ["measure"]) == ["default, seed 0: diverged"]
-    assert done == [
-        "baseline, seed 0", "default, seed 0", "--seeds=0",
-        "baseline, seed 1", "default, seed 1", "--seeds=1",
-    ]  # fmt: skip
-    done.clear()
-    broken.clear()
-    assert grid.complete(runs, ["measure"]) == []
-    assert done == ["default, seed 0", "--seeds=0"]
-    done.clear()
-    assert grid.complete(runs, ["measure"]) == [] and done == []
+# A worker without training: it is told what to do by the files of a folder.
+WORKER = """
+import json, os, pathlib, sys
+out = pathlib.Path(sys.argv[1])
+for line in sys.stdin:
+    setting, seed = line.strip().split(", seed ")
+    with (out / "done").open("a") as file:
+        print(line.strip(), len(os.sched_getaffinity(0)), file=file)
+    if (out / f"exit_{seed}").exists():
+        sys.exit(int((out / f"exit_{seed}").read_text()))
+    error = "diverged" if (out / f"break_{setting}").exists() and seed == "0" else None
+    if not error:
+        (out / setting / f"seed_{seed}" / "result.json").write_text("{}")
+    print(json.dumps({"error": error}), flush=True)
+"""
 
 
-def test_an_interrupted_command_ends_the_grid_and_a_failed_one_is_reported(tmp_path):
-    log = tmp_path / "log"
+@pytest.fixture
+def run_all(tmp_path, monkeypatch):
+    """Does the runs that are not done; returns the failures, and which runs had been begun."""
+    monkeypatch.setattr(workers.signal, "signal", lambda *_: None)
+
+    def run_all(count=1):
+        (tmp_path / "done").write_text("")
+        command = [sys.executable, "-c", WORKER, str(tmp_path)]
+        failed = workers.complete(make_runs(tmp_path), command, count)
+        return failed, [
+            line.rpartition(" ") for line in (tmp_path / "done").read_text().split("\n")[:-1]
+        ]
+
+    return run_all
+
+
+def test_a_grid_continues_after_a_failure(tmp_path, run_all):
+    (tmp_path / "break_default").touch()
+    failed, done = run_all()
+    assert failed == ["default, seed 0: diverged"]
+    order = ["baseline, seed 0", "default, seed 0", "baseline, seed 1", "default, seed 1"]
+    assert [run for run, _, _ in done] == order
+    (tmp_path / "break_default").unlink()
+    failed, done = run_all()
+    assert not failed and [run for run, _, _ in done] == ["default, seed 0"]
+    assert run_all() == ([], [])
+
+
+def test_workers_have_a_core_each_and_do_every_run_once(tmp_path, run_all):
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two cores")
+    (tmp_path / "exit_0").write_text("3")  # a process that dies is replaced
+    failed, done = run_all(2)
+    assert sorted(failed) == [
+        f"{name}, seed 0: exit code 3 (see {tmp_path / name / 'seed_0' / 'train.log'})"
+        for name in ("baseline", "default")
+    ]
+    runs = [f"{name}, seed {seed}" for name in ("baseline", "default") for seed in (0, 1)]
+    assert sorted(run for run, _, _ in done) == runs
+    assert {cores for _, _, cores in done} == {"1"}
+    with pytest.raises(UserError, match="workers is 999"):
+        run_all(999)
+
+
+def test_an_interrupted_run_ends_the_grid(tmp_path, run_all):
+    (tmp_path / "exit_0").write_text(str(RESTART_CODE))
     with pytest.raises(Preempted):
-        grid.execute([sys.executable, "-c", f"exit({RESTART_CODE})"], log)
-    with pytest.raises(grid.RunError, match="exit code 3: this is why"):
-        grid.execute([sys.executable, "-c", "print('and'); print('this is why'); exit(3)"], log)
-    assert log.read_text() == "and\nthis is why\n"
+        run_all()
+    assert (tmp_path / "done").read_text().count("seed") == 1
 
 
 # Pairs --------------------------------------------------------------------------------------------
@@ -241,11 +269,13 @@ def test_a_grid_of_two_settings_and_two_seeds_runs_once(tmp_path):
         f"--config={ROOT / 'tests' / 'tiny.py'}", f"--data={tmp_path / 'data'}", f"--out={out}",
         "--settings=baseline,default", "--seeds=0,1", "--steps=2", "--num=12", "--held_out=6",
         "--times=3", "--bootstrap=2", "--batch_size=12", "--config.sampling.num=1",
+        f"--workers={min(2, len(os.sched_getaffinity(0)))}",
     ]  # fmt: skip
     first = ablation(*arguments)
     assert first.returncode == 0, first.stderr
-    for said in ("training baseline, seed 0: run 1 of 4", "4/4 runs", "measured default, seed 1"):
+    for said in ("training baseline, seed 0: run 1 of 4", "4/4 runs"):
         assert said in first.stderr
+    assert "measured default, seed 1" in (out / "default" / "seed_1" / "train.log").read_text()
     for metric in ("FD-random-VGG16", "held-out loss", "difference W2, radius 1", "patch W2"):
         assert f"| {metric}" in first.stdout
     runs = {

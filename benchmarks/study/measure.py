@@ -14,7 +14,7 @@ The random directions, patches and bootstrap replicates are the same for all mod
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ from absl import logging
 
 from conprediff_jax import data, parallel
 from conprediff_jax.common.files import write_atomically, write_text
+from conprediff_jax.common.fingerprint import fingerprint
 from conprediff_jax.diffusion.tokens import TokenProcess
 from conprediff_jax.metrics import denoising_loss, features, image_sets
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
@@ -50,6 +51,8 @@ class Sizes:
         replicates: Number of replicates of the bootstrap over samples.
         batch_size: Number of images at a time.
         split: Split of the held-out images.
+        reference: Largest number of training images that samples are compared with, the first ones;
+            None for all.
     """
 
     num: int
@@ -58,6 +61,7 @@ class Sizes:
     replicates: int
     batch_size: int
     split: str
+    reference: int | None = None
 
 
 class Judge:
@@ -78,7 +82,7 @@ class Judge:
         self._suite = Suite(
             metrics=("frechet", "kernel", "precision", "recall"), replicates=sizes.replicates
         )
-        self._train = _images(spec)
+        self._train = _first(_images(spec), sizes.reference)
         rows = self._suite.reference_rows()
         self._known = features.extract(self._runner, self._train, cache, rows)
         real = _pixels(_images(self._held_out))
@@ -180,6 +184,23 @@ def write(path: pathlib.Path, figures: Mapping[str, Any]) -> None:
 def _images(spec: data.DataSpec) -> image_sets.ImageSet:
     size = spec.image_shape[:2]
     return image_sets.read_reference(spec.name, size=size, split=spec.split, data_dir=spec.data_dir)
+
+
+def _first(images: image_sets.ImageSet, count: int | None) -> image_sets.ImageSet:
+    """The first `count` images of a set; all of them if it has no more."""
+    if count is None or images.count <= count:
+        return images
+
+    def batches(size: int) -> Iterator[np.ndarray]:
+        left = count
+        for batch in images.batches(size):
+            yield batch[:left]
+            left -= len(batch)
+            if left <= 0:
+                return
+
+    name = fingerprint([images.fingerprint.encode(), str(count).encode()])
+    return dataclasses.replace(images, fingerprint=name, count=count, batches=batches)
 
 
 def _pixels(images: image_sets.ImageSet) -> np.ndarray:
