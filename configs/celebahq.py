@@ -6,10 +6,10 @@ Size: 256 x 256, 274.1 M parameters.
 Needs:
     celeb_a_hq/256: the data. TFDS cannot fetch its files; python -m conprediff_jax.prepare
         --name=celeb_a_hq/256 says which files to put where, and then prepares them.
-    weights/vq-f4: the first stage VQ-f4, a diffusers VQModel (config.json and
-        diffusion_pytorch_model.safetensors). It is the folder `vqvae` of CompVis/ldm-celebahq-256
-        on https://huggingface.co. Or train it: python -m conprediff_jax.main
-        --config=configs/first_stage/vq_f4.py --workdir=weights/vq-f4
+    weights/vq-f4: the first stage VQ-f4, a diffusers VQModel. The flag
+        --config.first_stage.weights=hf://CompVis/ldm-celebahq-256/vqvae?bin downloads the published
+        one. Or train it: python -m conprediff_jax.main --config=configs/first_stage/vq_f4.py
+        --workdir=weights/vq-f4
 Hardware: one host of eight GPUs or a TPU v5e-16. Activations are bf16, parameters float32.
 Hours: not measured.
 Expected: the paper reports FID 3.22 with context prediction, and 5.11 for this backbone without it

@@ -6,9 +6,9 @@
 Size: 256 x 256, 1415.2 M parameters.
 Needs:
     coco_captions: the data, by python -m conprediff_jax.prepare --name=coco_captions
-    weights/kl-f8: the first stage KL-f8, a diffusers AutoencoderKL from https://huggingface.co, by
-        hf download stabilityai/sd-vae-ft-mse --local-dir=weights/kl-f8, or train it:
-        python -m conprediff_jax.main --config=configs/first_stage/kl_f8.py
+    weights/kl-f8: the first stage KL-f8, a diffusers AutoencoderKL. The flag
+        --config.first_stage.weights=hf://stabilityai/sd-vae-ft-mse downloads the published one. Or
+        train it: python -m conprediff_jax.main --config=configs/first_stage/kl_f8.py
         --workdir=weights/kl-f8
 
 Hardware: a TPU v5e-64 or four hosts of eight GPUs. Give --config.mesh.fsdp=8. Activations are bf16,
@@ -25,7 +25,7 @@ diffusion's, with 32 layers. It is trained along with the denoiser, and its voca
 from the captions. To start from the published model instead, import it
 (`python -m conprediff_jax.convert import`), and name the imported folder in
 --config.train.init_from. For BERT's own vocabulary, also give
---config.text.tokenizer=weights/bert-base-uncased/tokenizer.json.
+--config.text.tokenizer=hf://google-bert/bert-base-uncased.
 """
 
 from conprediff_jax.config import presets

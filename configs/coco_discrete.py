@@ -12,8 +12,8 @@ Needs:
         --config.autoencoder.num_codes=8192 --config.autoencoder.channel_mult="(1,1,2,4)"
         --config.autoencoder.attention_downsampling=8 --workdir=weights/vqgan-f8-openimages
     weights/clip-vit-base-patch32: the text encoder CLIP ViT-B/32, which stays frozen, and its
-        tokenizer, from https://huggingface.co, by
-        hf download openai/clip-vit-base-patch32 --local-dir=weights/clip-vit-base-patch32
+        tokenizer. Give --config.text.weights=hf://openai/clip-vit-base-patch32?bin
+        --config.text.tokenizer=hf://openai/clip-vit-base-patch32 to download the published ones.
 Hardware: a TPU v5e-64 or four hosts of eight GPUs. Activations are bf16, parameters float32. The
 model has 388,780,871 parameters and the null text.
 Hours: not measured.

@@ -6,10 +6,10 @@ Size: 256 x 256, 274.1 M parameters.
 Needs:
     ./data/ffhq: the data, the aligned FFHQ images, 256 x 256 or larger, as a folder of PNG files;
         https://github.com/NVlabs/ffhq-dataset says how to download them (TFDS has no FFHQ).
-    weights/vq-f4: the first stage VQ-f4, a diffusers VQModel (config.json and
-        diffusion_pytorch_model.safetensors). It is the folder `vqvae` of CompVis/ldm-celebahq-256
-        on https://huggingface.co. Or train it: python -m conprediff_jax.main
-        --config=configs/first_stage/vq_f4.py --workdir=weights/vq-f4
+    weights/vq-f4: the first stage VQ-f4, a diffusers VQModel. The flag
+        --config.first_stage.weights=hf://CompVis/ldm-celebahq-256/vqvae?bin downloads the published
+        one. Or train it: python -m conprediff_jax.main --config=configs/first_stage/vq_f4.py
+        --workdir=weights/vq-f4
 Hardware: one host of eight GPUs or a TPU v5e-16. Activations are bf16, parameters float32. The
 published batch is 42; here it is 48, which more meshes divide.
 Hours: not measured.

@@ -6,10 +6,10 @@ Size: 256 x 256, 263.9 M parameters.
 Needs:
     imagenet2012: the data. TFDS cannot fetch its archives; python -m conprediff_jax.prepare
         --name=imagenet2012 says which archives to put where, and then prepares them.
-    weights/vq-f4: the first stage VQ-f4, a diffusers VQModel (config.json and
-        diffusion_pytorch_model.safetensors). It is the folder `vqvae` of CompVis/ldm-celebahq-256
-        on https://huggingface.co. Or train it: python -m conprediff_jax.main
-        --config=configs/first_stage/vq_f4.py --workdir=weights/vq-f4
+    weights/vq-f4: the first stage VQ-f4, a diffusers VQModel. The flag
+        --config.first_stage.weights=hf://CompVis/ldm-celebahq-256/vqvae?bin downloads the published
+        one. Or train it: python -m conprediff_jax.main --config=configs/first_stage/vq_f4.py
+        --workdir=weights/vq-f4
 Hardware: a TPU v5e-64 or four hosts of eight GPUs. Activations are bf16, parameters float32.
 Hours: not measured.
 Expected: no published number belongs to this model. The published class-conditional LDM-4 attends

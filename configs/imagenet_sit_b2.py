@@ -10,8 +10,8 @@ Size: 256 x 256, 130.3 M parameters.
 Needs:
     imagenet2012: the data. TFDS cannot fetch its archives; python -m conprediff_jax.prepare
         --name=imagenet2012 says which archives to put where, and then prepares them.
-    weights/kl-f8: the first stage KL-f8, a diffusers AutoencoderKL from https://huggingface.co, by
-        hf download stabilityai/sd-vae-ft-mse --local-dir=weights/kl-f8
+    weights/kl-f8: the first stage KL-f8, a diffusers AutoencoderKL. Give
+        --config.first_stage.weights=hf://stabilityai/sd-vae-ft-mse to download the published one.
     latents/imagenet_256: the latents of all images and their mirror images, by
         python -m conprediff_jax.precompute --config=configs/imagenet_sit_b2.py
 Hardware: one host of eight GPUs or a TPU v5e-16. Activations are bf16, parameters float32. The

@@ -5,10 +5,10 @@
 Size: 256 x 256, 274.1 M parameters.
 Needs:
     lsun/bedroom: the data, by python -m conprediff_jax.prepare --name=lsun/bedroom
-    weights/vq-f4: the first stage VQ-f4, a diffusers VQModel (config.json and
-        diffusion_pytorch_model.safetensors). It is the folder `vqvae` of CompVis/ldm-celebahq-256
-        on https://huggingface.co. Or train it: python -m conprediff_jax.main
-        --config=configs/first_stage/vq_f4.py --workdir=weights/vq-f4
+    weights/vq-f4: the first stage VQ-f4, a diffusers VQModel. The flag
+        --config.first_stage.weights=hf://CompVis/ldm-celebahq-256/vqvae?bin downloads the published
+        one. Or train it: python -m conprediff_jax.main --config=configs/first_stage/vq_f4.py
+        --workdir=weights/vq-f4
 Hardware: one host of eight GPUs or a TPU v5e-16. Activations are bf16, parameters float32.
 Hours: not measured.
 Expected: the paper reports FID 1.12 (second-hand) with context prediction, and 2.95 for this

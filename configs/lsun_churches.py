@@ -5,9 +5,9 @@
 Size: 256 x 256, 295.0 M parameters.
 Needs:
     lsun/church_outdoor: the data, by python -m conprediff_jax.prepare --name=lsun/church_outdoor
-    weights/kl-f8: the first stage KL-f8, a diffusers AutoencoderKL from https://huggingface.co, by
-        hf download stabilityai/sd-vae-ft-mse --local-dir=weights/kl-f8, or train it:
-        python -m conprediff_jax.main --config=configs/first_stage/kl_f8.py
+    weights/kl-f8: the first stage KL-f8, a diffusers AutoencoderKL. The flag
+        --config.first_stage.weights=hf://stabilityai/sd-vae-ft-mse downloads the published one. Or
+        train it: python -m conprediff_jax.main --config=configs/first_stage/kl_f8.py
         --workdir=weights/kl-f8
 Hardware: one host of eight GPUs or a TPU v5e-16. Activations are bf16, parameters float32.
 Hours: not measured.

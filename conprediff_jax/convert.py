@@ -26,11 +26,20 @@ folder. You can sample from this folder, or start training from it with
 in interop/original/published.py, or `--config`. If the model reads captions, they also need
 `--tokenizer`. Files of DiT and SiT describe their model, and need `--first_stage`.
 
+Both write to `--out`, upload to the Hugging Face Hub with `--push`, or both:
+
+    python -m conprediff_jax.convert export --workdir=runs/openmoji --to=inference
+        --push=hf://owner/name --license=apache-2.0
+
+Wherever a command takes a path of weights, it takes such an address, too: `hf://owner/name`, with
+`/folder` and `@revision` behind it where they are needed.
+
 The flags of sampling, such as `--sampler` and `--steps`, set the sampling defaults of the written
 model.
 """
 
 import pathlib
+import tempfile
 
 from absl import flags
 
@@ -84,7 +93,19 @@ _FIRST_STAGE = flags.DEFINE_string(
     "import --from=dit or --from=sit: Read the weights of the first stage from this folder, a "
     "diffusers AutoencoderKL or a workdir.",
 )
-_OUT = flags.DEFINE_string("out", None, "Write to this folder; it must not exist.", required=True)
+_OUT = flags.DEFINE_string("out", None, "Write to this folder; it must not exist.")
+_PUSH = flags.DEFINE_string(
+    "push",
+    None,
+    "Upload to this address on the Hugging Face Hub, hf://owner/name, with the token of HF_TOKEN "
+    "or of `hf auth login`.",
+)
+_PRIVATE = flags.DEFINE_bool(
+    "private", False, "--push: If there is no such repository, make it a private one."
+)
+_LICENSE = flags.DEFINE_string(
+    "license", None, "State this license in the model card, by its identifier on the Hub."
+)
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 
 help.answer(__name__)  # before imports that take seconds
@@ -92,7 +113,7 @@ help.answer(__name__)  # before imports that take seconds
 from absl import logging
 
 from conprediff_jax.cli import app
-from conprediff_jax.common import opening
+from conprediff_jax.common import hub, opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.interop import formats, model_card, pretrained
 from conprediff_jax.tasks.first_stage import FirstStageTraining
@@ -100,25 +121,42 @@ from conprediff_jax.tasks.first_stage import FirstStageTraining
 
 def main(argv: list[str]) -> None:
     """Reads the flags, and imports or exports."""
-    command, *paths = argv[1:] or [""]
-    pretrained.check_new(_OUT.value)
+    if not _OUT.value and not _PUSH.value:
+        raise UserError("give --out, the folder to write to, or --push, an address on the Hub")
+    if _OUT.value:
+        pretrained.check_new(_OUT.value)
+    if not _PUSH.value:
+        _convert(argv[1:], _OUT.value)
+        return
+    hub.check_push(_PUSH.value)
+    with tempfile.TemporaryDirectory() as folder:
+        out = _OUT.value or str(pathlib.Path(folder) / "model")
+        message = _convert(argv[1:], out)
+        made = pathlib.Path(out).expanduser()
+        url = hub.push(made, _PUSH.value, message=message, private=_PRIVATE.value)
+    logging.info("uploaded as %s", url)
+
+
+def _convert(arguments: list[str], out: str) -> str:
+    """Writes a folder, and returns in a sentence what it is."""
+    command, *paths = arguments or [""]
+    place = _OUT.value or _PUSH.value
     if command == "export" and not paths:
         for flag in (_WORKDIR, _TO):
             if not flag.value:
                 raise UserError(f"export needs --{flag.name}")
         source, to = _WORKDIR.value, _TO.value
-        opening.say(source, f"a model in the format {to}", _OUT.value, on=None)
+        opening.say(source, f"a model in the format {to}", place, on=None)
         run = pretrained.open_run(source, _STEP.value, _AVERAGE.value)
         if isinstance(run.task, FirstStageTraining):
-            formats.write_first_stage(run, to, _OUT.value)
-            logging.info("step %d of %s written as %s to %s", run.step, source, to, _OUT.value)
-            return
+            formats.write_first_stage(run, to, out, name=_name(to), license=_LICENSE.value)
+            return _said(run.step, source, to)
         model = pretrained.of_run(run, source)
     elif command == "import" and len(paths) == 1:
         if not _FROM.value:
             raise UserError("import needs --from")
         source, to = paths[0], "inference"
-        opening.say(source, f"a model in the format {to}", _OUT.value, on=None)
+        opening.say(source, f"a model in the format {to}", place, on=None)
         model = formats.read(
             source,
             _FROM.value,
@@ -131,8 +169,23 @@ def main(argv: list[str]) -> None:
     else:
         raise UserError("give either export --workdir=... --to=..., or import PATH --from=...")
     model = model.resampled(**sampling_flags.values())
-    formats.write(model, to, _OUT.value, metrics=_metrics(model))
-    logging.info("step %d of %s written as %s to %s", model.step, source, to, _OUT.value)
+    card = {"name": _name(to), "metrics": _metrics(model), "license": _LICENSE.value}
+    formats.write(model, to, out, **card)
+    return _said(model.step, source, to)
+
+
+def _said(step: int, source: str, to: str) -> str:
+    """Logs what was written, and returns the message of its commit."""
+    logging.info("step %d of %s written as %s to %s", step, source, to, _OUT.value or _PUSH.value)
+    return f"Step {step} as {to}"
+
+
+def _name(to: str) -> str | None:
+    """How the card calls the folder: as the library that opens it does, if it is uploaded."""
+    if not _PUSH.value or to == "stablehlo":  # which is opened as files
+        return _OUT.value
+    address = hub.parse(_PUSH.value)
+    return address.repo if to == "diffusers" and not address.path else _PUSH.value
 
 
 def _metrics(model: pretrained.Pretrained) -> str | None:

@@ -115,7 +115,7 @@ from jax.sharding import Mesh
 
 from conprediff_jax import parallel
 from conprediff_jax.cli import app
-from conprediff_jax.common import opening
+from conprediff_jax.common import hub, opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import check_folder, is_address
 from conprediff_jax.common.fingerprint import fingerprint
@@ -166,7 +166,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--{name} goes with --workdir: all images of --samples are evaluated")
     if jax.process_count() > 1:
         raise UserError("evaluation runs in one process, on all of its devices")
-    out = _OUT.value or os.path.join(_WORKDIR.value or "", "evaluation")
+    out = _OUT.value or os.path.join(hub.results_folder(_WORKDIR.value or ""), "evaluation")
     if is_address(out):
         raise UserError(f"--out={out}: an evaluation is written on this machine, name a folder")
     out = pathlib.Path(out)

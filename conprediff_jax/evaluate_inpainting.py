@@ -69,7 +69,7 @@ from jax.sharding import Mesh
 
 from conprediff_jax import parallel
 from conprediff_jax.cli import app
-from conprediff_jax.common import images, opening
+from conprediff_jax.common import hub, images, opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import absolute, check_folder
 from conprediff_jax.common.progress import ProgressLine
@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
     names, holes, shape = _names(_WORKDIR.value), {}, ()
     for workdir in names.values():
         load_model(workdir, shared.STEP.value)  # fails now, and not after hours of work
-    out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value[0]) / "inpainting")
+    out = epath.Path(_OUT.value or epath.Path(hub.results_folder(_WORKDIR.value[0])) / "inpainting")
     check_folder(out, "--out")
     opening.say(
         f"{', '.join(names.values())}, and {_NUM.value} images",

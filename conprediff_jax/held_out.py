@@ -60,7 +60,7 @@ from etils import epath
 
 from conprediff_jax import data, parallel
 from conprediff_jax.cli import app
-from conprediff_jax.common import opening
+from conprediff_jax.common import hub, opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import check_file
 from conprediff_jax.common.fingerprint import fingerprint
@@ -79,7 +79,8 @@ _WIDTH = 1.96  # standard errors from the mean to the ends of an interval
 def main(argv: list[str]) -> None:
     """Evaluates every workdir in turn, prints a table, and writes the JSON file."""
     del argv
-    out = epath.Path(_OUT.value or epath.Path(_WORKDIRS.value[0]) / "held_out.json")
+    first = epath.Path(hub.results_folder(_WORKDIRS.value[0]))
+    out = epath.Path(_OUT.value or first / "held_out.json")
     check_file(out, "--out")
     if out.suffix != ".json":
         raise UserError(f"--out={out}: the results are a JSON file; name one that ends in .json")

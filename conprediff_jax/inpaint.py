@@ -86,7 +86,7 @@ from jax.sharding import Mesh
 
 from conprediff_jax import parallel
 from conprediff_jax.cli import app
-from conprediff_jax.common import images, opening
+from conprediff_jax.common import hub, images, opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import (
     check_file,
@@ -137,7 +137,8 @@ def main(argv: list[str]) -> None:
     settings = _settings(trained, spec, fitted, shares)
     usual = inpainting.sampling_for(trained.model, sampler=shared.sampling()["sampler"])
     name = record.short_name(settings, usual, "label", "prompt", "masks", "images", "size")
-    out = epath.Path(_OUT.value or epath.Path(_WORKDIR.value) / "samples" / f"inpaint_{name}")
+    usual_out = epath.Path(hub.results_folder(_WORKDIR.value)) / "samples" / f"inpaint_{name}"
+    out = epath.Path(_OUT.value or usual_out)
     _check_files(out, holes, trained.step)
     record.claim(out, settings, overwrite=_OVERWRITE.value)
     logging.info(

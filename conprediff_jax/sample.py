@@ -78,7 +78,7 @@ from etils import epath
 
 from conprediff_jax import parallel
 from conprediff_jax.cli import app
-from conprediff_jax.common import images, opening
+from conprediff_jax.common import hub, images, opening
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.files import check_file, check_folder
 from conprediff_jax.common.progress import ProgressLine
@@ -143,7 +143,7 @@ def _default_out(settings: record.Settings, model: DiffusionModel) -> epath.Path
     """A grid in the workdir, whose name says what was asked for."""
     asked = ["prompts"] if _PROMPT.value or _PROMPTS.value else []
     name = record.short_name(settings, model.sampling, "label", *asked, "first", "num")
-    return epath.Path(_WORKDIR.value) / "samples" / f"sample_{name}.png"
+    return epath.Path(hub.results_folder(_WORKDIR.value)) / "samples" / f"sample_{name}.png"
 
 
 def _draw(

@@ -42,6 +42,15 @@ def pixels(**sampling_settings):
     return continuous(**sampling_settings)
 
 
+def original_ddpm():
+    """The conventions of the original DDPM, which google/ddpm-cifar10-32 has."""
+    config = pixels(sampler="ddpm", variance="fixed_large").copy_and_resolve_references().unlock()
+    config.model.update(
+        norm_epsilon=1e-6, time_endpoint=True, sine_first=True, centered_downsampling=False
+    )
+    return config.lock()
+
+
 def flow():
     """Flow matching with diffusers' times."""
     config = pixels().copy_and_resolve_references().unlock()

@@ -11,6 +11,7 @@ import convert_tiny as tiny
 import jax
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 
 import conprediff_jax
@@ -113,8 +114,17 @@ def test_the_card_describes_the_model(model, tmp_path):
     with pytest.raises(UserError, match=r"no figures of step 3 with these parameters"):
         formats.write(*arguments, metrics=str(metrics))
     table.add(own | {"samples": {"count": 50_000}}, figures)
-    formats.write(*arguments, metrics=str(metrics))
+    formats.write(*arguments, metrics=str(metrics), license="apache-2.0")
     card = (tmp_path / "out" / "README.md").read_text()
+    header = ModelCard(card).data.to_dict()
+    assert header == {
+        "library_name": "conprediff_jax",
+        "pipeline_tag": "unconditional-image-generation",
+        "license": "apache-2.0",
+        "tags": ["diffusion", "jax", "conprediff_jax", "conprediff", "arxiv:2401.02015"],
+        "datasets": ["openmoji"],
+        "metrics": ["fid", "is"],
+    }
     assert "99" not in card.partition("## Config")[0].partition("## Metrics")[2]
     for said in (
         "| 12.35 [11, 13] | 2 |",
@@ -240,6 +250,10 @@ def test_the_exported_program_has_every_platform_and_batch_size(tmp_path):
     formats.write(model, "stablehlo", str(tmp_path / "out"))
     program = export.deserialize(bytearray((tmp_path / "out" / stablehlo.PROGRAM).read_bytes()))
     assert program.platforms == ("cpu", "cuda", "tpu")
+    about = json.loads((tmp_path / "out" / stablehlo.ABOUT).read_text())
+    assert about["written by"] == f"jax {jax.__version__}"
+    assert about["calling convention"] == program.calling_convention_version
+    assert about["promised to load in"] in (tmp_path / "out" / "README.md").read_text()
     assert str(program.out_avals[0].shape) == "(count, 8, 8, 3)"
 
 

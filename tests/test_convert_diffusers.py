@@ -25,6 +25,7 @@ from conprediff_jax.weights.diffusers import unet as diffusers_unet
 MODELS = {
     "DDIM": (tiny.pixels, {}),
     "DDPM": (tiny.pixels, {"sampler": "ddpm"}),
+    "original DDPM": (tiny.original_ddpm, {}),
     "DPM-Solver": (tiny.pixels, {"sampler": "dpm_solver", "clip": 0.0, "spacing": "linspace"}),
     "flow": (tiny.flow, {}),
     "VQ": (tiny.vq, {}),
@@ -76,6 +77,50 @@ def test_exported_models_open_in_diffusers_and_return(name, tmp_path, monkeypatc
         np.testing.assert_allclose(ours, output.permute(0, 2, 3, 1), atol=1e-4)
 
 
+@pytest.mark.parametrize(("name", "shelf"), [("VQ", "LDM"), ("tokens", "VQDiffusion")])
+def test_custom_pipelines_draw_what_those_of_diffusers_draw(name, shelf, tmp_path, monkeypatch):
+    """Without the pipeline that diffusers has put on its deprecated shelf."""
+    model, out = made(name), tmp_path / "out"
+    formats.write(model, "diffusers", str(out))
+    settings = {"num_inference_steps": model.diffusion.sampling.steps, "output_type": "np"}
+    if name == "tokens":
+        settings |= {"prompt": ["", ""], "guidance_scale": 2.0, "truncation_rate": 0.7}
+    else:
+        settings |= {"batch_size": 2}
+    expected = diffusers.DiffusionPipeline.from_pretrained(out)
+    torch.manual_seed(0)
+    expected = expected(**settings).images
+    monkeypatch.delattr(diffusers, f"{shelf}Pipeline")
+    custom = {"custom_pipeline": str(out), "trust_remote_code": True}
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(out, **custom)
+    assert "deprecated" not in type(pipeline).__module__
+    torch.manual_seed(0)
+    np.testing.assert_allclose(pipeline(**settings).images, expected, atol=1e-5)
+
+
+def test_the_custom_pipeline_of_pixels_fills_holes_as_repaint_does(tmp_path):
+    from diffusers import RePaintPipeline, RePaintScheduler
+    from PIL import Image
+
+    formats.write(made("DDPM"), "diffusers", str(tmp_path / "out"))
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (32, 32, 3), np.uint8))
+    right = np.zeros((32, 32), np.uint8)
+    right[:, 16:] = 255
+    mask = Image.fromarray(right)
+    settings = {"num_inference_steps": 5, "jump_length": 2, "jump_n_sample": 2, "output_type": "np"}
+    custom = {"custom_pipeline": str(tmp_path / "out"), "trust_remote_code": True}
+    ours = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", **custom)
+    scheduler = RePaintScheduler.from_config(ours.scheduler.config)
+    theirs = RePaintPipeline(unet=ours.unet, scheduler=scheduler)
+    generators = [torch.Generator().manual_seed(3) for _ in range(2)]
+    filled = ours(image, mask, generator=generators[0], **settings).images
+    expected = theirs(image, mask, generator=generators[1], **settings).images
+    np.testing.assert_allclose(filled, expected, atol=1e-6)
+    known = np.asarray(image)[:, 16:] / 255
+    assert np.abs(filled[0, :, 16:] - known).max() < 0.1
+
+
 def their_ldm(family=diffusers.VQModel, **options):
     first_stage = randomised(
         family(
@@ -108,6 +153,58 @@ def test_latent_models_of_diffusers_are_read(family, tmp_path, monkeypatch):
     model = diffusers_pipeline.read(str(tmp_path / "theirs")).resampled(steps=3)
     found, _ = theirs(monkeypatch, tmp_path / "theirs", model, 2)
     assert_same_images(tiny.draw(model, 2), found)
+
+
+def train_unconditional():
+    """What diffusers' example train_unconditional.py makes by default, but narrow."""
+    unet = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=3,
+        out_channels=3,
+        layers_per_block=2,
+        block_out_channels=(32, 32, 64),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+    scheduler = diffusers.DDPMScheduler(
+        num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon"
+    )
+    return diffusers.DDPMPipeline(unet=randomised(unet), scheduler=scheduler)
+
+
+def google_ddpm():
+    """The options of google/ddpm-cifar10-32, whose files are of diffusers 0.0.4."""
+    unet = their_unet(
+        3,
+        act_fn="silu",
+        attention_head_dim=None,
+        center_input_sample=False,
+        downsample_padding=0,
+        flip_sin_to_cos=False,
+        freq_shift=1,
+        mid_block_scale_factor=1,
+        norm_eps=1e-6,
+        sample_size=8,
+    )
+    scheduler = diffusers.DDPMScheduler(variance_type="fixed_large", clip_sample=True)
+    return diffusers.DDPMPipeline(unet=unet, scheduler=scheduler)
+
+
+@pytest.mark.parametrize("make", [train_unconditional, google_ddpm])
+def test_models_of_pixels_from_elsewhere_are_read_and_go_back(make, tmp_path, monkeypatch):
+    pipeline = make()
+    pipeline.save_pretrained(tmp_path / "theirs")
+    model = diffusers_pipeline.read(str(tmp_path / "theirs"))
+    assert model.diffusion.sampling.steps == 1000
+    model = model.resampled(steps=4)
+    found, _ = theirs(monkeypatch, tmp_path / "theirs", model, 2)
+    assert_same_images(tiny.draw(model, 2), found)
+    formats.write(model, "diffusers", str(tmp_path / "back"))
+    back = diffusers.DDPMPipeline.from_pretrained(tmp_path / "back")
+    for name, tensor in pipeline.unet.state_dict().items():
+        assert torch.equal(back.unet.state_dict()[name], tensor), name
+    ours, their = dict(back.scheduler.config), dict(pipeline.scheduler.config)
+    assert all(ours[key] == value for key, value in their.items() if not key.startswith("_"))
 
 
 def test_a_vq_model_without_a_scale_has_one(tmp_path):
@@ -181,10 +278,10 @@ def test_heads_of_a_conditional_unet_are_a_number_of_heads():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"norm_eps": 1e-6}, "norm_eps is 1e-06; only 1e-05"),  # trap: ddpm-celebahq-256
-        ({"freq_shift": 1}, "freq_shift is 1; only 0"),
-        ({"flip_sin_to_cos": False}, "flip_sin_to_cos"),
-        ({"downsample_padding": 0}, "downsample_padding"),
+        ({"freq_shift": 2}, "freq_shift is 2; only 0 and 1"),
+        ({"flip_sin_to_cos": 1}, "flip_sin_to_cos is 1; it must be of type bool"),
+        ({"downsample_padding": 2}, "downsample_padding is 2; only 0 and 1"),
+        ({"time_embedding_type": "fourier"}, "time_embedding_type is 'fourier'; only"),
         ({"resnet_time_scale_shift": "scale_shift"}, "attn_norm_num_groups is None"),
         ({"down_block_types": ["SkipDownBlock2D", "DownBlock2D"]}, "SkipDownBlock2D"),
         ({"up_block_types": ["UpBlock2D", "UpBlock2D"]}, "do not mirror"),

@@ -298,7 +298,9 @@ COSINE = DDIM | {"beta_schedule": "squaredcos_cap_v2"}
         (DDIM | {"timestep_spacing": "trailing"}, "DDPMPipeline", 8, "equal"),
         (DDIM | {"steps_offset": 2}, "DDPMPipeline", 31, "equal"),  # a stride of 1
         ({"_class_name": "PNDMScheduler", "steps_offset": 1}, "DDIMPipeline", 7, "equal"),
-        (DDPM, "DDPMPipeline", 9, "refused"),
+        (DDPM, "DDPMPipeline", 9, "equal"),
+        (DDPM | {"timestep_spacing": "trailing"}, "DDPMPipeline", 9, "refused"),
+        (DDPM | {"variance_type": "learned"}, "DDPMPipeline", 9, "refused"),
         (DDIM | {"clip_sample_range": 0.0}, "DDIMPipeline", 5, "refused"),
         (DDIM | {"clip_sample": None}, "DDIMPipeline", 5, "refused"),
         (DDIM | {"steps_offset": "1"}, "DDIMPipeline", 5, "refused"),

@@ -201,7 +201,7 @@ def test_the_ending_of_an_output_decides_its_format(tmp_path):
     for name in ("grid.gif", "grid.jpgg", "1.tif"):
         with pytest.raises(FieldError, match=r"its ending must be one of \.png, \.jpg, "):
             output_ending(name)
-    check_grid("a.png", 10**6, 64)
-    check_grid("a.webp", 248**2, 64)
+    check_grid("a.png", 10**6, (64, 64))
+    check_grid("a.webp", 248**2, (64, 64))
     with pytest.raises(FieldError, match=r"16436 pixels a side, and .* 16383 at most"):
-        check_grid("a.webp", 249**2, 32)
+        check_grid("a.webp", 249**2, (32, 32))

@@ -1,7 +1,9 @@
 """Tests of latent diffusion: the CelebA-HQ config on real formats, and first-stage weights."""
 
+import dataclasses
 import importlib.util
 import io
+import json
 import pathlib
 import shutil
 import tarfile
@@ -11,7 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+import torch
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 from conprediff_jax import config as config_lib
 from conprediff_jax import parallel
@@ -127,6 +131,40 @@ def test_decoding_encoded_images_is_the_autoencoder(weights):
     )
     expected = np.clip(np.round(np.asarray(expected) * 127.5 + 127.5), 0, 255)
     assert np.abs(np.asarray(found, int) - expected).max() <= 1
+
+
+def as_shards(tensors, folder):
+    names = [f"diffusion_pytorch_model.fp16-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    places = {name: names[i % 2] for i, name in enumerate(tensors)}
+    for name in names:
+        part = {k: t.astype(np.float16) for k, t in tensors.items() if places[k] == name}
+        save_file(part, folder / name)
+    index = folder / "diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": places}))
+
+
+def as_bfloat16(tensors, folder):
+    half = {name: tensor.astype(jnp.bfloat16) for name, tensor in tensors.items()}
+    save_file(half, folder / "diffusion_pytorch_model.bf16.safetensors")
+
+
+def as_torch_file(tensors, folder):
+    wrapped = {f"module.{name}": torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    torch.save(wrapped | {"global_step": 12}, folder / "diffusion_pytorch_model.bin")
+
+
+@pytest.mark.parametrize("write", [as_shards, as_bfloat16, as_torch_file])
+def test_weights_are_read_from_the_files_that_people_have(write, weights, tmp_path):
+    folder = tmp_path / "vq"
+    folder.mkdir()
+    shutil.copy(weights / "config.json", folder)
+    write(load_file(weights / WEIGHTS), folder)
+    model = make_experiment(small_celebahq(".", weights)).task.model.first_stage
+    expected = load_params(model)
+    found = load_params(dataclasses.replace(model, weights=str(folder)))
+    for a, b in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2**-7, atol=1e-6)
+    assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(found))
 
 
 def test_missing_files_are_named_with_their_places(celeba, weights, tmp_path):

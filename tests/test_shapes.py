@@ -137,6 +137,7 @@ def test_a_grey_wide_run_trains_samples_fills_and_is_measured(tmp_path):
         Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
     config = tiny.get_config()
     config.data.update(name=str(tmp_path / "in"), image_size=(8, 16), channels=1, label=None)
+    config.context.weight = 0
     config.train.update(steps=2)
     train(config, str(tmp_path / "run"))
     with Image.open(next((tmp_path / "run" / "samples").glob("*.png"))) as grid:

@@ -18,6 +18,9 @@ _REFUSALS = [
 ]
 
 
+HUB = "hf://"  # how addresses on the Hugging Face Hub begin
+
+
 class WriteError(UserError):
     """Something could not be written: a full disk, a read-only folder, a file in the way."""
 
@@ -41,10 +44,14 @@ def check_folder(path: str | os.PathLike, flag: str) -> None:
         flag: Name of the flag or argument that gives it, for the message.
 
     Raises:
-        UserError: A file or a link to nothing is in the way, the place is read-only, or a name is
-            too long.
+        UserError: A file or a link to nothing is in the way, the place is read-only or on the Hub,
+            or a name is too long.
     """
     path = epath.Path(path)
+    if os.fspath(path).startswith(HUB):
+        raise UserError(
+            f"{flag}={path}: only `convert --push` writes to the Hub; name a folder on this machine"
+        )
     _check_length(path, flag)
     for part in (path, *path.parents):
         if part.exists():

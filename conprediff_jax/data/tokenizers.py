@@ -24,6 +24,7 @@ import tokenizers
 from jaxtyping import Int32
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
+from conprediff_jax.common import hub
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.data.text_files import read_lines
 
@@ -33,6 +34,9 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[START]", "[END]")
 _CLIP_START, _CLIP_END = "<|startoftext|>", "<|endoftext|>"
 _CLIP_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 _BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+
+# The names of the files of a tokenizer.
+_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt")
 
 # The padding token of a vocabulary whose files name none is the first of these that it has.
 _PADS = ("[PAD]", "<pad>", _CLIP_END)
@@ -176,14 +180,14 @@ class Tokenizer:
             path: One of these files, or the folder that holds them: `tokenizer.json`; for CLIP,
                 `vocab.json` and `merges.txt`; for BERT, `vocab.txt`. A `tokenizer_config.json` in
                 the same folder names the padding token, and says whether BERT's tokenizer turns
-                letters into lower case.
+                letters into lower case. An address on the Hub names a file or folder there.
             length: Number of tokens of a text.
             pad: The padding token, if not that of the files.
 
         Raises:
             UserError: A file is missing or unreadable, or the vocabulary has no such token.
         """
-        path = pathlib.Path(path).expanduser()
+        path = pathlib.Path(hub.local(path, only=_FILES)).expanduser()
         folder = path if path.is_dir() else path.parent
         try:
             backend, config = _read(path), _read_config(folder)

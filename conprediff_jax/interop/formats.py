@@ -1,9 +1,11 @@
 """The formats by name: those that `convert` writes, and those that it reads."""
 
+import dataclasses
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from conprediff_jax.common import hub
 from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.config.vocabulary import make_text
 from conprediff_jax.data import Tokenizer
@@ -20,14 +22,24 @@ READ = ("diffusers", "safetensors", *dit.FAMILIES, *published.MODELS)
 _SELF_DESCRIBED = {"diffusers": diffusers_pipeline.read, "safetensors": safetensors_folder.read}
 
 
-def write(model: Pretrained, to: str, out: str, *, metrics: str | None = None) -> None:
+def write(
+    model: Pretrained,
+    to: str,
+    out: str,
+    *,
+    name: str | None = None,
+    metrics: str | None = None,
+    license: str | None = None,
+) -> None:
     """Writes a model with its card. Either the whole folder appears, or nothing.
 
     Args:
         model: The model.
         to: The format, one of `WRITTEN`.
         out: The folder, which must be new or empty.
+        name: How the card calls the folder; by default `out`.
         metrics: The `metrics.json` of an evaluation, whose figures the card quotes.
+        license: The identifier of the license that the card states; None for no statement.
 
     Raises:
         UserError: The format cannot hold the model, or there is something at `out`.
@@ -44,16 +56,22 @@ def write(model: Pretrained, to: str, out: str, *, metrics: str | None = None) -
             case _:
                 stablehlo.write(model, folder, model.diffusion.sampling)
         pretrained.write_config(model, folder, tokenizer=to != "diffusers")
-        model_card.write(model, folder, kind=kind, name=out, metrics=metrics)
+        model_card.write(
+            model, folder, kind=kind, name=name or out, metrics=metrics, license=license
+        )
 
 
-def write_first_stage(run: Restored, to: str, out: str) -> None:
+def write_first_stage(
+    run: Restored, to: str, out: str, *, name: str | None = None, license: str | None = None
+) -> None:
     """Writes the first stage of a run with its card. Either the whole folder appears, or nothing.
 
     Args:
         run: A run that trained a first stage.
         to: The format, which must be 'diffusers'.
         out: The folder, which must be new or empty.
+        name: How the card calls the folder; by default `out`.
+        license: The identifier of the license that the card states; None for no statement.
 
     Raises:
         UserError: The format cannot hold a first stage, or there is something at `out`.
@@ -61,7 +79,7 @@ def write_first_stage(run: Restored, to: str, out: str) -> None:
     if to != "diffusers":
         raise FieldError("to", f"is {to}: a first stage is written as 'diffusers' only")
     with pretrained.new_folder(out) as folder:
-        diffusers_first_stage.write(run, folder, name=out)
+        diffusers_first_stage.write(run, folder, name=name or out, license=license)
 
 
 def read(
@@ -80,7 +98,7 @@ def read(
     files of DiT and SiT need neither, since their shapes tell which published model they hold.
 
     Args:
-        path: The file or folder.
+        path: The file or folder, or its address on the Hub.
         family: The format, one of `READ`.
         name: The name of a published model of the family.
         config: A config that describes the model.
@@ -93,6 +111,18 @@ def read(
     """
     if first_stage is not None and family not in dit.FAMILIES:
         raise FieldError("first_stage", f"is {first_stage}: models of {family} have their own")
+    if hub.is_hub(path):
+        there = hub.local(path)
+        model = read(
+            there,
+            family,
+            name=name,
+            config=config,
+            new_attention_order=new_attention_order,
+            tokenizer=tokenizer,
+            first_stage=first_stage,
+        )
+        return _from_hub(model, there, path)
     if family in _SELF_DESCRIBED:
         if (name, config, tokenizer) != (None, None, None):
             raise UserError(
@@ -122,6 +152,16 @@ def read(
         "vq-diffusion": lambda: vq_diffusion.read(path, config),
     }
     return readers[family]()
+
+
+def _from_hub(model: Pretrained, there: str, address: str) -> Pretrained:
+    """The model with addresses in its config where it has places in the cache of the Hub."""
+    config = ConfigDict(model.config.to_dict())
+    for section, key in (("first_stage", "weights"), ("text", "weights"), ("text", "tokenizer")):
+        place = (config.get(section) or {}).get(key) or ""
+        if place.startswith(f"{there}/"):
+            config[section][key] = hub.joined(address, place.removeprefix(f"{there}/"))
+    return dataclasses.replace(model, config=config.lock(), origin=address)
 
 
 def _with_tokenizer(config: ConfigDict, family: str, path: str | None) -> ConfigDict:

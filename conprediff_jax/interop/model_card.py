@@ -12,8 +12,11 @@ import numpy as np
 from etils import epath
 
 from conprediff_jax.common.errors import FieldError
+from conprediff_jax.interop import card_header, stablehlo
+from conprediff_jax.interop.diffusers import custom
 from conprediff_jax.interop.pretrained import Pretrained
 from conprediff_jax.metrics import results
+from conprediff_jax.models.first_stage import Pixels
 from conprediff_jax.sampling import record
 
 _USE = {
@@ -118,6 +121,8 @@ fewer steps would begin in the middle.
     "stablehlo": """\
 The program needs `jax` alone, on CPU, CUDA or TPU. It draws any number of images, and image i
 depends on the seed and i alone. {condition_note}The sampler and its steps are fixed in the program.
+It is promised to load in {promise} (`program.json`). A later release may refuse it; then export the
+model again.
 
 ```python
 import jax
@@ -136,6 +141,19 @@ np.savez("images.npz", images)  # uint8 [{count}, {shape}]
 """,
 }
 
+_CUSTOM = """
+
+`pipeline.py` in this folder {does}. It needs only diffusers' models and schedulers:
+
+```python
+pipeline = DiffusionPipeline.from_pretrained(
+    "{folder}", custom_pipeline="{folder}", trust_remote_code=True
+)
+```
+"""
+_FILLS = "fills holes by RePaint, `pipeline(image, mask)`; the mask is white where pixels are known"
+_STAYS = "does the same as diffusers' pipeline, which is deprecated there"
+
 _NO_TEXT = """\
 The prompt is ignored, since the model reads no text. The text encoder in this folder is there only
 because the pipeline does not open without one. """
@@ -152,7 +170,13 @@ tokens = np.array([caption.ids for caption in encoded], np.int32)
 
 
 def write(
-    model: Pretrained, folder: pathlib.Path, *, kind: str, name: str, metrics: str | None = None
+    model: Pretrained,
+    folder: pathlib.Path,
+    *,
+    kind: str,
+    name: str,
+    metrics: str | None = None,
+    license: str | None = None,
 ) -> None:
     """Writes the card into a folder.
 
@@ -162,25 +186,46 @@ def write(
         kind: The format, or the name of diffusers' pipeline; the card shows how to use it.
         name: The final name of the folder.
         metrics: The `metrics.json` of an evaluation; the card quotes its figures of the model.
+        license: The identifier of the license, such as 'apache-2.0'; None for no entry.
 
     Raises:
         UserError: `metrics` is not such a file, or has no figures of these parameters.
     """
+    rows = _rows(metrics, model)
     sections = [
         f"# {pathlib.Path(name).name}",
         _summary(model),
         "## Use",
-        _USE[kind].format(folder=name, **_values(model)).rstrip(),
+        _use(model, kind, name, custom=(folder / custom.FILE).exists()),
         "## Model",
         _table(_model_rows(model)),
         "## Training",
         _table(_training_rows(model)),
         "## Metrics",
-        _metrics(metrics, model),
+        results.markdown(rows) if rows else "There is no evaluation of these parameters.",
         "## Config",
         f"```json\n{json.dumps(json.loads(model.config.to_json()), indent=2)}\n```",
     ]
-    (folder / "README.md").write_text("\n\n".join(sections) + "\n")
+    card_header.write_card(
+        folder,
+        "\n\n".join(sections) + "\n",
+        model.config,
+        library="diffusers" if kind.endswith("Pipeline") else card_header.LIBRARY,
+        trained=bool(model.step),
+        origin=model.origin,
+        license=license,
+        metrics=list(dict.fromkeys(name for row in rows for name in row["metrics"])),
+        task="text-to-image" if model.diffusion.text else "unconditional-image-generation",
+    )
+
+
+def _use(model: Pretrained, kind: str, name: str, *, custom: bool) -> str:
+    """How to use the folder, and the custom pipeline in it if there is one."""
+    text = _USE[kind].format(folder=name, **_values(model)).rstrip()
+    if not custom:
+        return text
+    pixels = isinstance(model.diffusion.first_stage, Pixels)
+    return text + _CUSTOM.format(folder=name, does=_FILLS if pixels else _STAYS).rstrip()
 
 
 def _summary(model: Pretrained) -> str:
@@ -209,6 +254,7 @@ def _values(model: Pretrained) -> dict[str, Any]:
         "truncation": getattr(sampling, "truncation", 1.0),
         "count": count,
         "shape": ", ".join(map(str, (*diffusion.image_shape, diffusion.channels))),
+        "promise": stablehlo.PROMISE.format(version=jax.__version__),
         "prompt": json.dumps(
             diffusion.text.prompts[0] if diffusion.text else "", ensure_ascii=False
         ),
@@ -287,18 +333,20 @@ def own_rows(path: str | os.PathLike, model: Pretrained) -> list[results.Row]:
     return [row for row in results.read_rows(path) if wanted.items() <= row["settings"].items()]
 
 
-def _metrics(path: str | None, model: Pretrained) -> str:
-    """The figures of the model's own parameters, with all that they depend on."""
-    if path is None:
-        return "There is no evaluation of these parameters."
-    rows = own_rows(path, model)
-    if not rows:
+def _rows(path: str | None, model: Pretrained) -> list[results.Row]:
+    """The figures of the model's own parameters, with all that they depend on.
+
+    Raises:
+        UserError: The file has none.
+    """
+    rows = own_rows(path, model) if path else []
+    if path and not rows:
         raise FieldError(
             "metrics",
             f"is {path}, which has no figures of step {model.step} with these parameters: evaluate "
             "this step first",
         )
-    return results.markdown(rows)
+    return rows
 
 
 def _table(rows: Mapping[str, Any]) -> str:

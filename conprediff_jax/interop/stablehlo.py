@@ -2,6 +2,7 @@
 
     <folder>/sampler.stablehlo    the program by `jax.export`, for CPU, CUDA and TPU
     <folder>/weights.npz          its first argument
+    <folder>/program.json         which JAX wrote it, and which are promised to load it
     <folder>/tokenizer.json       turns captions into token ids, with the library `tokenizers`
     <folder>/config.json          the config of the model
 
@@ -9,8 +10,12 @@ The program takes the weights, a seed and the indices of the images, and returns
 also takes a label for each image if the model has classes, or token ids if it reads captions. The
 number of images is symbolic: one program draws any number. Image i depends on the weights, the seed
 and i alone, and it is the image that `sample` draws.
+
+`jax.export` promises that a program loads in all releases of the six months after the release that
+wrote it. A later one may refuse it; then export the model again.
 """
 
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -27,7 +32,8 @@ from conprediff_jax.sampling.model import DiffusionModel
 from conprediff_jax.sampling.spec import SamplingSpec
 
 PLATFORMS = ("cpu", "cuda", "tpu")
-PROGRAM, WEIGHTS = "sampler.stablehlo", "weights.npz"
+PROGRAM, WEIGHTS, ABOUT = "sampler.stablehlo", "weights.npz", "program.json"
+PROMISE = "JAX {version}, and all releases of the six months after it"
 
 
 def write(model: Pretrained, folder: pathlib.Path, spec: SamplingSpec) -> None:
@@ -43,6 +49,13 @@ def write(model: Pretrained, folder: pathlib.Path, spec: SamplingSpec) -> None:
     exported = program(model.diffusion, spec, weights)
     (folder / PROGRAM).write_bytes(exported.serialize())
     np.savez(folder / WEIGHTS, **weights)
+    about = {
+        "written by": f"jax {jax.__version__}",
+        "calling convention": exported.calling_convention_version,
+        "platforms": list(exported.platforms),
+        "promised to load in": PROMISE.format(version=jax.__version__),
+    }
+    (folder / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def program(

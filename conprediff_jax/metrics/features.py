@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from conprediff_jax import parallel
+from conprediff_jax.common import hub
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_atomically, writing
 from conprediff_jax.common.fingerprint import file_fingerprint
@@ -87,7 +88,7 @@ def inception_extractor(path: str | os.PathLike, cache: str | os.PathLike) -> Ex
     """The 2015 Inception with pytorch-fid's weights.
 
     Args:
-        path: The weight file.
+        path: The weight file, or its address on the Hub.
         cache: Folder for converted weights.
 
     Raises:
@@ -107,7 +108,7 @@ def inception_extractor(path: str | os.PathLike, cache: str | os.PathLike) -> Ex
 
     return Extractor(
         name="Inception (2015)",
-        fingerprint=f"inception-{file_fingerprint(path)}",
+        fingerprint=f"inception-{file_fingerprint(hub.local(path))}",
         apply=apply,
         params=params,
         labels={

@@ -88,7 +88,12 @@ def condition(
 
 
 def timestep_embedding(
-    t: Real[Array, "batch"], features: int, max_period: float = 10_000.0
+    t: Real[Array, "batch"],
+    features: int,
+    max_period: float = 10_000.0,
+    *,
+    endpoint: bool = False,
+    sine_first: bool = False,
 ) -> Float[Array, "batch features"]:
     """Sinusoidal embedding of the diffusion time, in float32.
 
@@ -99,12 +104,16 @@ def timestep_embedding(
         t: Times 0 .. T-1, integer or fractional.
         features: The size of the embedding, an even number.
         max_period: The longest wavelength divided by 2 pi.
+        endpoint: Whether the lowest frequency is exactly `1 / max_period`, so that the exponent is
+            `-i / (h - 1)`, as in the original DDPM.
+        sine_first: Whether the sines precede the cosines, as in the original DDPM.
     """
     half = features // 2
-    exponents = jnp.arange(half, dtype=jnp.float32) / half
+    exponents = jnp.arange(half, dtype=jnp.float32) / (half - endpoint)
     frequencies = jnp.exp(-math.log(max_period) * exponents)  # rounded as in published models
     angles = t.astype(jnp.float32)[:, None] * frequencies
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    waves = [jnp.cos(angles), jnp.sin(angles)]
+    return jnp.concatenate(waves[::-1] if sine_first else waves, axis=-1)
 
 
 def convolution(

@@ -18,7 +18,8 @@ scheme, on which sharding rules and checkpoint converters rely:
 Levels are counted from the full resolution in both paths. `layers.py` has the parameters below
 these paths.
 
-Sources: Dhariwal and Nichol (2021, arXiv 2105.05233); Rombach et al. (2022, arXiv 2112.10752).
+Sources: Dhariwal and Nichol (2021, arXiv 2105.05233); Rombach et al. (2022, arXiv 2112.10752). Four
+options make the UNet of the original DDPM: Ho et al. (2020, arXiv 2006.11239).
 """
 
 import functools
@@ -57,6 +58,13 @@ class UNet(nn.Module):
         dropout: The dropout rate inside residual blocks, in training. It draws from the stream
             "dropout".
         num_classes: The number of classes; None for a model without labels.
+        norm_epsilon: The epsilon of the group norms, but not of those of spatial transformers. It
+            is 1e-6 in the original DDPM, and so are the next three the other way round there.
+        time_endpoint: Whether the lowest frequency of the time embedding is exactly 1/10000; see
+            `layers.timestep_embedding`.
+        sine_first: Whether the sines precede the cosines in the time embedding.
+        centered_downsampling: Whether strided convolutions pad every side. Otherwise they pad below
+            and to the right only.
         learned_null: Whether the model learns a null label or null text for a condition that is
             left out, as classifier-free guidance needs it.
         text_dim: The number of channels of text tokens; None for a model without text.
@@ -79,6 +87,10 @@ class UNet(nn.Module):
     resblock_updown: bool = False
     dropout: float = adjustable(0.0)
     num_classes: int | None = None
+    norm_epsilon: float = 1e-5
+    time_endpoint: bool = False
+    sine_first: bool = False
+    centered_downsampling: bool = True
     learned_null: bool = derived(False)
     text_dim: int | None = derived(None)
     transformer_depth: int = 1
@@ -146,7 +158,8 @@ class UNet(nn.Module):
             if level > 0:
                 h = resample(h, level, "up")
 
-        features = nn.silu(layers.group_norm(dtype=self.dtype, name="output_norm")(h))
+        norm = layers.group_norm(epsilon=self.norm_epsilon, dtype=self.dtype, name="output_norm")
+        features = nn.silu(norm(h))
         # This is float32, since predictions need more than the three digits of bfloat16.
         output = layers.convolution(self.out_channels, zero=True, name="output_conv")(features)
         return Denoised(output, features)
@@ -157,7 +170,9 @@ class UNet(nn.Module):
         """Returns silu(e), the embedding of time and label that residual blocks read."""
         width = 4 * self.channels
         dense = functools.partial(linear.Dense, width, dtype=self.dtype)
-        e = layers.timestep_embedding(t, self.channels)
+        e = layers.timestep_embedding(
+            t, self.channels, endpoint=self.time_endpoint, sine_first=self.sine_first
+        )
         e = nn.silu(dense(name="time_embedding_in")(e))
         e = dense(name="time_embedding_out")(e)
         if label is not None:
@@ -186,6 +201,7 @@ class UNet(nn.Module):
                 resample=resample,
                 dropout=self.dropout if train else 0.0,
                 dtype=self.dtype,
+                epsilon=self.norm_epsilon,
                 name=name,
             )
             return block(h, embedding)
@@ -193,7 +209,8 @@ class UNet(nn.Module):
         def attention(h: Array, name: str) -> Array:
             heads = self.num_heads or h.shape[-1] // self.head_channels
             if text is None:
-                return remat(layers.SelfAttentionBlock)(heads, self.dtype, name=name)(h)
+                block = remat(layers.SelfAttentionBlock)
+                return block(heads, self.dtype, self.norm_epsilon, name=name)(h)
             transformer = remat(layers.SpatialTransformer)
             return transformer(heads, self.transformer_depth, self.dtype, name=name)(h, text)
 
@@ -213,7 +230,8 @@ class UNet(nn.Module):
             name = f"{direction}_{level}_resample"
             if self.resblock_updown:
                 return residual(h, level, name, direction)
-            return layers.Resample(direction, self.dtype, name=name)(h)
+            centered = self.centered_downsampling
+            return layers.Resample(direction, self.dtype, centered, name=name)(h)
 
         return stage, middle, resample
 
@@ -257,5 +275,7 @@ def _validate(unet: UNet) -> None:
         value = getattr(unet, option)
         if value is not None and value < 1:
             raise ValueError(f"{option}={value} must be None or at least 1")
+    if unet.norm_epsilon <= 0:
+        raise ValueError(f"norm_epsilon={unet.norm_epsilon} must be above 0")
     if not 0 <= unet.dropout < 1:
         raise ValueError(f"dropout={unet.dropout} must be in [0, 1)")

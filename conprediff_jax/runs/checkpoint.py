@@ -32,6 +32,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
+from conprediff_jax.common import hub
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import absolute, is_address, writing
 from conprediff_jax.config.sections import changes
@@ -73,7 +74,7 @@ class Checkpoints:
     """The checkpoints of a workdir, as a context manager; leaving it finishes writing.
 
     Args:
-        workdir: Workdir of the run.
+        workdir: Workdir of the run; with `read_only`, it may be an address on the Hub.
         keep: Number of checkpoints to keep; older ones are deleted. None keeps all.
         keep_every: Checkpoints of steps that this number divides are kept for good; 0 for none.
         read_only: Whether nothing is written or deleted.
@@ -91,7 +92,7 @@ class Checkpoints:
         keep_every: int = 0,
         read_only: bool = False,
     ):
-        self.folder = absolute(workdir) / FOLDER
+        self.folder = absolute(hub.local(workdir) if read_only else workdir) / FOLDER
         self._arrays = ocp.StandardCheckpointHandler()
         self._manager: ocp.CheckpointManager | None = None
         self._written = self.folder  # or the checkpoint that is being written
@@ -375,7 +376,7 @@ def newest_config(workdir: str) -> dict | None:
     Raises:
         CheckpointError: There is no permission to read a checkpoint.
     """
-    folder = absolute(workdir) / FOLDER
+    folder = absolute(hub.local(workdir)) / FOLDER
     tried: set[int] = set()
     while steps := [step for step in _steps(folder) if step not in tried]:
         path = folder / str(steps[-1])

@@ -1,6 +1,7 @@
 """The weights of a first stage, from the workdir that trained it or from a diffusers folder."""
 
 import json
+import pathlib
 from typing import Any
 
 import jax
@@ -12,12 +13,15 @@ from safetensors import SafetensorError
 from safetensors import numpy as safetensors
 
 from conprediff_jax import parallel
+from conprediff_jax.common import hub
 from conprediff_jax.common.errors import UserError, first_line
+from conprediff_jax.common.files import is_address
 from conprediff_jax.models.autoencoder import AutoencoderKL
 from conprediff_jax.models.first_stage import Autoencoded
 from conprediff_jax.runs.checkpoint import FOLDER
 from conprediff_jax.runs.restore import restore
 from conprediff_jax.tasks.first_stage import FirstStageTraining
+from conprediff_jax.weights import tensor_files
 from conprediff_jax.weights.diffusers import autoencoder as diffusers_autoencoder
 from conprediff_jax.weights.model_shapes import differing_fields
 
@@ -40,23 +44,36 @@ def load_params(first_stage: Autoencoded) -> Any:
     Raises:
         FirstStageError: The weights are missing, or have other shapes or another architecture.
     """
-    check_there(first_stage)
-    path = epath.Path(first_stage.weights).expanduser()
+    path = check_there(first_stage)
     if (path / FOLDER).is_dir():
         return _from_workdir(first_stage, path)
     return _from_diffusers(first_stage, path)
 
 
-def check_there(first_stage: Autoencoded) -> None:
-    """Raises FirstStageError, which says what to do, if the autoencoder's weights are missing."""
-    path = epath.Path(first_stage.weights).expanduser()
+def check_there(first_stage: Autoencoded) -> epath.Path:
+    """The folder of the autoencoder's weights; weights on the Hub are downloaded.
+
+    Raises:
+        FirstStageError: The weights are missing; the message says what to do.
+        HubError: They cannot be downloaded.
+    """
+    path = epath.Path(hub.local(first_stage.weights)).expanduser()
     if (path / FOLDER).is_dir() or (path / WEIGHTS).exists():
-        return
+        return path
+    if not is_address(path) and _weights_file(path):
+        return path
     family = "AutoencoderKL" if isinstance(first_stage.model, AutoencoderKL) else "VQModel"
     raise FirstStageError(
         f"config.first_stage.weights is {path}: put there a diffusers {family} (config.json and "
-        f"{WEIGHTS}), or name the workdir of a first stage trained here"
+        f"{WEIGHTS}), or name the workdir of a first stage trained here, or a folder on the Hub, "
+        "hf://owner/name/folder"
     )
+
+
+def _weights_file(folder: epath.Path) -> pathlib.Path | None:
+    """The file of weights in a diffusers folder on this machine, or the index of its shards."""
+    stem = WEIGHTS.removesuffix(".safetensors")
+    return tensor_files.find(pathlib.Path(folder), stem, stem)
 
 
 def _from_workdir(first_stage: Autoencoded, path: epath.Path) -> Any:
@@ -81,7 +98,12 @@ def _from_workdir(first_stage: Autoencoded, path: epath.Path) -> Any:
 def _from_diffusers(first_stage: Autoencoded, path: epath.Path) -> Any:
     try:
         stored = json.loads((path / "config.json").read_text()).get("_class_name")
-        tensors = safetensors.load((path / WEIGHTS).read_bytes())
+        if is_address(path):
+            tensors = safetensors.load((path / WEIGHTS).read_bytes())
+        else:
+            tensors = tensor_files.unwrapped(tensor_files.read_whole(_weights_file(path)))
+    except tensor_files.FileError as error:
+        raise FirstStageError(str(error)) from error
     except (OSError, ValueError, AttributeError, SafetensorError) as error:
         raise FirstStageError(
             f"{path}: config.json and {WEIGHTS} must be readable: {first_line(error)}"

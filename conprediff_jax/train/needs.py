@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from conprediff_jax import data
+from conprediff_jax.common import hub
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.config.experiment import Experiment, make_experiment
 from conprediff_jax.data import Tokenizer, latents
@@ -124,5 +125,5 @@ def _read_tokenizer(text: TextCondition) -> None:
 
 
 def _check_file(path: str) -> None:
-    if not pathlib.Path(path).expanduser().is_file():
+    if not pathlib.Path(hub.local(path)).expanduser().is_file():
         raise UserError("there is no such file")

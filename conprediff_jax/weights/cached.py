@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from safetensors import numpy as safetensors
 
+from conprediff_jax.common import hub
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_atomically
 from conprediff_jax.common.fingerprint import file_fingerprint
@@ -22,14 +23,14 @@ def read(path: str | os.PathLike, cache: str | os.PathLike) -> dict[str, np.ndar
 
     Args:
         path: A `.safetensors` file, or a file of any name in which `torch.save` wrote a dict of
-            tensors.
+            tensors; or the address of such a file on the Hub.
         cache: The folder for converted files.
 
     Raises:
         UserError: The file is missing or damaged, or holds anything but tensors of finite numbers;
             or the cache cannot be written.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(hub.local(path))
     if not path.is_file():
         raise UserError(f"{path}: there is no such weights file")
     if path.suffix == ".safetensors":

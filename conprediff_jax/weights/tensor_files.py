@@ -22,8 +22,8 @@ from conprediff_jax.common.errors import UserError
 # The prefixes that torch's parallel modules and Lightning put before the names of all tensors.
 _WRAPPERS = ("module.", "model.")
 
-# The marks of precision in file names. A file without one is preferred.
-_VARIANTS = ("", ".fp16", ".bf16")
+# The marks of variants in file names. A file without one is preferred.
+_VARIANTS = ("", ".fp32", ".fp16", ".bf16", ".non_ema")
 
 # Checkpoints of latent diffusion and of DiT name these classes beside the weights. Empty classes
 # replace them.

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
+from conprediff_jax.common import hub
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.models.text import BERTText, CLIPText, T5Text
 from conprediff_jax.weights import model_shapes, tensor_files, tensors
@@ -273,12 +274,12 @@ def find(folder: str | os.PathLike) -> pathlib.Path:
     """The file of a text encoder's weights in a folder that `save_pretrained` wrote.
 
     Args:
-        folder: The folder.
+        folder: The folder, or its address on the Hub.
 
     Raises:
         UserError: A file is missing.
     """
-    folder = pathlib.Path(folder).expanduser()
+    folder = pathlib.Path(hub.local(folder)).expanduser()
     weights = tensor_files.find(folder, "model", "pytorch_model")
     if weights is None or not (folder / "config.json").exists():
         raise UserError(
@@ -292,14 +293,14 @@ def load(folder: str | os.PathLike, **options: Any) -> Loaded:
     """Reads a text encoder from a folder that `save_pretrained` wrote.
 
     Args:
-        folder: The folder.
+        folder: The folder, or its address on the Hub.
         **options: Options that a config does not have; see `encoder_from_config`.
 
     Raises:
         UserError: A file is missing or damaged, or the model is of another kind.
     """
     weights = find(folder)
-    folder = pathlib.Path(folder).expanduser()
+    folder = weights.parent
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         encoder = encoder_from_config(config, **options)

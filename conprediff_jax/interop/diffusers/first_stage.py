@@ -11,6 +11,7 @@ import pathlib
 import jax
 import numpy as np
 
+from conprediff_jax.interop import card_header
 from conprediff_jax.interop.diffusers.files import write_part
 from conprediff_jax.runs.restore import Restored
 from conprediff_jax.tasks.first_stage import FirstStageTraining
@@ -41,13 +42,14 @@ In a config of conprediff_jax, `config.first_stage.weights = "{folder}"` takes t
 """
 
 
-def write(run: Restored, folder: pathlib.Path, *, name: str) -> None:
+def write(run: Restored, folder: pathlib.Path, *, name: str, license: str | None = None) -> None:
     """Writes the first stage of a run into an existing folder, with a card.
 
     Args:
         run: A run whose task is `FirstStageTraining`.
         folder: The folder.
         name: The final name of the folder.
+        license: The identifier of the license; None for no entry in the card.
 
     Raises:
         DiffusersError: diffusers has no such autoencoder, for example where it has patches.
@@ -66,4 +68,12 @@ def write(run: Restored, folder: pathlib.Path, *, name: str) -> None:
         folder=name,
         config=json.dumps(json.loads(run.config.to_json()), indent=2),
     )
-    (folder / "README.md").write_text(card)
+    card_header.write_card(
+        folder,
+        card,
+        run.config,
+        library="diffusers",
+        trained=True,
+        origin="",
+        license=license,
+    )

@@ -26,7 +26,7 @@ from conprediff_jax import config as config_lib
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.flow import FlowProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
-from conprediff_jax.interop.diffusers import dit
+from conprediff_jax.interop.diffusers import custom, dit
 from conprediff_jax.interop.diffusers import text as diffusers_text
 from conprediff_jax.interop.diffusers.dit import PIPELINE as DIT
 from conprediff_jax.interop.diffusers.files import VERSION, write_json, write_part
@@ -220,6 +220,7 @@ def write(model: Pretrained, folder: pathlib.Path) -> None:
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
     write_json(folder / "model_index.json", index)
+    custom.write(name, scheduler, folder)
 
 
 def _discrete(model: Pretrained) -> tuple[dict[str, Any], dict[str, Part]]:

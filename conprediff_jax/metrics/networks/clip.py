@@ -20,6 +20,7 @@ from einops import rearrange
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
+from conprediff_jax.common import hub
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.data.tokenizers import Tokenizer
 from conprediff_jax.models.text import CLIPText
@@ -151,13 +152,13 @@ def load(folder: str | os.PathLike, cache: str | os.PathLike) -> Loaded:
     """Reads a checkpoint's folder.
 
     Args:
-        folder: The folder; see the module.
+        folder: The folder, or its address on the Hub; see the module.
         cache: Folder for converted weights.
 
     Raises:
         UserError: A file is missing, damaged, or of another network.
     """
-    folder = pathlib.Path(folder)
+    folder = pathlib.Path(hub.local(folder))
     try:
         config = json.loads((folder / "config.json").read_text())
         model = make_model(config)

@@ -19,6 +19,7 @@ from conprediff_jax.diffusion.samplers import (
     jump_schedule,
 )
 from conprediff_jax.diffusion.samplers.ddim import FINALS
+from conprediff_jax.diffusion.samplers.ddpm import VARIANCES
 from conprediff_jax.sampling.spec.base import SAMPLINGS, SamplingSpec
 
 
@@ -117,10 +118,12 @@ class GaussianSampling(SolverSampling):
         step_end: The time at which a step of DDIM ends: 'next' for the time that is visited next,
             or 'stride' for a constant stride, as in diffusers.
         clipped_epsilon: Whether DDIM derives epsilon from the clipped estimate of the clean points.
+        variance: Variance of DDPM's noise: 'fixed_small' or 'fixed_large'; see
+            `diffusion.samplers.ddpm`.
         time_limit: Only times below this one are visited; 0 for no limit.
 
     Raises:
-        FieldError: A field is out of its range or choices, or belongs to DDIM alone.
+        FieldError: A field is out of its range or choices, or belongs to another sampler.
     """
 
     sampler: str = "ddim"
@@ -130,11 +133,12 @@ class GaussianSampling(SolverSampling):
     eta: float = 0.0
     step_end: str = "next"
     clipped_epsilon: bool = True
+    variance: str = "fixed_small"
     time_limit: int = 0
 
     owned: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "ddim": ("eta", "final", "step_end", "clipped_epsilon"),
-        "ddpm": (),
+        "ddpm": ("variance",),
         "dpm_solver": (),
     }
 
@@ -142,6 +146,8 @@ class GaussianSampling(SolverSampling):
         super().__post_init__()
         if self.final not in FINALS:
             raise FieldError("final", f"is {self.final!r}: choose one of {FINALS}")
+        if self.variance not in VARIANCES:
+            raise FieldError("variance", f"is {self.variance!r}: choose one of {VARIANCES}")
 
     def make(self, process: GaussianProcess) -> Sampler:
         """The sampler for a process.

@@ -8,6 +8,7 @@
     set_alpha_to_one                final: 'one'; False: 'first', the end of the original DDIM
     timestep_spacing, steps_offset  the same; DDIM's steps keep their stride (step_end)
     clip_sample, clip_sample_range  clip
+    variance_type                   variance of 'ddpm'
     lambda_min_clipped              time_limit: the first time at which lambda is smaller
     FlowMatchEulerDiscrete, -Heun-  sampler 'euler', 'heun' of flow matching on the linear path
     num_vec_classes                 num_codes + 1, since it counts the mask
@@ -92,7 +93,7 @@ SCHEDULERS: dict[str, dict[str, Key]] = {
     "DDIMScheduler": _TIMES | _LIMITS | _CLIPPING | {"set_alpha_to_one": Key(True)},
     "DDPMScheduler": _TIMES | _LIMITS | _CLIPPING
     # 'fixed_small_log' takes the logarithm and undoes it.
-    | {"variance_type": _only("fixed_small", "fixed_small_log")},
+    | {"variance_type": _only("fixed_small", "fixed_small_log", "fixed_large")},
     "DPMSolverMultistepScheduler": _TIMES | _LIMITS
     | {
         "timestep_spacing": Key("linspace", fits=SPACINGS),
@@ -151,6 +152,7 @@ CONTINUOUS = tuple(name for name in SCHEDULERS if name not in ("VQDiffusionSched
 
 # A scheduler that was made from another one has the other's options in its file, and ignores them.
 _DROPPED = {name for keys in SCHEDULERS.values() for name in keys} - {"num_vec_classes"}
+_DROPPED |= {"tensor_format", "timestep_values"}  # of diffusers before 0.3; no class reads them
 
 
 def gaussian_to_diffusers(process: GaussianProcess, sampling: Any, *, pipeline: str = "") -> Config:
@@ -182,7 +184,13 @@ def gaussian_to_diffusers(process: GaussianProcess, sampling: Any, *, pipeline: 
         return config | _dpm_solver_options(process, sampling)
     config |= {"clip_sample": sampling.clip > 0, "clip_sample_range": sampling.clip or 1.0}
     if sampling.sampler == "ddpm":
-        return config | {"variance_type": "fixed_small"}
+        if sampling.variance == "fixed_large" and _ends_early(dataclasses.asdict(sampling)):
+            raise DiffusersError(
+                f"sampling.variance is 'fixed_large' with spacing {sampling.spacing!r} and "
+                f"steps_offset {sampling.steps_offset}: diffusers would add noise in the last "
+                "step; set spacing to 'leading' and steps_offset to 0"
+            )
+        return config | {"variance_type": sampling.variance}
     _check_ddim(process, sampling, pipeline)
     return config | {"set_alpha_to_one": sampling.final == "one"}
 
@@ -284,11 +292,23 @@ def gaussian_from_diffusers(
     sampling |= {"steps_offset": offset, "clip": _clip(values, where)}
     if sampling["sampler"] == "ddim":
         sampling |= _ddim_fields(values, sampling, pipeline)
+    if values.get("variance_type") == "fixed_large":
+        sampling["variance"] = "fixed_large"
+        if _ends_early(sampling):
+            raise DiffusersError(
+                f"{where}: variance_type is 'fixed_large', and the last time that is visited is "
+                "not 0: diffusers adds noise there, and our last step does not"
+            )
     if sampling["sampler"] == "dpm_solver":
         sampling["time_limit"] = _time_limit(made, values["lambda_min_clipped"], where)
     if scheduler == "PNDMScheduler":
         logging.warning("%s: is a PNDMScheduler; DDIM takes its place", where)
     return process, sampling
+
+
+def _ends_early(sampling: Mapping[str, Any]) -> bool:
+    """Whether the last time that a sampler visits may be another one than 0."""
+    return sampling["spacing"] == "trailing" or bool(sampling["steps_offset"])
 
 
 def flow_to_diffusers(process: FlowProcess, sampling: Any) -> Config:

@@ -15,9 +15,13 @@ Their options, and our counterparts:
     ResnetDownsampleBlock2D, ...    resblock_updown
     resnet_time_scale_shift         scale_shift_norm; the middle attention then has its norm only if
                                     attn_norm_num_groups is 32
+    norm_eps                        norm_epsilon
+    freq_shift 0, 1                 time_endpoint False, True
+    flip_sin_to_cos                 not sine_first
+    downsample_padding 1, 0         centered_downsampling True, False
 
-An option that would make another network is refused. One of them is an epsilon of 1e-6 in group
-norms, which the published pixel models have.
+The published pixel models (google/ddpm-*) have the second value of each of the last three, and an
+epsilon of 1e-6. An option that would make another network is refused.
 """
 
 from collections.abc import Mapping
@@ -162,12 +166,12 @@ def config_to_diffusers(unet: UNet, in_channels: int, side: int) -> dict[str, An
         "resnet_time_scale_shift": "scale_shift" if unet.scale_shift_norm else "default",
         "dropout": unet.dropout,
         "norm_num_groups": GROUPS,
-        "norm_eps": 1e-5,
+        "norm_eps": unet.norm_epsilon,
         "act_fn": "silu",
         "time_embedding_type": "positional",
-        "flip_sin_to_cos": True,
-        "freq_shift": 0,
-        "downsample_padding": 1,
+        "flip_sin_to_cos": not unet.sine_first,
+        "freq_shift": int(unet.time_endpoint),
+        "downsample_padding": int(unet.centered_downsampling),
     }
     if text:
         return config | {
@@ -235,6 +239,10 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
         "scale_shift_norm": _scale_shift(options, text),
         "dropout": options.take("dropout", 0.0),
         "num_classes": options.take("num_class_embeds", None, int),
+        "norm_epsilon": float(options.take("norm_eps", 1e-5)),
+        "sine_first": not options.take("flip_sin_to_cos", True),
+        "time_endpoint": _switch(options, "freq_shift", 0),
+        "centered_downsampling": _switch(options, "downsample_padding", 1),
     }
     fields |= _levels(options, text, len(mult))
     fields |= _attention(options, text, [channels * m for m in mult])
@@ -244,11 +252,7 @@ def fields_from_diffusers(config: Mapping[str, Any], where: str) -> dict[str, An
             raise DiffusersError(f"{where}: {name} differs between levels; one number is needed")
     options.expect(
         mid_block_type="UNetMidBlock2DCrossAttn" if text else "UNetMidBlock2D",
-        norm_eps=1e-5,
         norm_num_groups=GROUPS,
-        flip_sin_to_cos=True,
-        freq_shift=0,
-        downsample_padding=1,
         center_input_sample=False,
         time_embedding_type="positional",
         mid_block_scale_factor=1,
@@ -302,6 +306,20 @@ def _check_heads(options: Options, fields: Mapping[str, Any]) -> None:
                 f"{options.where}: attention_head_dim is {given!r} at a level of {width} channels; "
                 "they must be divisible among the heads"
             )
+
+
+def _switch(options: Options, name: str, default: int) -> bool:
+    """Reads an option whose values are 0 and 1.
+
+    Raises:
+        DiffusersError: It has another value.
+    """
+    value = options.take(name, default)
+    if value not in (0, 1):
+        raise DiffusersError(
+            f"{options.where}: {name} is {value}; only 0 and 1 have a counterpart here"
+        )
+    return bool(value)
 
 
 # Options of UNet2DConditionModel that do nothing at their defaults.
