@@ -47,7 +47,8 @@ def random_params(model, scale=0.2):
 
 
 def apply(model, params, *arguments, **conditions):
-    return jax.jit(model.apply)({"params": params}, *arguments, **conditions)
+    program = jax.jit(model.apply, static_argnames="taps")
+    return program({"params": params}, *arguments, **conditions)
 
 
 # ----- the original layout, from the paper's equations
@@ -332,26 +333,35 @@ def test_starts_as_published():
 class Unrolled(DiT):
     """The same model with a loop in place of the scan."""
 
-    def _blocks(self, x, c, text):
+    def _blocks(self, x, c, text, taps):
         every = []
         for i in range(self.num_layers):
             params = jax.tree.map(lambda leaf, i=i: leaf[i], self.variables["params"]["blocks"])
             block = DiTBlock(self.num_heads, parent=None)
             every.append(block.apply({"params": params}, every[-1] if every else x, c, text))
-        return every[-1], every[self.tap - 1]
+        return every[-1], {name: every[int(name[-1]) - 1] for name in taps}
 
 
-@pytest.mark.parametrize("tap", [1, 3])
-def test_scan_equals_blocks_one_by_one_and_every_one_can_be_tapped(tap):
-    model = DiT(**TINY, **LABELS, text_dim=6, tap=tap)
+def test_scan_equals_blocks_one_by_one_and_every_one_can_be_tapped():
+    model = DiT(**TINY, **LABELS, text_dim=6)
     arguments, conditions = inputs(model)
     params = random_params(model)
-    output, features = apply(model, params, *arguments, **conditions)
-    unrolled = Unrolled(**TINY, **LABELS, text_dim=6, tap=tap)
-    expected = apply(unrolled, params, *arguments, **conditions)
-    np.testing.assert_allclose(output, expected.output, atol=1e-5)
-    np.testing.assert_allclose(features, expected.features, atol=1e-5)
-    assert features.shape == (3, 4, 6, 4)
+    conditions["taps"] = model.tap_names
+    got = apply(model, params, *arguments, **conditions)
+    expected = apply(Unrolled(**TINY, **LABELS, text_dim=6), params, *arguments, **conditions)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, expected)
+    shapes = {name: h.shape for name, h in got.taps.items()}
+    blocks = dict.fromkeys(("block_1", "block_2", "block_3"), (3, 2, 3, 16))
+    assert shapes == {**blocks, "output": (3, 4, 6, 4)}
+
+
+def test_a_tap_does_not_keep_the_output_of_every_block():
+    model = DiT(**TINY)
+    (x, t), _ = inputs(model)
+    params = random_params(model)
+    program = jax.make_jaxpr(lambda p: model.apply({"params": p}, x, t, taps=("block_2",)))(params)
+    (scan,) = (eqn for eqn in program.eqns if eqn.primitive.name == "scan")
+    assert {variable.aval.shape for variable in scan.outvars} == {(3, 6, 16)}
 
 
 def test_features_are_arranged_as_the_prediction():
@@ -360,7 +370,7 @@ def test_features_are_arranged_as_the_prediction():
     (x, t), _ = inputs(model)
     params = random_params(model)
     params["output"] = {"kernel": np.eye(16, dtype="f4"), "bias": np.zeros(16, "f4")}
-    output, features = apply(model, params, x, t)
+    output, features, _ = apply(model, params, x, t)
     np.testing.assert_array_equal(output, features)
     np.testing.assert_array_equal(patches.points_of(patches.patches_of(x, 2), 2, 3, 2), x)
 
@@ -426,13 +436,13 @@ def test_weight_decay_spares_the_biases_of_stacked_blocks():
 
 @pytest.mark.parametrize("policy", dit.REMAT_POLICIES)
 def test_recomputing_changes_nothing_but_what_is_kept(policy):
-    model = DiT(**TINY, tap=2)
+    model = DiT(**TINY)
     (x, t), _ = inputs(model)
     params = random_params(model)
 
     def loss(params, model):
-        output, features = model.apply({"params": params}, x, t)
-        return jnp.mean(jnp.square(output)) + jnp.mean(jnp.square(features))
+        denoised = model.apply({"params": params}, x, t, taps=("block_2",))
+        return sum(jnp.mean(jnp.square(h)) for h in (denoised.output, denoised.tap("block_2")))
 
     again = model.clone(remat=True, remat_policy=policy)
     plain, recomputed = jax.jit(lambda p: [jax.grad(loss)(p, m) for m in (model, again)])(params)
@@ -447,12 +457,12 @@ def test_recomputing_changes_nothing_but_what_is_kept(policy):
 
 
 def test_bfloat16_activations():
-    model = DiT(**TINY, **LABELS, text_dim=6, tap=1)
+    model = DiT(**TINY, **LABELS, text_dim=6)
     half = model.clone(dtype=jnp.bfloat16)
     (x, t), conditions = inputs(model)
     params = random_params(model)
     exact = apply(model, params, x, t, **conditions).output
-    output, features = apply(half, params, x, t, **conditions)
+    output, features, _ = apply(half, params, x, t, **conditions)
     assert (output.dtype, features.dtype) == (jnp.float32, jnp.bfloat16)
     assert jnp.linalg.norm(output - exact) < 0.05 * jnp.linalg.norm(exact)
     shapes = jax.eval_shape(half.init, jax.random.key(0), x, t, **conditions)
@@ -474,8 +484,6 @@ def test_time_of_sit_runs_backwards():
         ({"width": 18}, "width=18 must be a multiple of 4"),
         ({"num_heads": 3}, "width=16 must be a multiple of 3, num_heads"),
         ({"patch": 8}, "width=16 must be a multiple of 64, the points of a patch, as patch=8"),
-        ({"tap": 4}, "tap=4 must be at most num_layers=3"),
-        ({"tap": 0}, "tap=0 must be None or at least 1"),
         (
             {"remat_policy": "all"},
             r"remat_policy is 'all': choose one of \('nothing', 'products'\)",

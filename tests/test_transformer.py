@@ -149,7 +149,7 @@ def test_accounts_for_every_tensor():
 def test_time_text_and_label_each_matter_and_examples_do_not_mix():
     model, params, (x, t), conditions = initialised(**CONDITIONS, convolutional=True)
     apply = jax.jit(model.apply)
-    output, features = apply(params, x, t, **conditions)
+    output, features, _ = apply(params, x, t, **conditions)
     assert output.shape == (3, 4, 4, 11) and features.shape == (3, 4, 4, 16)
     changes = [
         ((x, (t + 1) % 10), conditions),
@@ -168,7 +168,7 @@ def test_bfloat16_activations():
     model, params, arguments, conditions = initialised(text_dim=6)
     half = model.clone(dtype=jnp.bfloat16)
     exact = jax.jit(model.apply)(params, *arguments, **conditions).output
-    output, features = jax.jit(half.apply)(params, *arguments, **conditions)
+    output, features, _ = jax.jit(half.apply)(params, *arguments, **conditions)
     assert (output.dtype, features.dtype) == (jnp.float32, jnp.bfloat16)
     assert jnp.linalg.norm(output - exact) < 0.05 * jnp.linalg.norm(exact)
     variables = jax.eval_shape(half.init, jax.random.key(0), *arguments, **conditions)

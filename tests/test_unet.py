@@ -169,15 +169,22 @@ def test_matches_diffusers(models):
     condition = {"class_labels": None if label is None else torch.from_numpy(label)}
     if text is not None:
         condition["encoder_hidden_states"] = torch.from_numpy(text)
-    features = []
-    theirs.conv_act.register_forward_hook(lambda module, args, output: features.append(output))
+    lowest = len(ours.channel_mult) - 1
+    ups = [f"up_{level}_in" for level in reversed(range(lowest))]
+    tapped = dict(zip(["middle", *ups, "up_0"], [theirs.mid_block, *theirs.up_blocks], strict=True))
+    features = {}
+    for name, module in {"output": theirs.conv_act, **tapped}.items():
+        module.register_forward_hook(lambda *call, name=name: features.update({name: call[-1]}))
     with torch.no_grad():
         x_torch = torch.from_numpy(x).permute(0, 3, 1, 2)
         output = theirs(x_torch, torch.from_numpy(t), **condition).sample
-    expected = Denoised(*(a.permute(0, 2, 3, 1).numpy() for a in [output, *features]))
+    features = {name: a.permute(0, 2, 3, 1).numpy() for name, a in features.items()}
+    output = output.permute(0, 2, 3, 1).numpy()
+    expected = Denoised(output, features.pop("output"), features)
 
-    got = jax.jit(ours.apply)({"params": params}, x, t, label=label, text=text)
-    for ours_array, theirs_array in zip(got, expected, strict=True):
+    apply = jax.jit(functools.partial(ours.apply, taps=tuple(features)))
+    got = apply({"params": params}, x, t, label=label, text=text)
+    for ours_array, theirs_array in zip(*map(jax.tree.leaves, (got, expected)), strict=True):
         # Float32 noise: diffusers itself is this far from its float64 result.
         tolerance = 3e-6 * np.abs(theirs_array).max()
         np.testing.assert_allclose(ours_array, theirs_array, rtol=0, atol=tolerance)
@@ -271,7 +278,7 @@ def test_bfloat16_activations():
     unet, params, x, t = initialised()
     half = unet.clone(dtype=jnp.bfloat16)
     exact = jax.jit(unet.apply)(params, x, t).output
-    output, features = jax.jit(half.apply)(params, x, t)
+    output, features, _ = jax.jit(half.apply)(params, x, t)
     assert (output.dtype, features.dtype) == (jnp.float32, jnp.bfloat16)
     assert jnp.linalg.norm(output - exact) < 0.03 * jnp.linalg.norm(exact)
     dtypes = jax.tree.map(

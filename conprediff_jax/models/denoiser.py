@@ -1,10 +1,16 @@
 """The contract that denoisers of all architectures keep."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+from flax.core import FrozenDict
 from jaxtyping import Array, Bool, Float, Int, Real, Shaped
 
+from conprediff_jax.common.errors import FieldError
+from conprediff_jax.common.names import did_you_mean
 from conprediff_jax.common.registry import Registry
+
+OUTPUT = "output"  # the name of the tap that every denoiser has
 
 
 class Denoised(NamedTuple):
@@ -13,12 +19,20 @@ class Denoised(NamedTuple):
     Attributes:
         output: The prediction (noise, clean points, v or logits), `[batch, *grid, out]`, float32.
         features: The representation of every point, usually the last feature map before the output
-            projection, `[batch, *grid, channels]`, in the denoiser's activation dtype. The context
-            decoder reads it.
+            projection, `[batch, *grid, channels]`, in the denoiser's activation dtype. This is the
+            tap 'output'.
+        taps: The features inside the network that were asked for, by the names in
+            `Denoiser.tap_names`, `[batch, *grid, channels]`. Their grids may be coarser than that
+            of the points.
     """
 
     output: Array
     features: Array
+    taps: Mapping[str, Array] = FrozenDict()
+
+    def tap(self, name: str) -> Array:
+        """The features of a tap: `features` for 'output', or one of `taps`."""
+        return self.features if name == OUTPUT else self.taps[name]
 
 
 @runtime_checkable
@@ -28,6 +42,11 @@ class Denoiser(Protocol):
     Its fields are the keys of the `model` section of a config. Fields that other sections decide
     are marked by `common.keys.derived`. The code that builds a model fills them in by their names:
     `out_channels`, `num_codes`, `grid`, `num_steps`, `text_dim`, `learned_null` and `dtype`.
+
+    A denoiser whose features can be read inside the network, too, has the property `tap_names`, a
+    tuple of their names in the order of computation, the last of which is 'output'. Its `__call__`
+    takes `taps`, the names of those to return. Features that are not asked for leave no trace in
+    the program. A denoiser without `tap_names` has the tap 'output' alone.
 
     Attributes:
         num_classes: The number of classes; None for a model without labels.
@@ -75,6 +94,28 @@ class Denoiser(Protocol):
             train: Whether dropout is active. It draws from the stream "dropout".
         """
         ...
+
+
+def tap_names(denoiser: Denoiser) -> tuple[str, ...]:
+    """The names of the features that a denoiser can return, in the order of computation."""
+    return getattr(denoiser, "tap_names", (OUTPUT,))
+
+
+def check_taps(denoiser: Denoiser, taps: Sequence[str]) -> None:
+    """Checks the names of taps.
+
+    Args:
+        denoiser: The denoiser whose features are to be read.
+        taps: The names.
+
+    Raises:
+        FieldError: The denoiser has no tap of such a name; the message lists those that it has.
+    """
+    known = tap_names(denoiser)
+    for name in taps:
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise FieldError("tap", f"is {name!r}: {hint}the denoiser has {', '.join(known)}")
 
 
 DENOISERS: Registry[type] = Registry("denoiser")

@@ -14,7 +14,8 @@ block is the identity, the prediction is 0, and a text has no effect. Norms have
 position embeddings are fixed (`patches`).
 
 The blocks are one `nn.scan`, so that the program has the length of one block. Their parameters are
-stacked: the first axis counts the blocks.
+stacked: the first axis counts the blocks. The tokens after every block can be tapped under the
+names `block_1` .. `block_{num_layers}`, on the grid of the patches.
 
     input   time_embedding_{in,out}   label_embedding   text_embedding_{in,out}   null_text
     blocks/{modulation, {self,cross}_attention/{query,key,value,out}, feed_forward/{in,out}}
@@ -38,8 +39,7 @@ Sources: Peebles and Xie 2022 (arXiv 2212.09748) and its published code; Ma et a
 
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
 
 import flax.linen as nn
 import jax
@@ -51,7 +51,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 from conprediff_jax.common import linear
 from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models import layers, patches
-from conprediff_jax.models.denoiser import DENOISERS, Denoised
+from conprediff_jax.models.denoiser import DENOISERS, OUTPUT, Denoised
 
 Tokens = Float[Array, "batch tokens features"]
 Embedding = Float[Array, "batch features"]
@@ -195,8 +195,6 @@ class DiT(nn.Module):
         learned_null: Whether the model learns a null label or null text for a condition that is
             left out, as classifier-free guidance needs it.
         text_dim: The number of channels of text tokens; None for a model without text.
-        tap: The number of the block after which the features are read, 1 .. `num_layers`. None
-            reads them after the last norm, as the prediction is.
         time_scale: The time embedding reads `time_scale * t + time_shift`. DiT reads steps 0 .. T-1
             unchanged. SiT, whose clean points are at time 1, reads 1 - t for our t in [0, 1].
         time_shift: See `time_scale`.
@@ -220,7 +218,6 @@ class DiT(nn.Module):
     num_classes: int | None = None
     learned_null: bool = derived(False)
     text_dim: int | None = derived(None)
-    tap: int | None = None
     time_scale: float = 1.0
     time_shift: float = 0.0
     time_endpoint: bool = False
@@ -234,6 +231,11 @@ class DiT(nn.Module):
     def __post_init__(self):
         _validate(self)
         super().__post_init__()
+
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """The names of the features that can be tapped, in the order of computation."""
+        return (*(f"block_{number}" for number in range(1, self.num_layers + 1)), OUTPUT)
 
     @property
     def downsampling(self) -> int:
@@ -250,6 +252,7 @@ class DiT(nn.Module):
         text: Float[Array, "batch text_length text_dim"] | None = None,
         unconditional: Bool[Array, "batch"] | None = None,
         train: bool = False,
+        taps: Sequence[str] = (),
     ) -> Denoised:
         """Denoises a batch.
 
@@ -261,10 +264,12 @@ class DiT(nn.Module):
             unconditional: True for examples to denoise without label and text. It needs
                 `learned_null`.
             train: Not used, since this model has no dropout.
+            taps: The features to return as well, by their `tap_names`.
 
         Returns:
-            The output, `[batch, height, width, out_channels]` in float32, and the features,
-            `[batch, height, width, width of the model / patch^2]` in `dtype`.
+            The output, `[batch, height, width, out_channels]` in float32, the features, `[batch,
+            height, width, width of the model / patch^2]` in `dtype`, and the tapped ones, `[batch,
+            height / patch, width / patch, width of the model]`.
 
         Raises:
             ValueError: The shape of `x`, or the presence of `label` or `text`, does not fit.
@@ -274,15 +279,18 @@ class DiT(nn.Module):
         rows, columns = (side // self.patch for side in x.shape[1:3])
         label, text = layers.condition(self, label, text, unconditional)
         c = self._embed_condition(t, label)
-        h, tapped = self._blocks(self._embed_points(x), c, self._embed_text(text))
+        inner = [name for name in taps if name != OUTPUT]
+        h, named = self._blocks(self._embed_points(x), c, self._embed_text(text), inner)
 
         shift, scale = _modulation(2, c, self.dtype, "output_modulation")
-        features = modulated(h, scale, shift)
+        h = modulated(h, scale, shift)
         # This is float32, since predictions need more than the three digits of bfloat16.
         project = linear.Dense(self.patch**2 * self.out_channels, kernel_init=_ZEROS, name="output")
-        output = patches.points_of(project(features), rows, columns, self.patch)
-        features = features if self.tap is None else tapped
-        return Denoised(output, patches.points_of(features, rows, columns, self.patch))
+        output = patches.points_of(project(h), rows, columns, self.patch)
+        features = patches.points_of(h, rows, columns, self.patch)
+        named = {name: h.reshape(len(h), rows, columns, self.width) for name, h in named.items()}
+        named[OUTPUT] = features
+        return Denoised(output, features, {name: named[name] for name in taps})
 
     def _embed_points(self, x: Float[Array, "batch height width channels"]) -> Tokens:
         """Returns the tokens of the patches with their position embeddings."""
@@ -313,18 +321,21 @@ class DiT(nn.Module):
         hidden = nn.gelu(dense(name="text_embedding_in")(text), approximate=True)
         return dense(name="text_embedding_out")(hidden)
 
-    def _blocks(self, x: Tokens, c: Embedding, text: Text | None) -> tuple[Tokens, Any]:
-        """Returns the tokens after all blocks, and after block `tap` (an empty tuple if None)."""
+    def _blocks(
+        self, x: Tokens, c: Embedding, text: Text | None, taps: Sequence[str]
+    ) -> tuple[Tokens, dict[str, Tokens]]:
+        """Returns the tokens after all blocks, and after the blocks that are tapped."""
+        numbers = {name: self.tap_names.index(name) + 1 for name in taps}
 
         def body(block: nn.Module, carry: tuple, number: Array) -> tuple[tuple, None]:
             x, tapped = carry
             x = block(x, c, text)
-            if self.tap is not None:
-                tapped = jnp.where(number == self.tap, x, tapped)
+            tapped = {name: jnp.where(number == numbers[name], x, h) for name, h in tapped.items()}
             return (x, tapped), None
 
         # The output of one block cannot be taken out of a scan, so the scan carries it along.
-        carry = (x, () if self.tap is None else x)
+        # Outputs of the scan would hold those of all blocks.
+        carry = (x, dict.fromkeys(taps, x))
         scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True})
         block = self._block_class()(
             self.num_heads, self.mlp_norm_epsilon, self.dtype, name="blocks"
@@ -360,12 +371,10 @@ def _validate(model: DiT) -> None:
     for option in ("out_channels", "patch", "width", "num_layers", "num_heads"):
         if getattr(model, option) < 1:
             raise ValueError(f"{option}={getattr(model, option)} must be at least 1")
-    for option in ("num_classes", "text_dim", "tap"):
+    for option in ("num_classes", "text_dim"):
         value = getattr(model, option)
         if value is not None and value < 1:
             raise ValueError(f"{option}={value} must be None or at least 1")
-    if model.tap is not None and model.tap > model.num_layers:
-        raise ValueError(f"tap={model.tap} must be at most num_layers={model.num_layers}")
     for divisor, why in (
         (4, "as position embeddings need"),
         (model.num_heads, "num_heads"),

@@ -11,6 +11,9 @@ process of T steps, as published, and a projection of sines and cosines for cont
 Without a text there is no cross-attention. With labels, the norm of the MLP is an AdaLN of the
 label. The matrices of the MLP may be 3x3 convolutions.
 
+The features that can be tapped are those after every block, `block_1` .. `block_{num_layers}`, and
+those after the last norm, `output`. Taps count the blocks that were computed, so they begin at 1.
+
 Parameter paths follow the scheme of the UNet:
 
     token_embedding   row_embedding   column_embedding   output_norm   output
@@ -35,7 +38,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 from conprediff_jax.common import linear
 from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models import layers
-from conprediff_jax.models.denoiser import DENOISERS, Denoised
+from conprediff_jax.models.denoiser import DENOISERS, OUTPUT, Denoised
 
 _INIT = nn.initializers.normal(0.02)  # for embeddings and dense layers, as published
 _dense = functools.partial(linear.Dense, kernel_init=_INIT)
@@ -196,6 +199,11 @@ class TokenTransformer(nn.Module):
         _validate(self)
         super().__post_init__()
 
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """The names of the features that can be tapped, in the order of computation."""
+        return (*(f"block_{number}" for number in range(1, self.num_layers + 1)), OUTPUT)
+
     @nn.compact
     def __call__(
         self,
@@ -206,6 +214,7 @@ class TokenTransformer(nn.Module):
         text: Float[Array, "batch text_length text_dim"] | None = None,
         unconditional: Bool[Array, "batch"] | None = None,
         train: bool = False,
+        taps: Sequence[str] = (),
     ) -> Denoised:
         """Denoises a batch of grids.
 
@@ -217,10 +226,12 @@ class TokenTransformer(nn.Module):
             unconditional: True for examples to denoise without label and text. It needs
                 `learned_null`.
             train: Whether dropout is active.
+            taps: The features to return as well, by their `tap_names`.
 
         Returns:
-            The logits, `[batch, height, width, K]` in float32, and the features after the last
-            norm, `[batch, height, width, width of the model]` in `dtype`.
+            The logits, `[batch, height, width, K]` in float32, the features after the last norm,
+            `[batch, height, width, width of the model]` in `dtype`, and the tapped ones in the same
+            shape.
 
         Raises:
             ValueError: The shape of `x`, or the presence of `label` or `text`, does not fit.
@@ -235,9 +246,10 @@ class TokenTransformer(nn.Module):
         places = (row[:, None] + column).reshape(rows * columns, self.width)
         h = h + places[: math.prod(self.grid)].reshape(*self.grid, self.width)
 
+        named = {}
         block = nn.remat(TokenBlock) if self.remat else TokenBlock
         for i in range(self.num_layers):
-            h = block(
+            named[f"block_{i + 1}"] = h = block(
                 num_heads=self.num_heads,
                 num_steps=self.num_steps,
                 num_labels=(self.num_classes or 0) + self.learned_null,
@@ -248,9 +260,10 @@ class TokenTransformer(nn.Module):
             )(h, t, label, text)
 
         features = _layer_norm(dtype=self.dtype, name="output_norm")(h)
+        named[OUTPUT] = features
         # This is float32, since logits need more than the three digits of bfloat16.
         output = _dense(self.num_codes, dtype=jnp.float32, name="output")(features)
-        return Denoised(output, features)
+        return Denoised(output, features, {name: named[name] for name in taps})
 
     def _check_shape(self, x: Array) -> None:
         """Raises ValueError if the shape of the input does not fit the options."""

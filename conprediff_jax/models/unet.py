@@ -18,6 +18,12 @@ scheme, on which sharding rules and checkpoint converters rely:
 Levels are counted from the full resolution in both paths. `layers.py` has the parameters below
 these paths.
 
+Features can be tapped (see `denoiser.Denoised`) at the end of every level of the down path and the
+up path, before the resolution changes, and where a level of the up path begins; level l has a grid
+that is 2^l times as coarse as that of the points:
+
+    down_{level}   middle   up_{level}_in (for all levels but the lowest)   up_{level}   output
+
 Sources: Dhariwal and Nichol (2021, arXiv 2105.05233); Rombach et al. (2022, arXiv 2112.10752). Four
 options make the UNet of the original DDPM: Ho et al. (2020, arXiv 2006.11239).
 """
@@ -33,7 +39,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 from conprediff_jax.common import linear
 from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models import layers
-from conprediff_jax.models.denoiser import DENOISERS, Denoised
+from conprediff_jax.models.denoiser import DENOISERS, OUTPUT, Denoised
 
 
 @DENOISERS.register("unet")
@@ -108,6 +114,13 @@ class UNet(nn.Module):
         """The factor between the full and the lowest resolution, which must divide grid sides."""
         return 2 ** (len(self.channel_mult) - 1)
 
+    @property
+    def tap_names(self) -> tuple[str, ...]:
+        """The names of the features that can be tapped, in the order of computation."""
+        levels = range(len(self.channel_mult))
+        up = [name for level in levels for name in (f"up_{level}", f"up_{level}_in")]
+        return (*(f"down_{level}" for level in levels), "middle", *up[-2::-1], OUTPUT)
+
     @nn.compact
     def __call__(
         self,
@@ -118,6 +131,7 @@ class UNet(nn.Module):
         text: Float[Array, "batch text_length text_dim"] | None = None,
         unconditional: Bool[Array, "batch"] | None = None,
         train: bool = False,
+        taps: Sequence[str] = (),
     ) -> Denoised:
         """Denoises a batch.
 
@@ -129,10 +143,11 @@ class UNet(nn.Module):
             unconditional: True for examples to denoise without label and text. It needs
                 `learned_null`.
             train: Whether dropout is active.
+            taps: The features to return as well, by their `tap_names`.
 
         Returns:
-            The output, `[batch, height, width, out_channels]` in float32, and the features after
-            the last norm and SiLU, `[batch, height, width, channels]` in `dtype`.
+            The output, `[batch, height, width, out_channels]` in float32, the features after the
+            last norm and SiLU, `[batch, height, width, channels]` in `dtype`, and the tapped ones.
 
         Raises:
             ValueError: The shape of `x`, or the presence of `label` or `text`, does not fit.
@@ -142,27 +157,30 @@ class UNet(nn.Module):
         stage, middle, resample = self._blocks(self._embed(t, label), text, train)
         levels = range(len(self.channel_mult))
         h = layers.convolution(self.channels, dtype=self.dtype, name="input_conv")(x)
-        skips = [h]
+        skips, named = [h], {}
         for level in levels:
             for i in range(self.blocks_per_level):
                 h = stage(h, level, "down", i)
                 skips.append(h)
+            named[f"down_{level}"] = h
             if level < levels[-1]:
                 h = resample(h, level, "down")
                 skips.append(h)
 
-        h = middle(h)
+        named["middle"] = h = middle(h)
         for level in reversed(levels):
             for i in range(self.blocks_per_level + 1):
                 h = stage(jnp.concatenate([h, skips.pop()], axis=-1), level, "up", i)
+            named[f"up_{level}"] = h
             if level > 0:
-                h = resample(h, level, "up")
+                named[f"up_{level - 1}_in"] = h = resample(h, level, "up")
 
         norm = layers.group_norm(epsilon=self.norm_epsilon, dtype=self.dtype, name="output_norm")
         features = nn.silu(norm(h))
+        named[OUTPUT] = features
         # This is float32, since predictions need more than the three digits of bfloat16.
         output = layers.convolution(self.out_channels, zero=True, name="output_conv")(features)
-        return Denoised(output, features)
+        return Denoised(output, features, {name: named[name] for name in taps})
 
     def _embed(
         self, t: Real[Array, "batch"], label: Int[Array, "batch"] | None

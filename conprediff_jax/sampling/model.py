@@ -29,7 +29,7 @@ from conprediff_jax.common.keys import fixed
 from conprediff_jax.data import Tokenizer
 from conprediff_jax.diffusion.guidance import NO_GUIDANCE, Guidance
 from conprediff_jax.diffusion.process import Process, Time
-from conprediff_jax.models.denoiser import Denoised, Denoiser
+from conprediff_jax.models.denoiser import OUTPUT, Denoised, Denoiser
 from conprediff_jax.models.first_stage import FirstStage
 from conprediff_jax.sampling.spec import SamplingSpec
 from conprediff_jax.sampling.text import TextCondition
@@ -328,6 +328,7 @@ class DiffusionModel:
         *,
         unconditional: Bool[Array, "batch"] | None = None,
         rng: Key[Array, ""] | None = None,
+        taps: Sequence[str] = (),
     ) -> Denoised:
         """The denoiser's output and features.
 
@@ -339,7 +340,10 @@ class DiffusionModel:
             unconditional: True for examples whose condition the learned null replaces; None for no
                 example.
             rng: Key of dropout in training; None for inference.
+            taps: Names of the features to return as well, see `Denoised`.
         """
+        inner = tuple(name for name in taps if name != OUTPUT)
+        asked = {"taps": inner} if inner else {}  # a denoiser need not know of taps
         params = {name: value for name, value in params.items() if name != "text_encoder"}
         return self.denoiser.apply(
             {"params": params},
@@ -350,6 +354,7 @@ class DiffusionModel:
             unconditional=unconditional,
             train=rng is not None,
             rngs={} if rng is None else {"dropout": rng},
+            **asked,
         )
 
     def predict(
