@@ -248,6 +248,8 @@ def test_time_weightings_and_stride_weights():
         "constant": np.ones(3),
         "signal": alpha_bar,
         "snr": np.minimum(1, alpha_bar / (1 - alpha_bar)),
+        "noise": 1 - alpha_bar,
+        "bell": 4 * alpha_bar * (1 - alpha_bar),
     }
     for name, factor in expected.items():
         weighted, distance = ratio(time_weighting=name)
@@ -310,6 +312,14 @@ def test_decoder_learns_the_neighbourhood_of_a_pattern():
         ({"stride_weights": (1.0,)}, "one a stride"),
         ({"weight": -1.0}, "must not be negative"),
         ({"epsilon": 0.0}, "must be positive"),
+        ({"kernel": 2}, "kernel is 2: it must be odd"),
+        ({"depth": 0}, "depth is 0: it must be at least 1"),
+        ({"tap": ("output", "output")}, "tap is .*: name one tap or several, each once"),
+        ({"transport": "gaussian", "cost": "smooth_l1"}, "knows 'squared' alone"),
+        ({"stop_step": 1.5}, "stop_step is 1.5: it must lie in"),
+        ({"stop_step": 0.5}, "steps is 0"),
+        ({"fall_off": 0.1, "steps": 9}, "the term never stops; set stop_step below 1, or auto"),
+        ({"auto": True}, "auto is True: it needs a cosine"),
     ],
 )
 def test_bad_settings_are_named(settings, message):

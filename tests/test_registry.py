@@ -160,7 +160,8 @@ def test_fields_say_what_may_change_when_a_run_goes_on():
     assert {"channels", "num_classes"} <= set(keys.fixed_names(UNet))
     assert not {"dropout", "remat", "out_channels", "parent"} & set(keys.fixed_names(UNet))
     assert set(keys.fixed_names(ContextPrediction)) == {
-        *("strides", "decoder", "source", "hidden", "latent")
+        *("strides", "decoder", "source", "hidden", "latent", "depth", "kernel", "target"),
+        *("tap", "shared_decoder", "coarse_tap"),
     }
-    assert keys.switch_names(ContextPrediction) == ["weight"]
+    assert set(keys.switch_names(ContextPrediction)) == {"weight", "cosine_every"}
     assert keys.guarded_names(DataSpec) == ["name", "split", "label", "class_names", "text"]

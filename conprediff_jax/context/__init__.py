@@ -18,6 +18,7 @@ from conprediff_jax.context.neighborhood import (
     ordered_neighbors,
 )
 from conprediff_jax.context.transport import TRANSPORTS
+from conprediff_jax.context.weighting import Weighting
 
 __all__ = [
     "TRANSPORTS",
@@ -25,6 +26,7 @@ __all__ = [
     "ContextPrediction",
     "DirectDecoder",
     "DistributionDecoder",
+    "Weighting",
     "draw_neighbors",
     "draw_points",
     "gather_points",

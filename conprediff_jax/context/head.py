@@ -12,6 +12,8 @@ decoder `h -> K_s x C` is the baseline: it predicts the ordered neighbours thems
 it grows with the square of the stride.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, Float
@@ -29,30 +31,36 @@ class DistributionDecoder(nn.Module):
         channels: C, the number of channels of a target point.
         strides: The number of strides.
         hidden: The width of the hidden layers.
+        depth: The number of hidden layers before the Gaussian.
         dtype: The dtype of the activations. Parameters and the result are float32.
     """
 
     channels: int
     strides: int
     hidden: int = 128
+    depth: int = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
         self,
-        h: Float[Array, "batch points features"],
+        h: Float[Array, "batch cells *window features"],
         time: Float[Array, "batch"],
         noise: Float[Array, "batch points strides samples latent"],
+        bring_up: Callable[[Array], Array] = lambda hidden: hidden,
     ) -> Float[Array, "batch points strides samples channels"]:
         """Returns the predicted neighbours.
 
         Args:
-            h: The representations of the points.
+            h: The representations of the points, or of the cells of a coarser grid; see `Trunk`.
             time: The position of the diffusion time between the clean end, 0, and the noisy end, 1.
             noise: eps of equation (1), standard normal.
+            bring_up: A function from values of cells to values of points, by interpolation. It
+                takes the last hidden layer, so it interpolates mu and log sigma.
         """
         latent = noise.shape[-1]
-        hidden = _Trunk(self.strides, self.hidden, self.dtype, name="trunk")(h, time)
+        trunk = Trunk(self.strides, self.hidden, self.depth, self.dtype, name="trunk")
+        hidden = bring_up(trunk(h, time))
         mu = linear.Dense(latent, dtype=self.dtype, name="mu")(hidden)
         log_sigma = linear.Dense(
             latent, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="log_sigma"
@@ -69,21 +77,30 @@ class DirectDecoder(nn.Module):
     Attributes:
         channels: C, the number of channels of a target point.
         neighbors: K_s, the number of neighbours, for each stride.
-        hidden: The width of the hidden layer.
+        hidden: The width of the hidden layers.
+        depth: The number of hidden layers.
         dtype: The dtype of the activations. Parameters and the result are float32.
     """
 
     channels: int
     neighbors: tuple[int, ...]
     hidden: int = 128
+    depth: int = 1
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(
-        self, h: Float[Array, "batch points features"], time: Float[Array, "batch"]
+        self,
+        h: Float[Array, "batch cells *window features"],
+        time: Float[Array, "batch"],
+        bring_up: Callable[[Array], Array] = lambda hidden: hidden,
     ) -> list[Float[Array, "batch points neighbors channels"]]:
-        """Returns the neighbours for each stride, in the order of `ordered_neighbors`."""
-        hidden = _Trunk(len(self.neighbors), self.hidden, self.dtype, name="trunk")(h, time)
+        """Returns the neighbours for each stride, in the order of `ordered_neighbors`.
+
+        Arguments are those of `DistributionDecoder`.
+        """
+        trunk = Trunk(len(self.neighbors), self.hidden, self.depth, self.dtype, name="trunk")
+        hidden = bring_up(trunk(h, time))
         predicted = []
         for index, count in enumerate(self.neighbors):
             layer = linear.Dense(count * self.channels, dtype=self.dtype, name=f"out_{index}")
@@ -92,19 +109,38 @@ class DirectDecoder(nn.Module):
         return predicted
 
 
-class _Trunk(nn.Module):
-    """One hidden layer on the normalised h, modulated by the stride and the diffusion time."""
+class Trunk(nn.Module):
+    """Hidden layers on the normalised h, the last one modulated by the stride and the time.
+
+    Attributes:
+        strides: The number of strides, each with a learned embedding.
+        hidden: The width of the hidden layers.
+        depth: Their number; all but the last one are added to their input.
+        dtype: The dtype of the activations.
+    """
 
     strides: int
     hidden: int
+    depth: int
     dtype: DTypeLike
 
     @nn.compact
     def __call__(
-        self, h: Float[Array, "batch points features"], time: Float[Array, "batch"]
+        self, h: Float[Array, "batch points *window features"], time: Float[Array, "batch"]
     ) -> Float[Array, "batch points strides hidden"]:
+        """Returns the last hidden layer.
+
+        Args:
+            h: The representations of points, or of windows of cells around them. Cells outside the
+                grid are 0, and the norm leaves them so.
+            time: The position of the diffusion time between the clean end, 0, and the noisy end, 1.
+        """
         h = nn.LayerNorm(use_bias=False, use_scale=False, dtype=jnp.float32)(h)
-        h = linear.Dense(self.hidden, dtype=self.dtype, name="in")(h)[:, :, None]
+        h = h.reshape(*h.shape[:2], -1)
+        h = linear.Dense(self.hidden, dtype=self.dtype, name="in")(h)
+        for i in range(self.depth - 1):
+            h = h + linear.Dense(self.hidden, dtype=self.dtype, name=f"hidden_{i}")(nn.silu(h))
+        h = h[:, :, None]
         stride = self.param(
             "stride_embedding", nn.initializers.normal(1.0), (self.strides, self.hidden)
         )

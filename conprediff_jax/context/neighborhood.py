@@ -76,7 +76,7 @@ def draw_neighbors(
     Returns:
         Flat indices into the grid. The expected share of every neighbour is 1 / |N_i^s|.
     """
-    position = _unravel(points, grid)
+    position = unravel(points, grid)
     drawn = []
     for index, stride in enumerate(strides):
         keys = jax.vmap(lambda rng, i=index: jax.random.fold_in(rng, i))(rngs)
@@ -88,7 +88,7 @@ def draw_neighbors(
         rank = jax.vmap(lambda rng, c: _stratified(rng, c.shape[:-1], c, samples))(keys, count)
         centre = _ravel(offset, width)
         rank = rank + (rank >= centre)  # skip the point itself
-        inside = _unravel(rank, width)
+        inside = unravel(rank, width)
         drawn.append(_ravel([s + i for s, i in zip(start, inside, strict=True)], grid))
     return jnp.stack(drawn, axis=2)
 
@@ -109,7 +109,7 @@ def ordered_neighbors(
     """
     span = range(-stride, stride + 1)
     offsets = np.array([o for o in itertools.product(span, repeat=len(grid)) if any(o)], np.int32)
-    position = [p[..., None] + o for p, o in zip(_unravel(points, grid), offsets.T, strict=True)]
+    position = [p[..., None] + o for p, o in zip(unravel(points, grid), offsets.T, strict=True)]
     sizes = list(zip(position, grid, strict=True))
     valid = functools.reduce(jnp.logical_and, [(p >= 0) & (p < size) for p, size in sizes])
     return _ravel([jnp.clip(p, 0, size - 1) for p, size in sizes], grid), valid
@@ -129,7 +129,7 @@ def _window(size: int, stride: int) -> tuple[np.ndarray, np.ndarray]:
     return first, np.minimum(position + stride, size - 1) - first + 1
 
 
-def _unravel(flat: Int[Array, "*shape"], sizes) -> list[Int[Array, "*shape"]]:
+def unravel(flat: Int[Array, "*shape"], sizes) -> list[Int[Array, "*shape"]]:
     """Row-major coordinates of flat indices. Unlike in `jnp.unravel_index`, sizes may be arrays."""
     coordinates = []
     for size in reversed(sizes):
@@ -139,7 +139,7 @@ def _unravel(flat: Int[Array, "*shape"], sizes) -> list[Int[Array, "*shape"]]:
 
 
 def _ravel(coordinates: list, sizes) -> Int[Array, "*shape"]:
-    """The inverse of `_unravel`."""
+    """The inverse of `unravel`."""
     flat = coordinates[0]
     for coordinate, size in zip(coordinates[1:], sizes[1:], strict=True):
         flat = flat * size + coordinate

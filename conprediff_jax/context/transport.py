@@ -5,11 +5,15 @@ the best coupling P of the two uniform measures (arXiv 2401.02015, section 3),
 
     W_2^2 = min_P  sum_jk P_jk c(y_j, t_k),      c(y, t) = |y - t|^2 / C.              (1)
 
-Because the cost is divided by the number of channels C, one loss weight suits both latents of 3
-channels and tokens of 512. `sinkhorn` (entropic, ott-jax) and `exact` (Hungarian, optax) differ in
-how they find P. Both hold P constant in the gradient, as Danskin's theorem allows at the optimum.
-Both return the plain cost (1), without the entropy term of the regularised objective, which would
-outweigh the cost for Q >= 16.
+Instead of the square, c may be the mean over channels of the smooth absolute value
+
+    r^2 / 2 if |r| < 1, and |r| - 1/2 otherwise,                                        (2)
+
+of which single values far off weigh less. Because the cost is divided by the number of channels C,
+one loss weight suits both latents of 3 channels and tokens of 512. `sinkhorn` (entropic, ott-jax)
+and `exact` (Hungarian, optax) differ in how they find P. Both hold P constant in the gradient, as
+Danskin's theorem allows at the optimum. Both return the plain cost (1), without the entropy term of
+the regularised objective, which would outweigh the cost for Q >= 16.
 
 The layout of the arrays decides the cost on a TPU, which pads the two minor axes to 8 x 128. So the
 small axes of Q x Q matrices come first: costs are `[Q, Q, problems]`, and the solver is mapped over
@@ -29,12 +33,23 @@ Costs = Float[Array, "samples samples problems"]
 Distances = Float[Array, "*problems"]
 Transport = Callable[[Points, Points], Distances]
 
+# The cost of one channel, by the difference of two points.
+COSTS: dict[str, Callable[[Array], Array]] = {
+    "squared": jnp.square,
+    "smooth_l1": optax.losses.huber_loss,
+}
+
 # With at least this many channels, a matrix product is faster than an elementwise sum over them.
 _MATMUL_CHANNELS = 16
 
 
 def sinkhorn(
-    predicted: Points, target: Points, *, epsilon: float = 0.05, iterations: int = 20
+    predicted: Points,
+    target: Points,
+    *,
+    epsilon: float = 0.05,
+    iterations: int = 20,
+    cost: str = "squared",
 ) -> Distances:
     """Entropic transport by ott-jax's Sinkhorn in log space (Cuturi 2013), in fixed time.
 
@@ -47,24 +62,30 @@ def sinkhorn(
         iterations: The number of Sinkhorn iterations. It is fixed, so that XLA compiles a scan
             without a test of convergence, which under `vmap` is several times faster than a
             threshold.
+        cost: The ground cost c, 'squared' or 'smooth_l1'.
 
     Returns:
         `<P, c>` of every problem, see (1), float32.
     """
-    return _coupled(predicted, target, _sinkhorn_plan(epsilon, iterations))
+    return _coupled(predicted, target, _sinkhorn_plan(epsilon, iterations), cost)
 
 
-def exact(predicted: Points, target: Points) -> Distances:
+def exact(predicted: Points, target: Points, *, cost: str = "squared") -> Distances:
     """Exact matching by the Hungarian algorithm (optax), O(Q^3) for every problem.
 
     This is the matching that the paper takes from NWR-GAE. Shapes and dtypes are those of
     `sinkhorn`.
     """
-    return _coupled(predicted, target, _matching_plan)
+    return _coupled(predicted, target, _matching_plan, cost)
 
 
 def sinkhorn_divergence(
-    predicted: Points, target: Points, *, epsilon: float = 0.05, iterations: int = 20
+    predicted: Points,
+    target: Points,
+    *,
+    epsilon: float = 0.05,
+    iterations: int = 20,
+    cost: str = "squared",
 ) -> Distances:
     """Debiased Sinkhorn: `W(y, t) - W(y, y) / 2 - W(t, t) / 2` (Feydy et al. 2019).
 
@@ -74,8 +95,8 @@ def sinkhorn_divergence(
     regularised objectives; its value leaves out their entropies. Arguments are those of `sinkhorn`.
     """
     plan = _sinkhorn_plan(epsilon, iterations)
-    cross = _coupled(predicted, target, plan)
-    spread = _coupled(predicted, predicted, plan) + _coupled(target, target, plan)
+    cross = _coupled(predicted, target, plan, cost)
+    spread = _coupled(predicted, predicted, plan, cost) + _coupled(target, target, plan, cost)
     return cross - spread / 2
 
 
@@ -104,15 +125,30 @@ TRANSPORTS: dict[str, Callable[..., Distances]] = {
 }
 
 
-def _coupled(predicted: Points, target: Points, plan: Callable[[Costs], Costs]) -> Distances:
+def _coupled(
+    predicted: Points, target: Points, plan: Callable[[Costs], Costs], cost: str
+) -> Distances:
     """Returns `<P, c>`; no gradient flows through the plan P."""
     *problems, samples, channels = predicted.shape
-    cost = _squared_distances(
+    costs = _ground_costs(
         predicted.astype(jnp.float32).reshape(-1, samples, channels),
         target.astype(jnp.float32).reshape(-1, samples, channels),
+        cost,
     )
-    coupling = jax.lax.stop_gradient(plan(jax.lax.stop_gradient(cost)))
-    return (coupling * cost).sum((0, 1)).reshape(problems)
+    coupling = jax.lax.stop_gradient(plan(jax.lax.stop_gradient(costs)))
+    return (coupling * costs).sum((0, 1)).reshape(problems)
+
+
+def _ground_costs(
+    y: Float[Array, "problems samples channels"],
+    t: Float[Array, "problems samples channels"],
+    cost: str,
+) -> Costs:
+    """The cost of every pair."""
+    if cost == "squared":
+        return _squared_distances(y, t)
+    y, t = jnp.moveaxis(y, 0, -1), jnp.moveaxis(t, 0, -1)
+    return COSTS[cost](y[:, None] - t[None]).mean(2)
 
 
 def _squared_distances(
