@@ -4,6 +4,8 @@ import io
 import json
 import shutil
 import string
+import sys
+import types
 
 import jax
 import numpy as np
@@ -23,7 +25,9 @@ from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import latents, sources
 from conprediff_jax.data.tfds import TfdsSource
 from conprediff_jax.models.autoencoder import AutoencoderKL
+from conprediff_jax.planning.programs import lower_train_step
 from conprediff_jax.runs.first_stage import load_params
+from conprediff_jax.train import frozen
 from conprediff_jax.train.loop import train
 from conprediff_jax.train.precompute import precompute
 
@@ -333,3 +337,44 @@ def test_the_commands(weights, tmp_path):
     assert evaluated.returncode == 0, evaluated.stderr
     (found,) = json.loads(out.read_text())
     assert found["settings"]["images"]["count"] == 4 and np.isfinite(found["losses"]).all()
+
+
+def test_features_of_an_encoder_reach_the_term_that_reads_them(weights, tmp_path, monkeypatch):
+    def encode(images):
+        return np.asarray(images, np.float32).reshape(-1, 2, 4, 2, 4, 3).mean((2, 4)) / 255
+
+    monkeypatch.setitem(sys.modules, "tiny_encoder", types.SimpleNamespace(encode=encode))
+    named = {"data.features": "tiny_encoder:encode"}
+    folder = tmp_path / "latents"
+    assert precompute(config_of(weights, **named), str(folder)).features_shape == (2, 2, 3)
+    config = config_of(weights, **named, **with_latents(folder))
+    images, ahead = (
+        next(data.make_iterator(make_experiment(c).data, batch_size=8, seed=1))
+        for c in (config_of(weights), config)
+    )
+    # Half of the images are mirrored, and so are the images that the encoder saw.
+    np.testing.assert_allclose(ahead["features"], encode(images["image"]), atol=1e-3)
+
+    config = config.unlock()
+    config.terms.repa = config_lib.term("encoder_alignment", shape=(2, 2, 3), hidden=8)
+    experiment = make_experiment(config)
+    program = lower_train_step(experiment, parallel.make_mesh(parallel.MeshSpec()))
+    assert "8x2x2x3xf16" in program.as_text()
+    config.terms.repa.shape = (4, 4, 3)
+    task = make_experiment(config).task
+    frozen_ = {"frozen": {"autoencoder": load_params(task.model.first_stage)}}
+    with pytest.raises(data.DataError, match=r"of shape \(2, 2, 3\); config.terms.repa.shape is"):
+        frozen.check_latents(task, frozen_)
+    with pytest.raises(data.DataError, match=r"features is 'other:f'; .* holds those of"):
+        data.open_data(
+            make_experiment(
+                config_of(weights, **{"data.features": "other:f"}, **with_latents(folder))
+            ).data
+        )
+    with pytest.raises(
+        ConfigError, match=r"config.data.features is 'nowhere:f': give 'module:func"
+    ):
+        precompute(config_of(weights, **{"data.features": "nowhere:f"}), str(tmp_path / "other"))
+    config.data.features = ""
+    with pytest.raises(ConfigError, match=r"config.terms.repa reads features: config.data.latents"):
+        make_experiment(config)

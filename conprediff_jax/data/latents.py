@@ -10,9 +10,11 @@ A record is a msgpack map with these keys:
     mirrored    the same for the mirrored image (which is not the mirrored latent), where images are
                 flipped
     encoded     float16 [captions, length, width], where captions were encoded too
+    features    float16 [rows, columns, channels] of an encoder that the user gave, where there is
+                one, and `mirrored_features` of the mirrored image
     label and the kept features, as the data have them
 
-A record of an undecodable image has none of the first three. Record i here is record i of the data,
+A record of an undecodable image has none of the first five. Record i here is record i of the data,
 so that the order, flips and captions of training are drawn as they are for images.
 
 Files are written under a temporary name and then moved into place, so that no file with its final
@@ -66,6 +68,8 @@ class Manifest:
         scale_source: How the factor was found, in words.
         text_fingerprint: Fingerprint of the text encoder and its vocabulary, see
             `encoders.text_fingerprint`; empty where captions were not encoded.
+        features: The function that encoded features, as 'module:function'; empty for none.
+        features_shape: Rows, columns and channels of the features; empty for none.
     """
 
     fingerprint: str
@@ -79,6 +83,8 @@ class Manifest:
     scale: float
     scale_source: str
     text_fingerprint: str = ""
+    features: str = ""
+    features_shape: tuple[int, ...] = ()
 
     @property
     def num_shards(self) -> int:
@@ -113,8 +119,9 @@ class Manifest:
         version = stored.pop("version")
         if version != VERSION:
             raise ValueError(f"it has version {version}; this program reads version {VERSION}")
-        names, shape = stored.pop("class_names"), tuple(stored.pop("shape"))
-        return cls(**stored, shape=shape, class_names=None if names is None else tuple(names))
+        names = stored.pop("class_names")
+        shapes = {name: tuple(stored.pop(name, ())) for name in ("shape", "features_shape")}
+        return cls(**stored, **shapes, class_names=None if names is None else tuple(names))
 
 
 def described_data(spec: Any) -> dict[str, Any]:
@@ -291,6 +298,7 @@ def open_latents(spec: Any) -> LatentSource:
             *(["label"] if spec.label else []),
             *spec.keep,
             *(["encoded"] if spec.encoded_text else []),
+            *(["features", "mirrored_features"] if spec.features else []),
         ),
     )
 
@@ -300,7 +308,8 @@ class ToLatentExample(transforms.ToExample):
     """Makes an example with `latent` float32 `[rows, columns, channels]` in the place of `image`.
 
     Where captions were encoded, the example has the chosen one as `encoded`, float16
-    `[length, width]`. The random numbers are the same as for images. `crop` and `size` have no
+    `[length, width]`; where the records hold features, it has them as `features`, float16 `[rows,
+    columns, channels]`. The random numbers are the same as for images. `crop` and `size` have no
     effect, since they were applied before the images were encoded.
     """
 
@@ -312,6 +321,10 @@ class ToLatentExample(transforms.ToExample):
         others = dict(record)
         latents = {False: others.pop("latent", None), True: others.pop("mirrored", None)}
         encoded = others.pop("encoded", None)
+        features = {
+            False: others.pop("features", None),
+            True: others.pop("mirrored_features", None),
+        }[mirrored]
         others = self._others(others, choice)
         if latents[mirrored] is None:
             error = BadImage("the image could not be decoded when the latents were made")
@@ -319,6 +332,8 @@ class ToLatentExample(transforms.ToExample):
         example = {"latent": latents[mirrored], **others}
         if encoded is not None:
             example["encoded"] = encoded[int(choice * len(encoded))]
+        if features is not None:
+            example["features"] = features
         return example
 
 
@@ -347,6 +362,12 @@ def _check_spec(manifest: Manifest, spec: Any) -> None:
         raise sources.DataError(
             f"config.data.encoded_text is True; {spec.latents} holds no encoded captions: run "
             f"{COMMAND} with --config.data.encoded_text=True into another folder"
+        )
+    if spec.features != manifest.features and spec.features:
+        raise sources.DataError(
+            f"config.data.features is {spec.features!r}; {spec.latents} holds "
+            f"{'those of ' + repr(manifest.features) if manifest.features else 'no features'}: run "
+            f"{COMMAND} with --config.data.features={spec.features} into another folder"
         )
     if spec.flip and not manifest.flip:
         raise sources.DataError(

@@ -47,6 +47,9 @@ class DataSpec:
             instead of the images; empty to read the images.
         encoded_text: Whether captions are encoded ahead of time too, by a frozen text encoder, and
             delivered as `encoded`. Without `latents`, captions are encoded during training.
+        features: The function that encodes images into the features of `latents` too, for terms of
+            the loss that read them, as 'module:function' (see docs/terms.md); empty for none. They
+            are delivered as `features`.
         crop: Which square is cut out of an image that is not square: `center` or `random`.
         min_crop: Side of the smallest part that is cut out, as a share of the largest part's. With
             crop `random` and a value below 1, size and place of the part are drawn every time.
@@ -80,6 +83,7 @@ class DataSpec:
     channels: int = fixed(3)
     latents: str = ""
     encoded_text: bool = False
+    features: str = ""
     crop: str = "center"
     min_crop: float = 1.0
     jitter: float = 0.0
@@ -224,8 +228,8 @@ def make_iterator(
         An iterator over dicts, with `get_state()` and `set_state()` as in the module docstring:
 
         * `image`: uint8 `[batch, height, width, channels]`; or in its place `latent`: float32
-          `[batch, rows, columns, channels]`, and `encoded`: float16 `[batch, length, width]`, if
-          the spec says so.
+          `[batch, rows, columns, channels]`, and `encoded`: float16 `[batch, length, width]`, and
+          `features`: float16 `[batch, rows, columns, channels]`, if the spec says so.
         * `label`: int32 `[batch]`, where there are labels.
         * Every kept feature; text as an array of str `[batch]`.
         * `text`: int32 token ids `[batch, length]`, or str `[batch]` without a tokenizer, if the

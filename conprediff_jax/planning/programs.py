@@ -33,6 +33,8 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
             (task.model.text.encoder.length, task.model.text.encoder.width),
             jnp.float16,
         )
+    if "features" in task.batch_keys:
+        parts["features"] = (task.features_shape, jnp.float16)
     return {
         key: jax.ShapeDtypeStruct((batch, *parts[key][0]), parts[key][1], sharding=sharding)
         for key in task.batch_keys

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib
 import math
 import pathlib
 from collections.abc import Callable, Iterator
@@ -34,6 +35,9 @@ Encode = Callable[
     Float[np.ndarray, "images rows columns channels"],
 ]
 
+
+# The keys of what is encoded of the mirrored image.
+_MIRRORED = {"latent": "mirrored", "features": "mirrored_features"}
 
 EncodeTexts = Callable[[list[str]], Float[np.ndarray, "captions length width"]]
 
@@ -79,8 +83,14 @@ def _precompute(
         dataclasses.replace(first_stage, scale=scale), lambda: _first_batches(experiment, spec)
     )
     encode_texts, text_fingerprint = _text_encoder(experiment)
+    encode_features, features_shape = _features_encoder(experiment)
     shard_size = shard_size or max(1024, -(-len(source) // 256))
-    manifest = _manifest(experiment, loaded, source, shard_size, text_fingerprint)
+    manifest = dataclasses.replace(
+        _manifest(experiment, loaded, source, shard_size),
+        text_fingerprint=text_fingerprint,
+        features=experiment.data.features,
+        features_shape=features_shape,
+    )
     if stored:
         _check_same(folder, stored, manifest)
     elif jax.process_index() == 0:
@@ -95,8 +105,10 @@ def _precompute(
             + (", also of mirrored images" if manifest.flip else ""),
             folder,
         )
-        encode = _encoder(experiment, loaded["autoencoder"])
-        _write(experiment, folder, manifest, shards, source, encode, encode_texts)
+        encoders = {"latent": _encoder(experiment, loaded["autoencoder"])}
+        if encode_features:
+            encoders["features"] = encode_features
+        _write(experiment, folder, manifest, shards, source, encoders, encode_texts)
     else:
         logging.info("%s: all shards are there already", folder)
     _wait_for_all("written")
@@ -156,7 +168,6 @@ def _manifest(
     loaded: dict[str, Any],
     source: Source,
     shard_size: int,
-    text_fingerprint: str,
 ) -> latents.Manifest:
     """The manifest of the folder to be written."""
     model, scale_source = experiment.task.model.first_stage.model, "given"
@@ -174,7 +185,6 @@ def _manifest(
         shard_size=shard_size,
         scale=float(loaded["scale"]),
         scale_source=scale_source,
-        text_fingerprint=text_fingerprint,
     )
 
 
@@ -226,13 +236,39 @@ def _text_encoder(experiment: Experiment) -> tuple[EncodeTexts | None, str]:
     return encode, encoders.text_fingerprint(text.encoder, params, text.vocabulary)
 
 
+def _features_encoder(experiment: Experiment) -> tuple[Encode | None, tuple[int, ...]]:
+    """The function that `config.data.features` names, and the shape of what it returns.
+
+    Raises:
+        ConfigError: There is no such function, or it returns no grid of features for an image.
+    """
+    named, shape = experiment.data.features, (1, *experiment.data.image_shape)
+    if not named:
+        return None, ()
+    where = f"config.data.features is {named!r}"
+    module, _, function = named.partition(":")
+    try:
+        encode = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"{where}: give 'module:function', with the module on PYTHONPATH ({error})"
+        ) from error
+    found = np.asarray(encode(np.zeros(shape, np.uint8)))
+    if found.ndim != 4 or len(found) != 1:
+        raise ConfigError(
+            f"{where}: for images of shape {shape} it returns {found.shape}; expected (1, rows, "
+            "columns, channels)"
+        )
+    return lambda images: np.asarray(encode(images)).astype(np.float16), found.shape[1:]
+
+
 def _write(
     experiment: Experiment,
     folder: pathlib.Path,
     manifest: latents.Manifest,
     shards: list[int],
     source: Source,
-    encode: Encode,
+    encode: dict[str, Encode],
     encode_texts: EncodeTexts | None,
 ) -> None:
     """Encodes and writes the shards of this process."""
@@ -283,7 +319,7 @@ class _Decode:
 def _encoded(
     images: list[np.ndarray | None],
     records: list[dict[str, Any]],
-    encode: Encode,
+    encode: dict[str, Encode],
     flip: bool,
     encode_captions: Callable[[list[dict[str, Any]]], list[np.ndarray]] | None,
 ) -> Iterator[dict[str, Any]]:
@@ -292,9 +328,10 @@ def _encoded(
     kinds = {}
     if decoded:
         stacked = np.stack([images[place] for place in decoded])
-        kinds["latent"] = iter(encode(stacked))
-        if flip:
-            kinds["mirrored"] = iter(encode(stacked[:, :, ::-1]))
+        for key, encoder in encode.items():
+            kinds[key] = iter(encoder(stacked))
+            if flip:
+                kinds[_MIRRORED[key]] = iter(encoder(stacked[:, :, ::-1]))
         if encode_captions:
             kinds["encoded"] = iter(encode_captions([records[place] for place in decoded]))
     for image, others in zip(images, records, strict=True):
