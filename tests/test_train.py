@@ -71,6 +71,8 @@ def run_config(folder):
     config = tiny.get_config()
     config.data.name = str(folder)
     config.train.update(power_averages=DEVIATIONS, keep=1, keep_every=1)
+    # A threshold above every cosine: context prediction fades out from the second step on.
+    config.context.update(auto=True, cosine_every=2, auto_threshold=1.0, fall_off=0.6)
     return config
 
 
@@ -317,6 +319,8 @@ def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(finished, run_con
     assert rows(tmp_path) == rows(workdir)
     whole, resumed = losses(workdir), losses(tmp_path)
     assert {"loss", "loss/denoise", "loss/context", "norm/gradient"} <= whole.keys()
+    context = state.task_state["terms"]["context"]
+    assert float(context["stopped"]) == 1 and whole["loss/context"][6] == 0
     for tag, values in resumed.items():
         assert values == {step: whole[tag][step] for step in (4, 5, 6)}
         assert values == {row["step"]: np.float32(row[tag]) for row in rows(tmp_path)[3:]}

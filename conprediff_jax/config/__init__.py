@@ -13,6 +13,7 @@ from conprediff_jax.config.denoising import (
     latents,
     palette,
     pixels,
+    term,
     text,
     tokens,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "palette",
     "pixels",
     "section",
+    "term",
     "text",
     "tokens",
 ]

@@ -20,17 +20,18 @@ from conprediff_jax.config.sections import (
     whole,
     with_defaults,
 )
-from conprediff_jax.context import ContextPrediction
 from conprediff_jax.data import DataSpec
 from conprediff_jax.diffusion import PROCESSES
 from conprediff_jax.diffusion.categorical import CategoricalProcess
 from conprediff_jax.diffusion.gaussian import GaussianProcess
 from conprediff_jax.diffusion.masked import MaskedProcess
 from conprediff_jax.models import DENOISERS, FIRST_STAGES, Denoiser, FirstStage
+from conprediff_jax.models.denoiser import check_taps
 from conprediff_jax.models.first_stage import Latents, Palette, Pixels
 from conprediff_jax.models.text import TEXT_ENCODERS
 from conprediff_jax.models.transformer import TokenTransformer
 from conprediff_jax.models.unet import UNet
+from conprediff_jax.objectives import TERMS, ContextTerm, Term
 from conprediff_jax.sampling.model import ConditionSpec, DiffusionModel
 from conprediff_jax.sampling.spec import (
     SAMPLINGS,
@@ -39,7 +40,7 @@ from conprediff_jax.sampling.spec import (
     TokenSampling,
 )
 from conprediff_jax.sampling.text import TextCondition
-from conprediff_jax.tasks.denoising import Denoising
+from conprediff_jax.tasks.denoising import CONTEXT, DENOISE, Denoising
 from conprediff_jax.tasks.spec import TrainSpec
 
 TASK = "denoising"
@@ -94,7 +95,8 @@ def _default(**sections: ConfigDict) -> ConfigDict:
         **sections,
         text=ConfigDict({"kind": "none"}),
         condition=section(ConditionSpec),
-        context=section(ContextPrediction),
+        context=section(ContextTerm),
+        terms=ConfigDict(),
     )
 
 
@@ -178,6 +180,16 @@ def text(
     )
 
 
+def term(kind: str, **values: Any) -> ConfigDict:
+    """A section of `config.terms`: a further term of the loss, beside `config.context`.
+
+    Args:
+        kind: Kind of the term, such as 'own_point'; see `objectives.TERMS`.
+        **values: Keys of the term; the others have the defaults of its class.
+    """
+    return section(TERMS[kind], kind=kind, **values)
+
+
 def classes(config: ConfigDict) -> dict[str, type]:
     """The class of every section of a denoiser's config; see `TaskKind`."""
     with naming("config.first_stage"):
@@ -193,8 +205,11 @@ def classes(config: ConfigDict) -> dict[str, type]:
         "model": model,
         "sampling": sampling,
         "condition": ConditionSpec,
-        "context": ContextPrediction,
+        "context": ContextTerm,
     }
+    for name in config.get("terms", {}):
+        with naming(f"config.terms.{name}"):
+            found[f"terms.{name}"] = TERMS[config.terms[name].get("kind")]
     if first_stage.autoencoder:
         found["first_stage.autoencoder"] = first_stage.autoencoder
     if encoder := _text_encoder_class(config):
@@ -330,16 +345,8 @@ def _check_size(
 
 
 def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Denoising:
-    """The training of a diffusion model, with context prediction unless its weight is 0."""
+    """The training of a diffusion model, with the terms whose weight is not 0."""
     model = make_model(config, data)
-    context = build(
-        ContextPrediction,
-        config,
-        "context",
-        share=model.process.share,
-        alpha_bar=model.process.alpha_bar,
-        dtype=config.dtype,
-    )
     if data.latents and not isinstance(model.first_stage, Latents):
         raise ConfigError(
             f"config.data.latents is {data.latents!r}: only a denoiser with a trained first stage "
@@ -353,17 +360,49 @@ def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Denoising
     return Denoising(
         seed=config.seed,
         model=model,
-        context=context if context.weight else None,
+        terms=_make_terms(config, model, data, train),
         microbatches=train.microbatches,
         latents=data.latents,
         encoded_text=bool(data.latents) and data.encoded_text,
     )
 
 
+def _make_terms(
+    config: ConfigDict, model: DiffusionModel, data: DataSpec, train: TrainSpec
+) -> dict[str, Term]:
+    """The terms of the loss by name, without those of weight 0."""
+    derived = {
+        "share": model.process.share,
+        "alpha_bar": model.process.alpha_bar,
+        "dtype": config.dtype,
+        "steps": train.steps,
+        "num_codes": model.first_stage.num_codes if model.first_stage.discrete else None,
+    }
+    terms = {CONTEXT: build(ContextTerm, config, CONTEXT, **derived)}
+    for name in config.terms:
+        if name in ("denoiser", CONTEXT, DENOISE):
+            raise ConfigError(f"config.terms has {name!r}: this name is taken, choose another one")
+        terms[name] = build_kind(TERMS, config, f"terms.{name}", **derived)
+    terms = {name: built for name, built in terms.items() if built.weight}
+    for name, built in terms.items():
+        with naming(f"config.{name}" if name == CONTEXT else f"config.terms.{name}"):
+            check_taps(model.denoiser, built.taps)
+        if built.reads_encoded and not (data.latents and data.features):
+            raise ConfigError(
+                f"config.terms.{name} reads features: config.data.latents and config.data.features "
+                "must name a folder of latents with features, see docs/terms.md"
+            )
+    return terms
+
+
 def completed(config: ConfigDict) -> ConfigDict:
     """The config, with the sections and kinds that checkpoints of older versions do not have."""
     context = {**default().context, **_FIRST_CONTEXT, **config.get("context", {})}
     config = with_defaults(config, default())
+    if config.model.get("kind") == "dit" and "tap" in config.model:  # which DiT had once
+        if block := config.model.tap:
+            context |= {"tap": (f"block_{block}",), "coarse_tap": "spread"}
+        config.model = ConfigDict({k: v for k, v in config.model.items() if k != "tap"})
     config.context = ConfigDict(context)
     discrete = config.first_stage.get("kind") == "tokens"
     for name, kind in {
@@ -375,4 +414,4 @@ def completed(config: ConfigDict) -> ConfigDict:
     return config
 
 
-TASKS.register(TASK)(TaskKind(completed, classes, make_task))
+TASKS.register(TASK)(TaskKind(completed, classes, make_task, {"terms": TERMS}))

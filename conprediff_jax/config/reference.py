@@ -13,10 +13,10 @@ from conprediff_jax.common import keys
 from conprediff_jax.config import first_stage
 from conprediff_jax.config.experiment import DTYPES, make_experiment
 from conprediff_jax.config.sections import SHARED, TASKS, classes, completed
-from conprediff_jax.context import ContextPrediction
 from conprediff_jax.diffusion import PROCESSES
 from conprediff_jax.models import DENOISERS, FIRST_STAGES
 from conprediff_jax.models.text import TEXT_ENCODERS
+from conprediff_jax.objectives import TERMS, ContextTerm
 from conprediff_jax.sampling.model import ConditionSpec
 from conprediff_jax.sampling.spec import SAMPLINGS
 from conprediff_jax.sampling.text import TextCondition
@@ -36,6 +36,7 @@ SOURCES = {
     "share": "config.process",
     "alpha_bar": "config.process",
     "dtype": "config.dtype",
+    "steps": "config.train",
 }
 
 PACKAGE = "conprediff_jax."
@@ -140,9 +141,11 @@ def _all_classes() -> dict[type, list[str]]:
             found[cls].append(f"`config.{name}` of kind `{kind}`")
     for kind, cls in SAMPLINGS.items():
         found[cls].append(f"`config.sampling` of a process of kind `{kind}`")
-    alone = {"text": TextCondition, "condition": ConditionSpec, "context": ContextPrediction}
+    alone = {"text": TextCondition, "condition": ConditionSpec, "context": ContextTerm}
     for name, cls in (alone | {"loss": FirstStageLoss}).items():
         found[cls].append(f"`config.{name}`")
+    for kind, cls in TERMS.items():
+        found[cls].append(f"`config.terms.NAME` of kind `{kind}`")
     # Kinds that others register are not in this project's documentation.
     return {cls: titles for cls, titles in found.items() if cls.__module__.startswith(PACKAGE)}
 

@@ -13,7 +13,8 @@ import importlib
 import operator
 import types
 import typing
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 from ml_collections import ConfigDict
@@ -49,11 +50,14 @@ class TaskKind(NamedTuple):
             raises ConfigError for a section that the task does not have.
         classes: A function from a config to the class of each of the task's sections, by path.
         make: A function from a config, its `data` object and its `train` object to the task.
+        open_sections: The kinds of the entries of sections that may have any number of entries, by
+            the path of the section.
     """
 
     completed: Callable[[ConfigDict], ConfigDict]
     classes: Callable[[ConfigDict], dict[str, type]]
     make: Callable[[ConfigDict, DataSpec, TrainSpec], Task]
+    open_sections: Mapping[str, Registry[type]] = MappingProxyType({})
 
 
 TASKS: Registry[TaskKind] = Registry("task")
@@ -117,7 +121,7 @@ def build(
     """
     known = [field.name for field in keys.keys_of(cls)]
     try:
-        found = functools.reduce(operator.getitem, name.split("."), config)
+        found = _at(config, name)
     except KeyError:
         raise ConfigError(
             f"there is no section config.{name}, which its kind needs: the config file has to make "
@@ -133,8 +137,13 @@ def build(
 def build_kind(registry: Registry[type], config: ConfigDict, name: str, **derived: Any) -> Any:
     """Builds a section as `build` does, with the class that a registry has for its `kind`."""
     with naming(f"config.{name}"):
-        cls = registry[config[name].get("kind")]
+        cls = registry[_at(config, name).get("kind")]
     return build(cls, config, name, others=("kind",), **derived)
+
+
+def _at(config: ConfigDict, path: str) -> Any:
+    """What a config has at a path, such as 'first_stage.autoencoder'."""
+    return functools.reduce(operator.getitem, path.split("."), config)
 
 
 def task_kind(config: ConfigDict) -> TaskKind:
@@ -250,6 +259,9 @@ def _roles(known: dict[str, type]) -> dict[str, str]:
 def override(config: ConfigDict, path: str, text: str) -> Any:
     """Sets a key to what a text of the command line says, and returns its value.
 
+    In a section of any number of entries, such as `terms`, setting a key that is not there makes an
+    entry of the kind that the text names, with the defaults of its keys.
+
     Args:
         config: The whole config, changed in place.
         path: Path of the key, such as 'model.channels'.
@@ -265,6 +277,11 @@ def override(config: ConfigDict, path: str, text: str) -> Any:
         found, where = found[name], f"{where}.{name}"
         if not isinstance(found, ConfigDict):
             raise ConfigError(f"{where} is no section: it has the value {found!r}, and no keys")
+    kinds = _kinds_of_entries(config, where)
+    if kinds is not None and key not in found:
+        with naming(f"{where}.{key}"), found.unlocked():
+            found[key] = section(kinds[text], kind=text)
+        return text
     _check_key(config, found, key, where)
     if isinstance(found[key], ConfigDict):
         first = next(iter(found[key]), "key")
@@ -277,11 +294,22 @@ def override(config: ConfigDict, path: str, text: str) -> Any:
 
 def _check_key(config: ConfigDict, found: ConfigDict, key: str, where: str) -> None:
     """Raises ConfigError if a section has no such key, naming the sections that have it."""
+    kinds = _kinds_of_entries(config, where)
+    if kinds is not None and key not in found:
+        raise ConfigError(
+            f"{where} has no entry {key!r}: set {where}.{key} to its kind first, one of "
+            f"{tuple(kinds)}"
+        )
     paths = [path for path in flatten(config.to_dict()) if path.split(".")[-1] == key]
     if key not in found and paths:
         meant = " or ".join(f"config.{path}" for path in paths)
         raise ConfigError(f"{where} has no key {key!r}: did you mean {meant}?")
     check_keys([key], list(found), where)
+
+
+def _kinds_of_entries(config: ConfigDict, where: str) -> Registry[type] | None:
+    """The kinds of the entries of a section that may have any number; None for other sections."""
+    return task_kind(config).open_sections.get(where.removeprefix("config."))
 
 
 def _kind_of(value: Any) -> Any:

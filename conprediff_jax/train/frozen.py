@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.errors import DataError, UserError
 from conprediff_jax.data import encoders, latents
 from conprediff_jax.models import quantizer
 from conprediff_jax.models.first_stage import Autoencoded, Latents, Tokens
@@ -56,15 +56,25 @@ def prepare(task: Task, batches: Callable[[], Iterator[Batch]]) -> Any:
         frozen["text_encoder"] = load_text_encoder(task.model.text)
     if not frozen:
         return None
-    return {"frozen": frozen, "history": task.model.process.init_history()}
+    return task.state(frozen)
 
 
 def check_latents(task: Denoising, task_state: dict[str, Any]) -> None:
-    """Raises DataError if other networks than this run's encoded the latents or captions."""
+    """Raises DataError if other networks than this run's encoded the latents or captions.
+
+    The same holds for features of another shape than a term reads.
+    """
     model, frozen = task.model, task_state["frozen"]
     encoders.check_first_stage(
         task.latents, model.first_stage.model, frozen["autoencoder"], model.point_shape
     )
+    shape = latents.read_manifest(task.latents).features_shape
+    for name, term in task.terms.items():
+        if term.reads_encoded and term.shape != shape:
+            raise DataError(
+                f"{task.latents} holds features of shape {shape}; config.terms.{name}.shape is "
+                f"{term.shape}"
+            )
     if task.encoded_text:
         encoders.check_text(
             task.latents, model.text.encoder, frozen["text_encoder"], model.text.vocabulary
