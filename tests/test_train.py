@@ -36,7 +36,7 @@ from conprediff_jax.tasks import step as step_lib
 from conprediff_jax.tasks.optimizer import decayed
 from conprediff_jax.tasks.power_averages import exponent
 from conprediff_jax.tasks.state import abstract_state
-from conprediff_jax.train import needs
+from conprediff_jax.train import loop, needs
 from conprediff_jax.train.loop import train
 from conprediff_jax.train.report import DivergedError
 
@@ -329,7 +329,10 @@ def test_resumed_run_repeats_the_uninterrupted_one_bit_for_bit(finished, run_con
     assert_same(train(run_config, str(tmp_path)), state)
 
 
-def test_small_evaluations_are_logged_and_change_nothing(finished, run_config, tmp_path):
+def test_small_evaluations_are_logged_and_change_nothing(
+    finished, run_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(loop, "EVALUATED", 64)
     workdir, state = finished
     (tmp_path / "checkpoints").mkdir()
     shutil.copytree(workdir / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
@@ -349,7 +352,7 @@ def test_small_evaluations_are_logged_and_change_nothing(finished, run_config, t
     assert [e.step for e in events.Tensors("eval/FD-random-VGG16")] == [6]
     (row,) = json.loads((tmp_path / "evaluation" / "while_training.json").read_text())
     assert np.isfinite(row["metrics"]["FD-random-VGG16"]["value"])
-    assert (row["settings"]["step"], row["settings"]["num"]) == (6, 256)
+    assert (row["settings"]["step"], row["settings"]["num"]) == (6, 64)
     assert row["settings"]["reference"]["count"] > 0
     first_stage = config_lib.default_first_stage("kl")
     first_stage.train.eval_every = 6
