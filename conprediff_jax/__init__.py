@@ -8,6 +8,11 @@ arXiv 2401.02015.
 
 from typing import Any
 
+from conprediff_jax.common import starting
+
+if starting.is_command(__name__):
+    starting.answer_ctrl_c()
+
 
 def __getattr__(name: str) -> Any:
     """Imports `load` when it is first used: `import conprediff_jax` alone does not import JAX."""

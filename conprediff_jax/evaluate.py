@@ -141,6 +141,7 @@ class _Asked(NamedTuple):
 
     Attributes:
         name: What they are, as part of a file's name.
+        source: Where they come from, in words.
         count: Number of images.
         size: Height and width in pixels.
         names: Names of the images; None where they have none.
@@ -149,6 +150,7 @@ class _Asked(NamedTuple):
     """
 
     name: str
+    source: str
     count: int
     size: tuple[int, int]
     names: Sequence[str] | None
@@ -229,9 +231,9 @@ def _say(
     out: pathlib.Path,
 ) -> None:
     """Logs what is about to happen."""
-    count, source = reference.count or "statistics of", _WORKDIR.value or _SAMPLES.value
+    count = reference.count or "statistics of"
     opening.say(
-        f"{source} ({asked.name}), and {count} images of {reference.name}",
+        f"{asked.source}; {count} images of {reference.name}",
         f"{', '.join(suite.metrics)} of {asked.count} images by {extractor.name}",
         out,
     )
@@ -326,6 +328,7 @@ def _of_workdir(mesh: Mesh, folder: pathlib.Path) -> _Asked:
     draw = make_draw(trained, spec, mesh, seed=_SEED.value, prompts=prompts, report=progress.within)
     return _Asked(
         name=name,
+        source=f"{record.described(trained, _WORKDIR.value)}, by {spec.describe()}",
         count=_NUM.value,
         size=model.image_shape,
         channels=model.channels,
@@ -339,6 +342,7 @@ def _of_file() -> _Asked:
     found = image_sets.read_samples(_SAMPLES.value)
     return _Asked(
         name=record.slug(pathlib.Path(found.name).stem),
+        source=f"{found.count} images of {found.name}",
         count=found.count,
         size=found.size,
         names=found.names,

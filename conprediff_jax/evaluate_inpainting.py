@@ -80,7 +80,8 @@ from conprediff_jax.metrics import features, fillings
 from conprediff_jax.metrics.bootstrap import LEVEL
 from conprediff_jax.metrics.fillings import FillingJudge, check
 from conprediff_jax.metrics.results import ResultsTable
-from conprediff_jax.runs.restore import load, load_model, read_pictures
+from conprediff_jax.runs.classes import Numbers, numbers_of
+from conprediff_jax.runs.restore import load, load_experiment, load_model, read_pictures
 from conprediff_jax.sampling import inpainting, record
 from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.spec import SamplingSpec
@@ -95,8 +96,7 @@ def main(argv: list[str]) -> None:
         raise UserError("evaluation runs in one process, on all of its devices")
     mesh = parallel.make_mesh(parallel.MeshSpec())
     names, holes, shape = _names(_WORKDIR.value), {}, ()
-    for workdir in names.values():
-        load_model(workdir, shared.STEP.value)  # fails now, and not after hours of work
+    asked = {workdir: _asked_of(workdir) for workdir in names.values()}  # fails now, not later
     out = epath.Path(_OUT.value or epath.Path(hub.results_folder(_WORKDIR.value[0])) / "inpainting")
     check_folder(out, "--out")
     opening.say(
@@ -108,8 +108,7 @@ def main(argv: list[str]) -> None:
     for name, workdir in names.items():
         trained = load(workdir, mesh, shared.STEP.value)
         model = trained.model
-        model.check_condition(shared.LABEL.value, shared.prompts(), name="prompt")
-        spec = inpainting.sampling_for(model, **shared.sampling())
+        label, spec = asked[workdir]
         if not holes:
             shape = (*model.image_shape, model.channels)
             holes = _read(workdir, trained.step, model.image_shape)
@@ -120,12 +119,27 @@ def main(argv: list[str]) -> None:
                 "size"
             )
         described = record.model_of(trained, workdir)
-        settings = {masks: _settings(described, spec, masks, cut) for masks, cut in holes.items()}
-        _fill(name, trained, spec, mesh, holes, settings, judge, table)
+        settings = {
+            masks: _settings(described, spec, label, masks, cut) for masks, cut in holes.items()
+        }
+        _fill(name, trained, spec, mesh, label, holes, settings, judge, table)
         for masks in holes:
             cells[name, masks] = table.find(settings[masks])["metrics"]
     print(fillings.table(fillings.arranged(cells)), flush=True)
     logging.info("%s, %s", table.path, table.path.with_suffix(".md"))
+
+
+def _asked_of(workdir: str) -> tuple[Numbers, SamplingSpec]:
+    """The classes that the flags ask of the model in a workdir, and the settings of sampling.
+
+    Raises:
+        UserError: There is no such model, or the flags do not fit it.
+    """
+    model = load_model(workdir, shared.STEP.value)
+    names = load_experiment(workdir, shared.STEP.value).data.class_names
+    label = numbers_of(shared.LABEL.value, names, model.num_classes)
+    model.check_prompts(shared.prompts(), name="prompt")
+    return label, inpainting.sampling_for(model, **shared.sampling())
 
 
 def _fill(
@@ -133,6 +147,7 @@ def _fill(
     trained: TrainedModel,
     spec: SamplingSpec,
     mesh: Mesh,
+    label: Numbers,
     holes: Mapping[str, Sequence[Hole]],
     settings: Mapping[str, record.Settings],
     judge: FillingJudge,
@@ -155,7 +170,7 @@ def _fill(
             seed=shared.SEED.value,
             samples=_SAMPLES.value,
             batch_size=shared.BATCH.value,
-            label=shared.LABEL.value,
+            label=label,
             prompt=shared.PROMPT.value or "",
             progress=progress,
         )
@@ -213,13 +228,18 @@ def _judge(mesh: Mesh) -> FillingJudge:
 
 
 def _settings(
-    model: record.Settings, spec: SamplingSpec, masks: str, holes: Sequence[Hole]
+    model: record.Settings,
+    spec: SamplingSpec,
+    label: Numbers,
+    masks: str,
+    holes: Sequence[Hole],
 ) -> record.Settings:
     """All that a figure depends on: a stored figure is used again only where all of it agrees."""
     networks = (lpips_flags.NETWORK, lpips_flags.TRUNK, lpips_flags.HEADS)
     content = record.content_of(part for hole in holes for part in (hole.image, hole.mask))
     masks = pathlib.Path(masks).stem
-    return record.settings_of(model, spec, masks=masks, content=content, **shared.asked()) | {
+    asked = shared.asked(label)
+    return record.settings_of(model, spec, masks=masks, content=content, **asked) | {
         "num": len(holes),
         "samples": _SAMPLES.value,
         "lpips": [flag.value for flag in networks] if lpips_flags.TRUNK.value else None,

@@ -99,6 +99,7 @@ from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.fitting import Fitted
 from conprediff_jax.data.holes import Hole, Picture
 from conprediff_jax.data.masks import filled_share
+from conprediff_jax.runs.classes import Numbers, numbers_of
 from conprediff_jax.runs.restore import load_guided, own_files, read_pictures
 from conprediff_jax.sampling import inpainting, record
 from conprediff_jax.sampling.model import TrainedModel
@@ -117,7 +118,8 @@ def main(argv: list[str]) -> None:
         check_folder(_OUT.value, "--out")
     mesh = parallel.make_mesh(parallel.MeshSpec())
     trained = load_guided(_WORKDIR.value, mesh, shared.STEP.value, guide_flag.value())
-    trained.model.check_condition(shared.LABEL.value, shared.prompts(), name="prompt")
+    label = numbers_of(shared.LABEL.value, trained.class_names, trained.model.num_classes)
+    trained.model.check_prompts(shared.prompts(), name="prompt")
     spec = inpainting.sampling_for(trained.model, usual="fast", **shared.sampling())
     pictures = _read(trained.step)
     if shared.FIT.value == "keep":
@@ -134,7 +136,7 @@ def main(argv: list[str]) -> None:
     fitting.log_changes(fitted)
     holes = [each.hole for each in fitted]
     shares = {hole.name: round(filled_share(hole.mask), 4) for hole in holes}
-    settings = _settings(trained, spec, fitted, shares)
+    settings = _settings(trained, spec, fitted, shares, label)
     usual = inpainting.sampling_for(trained.model, sampler=shared.sampling()["sampler"])
     name = record.short_name(settings, usual, "label", "prompt", "masks", "images", "size")
     usual_out = epath.Path(hub.results_folder(_WORKDIR.value)) / "samples" / f"inpaint_{name}"
@@ -147,17 +149,21 @@ def main(argv: list[str]) -> None:
         *(100 * share(list(shares.values())) for share in (np.mean, min, max)),
     )
     opening.say(
-        f"step {trained.step} of {_WORKDIR.value}; {len(holes)} images",
+        f"{record.described(trained, _WORKDIR.value)}; {len(holes)} images",
         f"{_SAMPLES.value} fillings of each: {spec.describe()}, seed {shared.SEED.value}",
         out,
     )
-    filled = _fill(trained, spec, mesh, fitted, out)
+    filled = _fill(trained, spec, mesh, fitted, label, out)
     _write(out, fitted, filled)
     logging.info("%d fillings of %d images written to %s", _SAMPLES.value, len(holes), out)
 
 
 def _settings(
-    trained: TrainedModel, spec: SamplingSpec, fitted: Sequence[Fitted], shares: dict[str, float]
+    trained: TrainedModel,
+    spec: SamplingSpec,
+    fitted: Sequence[Fitted],
+    shares: dict[str, float],
+    label: Numbers,
 ) -> record.Settings:
     """All that the fillings depend on."""
     arrays = (part for each in fitted for part in (each.photo.image, each.photo.mask))
@@ -169,12 +175,17 @@ def _settings(
         size="full size" if _FULL_SIZE.value else None,
         content=record.content_of(arrays),
         **{"filled share": shares},
-        **shared.asked(),
+        **shared.asked(label),
     )
 
 
 def _fill(
-    trained: TrainedModel, spec: SamplingSpec, mesh: Mesh, fitted: Sequence[Fitted], out: epath.Path
+    trained: TrainedModel,
+    spec: SamplingSpec,
+    mesh: Mesh,
+    fitted: Sequence[Fitted],
+    label: Numbers,
+    out: epath.Path,
 ) -> list[np.ndarray]:
     """Fills the holes, and writes every filling as soon as it is made."""
 
@@ -193,7 +204,7 @@ def _fill(
         seed=shared.SEED.value,
         samples=_SAMPLES.value,
         batch_size=shared.BATCH.value,
-        label=shared.LABEL.value,
+        label=label,
         prompt=shared.PROMPT.value or "",
         progress=progress,
         done=write,

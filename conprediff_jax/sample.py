@@ -84,7 +84,7 @@ from conprediff_jax.common.files import check_file, check_folder
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data.text_files import read_captions
 from conprediff_jax.runs.classes import numbers_of
-from conprediff_jax.runs.restore import load_experiment, load_guided
+from conprediff_jax.runs.restore import load_guided
 from conprediff_jax.sampling import record
 from conprediff_jax.sampling.generate import Generate, generate_batches, make_generate
 from conprediff_jax.sampling.model import DiffusionModel
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     trained = load_guided(_WORKDIR.value, mesh, _STEP.value, guide_flag.value())
     model = trained.model
     captions = _captions(model)
-    labels = _labels(model)
+    labels = numbers_of(_LABEL.value, trained.class_names, model.num_classes)
     spec = model.sampling_with(**sampling_flags.values())
     # Images in a folder depend on their indices alone, so a folder can grow.
     drawn = {"first": _FIRST.value or None, "num": _NUM.value} if ending else {}
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> None:
         record.model_of(trained, _WORKDIR.value),
         spec,
         seed=_SEED.value,
-        label=labels[0] if labels and len(labels) == 1 else labels,
+        label=labels,
         prompts=captions,
         **drawn,
     )
@@ -123,7 +123,7 @@ def main(argv: list[str]) -> None:
     options["texts"] = model.tokenizer(captions) if captions else None
     options |= {"params": trained.params, "frozen": trained.frozen}
     opening.say(
-        f"step {trained.step} of {_WORKDIR.value}",
+        record.described(trained, _WORKDIR.value),
         f"{_NUM.value} images of {' x '.join(map(str, model.image_shape[::-1]))}: "
         f"{spec.describe()}, "
         f"seed {_SEED.value}",
@@ -180,18 +180,10 @@ def _fill_folder(
             images.write_new_png(file, image)  # another command may draw the same images
 
 
-def _labels(model: DiffusionModel) -> list[int] | None:
-    """The numbers of the classes that images take in turn; None for all classes."""
-    if _LABEL.value is None:
-        return None
-    names = load_experiment(_WORKDIR.value, _STEP.value).data.class_names
-    return list(numbers_of(_LABEL.value, names, model.num_classes))
-
-
 def _captions(model: DiffusionModel) -> list[str] | None:
     """The captions that images take in turn; None for a model that reads no captions."""
     given, file = _PROMPT.value or [], _PROMPTS.value
-    model.check_condition(prompts=given, name="prompt")
+    model.check_prompts(given, name="prompt")
     if file is None:
         return (given or list(model.text.prompts)) if model.text else None
     if model.text is None:

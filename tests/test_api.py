@@ -31,7 +31,9 @@ def make_model():
         lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32),
         jax.eval_shape(diffusion.init, 0)[0],
     )
-    return Model(TrainedModel(diffusion, params, {}, 7), tiny.mesh_of())
+    names = ("circles", "squares", "triangles")
+    trained = TrainedModel(diffusion, params, {}, 7, class_names=names)
+    return Model(trained, tiny.mesh_of())
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,19 @@ def test_one_image_of_a_seed_can_be_drawn_alone(model):
     labelled = model.sample(1, LARGEST, first=4, label=1, batch_size=1)
     np.testing.assert_array_equal(labelled, again)  # 4 modulo 3
     assert (drawn != model.sample(5, 2**31, batch_size=1)).any()
+
+
+def test_classes_have_names(model):
+    assert model.class_names == ("circles", "squares", "triangles")
+    in_turn = model.sample(3, 5, label=["triangles", 1], batch_size=1)
+    alone = [
+        model.sample(1, 5, first=i, label=name, batch_size=1)[0]
+        for i, name in enumerate(("triangles", "squares", "triangles"))
+    ]
+    np.testing.assert_array_equal(in_turn, alone)
+    assert (in_turn[0] != model.sample(1, 5, label="circles", batch_size=1)[0]).any()
+    with pytest.raises(FieldError, match="label names 'circle': did you mean 'circles'"):
+        model.inpaint(np.zeros((1, 8, 8, 3), np.uint8), np.ones((8, 8)), label="circle")
 
 
 def test_holes_are_filled_from_any_seed(model):
@@ -107,6 +122,7 @@ def test_another_sampler_drops_the_settings_of_ddim(model):
         ({"first": -1}, "first is -1: it must be a whole number from 0"),
         ({"first": 2**31}, "first is 2147483648: it must be a whole number from 0 to 2147483646"),
         ({"label": 3}, "label is 3: it must be a whole number from 0 to 2"),
+        ({"label": []}, r"label is \[\]: it must name a class"),
         ({"prompts": "a cat"}, "prompts is 'a cat': the model reads no captions"),
         ({"prompts": []}, r"prompts is \[\]: it must be a text, or a list of texts"),
         ({"seed": 2**32}, "seed is 4294967296: it must be a whole number from 0 to 4294967295"),

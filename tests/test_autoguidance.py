@@ -12,6 +12,7 @@ from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.models.denoiser import Denoised
 from conprediff_jax.runs.api import Model
+from conprediff_jax.sampling import record
 from conprediff_jax.sampling.autoguidance import guided_by
 from conprediff_jax.sampling.model import TrainedModel
 
@@ -46,6 +47,7 @@ def test_a_guided_model_draws_what_the_sum_of_both_predictions_draws():
         plain.params = {"factor": np.float32(factor)}
         return plain.sample(4, 3).astype(int)
 
+    assert record.described(guided.trained, "runs/a") == "step 7 of runs/a, guided by worse"
     for scale in (0.0, 2.5):
         drawn = guided.sample(4, 3, guidance=scale)
         assert np.abs(drawn - expected(0.7 + scale * (0.3 - 0.7))).max() <= 1

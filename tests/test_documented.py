@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tiny
 from ml_collections import ConfigDict
@@ -30,7 +31,6 @@ from conprediff_jax.metrics import suite
 from conprediff_jax.metrics.networks import lpips
 from conprediff_jax.planning import topology
 from conprediff_jax.runs.classes import numbers_of
-from conprediff_jax.runs.restore import load_experiment
 from conprediff_jax.sampling import inpainting
 from conprediff_jax.train.loop import train
 
@@ -246,7 +246,7 @@ def choices_of(cls, name):
 
 def test_the_config_of_own_data_trains_on_its_classes(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "own_data.md").read_text()
-    draw, own = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    draw, own, notebook = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     exec(compile(draw.replace("range(300)", "range(8)"), "shapes.py", "exec"), {})
     names = {}
@@ -256,9 +256,16 @@ def test_the_config_of_own_data_trains_on_its_classes(tmp_path, monkeypatch):
     config.train.update(steps=2, batch_size=8)
     config.sampling.update(num=8, steps=2)
     train(config, "runs/shapes")
-    classes = load_experiment("runs/shapes").data.class_names
+    names = {}
+    exec(compile(notebook, "notebook", "exec"), names)
+    classes = names["model"].class_names
     assert classes == ("circles", "squares", "triangles")
+    circles, both = names["circles"], names["both"]
+    np.testing.assert_array_equal(circles[::2], both[::2])
+    assert (circles[1] != both[1]).any()
     assert numbers_of("triangles, 0", classes, 3) == (2, 0)
+    assert numbers_of(["squares", 0], classes, 3) == (1, 0)
+    assert numbers_of("circles", classes, 3) == 0 and numbers_of("2", (), 3) == 2
     with pytest.raises(FieldError, match=r"label names 'circels': did you mean 'circles'\?"):
         numbers_of("circels", classes, 3)
     with pytest.raises(FieldError, match=r"label names '3': the classes have no names, but numb"):

@@ -257,6 +257,20 @@ app.run(main, several=True)
 """
 
 
+def test_ctrl_c_ends_a_command_with_one_line_while_it_imports():
+    command = ["-X", "importtime", "-m", "conprediff_jax.sample", "--workdir=x"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", HEEDING, *command],
+        cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (line := process.stderr.readline()).endswith("| conprediff_jax\n"):
+        assert line
+    process.send_signal(signal.SIGINT)
+    said = [line for line in process.stderr if not line.startswith("import time:")]
+    assert said == ["stopped by Ctrl-C before anything was begun\n"]
+    assert process.wait() == -signal.SIGINT
+
+
 def test_an_error_of_one_process_ends_all_at_once_with_its_code(tmp_path):
     (tmp_path / "alone.py").write_text(ALONE)
     command = ["launch/local.py", "--processes=2", "--", sys.executable, tmp_path / "alone.py"]

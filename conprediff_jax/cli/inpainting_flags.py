@@ -28,11 +28,12 @@ FIT = flags.DEFINE_enum(
     "the hole, 'pad' shows the whole photo and lets the model fill a border, 'resize' may scale "
     "its sides unequally, and 'keep' leaves photos at their own size, which the model has to take.",
 )
-LABEL = flags.DEFINE_integer(
+LABEL = flags.DEFINE_string(
     "label",
     None,
-    "Give every image this class; by default an image has its own class, or images without labels "
-    "take all classes in turn.",
+    "Give images these classes, by name or number, with commas between them: fillings take them in "
+    "turn. By default an image has its own class, or images without labels take all classes in "
+    "turn.",
 )
 PROMPT = flags.DEFINE_string(
     "prompt", None, "Give every image this caption; the default is the empty caption."
@@ -70,12 +71,16 @@ def prompts() -> list[str]:
     return [] if PROMPT.value is None else [PROMPT.value]
 
 
-def asked() -> dict[str, Any]:
-    """What fillings depend on beside sampling and images, for their record."""
+def asked(label: int | tuple[int, ...] | None) -> dict[str, Any]:
+    """What fillings depend on beside sampling and images, for their record.
+
+    Args:
+        label: The numbers of the classes that `--label` names.
+    """
     images = IMAGES.value and pathlib.Path(IMAGES.value).stem
     return {
         "seed": SEED.value,
-        "label": LABEL.value,
+        "label": label,
         "prompt": PROMPT.value,
         "images": images,
     }

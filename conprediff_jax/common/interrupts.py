@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator
 
 from absl import logging
 
+from conprediff_jax.common import starting
+
 EXIT_CODE = 128 + signal.SIGINT  # 130, as shells report it
 
 _PATIENCE = 1.0  # seconds after which a program that has not ended says why
@@ -96,7 +98,8 @@ _listener = _Listener()
 @contextlib.contextmanager
 def heard() -> Iterator[None]:
     """Encloses a command: Ctrl-C raises KeyboardInterrupt, and a second one ends the process."""
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # ignored, or taken
+    known = (signal.default_int_handler, starting.end)
+    if signal.getsignal(signal.SIGINT) not in known:  # ignored, or taken
         yield
         return
     reading, writing = os.pipe()

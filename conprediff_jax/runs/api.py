@@ -4,6 +4,7 @@
 
     model = conprediff_jax.load("runs/openmoji")
     images = model.sample(16, seed=0, steps=50)             # uint8 [16, height, width, 3]
+    circles = model.sample(4, label="circles")              # of a model with classes
     again = model.decode(model.encode(images))
     filled = model.inpaint(images, masks)                   # masks are true where pixels are known
 
@@ -27,6 +28,7 @@ from conprediff_jax.common.fields import as_kind
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.diffusion.tokens import TokenProcess
 from conprediff_jax.runs import restore
+from conprediff_jax.runs.classes import Label, Numbers, numbers_of
 from conprediff_jax.sampling import inpainting
 from conprediff_jax.sampling.autoguidance import guided_by
 from conprediff_jax.sampling.generate import Generate, generate_batches, make_generate
@@ -66,11 +68,16 @@ class Model:
         """The number of classes; None for a model without classes."""
         return self.diffusion.num_classes
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of the classes by number; () if there are no classes, or no names."""
+        return self.trained.class_names
+
     def sample(
         self,
         num: int,
         seed: int = 0,
-        label: int | None = None,
+        label: Label | Sequence[Label] | None = None,
         *,
         first: int = 0,
         prompts: str | Sequence[str] | None = None,
@@ -82,7 +89,8 @@ class Model:
         Args:
             num: Number of images.
             seed: Seed of all images, from 0 to 2^32 - 1.
-            label: Class of all images, for models with classes; None for all classes in turn.
+            label: Class by name or number, or several, which images take in turn; None for all
+                classes in turn.
             first: Index of the first image: `sample(1, seed, first=i)` draws image i alone.
             prompts: Captions that images take in turn, for models that read captions; None for
                 those of the config.
@@ -105,7 +113,7 @@ class Model:
             first=first,
             batch_size=batch_size,
             num_classes=self.num_classes,
-            label=self._checked_label(label),
+            label=self._numbers_of(label),
             texts=self._tokens(prompts),
         )
         return np.concatenate(list(batches))
@@ -115,7 +123,7 @@ class Model:
         images: UInt8[Any, "count height width channels"],
         masks: Shaped[Any, "*images height width"],
         seed: int = 0,
-        label: int | None = None,
+        label: Label | Sequence[Label] | None = None,
         *,
         prompt: str = "",
         batch_size: int | None = None,
@@ -132,7 +140,8 @@ class Model:
             masks: Masks that are true, or not 0, where pixels are known; one for all images, or one
                 for each.
             seed: Seed of all fillings, from 0 to 2^32 - 1.
-            label: Class of all images, for models with classes; None for all classes in turn.
+            label: Class by name or number, or several, which images take in turn; None for all
+                classes in turn.
             prompt: Caption of all images, for models that read captions.
             batch_size: Images per batch; by default all, up to 64.
             **sampling: Fields of the `sampling` section. With `sampler`, the known part replaces
@@ -145,8 +154,8 @@ class Model:
         """
         images = _checked(images, self.diffusion.channels)
         masks = _checked_masks(masks, images.shape[:3])
-        label = self._checked_label(label)
-        self.diffusion.check_condition(prompts=[prompt] if prompt != "" else [], name="prompt")
+        label = self._numbers_of(label)
+        self.diffusion.check_prompts([prompt] if prompt != "" else [], name="prompt")
         if "num" in sampling:
             raise FieldError("num", "does not fit: every image is filled once")
         spec = inpainting.sampling_for(self.diffusion, **sampling)
@@ -199,9 +208,8 @@ class Model:
             raise FieldError("points", "holds values that are not finite")
         return np.asarray(self._decode(self.frozen, jnp.asarray(points)))
 
-    def _checked_label(self, label: Any) -> int | None:
-        self.diffusion.check_condition(label)
-        return None if label is None else int(label)
+    def _numbers_of(self, label: Label | Sequence[Label] | None) -> Numbers:
+        return numbers_of(label, self.class_names, self.num_classes)
 
     def _tokens(self, prompts: Any) -> np.ndarray | None:
         """Token ids of the captions that images take in turn; None for a model without captions."""
@@ -209,7 +217,7 @@ class Model:
         if given is not None:
             if not isinstance(given, Sequence) or not given:
                 raise FieldError("prompts", f"is {given!r}: it must be a text, or a list of texts")
-            self.diffusion.check_condition(prompts=given)
+            self.diffusion.check_prompts(given)
         if self.diffusion.text is None:
             return None
         return self.diffusion.tokenizer(given or self.diffusion.text.prompts)

@@ -5,15 +5,21 @@ Both are stored in the config before anything is built, in `config.text.vocabula
 """
 
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from conprediff_jax import data
 from conprediff_jax.common.errors import FieldError, shortened
+from conprediff_jax.common.fields import as_kind
 from conprediff_jax.common.names import did_you_mean
 from conprediff_jax.config.experiment import Experiment, make_experiment
 from conprediff_jax.config.vocabulary import with_vocabulary_of
 from conprediff_jax.runs.checkpoint import newest_config
+
+Label = int | str
+Numbers = int | tuple[int, ...] | None
 
 
 def with_stored_vocabulary(config: ConfigDict, stored: dict | None) -> ConfigDict:
@@ -54,25 +60,36 @@ def with_class_names(config: ConfigDict, stored: dict | None) -> ConfigDict:
     return config
 
 
-def numbers_of(text: str, names: Sequence[str], count: int | None) -> tuple[int, ...]:
-    """The numbers of classes that a text names.
+def numbers_of(
+    label: Label | Sequence[Label] | None, names: Sequence[str], count: int | None
+) -> Numbers:
+    """The numbers of the classes that images take in turn; of one class, the number alone.
 
     Args:
-        text: Names or numbers of classes, with commas between them. A name comes before a number
-            that looks alike.
+        label: The name or number of a class, or several of them, as a sequence or as a text with
+            commas between them. A name comes before a number that looks alike. None for no choice.
         names: The names of the classes by number; () if they are not known.
         count: Number of classes; None for a model without classes.
 
     Raises:
         FieldError: There are no classes, or none of this name or number.
     """
+    if label is None:
+        return None
     if not count:
-        raise FieldError("label", f"is {text}: the model knows no classes")
-    parts = [text] if text in names else [part.strip() for part in text.split(",")]
-    return tuple(_number_of(part, names, count) for part in parts)
+        raise FieldError("label", f"is {label!r}: the model knows no classes")
+    if isinstance(label, str) and label not in names:
+        label = [part.strip() for part in label.split(",")]
+    several = label if isinstance(label, list | tuple) or np.ndim(label) else [label]
+    numbers = tuple(_number_of(part, names, count) for part in several)
+    if not numbers:
+        raise FieldError("label", f"is {label!r}: it must name a class")
+    return numbers[0] if len(numbers) == 1 else numbers
 
 
-def _number_of(part: str, names: Sequence[str], count: int) -> int:
+def _number_of(part: Any, names: Sequence[str], count: int) -> int:
+    if not isinstance(part, str):
+        return as_kind("label", part, range(count))
     if part in names:
         return list(names).index(part)
     if part.isdecimal() and int(part) < count:

@@ -32,6 +32,7 @@ class Restored(NamedTuple):
         params: Moving average of the parameters `params[task.averaged]`, or another average.
         task_state: The task's state.
         average: Which average they are, in words.
+        class_names: Names of the classes by number; () if they are not known.
     """
 
     step: int
@@ -40,6 +41,7 @@ class Restored(NamedTuple):
     params: Any
     task_state: Any
     average: str
+    class_names: tuple[str, ...]
 
 
 def restore(
@@ -78,7 +80,8 @@ def restore(
             name = f"power function, relative deviation {average}"
             kept = experiment.train.power_averages
             params = power_average(checkpoints, kept, step, average, params)
-    return Restored(step, config, experiment.task, params, task_state, name)
+    names = tuple(experiment.data.class_names)
+    return Restored(step, config, experiment.task, params, task_state, name, names)
 
 
 def load(
@@ -93,9 +96,14 @@ def load(
         UserError: The run trained a first stage.
     """
     restored = restore(workdir, mesh, step, average)
-    model = _model_of(restored.task, workdir)
-    frozen = restored.task_state["frozen"]
-    return TrainedModel(model, restored.params, frozen, restored.step, restored.average)
+    return TrainedModel(
+        model=_model_of(restored.task, workdir),
+        params=restored.params,
+        frozen=restored.task_state["frozen"],
+        step=restored.step,
+        average=restored.average,
+        class_names=restored.class_names,
+    )
 
 
 def plain_average(decay: float) -> str:

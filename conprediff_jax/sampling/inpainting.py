@@ -231,15 +231,15 @@ def fill_holes(
     seed: int,
     samples: int,
     batch_size: int,
-    label: int | None = None,
+    label: int | Sequence[int] | None = None,
     prompt: str = "",
     progress: ProgressLine | None = None,
     done: Callable[[int, int, np.ndarray], None] | None = None,
 ) -> list[UInt8[np.ndarray, "samples height width channels"]]:
     """Fillings of every hole; the images may differ in size.
 
-    A model with classes gets `label`, or else the image's own class, or else all classes in turn. A
-    model that reads captions gets `prompt`.
+    A model with classes gets `label`, or else the image's own class, or else all classes in turn.
+    Filling j of image i takes turn i + j. A model that reads captions gets `prompt`.
 
     Args:
         fill: A function from `make_fill`.
@@ -248,7 +248,8 @@ def fill_holes(
         seed: Seed of the fillings, in [0, 2^32).
         samples: Number of fillings of each hole.
         batch_size: Fillings at a time.
-        label: Class of every image; None for the image's own.
+        label: Class of every image, or several, which fillings take in turn; None for the image's
+            own.
         prompt: Caption of every image.
         progress: What logs how many fillings are done.
         done: A function that is called with every filling as soon as it is made: the place of its
@@ -301,13 +302,17 @@ def _run(
 
 
 def _labels(
-    num_classes: int | None, holes: Sequence[Hole], turns: np.ndarray, label: int | None
+    num_classes: int | None,
+    holes: Sequence[Hole],
+    turns: np.ndarray,
+    label: int | Sequence[int] | None,
 ) -> np.ndarray | None:
     """The class of every filling, int32, or None for a model without classes."""
     if not num_classes:
         return None
     if label is not None:
-        return np.full(len(holes), label, np.int32)
+        classes = np.atleast_1d(label)
+        return classes[turns % len(classes)].astype(np.int32)
     labels = np.array(
         [
             turn % num_classes if hole.label is None else hole.label

@@ -168,25 +168,17 @@ class DiffusionModel:
                 f"{name}: {width} x {height} pixels; this model takes multiples of {unit} a side"
             )
 
-    def check_condition(
-        self, label: Any = None, prompts: Sequence[Any] = (), *, name: str = "prompts"
-    ) -> None:
-        """Checks that the model can be conditioned on a class and on captions.
+    def check_prompts(self, prompts: Sequence[Any], *, name: str = "prompts") -> None:
+        """Checks that the model can be conditioned on captions.
 
         Args:
-            label: A class; None for no class.
             prompts: Captions.
             name: The name of the field of captions in messages.
 
         Raises:
-            FieldError: The model does not know the class, or reads no captions.
+            FieldError: The model reads no captions.
             UserError: The model cannot read one of the captions.
         """
-        classes = self.num_classes
-        if label is not None and not classes:
-            raise FieldError("label", f"is {label!r}: the model knows no classes")
-        if label is not None:
-            as_kind("label", label, range(classes))
         for prompt in prompts:
             as_kind(name, prompt, str)
             if self.text is None:
@@ -194,7 +186,7 @@ class DiffusionModel:
             self.tokenizer.check(prompt)
 
     def check_captions(self, captions: Sequence[str], path: str) -> None:
-        """Checks the captions of a text file, which holds one a line; see `check_condition`.
+        """Checks the captions of a text file, which holds one a line; see `check_prompts`.
 
         Args:
             captions: The captions.
@@ -205,7 +197,7 @@ class DiffusionModel:
         """
         for number, caption in enumerate(captions, 1):
             try:
-                self.check_condition(prompts=[caption], name="the caption")
+                self.check_prompts([caption], name="the caption")
             except UserError as error:
                 raise UserError(f"{path}, line {number}: {error}") from error
 
@@ -474,6 +466,8 @@ class TrainedModel(NamedTuple):
         frozen: Parameters that were not trained.
         step: Number of training steps that made the parameters.
         average: Which average of the trained parameters they are, for records of images.
+        class_names: Names of the classes by number; () for a model without classes, or with classes
+            that have no names.
     """
 
     model: DiffusionModel
@@ -481,3 +475,4 @@ class TrainedModel(NamedTuple):
     frozen: Any
     step: int
     average: str = ""
+    class_names: tuple[str, ...] = ()

@@ -56,6 +56,12 @@ def model_of(trained: TrainedModel, workdir: str | os.PathLike) -> Settings:
     }
 
 
+def described(trained: TrainedModel, workdir: str | os.PathLike) -> str:
+    """Which model it is, with its guide, in words for the log."""
+    guide = "".join(f", guided by {name}" for name in guide_of(trained.model).values())
+    return f"step {trained.step} of {os.fspath(workdir)}{guide}"
+
+
 def settings_of(model: Settings, spec: SamplingSpec, *, seed: int, **asked: Any) -> Settings:
     """All that images depend on, as plain data for JSON.
 
