@@ -220,10 +220,10 @@ def _read(step: int) -> list[Picture]:
 
 
 def _check_files(out: epath.Path, holes: Sequence[Hole], step: int) -> None:
-    """Checks that all files can be written and replace no image or mask of the user.
+    """Checks that all files can be written, and that no image or mask of the user is lost.
 
     Raises:
-        UserError: A file cannot be written, or would replace an image or a mask.
+        UserError: A file cannot be written, or an image or a mask would be replaced or removed.
     """
     names = [_file(hole.name, number) for hole in holes for number in range(_SAMPLES.value)]
     names += [*_grids({hole.mask.shape for hole in holes}).values(), record.FILE]
@@ -234,7 +234,8 @@ def _check_files(out: epath.Path, holes: Sequence[Hole], step: int) -> None:
             raise UserError(f"{file}: both a filling and a folder of fillings: rename an image")
         check_file(file, "--out")
     own = own_files(shared.IMAGES.value, _WORKDIR.value, step, _MASKS.value)
-    check_replaced(files, own, f"--out={out}")
+    removed = record.images_in(out) if _OVERWRITE.value else []
+    check_replaced([*files, *removed], own, f"--out={out}")
 
 
 def _file(name: str, number: int) -> str:

@@ -473,9 +473,10 @@ def test_a_folder_holds_images_of_one_record(tmp_path):
     other = settings | {"sampling": {"steps": 8}}
     with pytest.raises(UserError, match=r"images: holds images of sampling\.steps 7, not 8: name "):
         record.claim(folder, other)
+    photos = write_folder(tmp_path / "photos", pictures(2))
+    (folder / "link").symlink_to(photos)
     assert record.claim(folder, other, overwrite=True) == other
     assert [file.name for file in folder.rglob("*.*")] == ["settings.json"]
-    photos = write_folder(tmp_path / "photos", pictures(2))
     for overwrite in (False, True):
         with pytest.raises(UserError, match=r"photos: holds images, and no settings\.json says"):
             record.claim(photos, settings, overwrite=overwrite)

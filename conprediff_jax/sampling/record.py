@@ -177,7 +177,7 @@ def claim(
     folder, settings = epath.Path(folder), json.loads(json.dumps(settings))
     note = folder / FILE
     if overwrite and note.exists():
-        for file in [*(file for file in _files(folder) if file.suffix == ending), note]:
+        for file in [*images_in(folder, ending), note]:
             file.unlink()
     if not note.exists() and folder.is_dir() and any(map(_is_image, _files(folder))):
         raise UserError(f"{folder}: holds images, and no {FILE} says which: name another folder")
@@ -192,13 +192,19 @@ def claim(
     return found
 
 
+def images_in(folder: str | os.PathLike, ending: str = ".png") -> list[epath.Path]:
+    """The images of a folder and its subfolders, which `claim` removes to overwrite them."""
+    folder = epath.Path(folder)
+    return [file for file in _files(folder) if file.suffix == ending] if folder.is_dir() else []
+
+
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
-    """The files of a folder and its subfolders."""
+    """The files of a folder and its subfolders, without those that links to folders lead to."""
     for entry in folder.iterdir():
-        if entry.is_dir():
-            yield from _files(entry)
-        else:
+        if not entry.is_dir():
             yield entry
+        elif not os.path.islink(entry):
+            yield from _files(entry)
 
 
 def _is_image(file: epath.Path) -> bool:
