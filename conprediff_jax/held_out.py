@@ -84,8 +84,9 @@ def main(argv: list[str]) -> None:
     check_file(out, "--out")
     if out.suffix != ".json":
         raise UserError(f"--out={out}: the results are a JSON file; name one that ends in .json")
-    for workdir in _WORKDIRS.value:
-        load_model(workdir, _STEP.value)  # fails now, and not after hours of work
+    for workdir in _WORKDIRS.value:  # fails now, and not after hours of work
+        load_model(workdir, _STEP.value)
+        data.num_examples(_images_of(workdir, _STEP.value))
     opening.say(
         f"{', '.join(_WORKDIRS.value)}, and {_NUM.value} images of split {_SPLIT.value!r}",
         "the denoising loss at every time",
@@ -122,12 +123,17 @@ def _say_what_differs(found: dict[str, record.Settings]) -> None:
             )  # fmt: skip
 
 
+def _images_of(workdir: str, step: int | None) -> data.DataSpec:
+    """The held-out images of the data that a model was trained on."""
+    return load_experiment(workdir, step).data.of_images(split=_SPLIT.value)
+
+
 def _evaluate(workdir: str) -> tuple[record.Settings, dict[str, tuple], dict[str, list]]:
     """All that the losses of a model depend on; their means with errors; the loss at every time."""
     mesh = parallel.make_mesh(parallel.MeshSpec())
     trained = load(workdir, mesh, _STEP.value)
     model, trained_on = trained.model, load_experiment(workdir, trained.step).data
-    spec = trained_on.of_images(split=_SPLIT.value)
+    spec = _images_of(workdir, trained.step)
     num = min(_NUM.value, data.num_examples(spec))
     times = model.process.evaluated_times(_TIMES.value)
     batches = data.evaluation_iterator(spec, batch_size=_BATCH.value, tokenizer=model.tokenizer)

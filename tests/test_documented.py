@@ -260,9 +260,7 @@ def test_the_config_of_own_data_trains_on_its_classes(tmp_path, monkeypatch):
     exec(compile(notebook, "notebook", "exec"), names)
     classes = names["model"].class_names
     assert classes == ("circles", "squares", "triangles")
-    circles, both = names["circles"], names["both"]
-    np.testing.assert_array_equal(circles[::2], both[::2])
-    assert (circles[1] != both[1]).any()
+    np.testing.assert_array_equal(names["circles"][::2], names["both"][::2])
     assert numbers_of("triangles, 0", classes, 3) == (2, 0)
     assert numbers_of(["squares", 0], classes, 3) == (1, 0)
     assert numbers_of("circles", classes, 3) == 0 and numbers_of("2", (), 3) == 2
