@@ -137,7 +137,9 @@ def main(argv: list[str]) -> None:
     holes = [each.hole for each in fitted]
     shares = {hole.name: round(filled_share(hole.mask), 4) for hole in holes}
     settings = _settings(trained, spec, fitted, shares, label)
-    usual = inpainting.sampling_for(trained.model, sampler=shared.sampling()["sampler"])
+    # A name has every guidance that is not 1, whatever the usual one; that of a guide would warn.
+    given = {key: shared.sampling()[key] for key in ("sampler", "guidance")}
+    usual = inpainting.sampling_for(trained.model, **given)
     name = record.short_name(settings, usual, "label", "prompt", "masks", "images", "size")
     usual_out = epath.Path(hub.results_folder(_WORKDIR.value)) / "samples" / f"inpaint_{name}"
     out = epath.Path(_OUT.value or usual_out)
