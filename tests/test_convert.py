@@ -87,7 +87,7 @@ def test_safetensors_have_metadata(model, tmp_path):
 
 def test_an_inference_folder_is_a_workdir_without_training(folder, model):
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    task, params, frozen, step, _ = restore.load(str(folder), mesh)
+    task, params, frozen, step, *_ = restore.load(str(folder), mesh)
     tiny.assert_equal(jax.tree.map(np.asarray, params), model.params)
     assert (frozen, step) == ({}, 3) and task.num_classes == 3
     items = {path.name for path in (folder / "checkpoints" / "3").iterdir()}

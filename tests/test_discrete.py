@@ -197,7 +197,7 @@ def test_a_resumed_run_repeats_the_uninterrupted_one(config, tmp_path):
     assert state.task_state["history"].counts.sum() == 6 * 8
 
     mesh = tiny.mesh_of()
-    model, params, stage, step, _ = restore.load(str(tmp_path / "half"), mesh)
+    model, params, stage, step, *_ = restore.load(str(tmp_path / "half"), mesh)
     assert step == 6
     spec = model.sampling_with(reveal="purity", purity_weight=1.0, truncation=1.0)
     for sampler in (model.sampling, spec):
