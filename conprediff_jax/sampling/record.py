@@ -179,7 +179,9 @@ def claim(
     if overwrite and note.exists():
         for file in [*images_in(folder, ending), note]:
             file.unlink()
-    if not note.exists() and folder.is_dir() and any(map(_is_image, _files(folder))):
+    # Images are looked for first: another command may write its note and images at this moment.
+    images = folder.is_dir() and any(map(_is_image, _files(folder)))
+    if images and not note.exists():
         raise UserError(f"{folder}: holds images, and no {FILE} says which: name another folder")
     text = json.dumps(settings, indent=2) + "\n"
     if write_new(note, lambda file: file.write(text.encode())):
