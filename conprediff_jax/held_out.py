@@ -86,6 +86,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out={out}: the results are a JSON file; name one that ends in .json")
     for workdir in _WORKDIRS.value:  # fails now, and not after hours of work
         load_model(workdir, _STEP.value)
+    for workdir in _WORKDIRS.value:
         data.num_examples(_images_of(workdir, _STEP.value))
     opening.say(
         f"{', '.join(_WORKDIRS.value)}, and {_NUM.value} images of split {_SPLIT.value!r}",

@@ -63,6 +63,7 @@ class Averages(FirstStage):
 
     discrete: bool = False
     downsampling = 4
+    channels = 3
 
     def encode(self, frozen, images):
         patches = rearrange(images, "b (r p) (c q) k -> b r c (p q) k", p=4, q=4)

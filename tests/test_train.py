@@ -458,7 +458,7 @@ def test_divergence_stops_the_run_and_saves_nothing_bad(run_config, tmp_path):
     with pytest.raises(DivergedError, match=r"step \d is not finite: loss .*last good checkpoint"):
         train(config, str(tmp_path))
     with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
-        params, task_state = jax.eval_shape(make().task.init)
+        params, task_state = jax.eval_shape(make_experiment(config).task.init)
         _, _, ema, _ = checkpoints.restore_for_inference(
             lambda _: (params["denoiser"], task_state), checkpoints.latest_step
         )
