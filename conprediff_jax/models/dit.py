@@ -51,6 +51,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 from conprediff_jax.common import linear
 from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models import layers, patches
+from conprediff_jax.models.attention import attend, check_kind
 from conprediff_jax.models.denoiser import DENOISERS, OUTPUT, Denoised
 
 Tokens = Float[Array, "batch tokens features"]
@@ -113,10 +114,12 @@ class SelfAttention(nn.Module):
     Attributes:
         heads: The number of heads.
         dtype: The dtype of the activations; the softmax is float32.
+        kind: The kernel to use, see `attention.attend`.
     """
 
     heads: int
     dtype: DTypeLike = jnp.float32
+    kind: str = "auto"
 
     @nn.compact
     def __call__(self, x: Tokens) -> Tokens:
@@ -127,7 +130,7 @@ class SelfAttention(nn.Module):
             _product(dense(kernel_init=_XAVIER_OF_THREE, name=name)(x)).reshape(by_head)
             for name in ("query", "key", "value")
         )
-        attended = jax.nn.dot_product_attention(query, key, value)
+        attended = attend(query, key, value, self.kind)
         return _product(dense(kernel_init=_XAVIER, name="out")(attended.reshape(x.shape)))
 
 
@@ -155,22 +158,26 @@ class DiTBlock(nn.Module):
         num_heads: The number of heads of both attentions.
         mlp_norm_epsilon: The epsilon of the norm before the feed-forward layer.
         dtype: The dtype of the activations.
+        attention: The kernel of attention, see `attention.attend`.
     """
 
     num_heads: int
     mlp_norm_epsilon: float = _EPSILON
     dtype: DTypeLike = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: Tokens, c: Embedding, text: Text | None) -> Tokens:
         """Maps tokens to tokens, given silu(c) and a text of the model's width, or None."""
         modulation = _modulation(6, c, self.dtype, "modulation")
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
-        attention = SelfAttention(self.num_heads, self.dtype, name="self_attention")
+        attention = SelfAttention(self.num_heads, self.dtype, self.attention, name="self_attention")
         x = x + gate[:, None] * attention(modulated(x, scale, shift))
         if text is not None:
             cross = functools.partial(layers.Attention, zero_init=True, kernel_init=_XAVIER)
-            attention = cross(self.num_heads, dtype=self.dtype, name="cross_attention")
+            attention = cross(
+                self.num_heads, dtype=self.dtype, kind=self.attention, name="cross_attention"
+            )
             x = x + _product(attention(x, text))
         h = modulated(x, mlp_scale, mlp_shift, self.mlp_norm_epsilon)
         return x + mlp_gate[:, None] * FeedForward(self.dtype, name="feed_forward")(h)
@@ -202,6 +209,8 @@ class DiT(nn.Module):
         mlp_norm_epsilon: The epsilon of the norm before the feed-forward layers, 1e-6 in the
             published code and 1e-5 in diffusers. All other norms have 1e-6.
         dtype: The dtype of the activations. Parameters and the output are float32.
+        attention: The kernel of attention: 'auto' for the one that suits the devices, 'xla',
+            'cudnn' or 'flash'; see `attention.attend`.
         remat: Whether blocks are recomputed in the backward pass.
         remat_policy: What is not recomputed but kept, besides the input of a block. A key of
             `REMAT_POLICIES`: 'nothing', or the 'products' of its dense layers.
@@ -223,6 +232,7 @@ class DiT(nn.Module):
     time_endpoint: bool = False
     mlp_norm_epsilon: float = _EPSILON
     dtype: DTypeLike = derived(jnp.float32)
+    attention: str = adjustable("auto")
     remat: bool = adjustable(False)
     remat_policy: str = adjustable("nothing")
 
@@ -338,7 +348,7 @@ class DiT(nn.Module):
         carry = (x, dict.fromkeys(taps, x))
         scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True})
         block = self._block_class()(
-            self.num_heads, self.mlp_norm_epsilon, self.dtype, name="blocks"
+            self.num_heads, self.mlp_norm_epsilon, self.dtype, self.attention, name="blocks"
         )
         return scan(block, carry, jnp.arange(1, self.num_layers + 1))[0]
 
@@ -382,6 +392,7 @@ def _validate(model: DiT) -> None:
     ):
         if model.width % divisor:
             raise ValueError(f"width={model.width} must be a multiple of {divisor}, {why}")
+    check_kind(model.attention)
     if model.remat_policy not in REMAT_POLICIES:
         raise ValueError(
             f"remat_policy is {model.remat_policy!r}: choose one of {tuple(REMAT_POLICIES)}"

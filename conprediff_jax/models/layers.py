@@ -19,12 +19,12 @@ import functools
 import math
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from conprediff_jax.common import linear
+from conprediff_jax.models.attention import attend
 
 GROUPS = 32  # the number of groups in all group norms of these models
 group_norm = functools.partial(nn.GroupNorm, GROUPS, epsilon=1e-5)  # with float32 statistics
@@ -234,6 +234,7 @@ class Attention(nn.Module):
         zero_init: Whether the output projection starts at zero.
         dtype: The dtype of the activations; the softmax is float32.
         kernel_init: The initialiser of the projections.
+        kind: The kernel to use, see `attention.attend`.
     """
 
     heads: int
@@ -241,6 +242,7 @@ class Attention(nn.Module):
     zero_init: bool = False
     dtype: DTypeLike = jnp.float32
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    kind: str = "auto"
 
     @nn.compact
     def __call__(
@@ -255,9 +257,8 @@ class Attention(nn.Module):
             projected = project_to(**bias, kernel_init=self.kernel_init, name=name)(inputs)
             return projected.reshape(*inputs.shape[:-1], self.heads, channels // self.heads)
 
-        values = jax.nn.dot_product_attention(
-            project(x, "query"), project(context, "key"), project(context, "value")
-        )
+        query = project(x, "query")
+        values = attend(query, project(context, "key"), project(context, "value"), self.kind)
         init = nn.initializers.zeros if self.zero_init else self.kernel_init
         return project_to(kernel_init=init, name="out")(values.reshape(x.shape))
 
@@ -269,18 +270,22 @@ class SelfAttentionBlock(nn.Module):
         heads: The number of heads.
         dtype: The dtype of the activations.
         epsilon: The epsilon of the group norm.
+        kind: The kernel of attention, see `attention.attend`.
     """
 
     heads: int
     dtype: DTypeLike = jnp.float32
     epsilon: float = 1e-5
+    kind: str = "auto"
 
     @nn.compact
     def __call__(self, x: Image) -> Image:
         """Maps an image to an image of the same shape."""
         norm = group_norm(epsilon=self.epsilon, dtype=self.dtype, name="norm")
         tokens = norm(x).reshape(len(x), -1, x.shape[-1])
-        attention = Attention(self.heads, zero_init=True, dtype=self.dtype, name="attention")
+        attention = Attention(
+            self.heads, zero_init=True, dtype=self.dtype, kind=self.kind, name="attention"
+        )
         return x + attention(tokens, tokens).reshape(x.shape)
 
 
@@ -309,16 +314,20 @@ class TransformerBlock(nn.Module):
     Attributes:
         heads: The number of heads of both attentions.
         dtype: The dtype of the activations.
+        kind: The kernel of attention, see `attention.attend`.
     """
 
     heads: int
     dtype: DTypeLike = jnp.float32
+    kind: str = "auto"
 
     @nn.compact
     def __call__(self, x: Tokens, text: Float[Array, "batch text_length text_channels"]) -> Tokens:
         """Maps image tokens to image tokens, with attention to the text tokens."""
         norm = functools.partial(nn.LayerNorm, epsilon=1e-5, dtype=self.dtype)
-        attention = functools.partial(Attention, self.heads, qkv_bias=False, dtype=self.dtype)
+        attention = functools.partial(
+            Attention, self.heads, qkv_bias=False, dtype=self.dtype, kind=self.kind
+        )
         h = norm(name="self_norm")(x)
         x = x + attention(name="self_attention")(h, h)
         h = norm(name="cross_norm")(x)
@@ -334,11 +343,13 @@ class SpatialTransformer(nn.Module):
         heads: The number of heads.
         depth: The number of transformer blocks.
         dtype: The dtype of the activations.
+        kind: The kernel of attention, see `attention.attend`.
     """
 
     heads: int
     depth: int = 1
     dtype: DTypeLike = jnp.float32
+    kind: str = "auto"
 
     @nn.compact
     def __call__(self, x: Image, text: Float[Array, "batch text_length text_channels"]) -> Image:
@@ -348,6 +359,7 @@ class SpatialTransformer(nn.Module):
         h = group_norm(epsilon=1e-6, dtype=self.dtype, name="norm")(x)
         h = project_to(name="project_in")(h.reshape(len(x), -1, x.shape[-1]))
         for i in range(self.depth):
-            h = TransformerBlock(self.heads, self.dtype, name=f"transformer_{i}")(h, text)
+            block = TransformerBlock(self.heads, self.dtype, self.kind, name=f"transformer_{i}")
+            h = block(h, text)
         h = project_to(kernel_init=nn.initializers.zeros, name="project_out")(h)
         return x + h.reshape(x.shape)

@@ -38,6 +38,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 from conprediff_jax.common import linear
 from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models import layers
+from conprediff_jax.models.attention import check_kind
 from conprediff_jax.models.denoiser import DENOISERS, OUTPUT, Denoised
 
 _INIT = nn.initializers.normal(0.02)  # for embeddings and dense layers, as published
@@ -105,6 +106,7 @@ class TokenBlock(nn.Module):
         convolutional: See `TokenFeedForward`.
         dropout: The dropout rate after each of the three branches. At 0 nothing is drawn.
         dtype: The dtype of the activations.
+        attention: The kernel of attention, see `attention.attend`.
     """
 
     num_heads: int
@@ -113,6 +115,7 @@ class TokenBlock(nn.Module):
     convolutional: bool = False
     dropout: float = 0.0
     dtype: DTypeLike = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -129,7 +132,11 @@ class TokenBlock(nn.Module):
         def attend(name: str, h: Array, context: Array | None = None) -> Array:
             tokens = h.reshape(len(h), -1, h.shape[-1])
             attention = layers.Attention(
-                self.num_heads, dtype=self.dtype, kernel_init=_INIT, name=name
+                self.num_heads,
+                dtype=self.dtype,
+                kernel_init=_INIT,
+                kind=self.attention,
+                name=name,
             )
             attended = attention(tokens, tokens if context is None else context)
             return drop(attended.reshape(h.shape))
@@ -171,6 +178,8 @@ class TokenTransformer(nn.Module):
         dropout: The dropout rate after attention and feed-forward layers, in training. It draws
             from the stream "dropout".
         dtype: The dtype of the activations. Parameters and the output are float32.
+        attention: The kernel of attention: 'auto' for the one that suits the devices, 'xla',
+            'cudnn' or 'flash'; see `attention.attend`.
         remat: Whether blocks are recomputed in the backward pass.
 
     Raises:
@@ -190,6 +199,7 @@ class TokenTransformer(nn.Module):
     convolutional: bool = False
     dropout: float = adjustable(0.0)
     dtype: DTypeLike = derived(jnp.float32)
+    attention: str = adjustable("auto")
     remat: bool = adjustable(False)
 
     discrete = True
@@ -256,6 +266,7 @@ class TokenTransformer(nn.Module):
                 convolutional=self.convolutional,
                 dropout=self.dropout if train else 0.0,
                 dtype=self.dtype,
+                attention=self.attention,
                 name=f"block_{i}",
             )(h, t, label, text)
 
@@ -289,5 +300,6 @@ def _validate(model: TokenTransformer) -> None:
         value = getattr(model, option)
         if value is not None and value < 1:
             raise ValueError(f"{option}={value} must be None or at least 1")
+    check_kind(model.attention)
     if not 0 <= model.dropout < 1:
         raise ValueError(f"dropout={model.dropout} must be in [0, 1)")

@@ -39,6 +39,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 from conprediff_jax.common import linear
 from conprediff_jax.common.keys import adjustable, derived
 from conprediff_jax.models import layers
+from conprediff_jax.models.attention import check_kind
 from conprediff_jax.models.denoiser import DENOISERS, OUTPUT, Denoised
 
 
@@ -76,6 +77,8 @@ class UNet(nn.Module):
         text_dim: The number of channels of text tokens; None for a model without text.
         transformer_depth: The number of blocks of each spatial transformer, used with `text_dim`.
         dtype: The dtype of the activations. Parameters and the output are float32.
+        attention: The kernel of attention: 'auto' for the one that suits the devices, 'xla',
+            'cudnn' or 'flash'; see `attention.attend`.
         remat: Whether residual and attention blocks are recomputed in the backward pass.
 
     Raises:
@@ -101,6 +104,7 @@ class UNet(nn.Module):
     text_dim: int | None = derived(None)
     transformer_depth: int = 1
     dtype: DTypeLike = derived(jnp.float32)
+    attention: str = adjustable("auto")
     remat: bool = adjustable(False)
 
     discrete = False
@@ -228,9 +232,11 @@ class UNet(nn.Module):
             heads = self.num_heads or h.shape[-1] // self.head_channels
             if text is None:
                 block = remat(layers.SelfAttentionBlock)
-                return block(heads, self.dtype, self.norm_epsilon, name=name)(h)
-            transformer = remat(layers.SpatialTransformer)
-            return transformer(heads, self.transformer_depth, self.dtype, name=name)(h, text)
+                return block(heads, self.dtype, self.norm_epsilon, self.attention, name=name)(h)
+            transformer = remat(layers.SpatialTransformer)(
+                heads, self.transformer_depth, self.dtype, self.attention, name=name
+            )
+            return transformer(h, text)
 
         def stage(h: Array, level: int, path: str, i: int) -> Array:
             h = residual(h, level, f"{path}_{level}_block_{i}")
@@ -265,6 +271,7 @@ class UNet(nn.Module):
 
 def _validate(unet: UNet) -> None:
     """Raises ValueError if options of the model contradict each other."""
+    check_kind(unet.attention)
     widths = [unet.channels * mult for mult in unet.channel_mult]
     if not widths or min(widths) < 1 or any(width % layers.GROUPS for width in widths):
         raise ValueError(

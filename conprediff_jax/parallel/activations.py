@@ -15,15 +15,17 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from conprediff_jax.common.target import Target, traced_for
 from conprediff_jax.parallel.mesh import BATCH_AXES
 
 
 @contextlib.contextmanager
 def divided_batch(mesh: Mesh, *sizes: int) -> Iterator[None]:
-    """A context in which the outputs of Flax modules stay divided over the batch axes.
+    """A context to trace a program of the mesh in, so that its batches stay divided.
 
-    Enter it while a program is traced. The compiler divides all other dimensions as it likes. Where
-    no axis divides parameters, the compiler needs no help, and the program is left as it is.
+    In it, the outputs of Flax modules stay divided over the batch axes. The compiler divides all
+    other dimensions as it likes. Where no axis divides parameters, the compiler needs no help, and
+    the program is left as it is. Attention learns from the context on which devices it runs.
 
     Args:
         mesh: The mesh of the program.
@@ -32,8 +34,10 @@ def divided_batch(mesh: Mesh, *sizes: int) -> Iterator[None]:
     """
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     sizes = {size for size in sizes if size % parts == 0}
+    target = Target(mesh.devices.flat[0].platform, mesh, BATCH_AXES, "tensor")
     if parts == 1 or mesh.size == mesh.shape["data"] or not sizes:
-        yield
+        with traced_for(target):
+            yield
         return
 
     def divided(value: Any) -> Any:
@@ -47,5 +51,5 @@ def divided_batch(mesh: Mesh, *sizes: int) -> Iterator[None]:
         del context
         return jax.tree.map(divided, method(*args, **kwargs))
 
-    with nn.intercept_methods(interceptor):
+    with traced_for(target), nn.intercept_methods(interceptor):
         yield
