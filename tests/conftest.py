@@ -15,8 +15,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 import jaxtyping
+import psutil
 import pytest
 
+MEMORY = 4 * 2**30  # bytes that a test process holds between two files
 CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -33,10 +35,14 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Frees the compiled programs of a file after its last test; each file has its own."""
+    """Frees the compiled programs after a file where they have come to fill the memory.
+
+    Each file has programs of its own, but traces of common functions are worth keeping.
+    """
     yield
-    jax.clear_caches()
-    gc.collect()
+    if psutil.Process().memory_info().rss > MEMORY:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="module")

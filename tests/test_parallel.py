@@ -84,12 +84,7 @@ def train(state, mesh, steps=3):
 
 # --- the same numbers -----------------------------------------------------------------------------
 
-MIXES = [
-    axes
-    for count in (2, 4, 8)
-    for axes in itertools.product((1, 2, 4, 8), repeat=3)
-    if math.prod(axes) == count
-]
+MIXES = [axes for axes in itertools.product((1, 2, 4, 8), repeat=3) if math.prod(axes) == 8]
 
 
 @pytest.fixture(scope="module")

@@ -156,13 +156,13 @@ def test_context_gradients_reach_the_trunk():
     assert difference["output_conv"]["kernel"] < 1e-6  # behind the features
 
 
-@pytest.mark.parametrize("source", ["features", "prediction"])
-def test_microbatches_give_the_gradients_of_the_whole_batch(source):
-    params, task_state = jax.jit(make(**{"context.source": source}).task.init)()
+def test_microbatches_give_the_gradients_of_the_whole_batch():
+    read = {"context.source": "prediction"}
+    params, task_state = jax.jit(make(**read).task.init)()
     batch = jax.tree.map(jnp.asarray, random_batch())
 
     def gradient(parts):
-        task = make(**{"context.source": source, "train.microbatches": parts}).task
+        task = make(**read, **{"train.microbatches": parts}).task
         return jax.jit(task.step)(params, task_state, batch, jnp.int32(0))[:2]
 
     (whole, metrics), (parts, parts_metrics) = gradient(1), gradient(4)
@@ -177,18 +177,14 @@ def single_device():
     return run(make(**{"train.power_averages": DEVIATIONS}), mesh_of())
 
 
-@pytest.mark.parametrize(
-    ("devices", "axes"),
-    [(4, {}), (4, {"fsdp": 4}), (8, {"fsdp": 2, "tensor": 2})],
-    ids=["data", "fsdp", "data-fsdp-tensor"],
-)
-def test_any_mesh_gives_the_trace_of_one_device(devices, axes, single_device, monkeypatch):
+def test_a_mesh_of_three_axes_gives_the_trace_of_one_device(single_device, monkeypatch):
+    """`test_parallel` tries every mix of axes, on layers alone."""
     monkeypatch.setattr(sharding, "MIN_FSDP_SIZE", 1)
-    state, trace = run(make(**{"train.power_averages": DEVIATIONS}), mesh_of(devices, **axes))
-    if "fsdp" in axes:
-        for params in (state.params["denoiser"], state.power_averages["0.05"]):
-            kernel = params["input_conv"]["kernel"]
-            assert kernel.addressable_shards[0].data.size == kernel.size // axes["fsdp"]
+    mesh = mesh_of(8, data=2, fsdp=2, tensor=2)
+    state, trace = run(make(**{"train.power_averages": DEVIATIONS}), mesh)
+    for params in (state.params["denoiser"], state.power_averages["0.05"]):
+        kernel = params["input_conv"]["kernel"]
+        assert kernel.addressable_shards[0].data.size == kernel.size // 4  # data and fsdp
     single_state, single_trace = single_device
     for expected, found in zip(single_trace, trace, strict=True):
         for name in expected:

@@ -55,8 +55,10 @@ def mesh_of(devices=1, **axes):
 def run_steps(experiment, mesh, batch, steps=3, task_state=None):
     """Final state and trace of metrics of a few steps on one batch."""
     optimizer = experiment.optimizer.make(experiment.train.steps)
-    averages = experiment.train.power_averages
-    abstract = abstract_state(experiment.task, optimizer, mesh, averages)
+    train = experiment.train
+    abstract = abstract_state(
+        experiment.task, optimizer, mesh, train.power_averages, train.divide_update
+    )
     state = init_state(experiment.task, optimizer, abstract)
     if task_state is not None:
         shardings = jax.tree.map(lambda leaf: leaf.sharding, state.task_state)

@@ -7,6 +7,10 @@ divides the largest divisible dimension that is left, except the first dimension
 over which a scan runs. The paths of optimiser moments and moving averages end in the path of their
 parameter, so they are divided as it is. Scalars are replicated.
 
+Between two steps, the `data` axis may divide all of this too (`held=True`). Then every device holds
+and updates its part of the state only, and parameters are gathered once a step (weight-update
+sharding; Xu et al. 2020, arXiv 2004.13336).
+
 So a column-parallel layer computes the heads or hidden units of its device, and a row-parallel
 layer merges them with one sum over the `tensor` axis; everything else is replicated along that axis
 (Shoeybi et al. 2019, "Megatron-LM", arXiv 1909.08053, section 3). Heads are divided where the axis
@@ -53,34 +57,46 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+def tree_shardings(tree: Any, mesh: Mesh, *, held: bool = False) -> Any:
     """Shardings of a pytree of parameters, or of state whose paths end in those of parameters.
 
     Args:
         tree: A pytree of arrays or shape structs.
         mesh: A mesh with the axes `mesh.AXES`.
+        held: Whether the `data` axis divides the arrays too, as they are held between two steps.
 
     Raises:
         ConfigError: No rule covers a parameter.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: NamedSharding(mesh, partition(path_name(path), leaf.shape, mesh)), tree
-    )
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        return NamedSharding(mesh, partition(path_name(path), leaf.shape, mesh, held=held))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
-def partition(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """How the rules divide one array."""
+def partition(
+    path: str, shape: tuple[int, ...], mesh: Mesh, *, held: bool = False
+) -> PartitionSpec:
+    """How the rules divide one array; see `tree_shardings`."""
     if not shape:
         return PartitionSpec()
-    axes: list[str | None] = [None] * len(shape)
+    axes: list[Any] = [None] * len(shape)
     divided = _rule(path)
     if divided and -divided <= len(shape) and shape[divided] % mesh.shape["tensor"] == 0:
         axes[divided] = "tensor"
     fsdp = mesh.shape["fsdp"]
     within = range(bool(STACKED.search(path)), len(shape))
     free = [i for i in within if axes[i] is None and shape[i] % fsdp == 0]
-    if free and np.prod(shape) >= MIN_FSDP_SIZE:
+    large = np.prod(shape) >= MIN_FSDP_SIZE
+    if free and large:
         axes[max(free, key=lambda i: shape[i])] = "fsdp"
+    if held and large and mesh.shape["data"] > 1:
+        parts = [mesh.shape[axis] if axis else 1 for axis in axes]
+        free = [i for i in within if shape[i] % (parts[i] * mesh.shape["data"]) == 0]
+        if free:
+            most = max(free, key=lambda i: shape[i] // parts[i])
+            axes[most] = (axes[most], "data") if axes[most] else "data"
     return PartitionSpec(*axes)
 
 

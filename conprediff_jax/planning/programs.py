@@ -44,8 +44,10 @@ def abstract_batch(experiment: Experiment, mesh: Mesh) -> dict[str, jax.ShapeDty
 def train_state(experiment: Experiment, mesh: Mesh) -> TrainState:
     """Shapes and shardings of the train state."""
     optimizer = experiment.optimizer.make(experiment.train.steps)
-    averages = experiment.train.power_averages
-    return abstract_state(experiment.task, optimizer, mesh, averages)
+    train = experiment.train
+    return abstract_state(
+        experiment.task, optimizer, mesh, train.power_averages, train.divide_update
+    )
 
 
 def lower_train_step(experiment: Experiment, mesh: Mesh) -> jax.stages.Lowered:

@@ -7,6 +7,8 @@ from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.keys import fixed
 from conprediff_jax.tasks.power_averages import check_deviation
 
+GATHER_DTYPES = ("float32", "bfloat16")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSpec:
@@ -17,6 +19,11 @@ class TrainSpec:
         batch_size: Examples per step, over all devices and processes.
         microbatches: Number of parts that a batch is computed in, one after the other, to save
             memory; the gradients are those of the whole batch.
+        divide_update: Whether the `data` axis of the mesh divides parameters, optimiser state and
+            averages between two steps. A device then updates its part only, and parameters are
+            gathered once a step (Xu et al. 2020, arXiv 2004.13336).
+        gather_dtype: The dtype in which `divide_update` gathers kernels and sums their gradients
+            over the devices: 'float32', or 'bfloat16', which sends half and rounds.
         ema_decay: Decay of the moving average of the parameters, which is what is sampled. In the
             first steps it is lower: min(ema_decay, (1 + step) / (10 + step)).
         power_averages: Relative deviations of the power-function averages that are kept beside the
@@ -36,6 +43,8 @@ class TrainSpec:
     steps: int = 100_000
     batch_size: int = 64
     microbatches: int = 1
+    divide_update: bool = True
+    gather_dtype: str = "float32"
     ema_decay: float = 0.9999
     power_averages: tuple[float, ...] = fixed(())
     log_every: int = 50
@@ -67,6 +76,10 @@ class TrainSpec:
             raise FieldError(
                 "microbatches",
                 f"is {self.microbatches}: it must divide batch_size {self.batch_size}",
+            )
+        if self.gather_dtype not in GATHER_DTYPES:
+            raise FieldError(
+                "gather_dtype", f"is {self.gather_dtype!r}: choose one of {GATHER_DTYPES}"
             )
         if not 0 <= self.ema_decay < 1:
             raise FieldError("ema_decay", f"is {self.ema_decay}: it must lie in [0, 1)")

@@ -39,23 +39,34 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     power_averages: Sequence[float] = (),
+    divide_update: bool = True,
 ) -> TrainState:
-    """The state as shape structs that carry shape, dtype and sharding.
+    """The state as shape structs that carry shape, dtype and sharding, as it is between steps.
 
     Args:
         task: What is trained.
         optimizer: The optimiser.
         mesh: The mesh to train on.
         power_averages: Relative deviations of the power-function averages to keep.
+        divide_update: Whether the `data` axis divides what only the update reads and writes.
     """
     names = [str(deviation) for deviation in power_averages]
     shapes = jax.eval_shape(lambda: _initial(task, optimizer, names))
-    shardings = parallel.tree_shardings(shapes, mesh)
+    shardings = parallel.tree_shardings(shapes, mesh, held=divide_update)
+    shardings = shardings.replace(task_state=parallel.tree_shardings(shapes.task_state, mesh))
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
         shapes,
         shardings,
     )
+
+
+def gathered(params: Any, mesh: Mesh) -> Any:
+    """Parameters that the `data` axis divides between steps, as networks read them."""
+    used = parallel.tree_shardings({"params": params}, mesh)["params"]
+    if used == jax.tree.map(lambda leaf: leaf.sharding, params):
+        return params
+    return jax.jit(lambda tree: tree, out_shardings=used)(params)
 
 
 def init_state(

@@ -1,6 +1,7 @@
 """The train step, which is the same for every task: gradients, AdamW and averages of parameters."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,12 +41,15 @@ def make_train_step(
     learning_rates = optimizer.learning_rates(train.steps)
     transformation = optimizer.make(train.steps)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    gather, scatter = _exchange(abstract.params, mesh, train.gather_dtype)
     exponents = {name: exponent(float(name)) for name in abstract.power_averages}
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        params = gather(state.params)
         with parallel.divided_batch(mesh, train.batch_size // train.microbatches):
-            stepped = task.step(state.params, state.task_state, batch, state.step)
+            stepped = task.step(params, state.task_state, batch, state.step)
         grads, metrics, task_state, assigned = stepped
+        grads = scatter(grads)
         with jax.named_scope("optimizer"):
             updates, opt_state = transformation.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
@@ -81,3 +85,29 @@ def make_train_step(
         out_shardings=(shardings, parallel.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _exchange(
+    held: Any, mesh: Mesh, dtype: str
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """How parameters come to the devices that compute with them, and their gradients back.
+
+    Args:
+        held: Shapes and shardings of the parameters as they are between steps.
+        mesh: The mesh.
+        dtype: The dtype of kernels, and of the sums of their gradients, on the way.
+    """
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, held)
+    used = parallel.tree_shardings(held, mesh)
+    if used == shardings:
+        return lambda params: params, lambda grads: grads
+
+    def gather(params: Any) -> Any:
+        sent = jax.tree.map(lambda x: x.astype(dtype) if x.ndim > 1 else x, params)
+        return jax.lax.with_sharding_constraint(sent, used)
+
+    def scatter(grads: Any) -> Any:
+        divided = jax.lax.with_sharding_constraint(grads, shardings)
+        return jax.tree.map(lambda g, x: g.astype(x.dtype), divided, held)
+
+    return gather, scatter

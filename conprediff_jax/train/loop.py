@@ -34,7 +34,7 @@ from conprediff_jax.runs.classes import with_class_names, with_stored_vocabulary
 from conprediff_jax.sampling import record
 from conprediff_jax.sampling.generate import make_preview
 from conprediff_jax.tasks.optimizer import OptimizerSpec
-from conprediff_jax.tasks.state import TrainState, abstract_state, init_state
+from conprediff_jax.tasks.state import TrainState, abstract_state, gathered, init_state
 from conprediff_jax.tasks.step import make_train_step
 from conprediff_jax.train import frozen, logs
 from conprediff_jax.train.report import Reporter
@@ -98,7 +98,7 @@ def _train(
     """Trains in a workdir that belongs to this run alone; see `train`."""
     workdir, config, spec = record.workdir, record.config, experiment.train
     task, optimizer = experiment.task, experiment.optimizer.make(spec.steps)
-    abstract = abstract_state(task, optimizer, mesh, spec.power_averages)
+    abstract = abstract_state(task, optimizer, mesh, spec.power_averages, spec.divide_update)
     checkpoints = Checkpoints(workdir, keep=spec.keep, keep_every=spec.keep_every)
     preemption = Preemption(checkpoints.goes_on)
     with preemption, _naming_last_good(checkpoints, workdir), checkpoints:
@@ -314,6 +314,7 @@ class _Observer:
     def __init__(self, experiment: Experiment, mesh: Mesh, workdir: str, reporter: Reporter):
         self._spec, self._reporter = experiment.train, reporter
         self._experiment, self._workdir = experiment, epath.Path(workdir)
+        self._mesh = mesh
         self._folder = self._workdir / "samples"
         self._sample = experiment.task.preview(mesh)
         if self._spec.eval_every:
@@ -328,11 +329,12 @@ class _Observer:
         if not show and not evaluate:
             return
         jax.block_until_ready(state)  # the time of steps that still run counts as training
+        ema = gathered(state.ema, self._mesh)
         with self._reporter.progress.paused():
             if show:
-                self._show(step, images.grid(self._sample(state.ema, state.task_state)))
+                self._show(step, images.grid(self._sample(ema, state.task_state)))
             if evaluate:
-                figures = self._evaluate(state.ema, state.task_state["frozen"])
+                figures = self._evaluate(ema, state.task_state["frozen"])
                 self._reporter.scalars(step, figures)
                 self._record(step, figures)
 
