@@ -25,7 +25,7 @@ test: $(VENV)/.installed-tests
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable ".[tfds]"
 	@touch $@
 
 $(VENV)/.installed-tests: setup.cfg pyproject.toml

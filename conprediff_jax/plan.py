@@ -59,7 +59,7 @@ import jax
 from absl import logging
 
 from conprediff_jax.cli import app
-from conprediff_jax.common import opening
+from conprediff_jax.common import extras, opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import check_file, write_text
 from conprediff_jax.planning import sweep as sweep_lib
@@ -96,7 +96,7 @@ def _sampled() -> bool:
 
 def _sweep(topology: Topology, out: pathlib.Path) -> None:
     """Searches for the best plan; a sweep may take hours, so every plan is written at once."""
-    app.need("matplotlib", "plan")
+    extras.need("matplotlib", "plan")
     plans: list[Plan] = []
 
     def done(plan: Plan) -> None:

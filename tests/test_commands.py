@@ -239,8 +239,40 @@ def test_bad_input_is_reported_in_one_line(
 def test_requirements_pin_every_dependency():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    asked = map(Requirement, setup["options"]["install_requires"].split("\n")[1:])
+    wanted = setup["options"]["install_requires"] + setup["options.extras_require"]["tfds"]
+    asked = [Requirement(line) for line in wanted.split("\n") if line]
     here = {canonicalize_name(r.name) for r in asked if not r.marker or r.marker.evaluate()}
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     pinned = {canonicalize_name(Requirement(line).name) for line in lines if line[0] != "#"}
     assert here and not here - pinned
+
+
+def test_without_tensorflow_a_model_is_trained_on_a_folder_and_sampled(images, tmp_path):
+    """Only data sets of TFDS and events of TensorBoard need it."""
+    blocked = (
+        "import runpy, sys; sys.modules |= dict.fromkeys(['tensorflow', 'tensorflow_datasets'])"
+    )
+
+    def run_without(module, *arguments):
+        code = f"{blocked}; runpy.run_module('conprediff_jax.{module}', run_name='__main__')"
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            cwd=ROOT, env=environment(), capture_output=True, text=True,
+        )  # fmt: skip
+
+    workdir = tmp_path / "run"
+    arguments = train_arguments(images, workdir, "--config.train.steps=1")
+    done = run_without("main", *arguments)
+    assert done.returncode == 0, done.stderr
+    assert 'metrics go to metrics.jsonl alone: pip install -e ".[tfds]"' in done.stderr
+    assert json.loads((workdir / "metrics.jsonl").read_text())["step"] == 1
+    assert not list(workdir.glob("events*"))
+    done = run_without(
+        "sample", f"--workdir={workdir}", "--num=4", f"--out={tmp_path / 'grid.png'}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "grid.png").exists()
+    refused = run_without("main", *arguments, "--config.data.name=openmoji/people")
+    assert refused.returncode == 2
+    wanted = 'tensorflow_datasets, which is not installed: pip install -e ".[tfds]"'
+    assert refused.stderr.splitlines()[-1] == f"error: this needs {wanted}"

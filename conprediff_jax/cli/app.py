@@ -5,7 +5,6 @@ command and the same command continues the work; 130 after Ctrl-C (SIGINT). Shel
 signal itself, by which the process ends, so that a loop of a script ends with it.
 """
 
-import importlib.util
 import io
 import logging as python_logging
 import os
@@ -84,20 +83,6 @@ def run(
             app.run(guarded, flags_parser=_parse_flags)
     except KeyboardInterrupt as stop:
         _leave(stop, again)
-
-
-def need(module: str, extra: str) -> None:
-    """Checks, before anything is computed, that a library of one of the extras is installed.
-
-    Args:
-        module: Name of the library's module.
-        extra: The extra of this package that installs it.
-
-    Raises:
-        UserError: The library is not installed.
-    """
-    if importlib.util.find_spec(module) is None:
-        raise UserError(f'this needs {module}, which is not installed: pip install -e ".[{extra}]"')
 
 
 def config_name() -> pathlib.Path:

@@ -26,6 +26,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import UInt8
 from PIL import Image
 
+from conprediff_jax.common import extras
 from conprediff_jax.common.errors import DataError, FieldError
 from conprediff_jax.common.files import write_text, writing
 from conprediff_jax.common.lock import locked
@@ -205,7 +206,7 @@ def _write_split(
 
 
 def _features(law: Law) -> Any:
-    import tensorflow_datasets as tfds  # takes seconds, and readers of arrays do not need it
+    tfds = extras.tensorflow_datasets()
 
     image = tfds.features.Image(shape=(law.side, law.side, 3), encoding_format="png")
     return tfds.features.FeaturesDict({"image": image})
@@ -226,7 +227,7 @@ def _serializer(law: Law) -> Callable[[np.ndarray], bytes]:
 
 def _write_info(folder: pathlib.Path, name: str, law: Law, about: Mapping[str, Any]) -> None:
     """Writes what TFDS reads, which makes the data set complete."""
-    import tensorflow_datasets as tfds
+    tfds = extras.tensorflow_datasets()
     from tensorflow_datasets.core.dataset_info import DatasetIdentity
 
     dataset, _, config = name.partition("/")

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import difflib
 import importlib
-import importlib.util
 import os
 import sys
 import textwrap
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
+from conprediff_jax.common import extras
 from conprediff_jax.common.errors import DataError, first_line
 from conprediff_jax.data import made
 
@@ -88,7 +88,7 @@ def open_split(
         DataError: There is no such split or feature, the split is empty, the label is no class
             label, or the files have no random access.
     """
-    import tensorflow_datasets as tfds
+    tfds = extras.tensorflow_datasets()
 
     features = builder.info.features
     names = {name: name for name in keep}
@@ -154,7 +154,7 @@ def builder_from_directory(path: str, title: str) -> Any:
     Raises:
         DataError: The data set is not readable.
     """
-    import tensorflow_datasets as tfds
+    tfds = extras.tensorflow_datasets()
 
     try:
         with _quiet():
@@ -175,7 +175,7 @@ def make_builder(name: str, data_dir: str | None = None) -> Any:
     Raises:
         DataError: TFDS does not know the name, or the data must be computed first.
     """
-    import tensorflow_datasets as tfds
+    tfds = extras.tensorflow_datasets()
 
     root = data_dir or default_data_dir()
     if made.is_made(name):
@@ -201,7 +201,7 @@ def make_builder(name: str, data_dir: str | None = None) -> Any:
 
 def _nearest(name: str) -> str:
     """A phrase with the names that are nearest to one that TFDS does not know; '' if it does."""
-    import tensorflow_datasets as tfds
+    tfds = extras.tensorflow_datasets()
 
     builder, _, config = name.partition(":")[0].partition("/")
     known, wanted, prefix = tfds.list_builders(), builder, ""
@@ -230,14 +230,14 @@ def prepare(name: str, data_dir: str | None = None, manual_dir: str | None = Non
     Raises:
         DataError: The name is unknown, the download fails, or manual files are missing.
     """
-    import tensorflow_datasets as tfds
+    tfds = extras.tensorflow_datasets()
 
     builder = make_builder(name, data_dir)
     if is_prepared(builder):
         return builder
     if not sys.stderr.isatty():  # its bars are drawn over and over, which fills a file
         tfds.disable_progress_bar()
-    if builder.name != OPENMOJI and importlib.util.find_spec("tensorflow"):
+    if builder.name != OPENMOJI:
         import tensorflow as tf
 
         tf.config.set_visible_devices([], "GPU")  # leaves the accelerators to JAX
@@ -266,7 +266,7 @@ def prepared_builder(name: str, data_dir: str | None, download: bool) -> Any:
     Raises:
         DataError: The data set is missing and may not be downloaded, or cannot be prepared.
     """
-    import tensorflow_datasets as tfds
+    tfds = extras.tensorflow_datasets()
 
     builder = make_builder(name, data_dir)
     if is_prepared(builder):

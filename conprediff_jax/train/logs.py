@@ -1,6 +1,6 @@
 """Where a run writes its metrics, sample grids and texts.
 
-    TensorBoard         events in the workdir, always
+    TensorBoard         events in the workdir, where TensorFlow is installed
     <workdir>/metrics.jsonl    all numbers, always: one JSON object for each time of writing
     W&B                 on demand; the workdir keeps the id of the run there in wandb_id.txt
 
@@ -21,13 +21,14 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 from etils import epath
 
 from conprediff_jax.common.errors import FieldError, UserError, first_line
 from conprediff_jax.common.files import is_address, write_new, write_text
 
 METRICS = "metrics.jsonl"
-ALWAYS = ("tensorboard", "jsonl")
+ALWAYS = ("tensorboard", "jsonl")  # events need TensorFlow, which an extra installs
 OPTIONAL = ("wandb",)
 PROJECT = "conprediff_jax"
 
@@ -78,8 +79,16 @@ def open_logs(workdir: str, names: Collection[str], first_step: int) -> list[Log
     Raises:
         UserError: W&B cannot be reached, or knows no user.
     """
-    service = [WeightsAndBiases(workdir)] if "wandb" in names else []
-    return [TensorBoard(workdir), JsonLines(workdir, first_step), *service]
+    logs = [JsonLines(workdir, first_step)]
+    if importlib.util.find_spec("tensorflow"):
+        logs.append(TensorBoard(workdir))
+    else:
+        logging.info(
+            'metrics go to %s alone: pip install -e ".[tfds]" for events of TensorBoard', METRICS
+        )
+    if "wandb" in names:
+        logs.append(WeightsAndBiases(workdir))
+    return logs
 
 
 class TensorBoard(Log):

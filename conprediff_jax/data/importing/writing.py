@@ -31,7 +31,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from conprediff_jax.common import lock
+from conprediff_jax.common import extras, lock
 from conprediff_jax.common.errors import DataError
 from conprediff_jax.common.files import write_text, writing
 from conprediff_jax.common.images import warned
@@ -190,7 +190,7 @@ def _side(split: str, digest: bytes, held_out: float) -> str:
 
 def _features(plan: Plan, class_names: Sequence[str] = ()) -> Any:
     """The features of a data set, a `tfds.features.FeaturesDict`."""
-    import tensorflow_datasets as tfds
+    tfds = extras.tensorflow_datasets()
 
     features = {name: tfds.features.Text() for name in plan.keep}
     features["image"] = tfds.features.Image(shape=(None, None, 3))
@@ -204,7 +204,7 @@ def _features(plan: Plan, class_names: Sequence[str] = ()) -> Any:
 
 def _serializer(plan: Plan) -> Any:
     """A function from a record to bytes, which does not depend on the number of classes."""
-    import tensorflow_datasets as tfds
+    tfds = extras.tensorflow_datasets()
 
     features = dict(_features(plan))
     if plan.label is not None:
@@ -285,7 +285,7 @@ def _place(
 
     `dataset_info.json` stays, so that the data set is there when this file is.
     """
-    import tensorflow_datasets as tfds
+    tfds = extras.tensorflow_datasets()
 
     aside = folder / UNFINISHED
     name = "_".join(re.findall(r"[a-z0-9]+", folder.resolve().name.lower()))
