@@ -1,13 +1,14 @@
 # make demo    install, train ConPreDiff on OpenMoji, sample: 10 minutes on two CPU cores
 # make test    install what the tests need and run them all
-# make clean   remove the environment and what the demo wrote
+# make docs    build the documentation as pages for a browser
+# make clean   remove the environment and what the demo and the pages wrote
 
 PYTHON ?= python3
 VENV ?= .venv
 WORKDIR ?= runs/openmoji
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m conprediff_jax.main --config=configs/openmoji.py --workdir=$(WORKDIR)
@@ -23,6 +24,10 @@ test: $(VENV)/.installed-tests
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest
 
+docs: $(VENV)/.installed-docs
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
+	@echo "documentation: docs/_build/index.html"
+
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[tfds]"
@@ -33,5 +38,10 @@ $(VENV)/.installed-tests: setup.cfg pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(WORKDIR)
+	rm -rf $(VENV) $(WORKDIR) docs/_build

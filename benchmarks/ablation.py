@@ -37,6 +37,7 @@ from study import figure, grid, report, workers
 from study.grid import BASELINE, Setting
 
 from conprediff_jax.cli import app, config_flag
+from conprediff_jax.common import extras
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.config.experiment import make_experiment
 
@@ -106,7 +107,7 @@ _SERVE = flags.DEFINE_bool("serve", False, "Be one of these processes; the study
 def main(argv: list[str]) -> None:
     """Trains, measures and reports, or does one of these."""
     del argv
-    app.need("matplotlib", "plan")
+    extras.need("matplotlib", "plan")
     out = pathlib.Path(_OUT.value)
     if _FIGURE.value:
         _figure(out / "figure.png")

@@ -23,7 +23,7 @@ from study.attributes import ATTRIBUTES, agreement, retrieved
 
 from conprediff_jax import data, parallel
 from conprediff_jax.cli import app
-from conprediff_jax.common import images
+from conprediff_jax.common import extras, images
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_atomically, write_text
 from conprediff_jax.common.progress import Progress
@@ -68,7 +68,7 @@ class Gallery:
 def main(argv: list[str]) -> None:
     """Draws, compares and reports."""
     del argv
-    app.need("matplotlib", "plan")
+    extras.need("matplotlib", "plan")
     trained = load(_WORKDIR.value, parallel.make_mesh(parallel.MeshSpec()))
     spec = load_experiment(_WORKDIR.value).data
     if spec.name != "openmoji/combinations" or trained.model.text is None:

@@ -8,17 +8,21 @@
         --inception=...
 
 With `--inception`, which names pytorch-fid's weight file, the command computes FID, sFID, KID,
-inception score, precision and recall. Without it, the command computes FD-random-VGG16,
-KD-random-VGG16, precision and recall from a VGG-16 with fixed random weights; these need no file
-and are not FID. `--clip` and `--captions` add the CLIP score. `--lpips_trunk` and `--lpips_heads`
-add the LPIPS of each sample to the reference image of the same name, or at the same place where
-images have no names. docs/metrics.md defines all metrics.
+inception score, precision and recall. With `--dinov2`, which names the folder of facebook/
+dinov2-large, it computes FD-DINOv2, KD-DINOv2, precision and recall. Without either, it computes
+FD-random-VGG16, KD-random-VGG16, precision and recall from a VGG-16 with fixed random weights;
+these need no file and are not FID. `--clip` and `--captions` add the CLIP score. `--lpips_trunk`
+and `--lpips_heads` add the LPIPS of each sample to the reference image of the same name, or at the
+same place where images have no names. `--sweep='guidance=1,1.5,2 steps=25,50'` evaluates every
+combination.
+docs/metrics.md defines all metrics.
 
 The command writes to `--out`, which is the folder `evaluation` in the workdir by default:
 
     metrics.json, metrics.md    a row for every evaluation, newest first: the figures with all that
                                 they depend on; a row is replaced by one of the same settings alone
     reports/<name>/             report.html and its PNGs; the name says what was asked for
+    sweeps/<name>.png           the figures of a sweep, over what was varied
     samples/<name>/             the images that were drawn from the workdir
     features/                   features of samples
 
@@ -33,7 +37,7 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from conprediff_jax.cli import guide_flag, help, lpips_flags, sampling_flags
+from conprediff_jax.cli import guide_flag, help, lpips_flags, sampling_flags, sweep_flag
 from conprediff_jax.cli.choices import ENOUGH, METRICS
 
 _WORKDIR = flags.DEFINE_string(
@@ -60,6 +64,11 @@ _INCEPTION = flags.DEFINE_string(
     None,
     "Read the Inception network from this weight file of pytorch-fid; without it, features come "
     "from a VGG-16 with fixed random weights.",
+)
+_DINOV2 = flags.DEFINE_string(
+    "dinov2",
+    None,
+    "Read DINOv2 from this folder of a checkpoint of transformers, for FD-DINOv2 and its like.",
 )
 _METRICS = flags.DEFINE_list(
     "metrics",
@@ -104,18 +113,18 @@ _OVERWRITE = flags.DEFINE_bool(
 )
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 flags.adopt_module_key_flags(guide_flag)
+flags.adopt_module_key_flags(sweep_flag)
 flags.adopt_module_key_flags(lpips_flags)
 
 help.answer(__name__)  # before imports that take seconds
 
-import jax
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
 from conprediff_jax import parallel
 from conprediff_jax.cli import app
-from conprediff_jax.common import hub, opening
+from conprediff_jax.common import extras, hub, opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import check_folder, is_address
 from conprediff_jax.common.fingerprint import fingerprint
@@ -123,14 +132,14 @@ from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.common.version import code_version
 from conprediff_jax.data.text_files import read_captions
-from conprediff_jax.metrics import features, image_sets, pictures, report
+from conprediff_jax.metrics import features, image_sets, pictures, report, sweep
 from conprediff_jax.metrics.bootstrap import LEVEL, Figure, mean_figure
 from conprediff_jax.metrics.clip_score import clip_scores
 from conprediff_jax.metrics.image_sets import ImageSet
 from conprediff_jax.metrics.networks import clip, lpips
 from conprediff_jax.metrics.results import ResultsTable
 from conprediff_jax.metrics.suite import Suite
-from conprediff_jax.runs.restore import load_guided
+from conprediff_jax.runs.restore import load_guided, load_model
 from conprediff_jax.sampling import record
 from conprediff_jax.sampling.model import DiffusionModel
 from conprediff_jax.sampling.shards import Draw, generate_to, make_draw
@@ -163,11 +172,14 @@ def main(argv: list[str]) -> None:
     del argv
     if (_WORKDIR.value is None) == (_SAMPLES.value is None):
         raise UserError("give either --workdir or --samples")
+    if _INCEPTION.value and _DINOV2.value:
+        raise UserError("give either --inception or --dinov2: each has metrics of its own")
     for name in ("num", "step"):
         if _SAMPLES.value and flags.FLAGS[name].present:
             raise UserError(f"--{name} goes with --workdir: all images of --samples are evaluated")
-    if jax.process_count() > 1:
-        raise UserError("evaluation runs in one process, on all of its devices")
+    points = sweep_flag.points()
+    if len(points) > 1:
+        _check_sweep(points)
     out = _OUT.value or os.path.join(hub.results_folder(_WORKDIR.value or ""), "evaluation")
     if is_address(out):
         raise UserError(f"--out={out}: an evaluation is written on this machine, name a folder")
@@ -175,12 +187,31 @@ def main(argv: list[str]) -> None:
     check_folder(out, "--out")
     cache = lpips_flags.cache_folder()
     mesh = parallel.make_mesh(parallel.MeshSpec())
-    extractor = features.random_extractor()
     if _INCEPTION.value:
         extractor = features.inception_extractor(_INCEPTION.value, cache)
-    suite, judges = _suite(extractor), _judges(cache)
+    elif _DINOV2.value:
+        extractor = features.dinov2_extractor(_DINOV2.value, cache)
+    else:
+        extractor = features.random_extractor()
+    found = []
+    for number, point in enumerate(points):
+        if len(points) > 1:
+            logging.info("sweep, %d of %d: %s", number + 1, len(points), _in_words(point))
+        asked = _of_workdir(mesh, out / "samples", point) if _WORKDIR.value else _of_file()
+        found.append((point, _evaluate(asked, extractor, mesh, out, cache)))
+    if len(points) > 1:
+        _plot(found, out / "sweeps")
 
-    asked = _of_workdir(mesh, out / "samples") if _WORKDIR.value else _of_file()
+
+def _evaluate(
+    asked: _Asked,
+    extractor: features.Extractor,
+    mesh: Mesh,
+    out: pathlib.Path,
+    cache: pathlib.Path,
+) -> dict[str, Figure]:
+    """Compares the samples with the reference, and writes and returns the figures."""
+    suite, judges = _suite(extractor), _judges(cache)
     reference = image_sets.read_reference(
         _REFERENCE.value,
         size=asked.size,
@@ -221,6 +252,50 @@ def main(argv: list[str]) -> None:
     name = f"{asked.name}_{name}_{record.fingerprint_of(settings)}"
     missing |= results.missing
     _write(table, out / "reports" / name, settings, results.figures, missing, shown)
+    return results.figures
+
+
+def _in_words(point: sweep_flag.Point) -> str:
+    """A combination of values, as in 'guidance 1.5, steps 25'."""
+    return ", ".join(f"{key} {value}" for key, value in point.items())
+
+
+def _of_model(point: sweep_flag.Point) -> tuple[sweep_flag.Point, int | None, float | None]:
+    """A combination as settings of sampling, the step of the checkpoint and the average."""
+    point = dict(point)
+    step, average = point.pop("step", _STEP.value), point.pop("average", None)
+    return sampling_flags.values() | point, step, average
+
+
+def _check_sweep(points: Sequence[sweep_flag.Point]) -> None:
+    """Checks, before anything is computed, that every combination suits the model.
+
+    Raises:
+        UserError: It does not, there is no model, or what plots is not installed.
+    """
+    if not _WORKDIR.value:
+        raise UserError("--sweep: goes with --workdir, whose model it draws from")
+    extras.need("matplotlib", "plan")
+    for key in points[0]:
+        if flags.FLAGS[key].present if key in flags.FLAGS else False:
+            raise UserError(f"--{key}: --sweep has values for it, so leave one of the two out")
+    for point in points:
+        settings, step, _ = _of_model(point)
+        load_model(_WORKDIR.value, step).sampling_with(num=_NUM.value, **settings)
+
+
+def _plot(
+    found: Sequence[tuple[sweep_flag.Point, dict[str, Figure]]], folder: pathlib.Path
+) -> None:
+    """Draws the figures of a sweep, and prints them as one table."""
+    points = [point for point, _ in found]
+    name = record.slug("_".join(points[0])) + "_" + fingerprint([repr(points).encode()])[:6]
+    path = folder / f"{name}.png"
+    sweep.plot(path, found, f"{_WORKDIR.value}, {_NUM.value} images")
+    for point, figures in found:
+        told = "   ".join(f"{metric} {figure.value:.4g}" for metric, figure in figures.items())
+        print(f"{_in_words(point)}:   {told}")
+    logging.info("the sweep: %s", path)
 
 
 def _say(
@@ -309,11 +384,12 @@ def _prompts(model: DiffusionModel) -> list[str] | None:
     return prompts
 
 
-def _of_workdir(mesh: Mesh, folder: pathlib.Path) -> _Asked:
+def _of_workdir(mesh: Mesh, folder: pathlib.Path, point: sweep_flag.Point) -> _Asked:
     """Images that are drawn from `--workdir` into a subfolder of `folder`."""
-    trained = load_guided(_WORKDIR.value, mesh, _STEP.value, guide_flag.value())
+    settings, step, average = _of_model(point)
+    trained = load_guided(_WORKDIR.value, mesh, step, guide_flag.value(), average)
     model = trained.model
-    spec = model.sampling_with(num=_NUM.value, **sampling_flags.values())
+    spec = model.sampling_with(num=_NUM.value, **settings)
     prompts = _prompts(model)
     captions = "\n".join(prompts or model.text.prompts) if model.text else None
     settings = record.settings_of(
@@ -323,7 +399,8 @@ def _of_workdir(mesh: Mesh, folder: pathlib.Path) -> _Asked:
         captions=captions and fingerprint([captions.encode()]),
         num=_NUM.value,
     )
-    name = record.short_name(settings, model.sampling, "num")
+    of_average = ["average"] if average is not None else []
+    name = record.short_name(settings, model.sampling, *of_average, "num")
     progress = ProgressLine(_NUM.value, "images", batch=_BATCH.value, about="samples")
     draw = make_draw(trained, spec, mesh, seed=_SEED.value, prompts=prompts, report=progress.within)
     return _Asked(
@@ -463,7 +540,7 @@ def _check_statistics(reference: ImageSet, extractor: features.Extractor) -> Non
     try:
         features.check_statistics(reference, extractor)
     except UserError as error:
-        hint = "" if _INCEPTION.value else ", or --inception"
+        hint = "" if _INCEPTION.value or _DINOV2.value else ", or --inception"
         raise UserError(f"{error}{hint}") from error
 
 

@@ -19,7 +19,8 @@ from disk import little_room
 from PIL import Image
 
 from conprediff_jax import data, parallel
-from conprediff_jax.common.errors import UserError
+from conprediff_jax.cli import sweep_flag
+from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.metrics import features, frechet, image_sets, small, suite
 from conprediff_jax.sampling import record
 from conprediff_jax.sampling.shards import generate_to
@@ -120,6 +121,15 @@ def test_a_workdir_is_evaluated_and_reported(tmp_path):
     assert old == found and list(new["metrics"]) == names[:2]
     assert list(new["missing"]) == names[2:]
     assert "12/12 images" not in done.stderr.replace("features of", "")  # drawn once
+    swept = evaluate(*arguments, other, "--allow_few", "--bootstrap=0", "--sweep=steps=2,3")
+    assert swept.returncode == 0, swept.stderr
+    rows = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert [row["settings"]["sampling"]["steps"] for row in rows] == [3, 2, 3, 3]
+    for line, row in zip(swept.stdout.splitlines()[-2:], rows[1::-1], strict=True):
+        steps, value = row["settings"]["sampling"]["steps"], row["metrics"][names[0]]["value"]
+        assert line.startswith(f"steps {steps}:   {names[0]} {value:.4g}")
+    [picture] = (tmp_path / "out" / "sweeps").glob("*.png")
+    assert Image.open(picture).size[0] > 400
     view = (tmp_path / "out" / "metrics.md").read_text().splitlines()
     assert len(view[2].split("|")) == len(view[0].split("|")) and "reference.count" in view[0]
 
@@ -134,6 +144,31 @@ def test_samples_are_held_against_a_statistics_file_only_with_its_network(tmp_pa
     assert result.returncode == 2
     assert "give images, or --inception" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        ("guidnce=1,2", "did you mean 'guidance'"),
+        ("steps=1.5", "has 'steps=1.5': give whole numbers after the key"),
+        ("guidance", "has 'guidance': give numbers after the key"),
+        ("steps=1 steps=2", "has the key 'steps' twice"),
+    ],
+)
+def test_a_sweep_that_cannot_be_read_is_refused(text, said):
+    with pytest.raises(FieldError, match=f"sweep {said}"):
+        sweep_flag.parse(text)
+
+
+def test_a_sweep_is_every_combination_in_order():
+    found = sweep_flag.parse("guidance=1,2,1 steps=5,10")
+    assert found == [
+        {"guidance": 1.0, "steps": 5},
+        {"guidance": 1.0, "steps": 10},
+        {"guidance": 2.0, "steps": 5},
+        {"guidance": 2.0, "steps": 10},
+    ]
 
 
 # Reading ------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.metrics import npz
 from conprediff_jax.metrics.frechet import Gaussian, Moments
 from conprediff_jax.metrics.image_sets import ImageSet
-from conprediff_jax.metrics.networks import inception, random_vgg16
+from conprediff_jax.metrics.networks import dinov2, inception, random_vgg16
 from conprediff_jax.weights import cached
 
 
@@ -119,6 +119,32 @@ def inception_extractor(path: str | os.PathLike, cache: str | os.PathLike) -> Ex
             "precision": "precision",
             "recall": "recall",
         },
+    )
+
+
+def dinov2_extractor(folder: str | os.PathLike, cache: str | os.PathLike) -> Extractor:
+    """DINOv2, at 224 x 224 pixels.
+
+    Args:
+        folder: The folder of a checkpoint, or its address on the Hub; see `networks.dinov2`.
+        cache: Folder for converted weights.
+
+    Raises:
+        UserError: A file is missing, damaged, or of another network.
+    """
+    model, params = dinov2.load(folder, cache)
+    weights = sorted(pathlib.Path(hub.local(folder)).glob("*model.*"))[0]
+    labels = {"frechet": "FD", "kernel": "KD", "precision": "precision", "recall": "recall"}
+
+    def apply(params: Any, images: Any) -> dict[str, Any]:
+        return {"pool": model.apply({"params": params}, dinov2.resized(images))}
+
+    return Extractor(
+        name="DINOv2",
+        fingerprint=f"dinov2-{file_fingerprint(weights)}",
+        apply=apply,
+        params=params,
+        labels={metric: f"{label}-DINOv2" for metric, label in labels.items()},
     )
 
 

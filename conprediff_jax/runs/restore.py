@@ -116,6 +116,7 @@ def load_guided(
     mesh: Mesh,
     step: int | None = None,
     guide: tuple[str, int | None, float | None] | None = None,
+    average: float | None = None,
 ) -> TrainedModel:
     """The diffusion model of a run, guided by that of another; see `load` and `autoguidance`.
 
@@ -124,16 +125,17 @@ def load_guided(
         mesh: As for `load`.
         step: As for `load`, of the model.
         guide: Workdir, step and average of the guide; None for a model without one.
+        average: As for `load`, of the model.
 
     Raises:
         UserError: As for `load`, or the guide does not fit the model.
     """
-    trained = load(workdir, mesh, step)
+    trained = load(workdir, mesh, step, average)
     if guide is None:
         return trained
-    path, step, average = guide
+    path, *which = guide
     try:
-        worse = load(path, mesh, step, average)
+        worse = load(path, mesh, *which)
     except FieldError as error:
         raise UserError(f"the guide {path}: {error}") from error
     return guided_by(trained, worse, f"{path}, step {worse.step}, average {worse.average}")
