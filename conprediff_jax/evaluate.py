@@ -23,6 +23,7 @@ The command writes to `--out`, which is the folder `evaluation` in the workdir b
                                 they depend on; a row is replaced by one of the same settings alone
     reports/<name>/             report.html and its PNGs; the name says what was asked for
     sweeps/<name>.png           the figures of a sweep, over what was varied
+    comparisons/<name>.html     the model and that of `--compare`, side by side
     samples/<name>/             the images that were drawn from the workdir
     features/                   features of samples
 
@@ -42,6 +43,12 @@ from conprediff_jax.cli.choices import ENOUGH, METRICS
 
 _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Evaluate images of the model in this workdir of a training run."
+)
+_COMPARE = flags.DEFINE_string(
+    "compare",
+    None,
+    "Evaluate the model in this other workdir in the same way, too, and write a page on which both "
+    "stand side by side.",
 )
 _SAMPLES = flags.DEFINE_string(
     "samples", None, "Evaluate this folder of images, or this npz with arr_0, instead of --workdir."
@@ -132,7 +139,7 @@ from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.common.version import code_version
 from conprediff_jax.data.text_files import read_captions
-from conprediff_jax.metrics import features, image_sets, pictures, report, sweep
+from conprediff_jax.metrics import comparison, features, image_sets, pictures, report, sweep
 from conprediff_jax.metrics.bootstrap import LEVEL, Figure, mean_figure
 from conprediff_jax.metrics.clip_score import clip_scores
 from conprediff_jax.metrics.image_sets import ImageSet
@@ -167,6 +174,20 @@ class _Asked(NamedTuple):
     channels: int = 3
 
 
+class _Found(NamedTuple):
+    """What an evaluation found.
+
+    Attributes:
+        settings: All that the figures depend on.
+        figures: The figures by metric.
+        samples: A grid of samples, uint8.
+    """
+
+    settings: record.Settings
+    figures: dict[str, Figure]
+    samples: np.ndarray
+
+
 def main(argv: list[str]) -> None:
     """Reads the flags, computes, and writes JSON, table and report."""
     del argv
@@ -180,6 +201,8 @@ def main(argv: list[str]) -> None:
     points = sweep_flag.points()
     if len(points) > 1:
         _check_sweep(points)
+    if _COMPARE.value:
+        _check_comparison(points)
     out = _OUT.value or os.path.join(hub.results_folder(_WORKDIR.value or ""), "evaluation")
     if is_address(out):
         raise UserError(f"--out={out}: an evaluation is written on this machine, name a folder")
@@ -197,10 +220,18 @@ def main(argv: list[str]) -> None:
     for number, point in enumerate(points):
         if len(points) > 1:
             logging.info("sweep, %d of %d: %s", number + 1, len(points), _in_words(point))
-        asked = _of_workdir(mesh, out / "samples", point) if _WORKDIR.value else _of_file()
-        found.append((point, _evaluate(asked, extractor, mesh, out, cache)))
+        if _WORKDIR.value:
+            asked = _of_workdir(_WORKDIR.value, mesh, out / "samples", point)
+        else:
+            asked = _of_file()
+        found.append(_evaluate(asked, extractor, mesh, out, cache))
     if len(points) > 1:
-        _plot(found, out / "sweeps")
+        _plot(points, found, out / "sweeps")
+    if _COMPARE.value:
+        folder = pathlib.Path(hub.results_folder(_COMPARE.value)) / "evaluation"
+        asked = _of_workdir(_COMPARE.value, mesh, folder / "samples", {})
+        found.append(_evaluate(asked, extractor, mesh, folder, cache))
+        _compare(found, out / "comparisons")
 
 
 def _evaluate(
@@ -209,8 +240,8 @@ def _evaluate(
     mesh: Mesh,
     out: pathlib.Path,
     cache: pathlib.Path,
-) -> dict[str, Figure]:
-    """Compares the samples with the reference, and writes and returns the figures."""
+) -> _Found:
+    """Compares the samples with the reference, and writes what it finds."""
     suite, judges = _suite(extractor), _judges(cache)
     reference = image_sets.read_reference(
         _REFERENCE.value,
@@ -252,7 +283,7 @@ def _evaluate(
     name = f"{asked.name}_{name}_{record.fingerprint_of(settings)}"
     missing |= results.missing
     _write(table, out / "reports" / name, settings, results.figures, missing, shown)
-    return results.figures
+    return _Found(settings, results.figures, shown[0].pixels)
 
 
 def _in_words(point: sweep_flag.Point) -> str:
@@ -285,17 +316,45 @@ def _check_sweep(points: Sequence[sweep_flag.Point]) -> None:
 
 
 def _plot(
-    found: Sequence[tuple[sweep_flag.Point, dict[str, Figure]]], folder: pathlib.Path
+    points: Sequence[sweep_flag.Point], found: Sequence[_Found], folder: pathlib.Path
 ) -> None:
     """Draws the figures of a sweep, and prints them as one table."""
-    points = [point for point, _ in found]
+    figures = [each.figures for each in found]
     name = record.slug("_".join(points[0])) + "_" + fingerprint([repr(points).encode()])[:6]
     path = folder / f"{name}.png"
-    sweep.plot(path, found, f"{_WORKDIR.value}, {_NUM.value} images")
-    for point, figures in found:
-        told = "   ".join(f"{metric} {figure.value:.4g}" for metric, figure in figures.items())
+    title = f"{_WORKDIR.value}, {_NUM.value} images"
+    sweep.plot(path, list(zip(points, figures, strict=True)), title)
+    for point, row in zip(points, figures, strict=True):
+        told = "   ".join(f"{metric} {figure.value:.4g}" for metric, figure in row.items())
         print(f"{_in_words(point)}:   {told}")
     logging.info("the sweep: %s", path)
+
+
+def _check_comparison(points: Sequence[sweep_flag.Point]) -> None:
+    """Checks, before anything is computed, that two models can be compared.
+
+    Raises:
+        UserError: There is no model, a sweep is asked for, the settings do not suit the other
+            model, or what plots is not installed.
+    """
+    if not _WORKDIR.value or len(points) > 1:
+        raise UserError("--compare: goes with --workdir, and without --sweep")
+    extras.need("matplotlib", "plan")
+    settings, step, _ = _of_model({})
+    load_model(_COMPARE.value, step).sampling_with(num=_NUM.value, **settings)
+
+
+def _compare(found: Sequence[_Found], folder: pathlib.Path) -> None:
+    """Writes the page on which both models stand side by side."""
+    workdirs = (_WORKDIR.value, _COMPARE.value)
+    sides = [
+        comparison.Evaluated(name=name, **each._asdict())
+        for name, each in zip(workdirs, found, strict=True)
+    ]
+    names = "_".join(record.slug(pathlib.Path(workdir).name) for workdir in workdirs)
+    path = folder / f"{names}_{record.fingerprint_of(found[0].settings)}.html"
+    comparison.write(path, sides)
+    logging.info("the comparison: %s", path)
 
 
 def _say(
@@ -384,16 +443,16 @@ def _prompts(model: DiffusionModel) -> list[str] | None:
     return prompts
 
 
-def _of_workdir(mesh: Mesh, folder: pathlib.Path, point: sweep_flag.Point) -> _Asked:
-    """Images that are drawn from `--workdir` into a subfolder of `folder`."""
+def _of_workdir(workdir: str, mesh: Mesh, folder: pathlib.Path, point: sweep_flag.Point) -> _Asked:
+    """Images that are drawn from a workdir into a subfolder of `folder`."""
     settings, step, average = _of_model(point)
-    trained = load_guided(_WORKDIR.value, mesh, step, guide_flag.value(), average)
+    trained = load_guided(workdir, mesh, step, guide_flag.value(), average)
     model = trained.model
     spec = model.sampling_with(num=_NUM.value, **settings)
     prompts = _prompts(model)
     captions = "\n".join(prompts or model.text.prompts) if model.text else None
     settings = record.settings_of(
-        record.model_of(trained, _WORKDIR.value),
+        record.model_of(trained, workdir),
         spec,
         seed=_SEED.value,
         captions=captions and fingerprint([captions.encode()]),
@@ -405,7 +464,7 @@ def _of_workdir(mesh: Mesh, folder: pathlib.Path, point: sweep_flag.Point) -> _A
     draw = make_draw(trained, spec, mesh, seed=_SEED.value, prompts=prompts, report=progress.within)
     return _Asked(
         name=name,
-        source=f"{record.described(trained, _WORKDIR.value)}, by {spec.describe()}",
+        source=f"{record.described(trained, workdir)}, by {spec.describe()}",
         count=_NUM.value,
         size=model.image_shape,
         channels=model.channels,
@@ -446,7 +505,7 @@ def _draw(
             "%s: drawn by version %s, and this is %s; --overwrite draws the images anew",
             folder, drawn_by, settings["version"],
         )  # fmt: skip
-    title = f"{_WORKDIR.value}, step {settings['step']}"
+    title = f"{settings['workdir']}, step {settings['step']}"
     return image_sets.from_arrays(title, files), settings | {"version": drawn_by}
 
 

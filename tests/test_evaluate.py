@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -130,6 +131,13 @@ def test_a_workdir_is_evaluated_and_reported(tmp_path):
         assert line.startswith(f"steps {steps}:   {names[0]} {value:.4g}")
     [picture] = (tmp_path / "out" / "sweeps").glob("*.png")
     assert Image.open(picture).size[0] > 400
+    compared = f"--compare={shutil.copytree(tmp_path / 'run', tmp_path / 'twin')}"
+    done = evaluate(*arguments, other, "--allow_few", "--bootstrap=0", compared)
+    assert done.returncode == 0, done.stderr
+    [page] = (tmp_path / "out" / "comparisons").glob("run_twin_*.html")
+    page = page.read_text()
+    assert page.count("data:image/png;base64") == 3 and str(tmp_path / "twin") in page
+    assert re.search(f"<td>{names[0]}</td><td>(.*?)</td><td>\\1</td>", page)  # one model, twice
     view = (tmp_path / "out" / "metrics.md").read_text().splitlines()
     assert len(view[2].split("|")) == len(view[0].split("|")) and "reference.count" in view[0]
 

@@ -80,19 +80,28 @@ def write(
     for picture in pictures:
         path = folder / f"{picture.file}.png"
         images.write_png(path, picture.pixels)
-        data = base64.b64encode(path.read_bytes()).decode()
-        heading = html.escape(picture.title)
         parts.append(
-            f'<h2>{heading}</h2><p class="note">{html.escape(picture.note)}</p>'
-            f'<img alt="{heading}" src="data:image/png;base64,{data}">'
+            f"<h2>{html.escape(picture.title)}</h2>"
+            f'<p class="note">{html.escape(picture.note)}</p>'
+            f"{embedded(picture.title, path.read_bytes())}"
         )
-    page = folder / "report.html"
-    write_text(
-        page,
+    written = folder / "report.html"
+    write_text(written, page(title, parts))
+    return written
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """An HTML page in the style of the reports, of parts that are HTML themselves."""
+    return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style><body>\n" + "\n".join(parts) + "\n</body></html>\n",
+        f"<style>{_STYLE}</style><body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
-    return page
+
+
+def embedded(title: str, png: bytes) -> str:
+    """The HTML of a picture that the page holds itself."""
+    data = base64.b64encode(png).decode()
+    return f'<img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
 
 
 def neighbors_picture(
