@@ -1,5 +1,6 @@
 """DINOv2 and the distance on its features, against transformers and torch with random weights."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -43,7 +44,7 @@ def test_features_equal_those_of_transformers(side, folder, tmp_path):
         given = torch.tensor(pixels, dtype=torch.float32).permute(0, 3, 1, 2)
         expected = theirs(given).pooler_output.numpy()
     model, params = dinov2.load(folder, tmp_path)
-    found = np.asarray(model.apply({"params": params}, images))
+    found = np.asarray(model.apply({"params": params}, jnp.asarray(images)))
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
 
@@ -51,7 +52,7 @@ def test_features_equal_those_of_transformers(side, folder, tmp_path):
 def test_images_are_resized_as_pillow_does(side):
     smooth = [Image.fromarray(i).resize((side, side)) for i in pictures(2, 8)]
     expected = [i.resize((224, 224), Image.Resampling.BICUBIC) for i in smooth]
-    found = np.asarray(dinov2.resized(np.stack([np.asarray(i) for i in smooth])))
+    found = np.asarray(dinov2.resized(jnp.stack([np.asarray(i) for i in smooth])))
     expected = np.stack([np.asarray(i) for i in expected])
     assert np.abs(found.astype(int) - expected).max() <= 1
 
@@ -59,7 +60,7 @@ def test_images_are_resized_as_pillow_does(side):
 def test_the_distance_has_its_own_name_and_another_network_is_refused(folder, tmp_path):
     extractor = features.dinov2_extractor(folder, tmp_path)
     assert extractor.labels["frechet"] == "FD-DINOv2"
-    assert extractor.apply(extractor.params, pictures(1, 32))["pool"].shape == (1, 32)
+    assert extractor.apply(extractor.params, jnp.asarray(pictures(1, 32)))["pool"].shape == (1, 32)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(UserError, match=r"no DINOv2 with a readable config.json: it must have"):

@@ -142,11 +142,13 @@ def resized(
     images: UInt8[Array, "batch height width 3"], size: int = SIZE
 ) -> UInt8[Array, "batch {size} {size} 3"]:
     """Images at the size that the network reads, by a bicubic filter as Pillow's, to one level."""
-    shape = (len(images), size, size, 3)
-    if images.shape == shape:
+    if images.shape[1:3] == (size, size):
         return images
-    pixels = jax.image.resize(images.astype(jnp.float32), shape, "cubic", antialias=True)
-    return jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
+    for axis in (2, 1):  # columns first, and whole levels after each pass
+        shape = [*images.shape[:axis], size, *images.shape[axis + 1 :]]
+        pixels = jax.image.resize(images.astype(jnp.float32), shape, "cubic", antialias=True)
+        images = jnp.clip(jnp.round(pixels), 0, 255).astype(jnp.uint8)
+    return images
 
 
 def load(folder: str | os.PathLike, cache: str | os.PathLike) -> tuple[DINOv2, Any]:
