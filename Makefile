@@ -25,8 +25,8 @@ test: $(VENV)/.installed-tests
 	$(BIN)/python -m pytest
 
 docs: $(VENV)/.installed-docs
-	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build
-	@echo "documentation: docs/_build/index.html"
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html
+	@echo "documentation: docs/_build/html/index.html"
 
 $(VENV)/.installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

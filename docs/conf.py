@@ -56,10 +56,20 @@ def read(app, docname: str, source: list[str]) -> None:
     if file:
         page = linked((ROOT / file).read_text(), of_root=True)
         source[0] = page + "\n" + source[0]
-    else:
-        source[0] = linked(source[0], of_root=False)
+        return
+    source[0] = linked(source[0], of_root=False)
+    if docname.startswith("results/"):  # reports have no heading of their own
+        source[0] = f"# The runs of {docname.split('/')[1]}\n\n{source[0]}"
+
+
+def literal(app, what, name, obj, options, lines: list[str]) -> None:
+    """Turns Markdown's `code` and equations in docstrings into what Sphinx reads."""
+    for index, line in enumerate(lines):
+        line = re.sub(r"(?<![`:])`([^`]+)`(?!`)", r"``\1``", line)
+        lines[index] = re.sub(r"(?<!\|)\|(?!\|)", r"\\|", line) if "``" not in line else line
 
 
 def setup(app) -> None:
-    """Connects `read` with Sphinx."""
+    """Connects the functions above with Sphinx."""
     app.connect("source-read", read)
+    app.connect("autodoc-process-docstring", literal, priority=100)  # before napoleon
