@@ -64,7 +64,12 @@ def read(app, docname: str, source: list[str]) -> None:
 
 def literal(app, what, name, obj, options, lines: list[str]) -> None:
     """Turns Markdown's `code` and equations in docstrings into what Sphinx reads."""
+    if what == "module":  # where indented blocks are code, as in Markdown
+        text = "\n".join(lines)
+        lines[:] = re.sub(r"\n\n(?=    \S)(?<!    )", "\n\n::\n\n", text).split("\n")
     for index, line in enumerate(lines):
+        if what == "module" and line.startswith("    "):
+            continue
         line = re.sub(r"(?<![`:])`([^`]+)`(?!`)", r"``\1``", line)
         lines[index] = re.sub(r"(?<!\|)\|(?!\|)", r"\\|", line) if "``" not in line else line
 
