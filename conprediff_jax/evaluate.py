@@ -199,17 +199,17 @@ def main(argv: list[str]) -> None:
         if _SAMPLES.value and flags.FLAGS[name].present:
             raise UserError(f"--{name} goes with --workdir: all images of --samples are evaluated")
     points = sweep_flag.points()
+    mesh = parallel.make_mesh(parallel.MeshSpec())
     if len(points) > 1:
-        _check_sweep(points)
+        _check_sweep(points, mesh)
     if _COMPARE.value:
-        _check_comparison(points)
+        _check_comparison(points, mesh)
     out = _OUT.value or os.path.join(hub.results_folder(_WORKDIR.value or ""), "evaluation")
     if is_address(out):
         raise UserError(f"--out={out}: an evaluation is written on this machine, name a folder")
     out = pathlib.Path(out)
     check_folder(out, "--out")
     cache = lpips_flags.cache_folder()
-    mesh = parallel.make_mesh(parallel.MeshSpec())
     if _INCEPTION.value:
         extractor = features.inception_extractor(_INCEPTION.value, cache)
     elif _DINOV2.value:
@@ -298,7 +298,13 @@ def _of_model(point: sweep_flag.Point) -> tuple[sweep_flag.Point, int | None, fl
     return sampling_flags.values() | point, step, average
 
 
-def _check_sweep(points: Sequence[sweep_flag.Point]) -> None:
+def _model(workdir: str, step: int | None, mesh: Mesh) -> DiffusionModel:
+    """The model of a workdir, with its guide; only a guide needs the parameters."""
+    guide = guide_flag.value()
+    return load_guided(workdir, mesh, step, guide).model if guide else load_model(workdir, step)
+
+
+def _check_sweep(points: Sequence[sweep_flag.Point], mesh: Mesh) -> None:
     """Checks, before anything is computed, that every combination suits the model.
 
     Raises:
@@ -312,7 +318,7 @@ def _check_sweep(points: Sequence[sweep_flag.Point]) -> None:
             raise UserError(f"--{key}: --sweep has values for it, so leave one of the two out")
     for point in points:
         settings, step, _ = _of_model(point)
-        load_model(_WORKDIR.value, step).sampling_with(num=_NUM.value, **settings)
+        _model(_WORKDIR.value, step, mesh).sampling_with(num=_NUM.value, **settings)
 
 
 def _plot(
@@ -330,7 +336,7 @@ def _plot(
     logging.info("the sweep: %s", path)
 
 
-def _check_comparison(points: Sequence[sweep_flag.Point]) -> None:
+def _check_comparison(points: Sequence[sweep_flag.Point], mesh: Mesh) -> None:
     """Checks, before anything is computed, that two models can be compared.
 
     Raises:
@@ -341,7 +347,7 @@ def _check_comparison(points: Sequence[sweep_flag.Point]) -> None:
         raise UserError("--compare: goes with --workdir, and without --sweep")
     extras.need("matplotlib", "plan")
     settings, step, _ = _of_model({})
-    load_model(_COMPARE.value, step).sampling_with(num=_NUM.value, **settings)
+    _model(_COMPARE.value, step, mesh).sampling_with(num=_NUM.value, **settings)
 
 
 def _compare(found: Sequence[_Found], folder: pathlib.Path) -> None:
