@@ -107,7 +107,7 @@ def main(argv: list[str]) -> None:
         return
     if not _OUT.value:
         raise FieldError("out", f"is needed with --{given[0]}: the folder to write to")
-    check_folder(_OUT.value, "--out")
+    check_folder(_OUT.value, "--out", local=True)
     if given[0] == "show":
         print(_show(_SHOW.value, _SPLIT.value, _OUT.value))
     else:
@@ -117,6 +117,7 @@ def main(argv: list[str]) -> None:
 def _prepare() -> None:
     """Computes a data set, or downloads one of TFDS, and writes it as array_record."""
     name, where = _NAME.value, _DATA_DIR.value or default_data_dir()
+    check_folder(where, "--data_dir", local=True)
     asked = {"num": _NUM.value, "test_num": _TEST_NUM.value, "seed": _SEED.value}
     asked = {field: value for field, value in asked.items() if value is not None}
     if made.is_made(name):

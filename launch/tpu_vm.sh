@@ -167,7 +167,7 @@ flock --shared --nonblock train/lock true || { echo 'it trains already: left as 
 mkdir -p conprediff_jax && tar -xzf source.tar.gz -C conprediff_jax && cd conprediff_jax
 python3 -m pip install --quiet --user uv
 python3 -m uv venv --quiet --allow-existing --python=$(printf %q "$python") .venv
-python3 -m uv pip install --quiet --editable '.[tfds,tpu]'"
+python3 -m uv pip install --quiet --editable '.[gcs,tfds,tpu]'"
 }
 
 # Training holds train/lock on its worker. Every command that ssh runs there has an id. A command

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import io
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -9,6 +10,7 @@ from typing import BinaryIO
 
 from etils import epath
 
+from conprediff_jax.common import buckets
 from conprediff_jax.common.errors import UserError
 
 # Messages of the operating system for a place that cannot be written to; libraries quote them.
@@ -36,31 +38,37 @@ def is_address(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
-def check_folder(path: str | os.PathLike, flag: str) -> None:
+def check_folder(path: str | os.PathLike, flag: str, *, local: bool = False) -> None:
     """Checks, before anything is computed, that a folder exists or can be made and written to.
 
     Args:
         path: The folder.
         flag: Name of the flag or argument that gives it, for the message.
+        local: Whether it must be on this machine.
 
     Raises:
-        UserError: A file or a link to nothing is in the way, the place is read-only or on the Hub,
-            or a name is too long.
+        UserError: A file or a link to nothing is in the way, the place is read-only, on the Hub or
+            in a bucket that cannot be written to, or a name is too long.
     """
-    path = epath.Path(path)
     if os.fspath(path).startswith(HUB):
         raise UserError(
             f"{flag}={path}: only `convert --push` writes to the Hub; name a folder on this machine"
         )
+    if local and is_address(path):
+        raise UserError(f"{flag}={path}: name a folder on this machine, and copy it to the bucket")
+    if buckets.is_bucket(path):
+        buckets.check(os.fspath(path), write=True)
+        return
+    path = epath.Path(path)
     _check_length(path, flag)
     for part in (path, *path.parents):
         if part.exists():
             if not part.is_dir():
                 raise UserError(f"{flag}={path}: {part} is a file, and must be a folder")
-            if not is_address(part) and not os.access(part, os.W_OK | os.X_OK):
+            if not os.access(part, os.W_OK | os.X_OK):
                 raise UserError(f"{flag}={path}: nothing can be written in {part}: it is read-only")
             return
-        if not is_address(part) and os.path.islink(part):
+        if os.path.islink(part):
             raise UserError(
                 f"{flag}={path}: {part} is a link to {os.readlink(part)}, which does not exist: "
                 "make this folder, or remove the link"
@@ -179,8 +187,14 @@ def write_atomically(path: str | os.PathLike, write: Callable[[BinaryIO], object
 
     Raises:
         WriteError: The file cannot be written; no part of it is left.
+        BucketError: The same in a bucket.
     """
     path = epath.Path(path)
+    if buckets.is_bucket(path):  # where a file appears when all of it was sent
+        whole = io.BytesIO()
+        write(whole)
+        buckets.write(os.fspath(path), whole.getvalue())
+        return
     with _aside(path, write) as whole:
         whole.replace(path)
 
@@ -200,6 +214,9 @@ def write_new(path: str | os.PathLike, write: Callable[[BinaryIO], object]) -> b
     path = epath.Path(path)
     if path.exists():
         return False
+    if buckets.is_bucket(path):
+        write_atomically(path, write)
+        return True
     with _aside(path, write) as whole:
         try:
             os.link(whole, path)

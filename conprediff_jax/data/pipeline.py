@@ -24,9 +24,10 @@ from typing import Any
 import grain
 import numpy as np
 
+from conprediff_jax.common.files import is_address
 from conprediff_jax.common.images import height_and_width
 from conprediff_jax.common.keys import fixed, guarded
-from conprediff_jax.data import latents, sources, transforms
+from conprediff_jax.data import latents, remote, sources, transforms
 from conprediff_jax.data.tokenizers import Tokenizer
 
 _NO_TEXT = "text is None; it must name the feature that holds the captions"
@@ -41,6 +42,7 @@ class DataSpec:
         split: Name of the split.
         data_dir: Folder of the TFDS data sets; None for the default of TFDS.
         download: Whether a missing TFDS data set may be downloaded.
+        cache_dir: Folder for copies of data in buckets, see `remote`.
         image_size: Pixels of a side, or height and width of images that are not square.
         channels: Channels of an image: 3 for RGB, 1 for grey, or 4 for RGB with transparency.
         latents: Folder of latents that `precompute` has encoded ahead of time. They are delivered
@@ -79,6 +81,7 @@ class DataSpec:
     split: str = guarded("train")
     data_dir: str | None = None
     download: bool = False
+    cache_dir: str = remote.CACHE
     image_size: int | tuple[int, int] = fixed(64)
     channels: int = fixed(3)
     latents: str = ""
@@ -104,6 +107,10 @@ class DataSpec:
             raise ValueError(f"crop is {self.crop!r}; choose from {list(transforms.CROPS)}")
         if self.latents and self.crop != "center":
             raise ValueError(f"crop is {self.crop!r}; latents were encoded from 'center' crops")
+        if is_address(self.latents):
+            raise ValueError(
+                f"latents is {self.latents!r}; latents are read from this machine: copy the folder"
+            )
         if not 0 < self.min_crop <= 1 or (self.min_crop < 1 and self.crop != "random"):
             raise ValueError(
                 f"min_crop is {self.min_crop}; it must lie in (0, 1], and be 1 unless crop is "
@@ -160,6 +167,7 @@ def _open_images(spec: DataSpec) -> sources.Source:
         split=spec.split,
         data_dir=spec.data_dir,
         download=spec.download,
+        cache_dir=spec.cache_dir,
         label=spec.label,
         keep=spec.keep,
         class_names=spec.class_names,

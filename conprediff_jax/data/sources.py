@@ -3,7 +3,8 @@
 A source is named by
 
 * a TFDS name, such as `openmoji/people`, `cifar10` or `celeb_a_hq/256`, looked up in `data_dir`;
-* the path of a TFDS data set, which is the folder with its `dataset_info.json`;
+* the path of a TFDS data set, which is the folder with its `dataset_info.json`, or its address in a
+  bucket (`gs://`, `s3://`), from which it is copied, see `remote`;
 * the path of a folder of image files, see `images.list_images`. A subfolder with the name of the
   split (`train/`, `test/`) holds that split. Without one, the folder is the split `train`. If every
   image lies in a subfolder, the subfolders of the first level are the classes. With the label
@@ -28,8 +29,11 @@ import os
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from conprediff_jax.common import buckets
 from conprediff_jax.common.errors import DataError, shortened
+from conprediff_jax.common.files import is_address
 from conprediff_jax.common.images import holds_images
+from conprediff_jax.data import remote
 from conprediff_jax.data.files import open_folder
 from conprediff_jax.data.tfds import builder_from_directory, open_split, prepared_builder
 
@@ -65,6 +69,7 @@ def open_source(
     label: str | None = "label",
     keep: Sequence[str] = (),
     class_names: Sequence[str] = (),
+    cache_dir: str = remote.CACHE,
 ) -> Source:
     """Opens a source by its name.
 
@@ -81,6 +86,7 @@ def open_source(
             captions for an image (feature `captions`), `caption` is a list of them.
         class_names: For folders of files: names of the classes by number; () to number them by
             name.
+        cache_dir: Folder for copies of data in buckets.
 
     Returns:
         The source, with at least one record.
@@ -88,13 +94,20 @@ def open_source(
     Raises:
         DataError: The data are missing, lack the split or a feature, or have a class that is not
             among `class_names`.
+        BucketError: The data are in a bucket that cannot be read.
     """
+    path, builder = os.path.expanduser(name), None
     if not _is_path(name):
         builder = prepared_builder(name, data_dir, download)
+        path = os.fspath(builder.data_dir)
+    elif os.path.exists(os.path.join(path, "dataset_info.json")):
+        builder = builder_from_directory(path, name)
+    if buckets.is_bucket(path):
+        builder = remote.copied_builder(path, name, split, cache_dir)
+    if builder is not None:
         return open_split(builder, name, split, label, keep)
-    path = os.path.expanduser(name)
-    if "://" in path or os.path.exists(os.path.join(path, "dataset_info.json")):
-        return open_split(builder_from_directory(path, name), name, split, label, keep)
+    if is_address(path):
+        raise DataError(f"{name}: data are read from this machine, gs:// and s3:// alone")
     if not os.path.isdir(path):
         raise DataError(f"{name}: there is no such folder")
     return open_folder(path, split, label, keep, class_names)
@@ -102,7 +115,7 @@ def open_source(
 
 def _is_path(name: str) -> bool:
     """Whether a name is a path, and not a TFDS name; a folder of TFDS data holds no image files."""
-    if name.startswith(_PATH_STARTS) or "://" in name:
+    if name.startswith(_PATH_STARTS) or is_address(name):
         return True
     return os.path.exists(os.path.join(name, "dataset_info.json")) or holds_images(name)
 

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 
 from conprediff_jax import parallel
 from conprediff_jax.common.errors import FieldError, UserError
-from conprediff_jax.common.files import check_folder
+from conprediff_jax.common.files import check_folder, is_address
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.runs import restore
 from conprediff_jax.runs.checkpoint import FOLDER
@@ -214,6 +214,8 @@ def check_new(path: str) -> pathlib.Path:
         UserError: There is a file, or a folder that is not empty, of that name already; or nothing
             can be written there.
     """
+    if is_address(path):
+        check_folder(path, "out", local=True)
     out = pathlib.Path(path).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FieldError("out", f"is {out}, which exists already; name a folder that does not")

@@ -32,7 +32,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from conprediff_jax.common import hub
+from conprediff_jax.common import buckets, hub
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import absolute, is_address, writing
 from conprediff_jax.config.sections import changes
@@ -80,7 +80,9 @@ class Checkpoints:
         read_only: Whether nothing is written or deleted.
 
     Raises:
-        CheckpointError: With `read_only`, there is no folder of checkpoints.
+        CheckpointError: With `read_only`, there is no folder of checkpoints; or the workdir is in
+            s3://, where orbax has no access.
+        BucketError: The workdir is in a bucket that cannot be read.
         WriteError: The folder cannot be made.
     """
 
@@ -92,7 +94,7 @@ class Checkpoints:
         keep_every: int = 0,
         read_only: bool = False,
     ):
-        self.folder = absolute(hub.local(workdir) if read_only else workdir) / FOLDER
+        self.folder = _folder_of(hub.local(workdir) if read_only else workdir)
         self._arrays = ocp.StandardCheckpointHandler()
         self._manager: ocp.CheckpointManager | None = None
         self._written = self.folder  # or the checkpoint that is being written
@@ -376,7 +378,7 @@ def newest_config(workdir: str) -> dict | None:
     Raises:
         CheckpointError: There is no permission to read a checkpoint.
     """
-    folder = absolute(hub.local(workdir)) / FOLDER
+    folder = _folder_of(hub.local(workdir))
     tried: set[int] = set()
     while steps := [step for step in _steps(folder) if step not in tried]:
         path = folder / str(steps[-1])
@@ -385,6 +387,23 @@ def newest_config(workdir: str) -> dict | None:
             return opened.config
         tried.add(steps[-1])
     return None
+
+
+def _folder_of(workdir: str | os.PathLike) -> epath.Path:
+    """The folder of a run's checkpoints.
+
+    Raises:
+        CheckpointError: The workdir is where orbax has no access.
+        BucketError: The workdir is in a bucket that cannot be read.
+    """
+    if os.fspath(workdir).startswith("s3://"):
+        raise CheckpointError(
+            f"{workdir}: checkpoints lie on file systems or in gs://, since orbax has no access to "
+            "s3://: copy the run to this machine or back, or mount the bucket as a folder"
+        )
+    if buckets.is_bucket(workdir):
+        buckets.check(os.fspath(workdir))
+    return absolute(workdir) / FOLDER
 
 
 def _steps(folder: epath.Path) -> list[int]:

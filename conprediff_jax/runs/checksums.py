@@ -71,12 +71,13 @@ def compare(step: epath.Path, items: Sequence[str]) -> bool:
     return True
 
 
-def _files(step: epath.Path, item: str) -> list[str]:
-    return [
-        str((folder / name).relative_to(step))
-        for folder, _, names in (step / item).walk()
-        for name in names
-    ]
+def _files(step: epath.Path, folder: str) -> list[str]:
+    """The files of a folder and its subfolders; `walk` of etils loses the scheme of addresses."""
+    found = []
+    for path in (step / folder).iterdir():
+        name = f"{folder}/{path.name}"
+        found += _files(step, name) if path.is_dir() else [name]
+    return found
 
 
 def _checksums(step: epath.Path, names: Sequence[str]) -> dict[str, int]:

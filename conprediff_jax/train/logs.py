@@ -7,6 +7,9 @@
 A line of metrics.jsonl holds `step`, `time` (seconds since 1970) and the numbers by name. A run
 that continues removes the lines of the steps that it does again, so that each number of a step is
 there once.
+
+Files in a bucket cannot grow. There, the first two are written to a folder of this machine, which
+is copied to the workdir once a minute and at the end.
 """
 
 import importlib.util
@@ -15,6 +18,7 @@ import math
 import os
 import pathlib
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Collection, Mapping
@@ -24,8 +28,9 @@ import numpy as np
 from absl import logging
 from etils import epath
 
+from conprediff_jax.common import buckets
 from conprediff_jax.common.errors import FieldError, UserError, first_line
-from conprediff_jax.common.files import is_address, write_new, write_text
+from conprediff_jax.common.files import is_address, write_atomically, write_new, write_text
 
 METRICS = "metrics.jsonl"
 ALWAYS = ("tensorboard", "jsonl")  # events need TensorFlow, which an extra installs
@@ -33,6 +38,7 @@ OPTIONAL = ("wandb",)
 PROJECT = "conprediff_jax"
 
 _ID = "wandb_id.txt"
+_EVERY = 60  # seconds between two copies to a bucket
 
 
 class Log:
@@ -79,16 +85,52 @@ def open_logs(workdir: str, names: Collection[str], first_step: int) -> list[Log
     Raises:
         UserError: W&B cannot be reached, or knows no user.
     """
-    logs = [JsonLines(workdir, first_step)]
+    copies = [Copies(workdir)] if buckets.is_bucket(workdir) else []
+    folder = copies[0].folder if copies else workdir
+    logs = [JsonLines(folder, first_step)]
     if importlib.util.find_spec("tensorflow"):
-        logs.append(TensorBoard(workdir))
+        logs.append(TensorBoard(folder))
     else:
         logging.info(
             'metrics go to %s alone: pip install -e ".[tfds]" for events of TensorBoard', METRICS
         )
     if "wandb" in names:
         logs.append(WeightsAndBiases(workdir))
-    return logs
+    return logs + copies  # which are the last, since they copy what the others have written
+
+
+class Copies(Log):
+    """Copies logs to a workdir in a bucket.
+
+    Attributes:
+        folder: The folder of this machine in which the logs are, with `metrics.jsonl` as it is in
+            the workdir.
+    """
+
+    def __init__(self, workdir: str):
+        self._aside = tempfile.TemporaryDirectory(prefix="logs-")
+        self.folder, self._workdir = self._aside.name, workdir
+        self._copied_at = time.monotonic()
+        if (epath.Path(workdir) / METRICS).exists():
+            write_text(
+                epath.Path(self.folder) / METRICS, (epath.Path(workdir) / METRICS).read_text()
+            )
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Copies what the logs before this one have written, if that is due."""
+        if time.monotonic() - self._copied_at > _EVERY:
+            self._copy()
+
+    def close(self) -> None:
+        """Copies all that the logs have written, and removes the folder."""
+        self._copy()
+        self._aside.cleanup()
+
+    def _copy(self) -> None:
+        for path in sorted(pathlib.Path(self.folder).iterdir()):
+            content = path.read_bytes()
+            write_atomically(epath.Path(self._workdir) / path.name, lambda f, c=content: f.write(c))
+        self._copied_at = time.monotonic()
 
 
 class TensorBoard(Log):
