@@ -8,6 +8,7 @@ import pathlib
 import shutil
 import tarfile
 
+import diffusers
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -193,3 +194,36 @@ def test_weights_of_another_family_or_shape_are_refused(weights, finished, tmp_p
     other = tiny.write_autoencoder(tmp_path / "kl", AutoencoderKL(**kl))
     with pytest.raises(FirstStageError, match="holds a AutoencoderKL"):
         load(config_lib.latents("vq", str(other), **SMALL))
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("kl", 1), ("vq", 4)])
+def test_first_stages_of_diffusers_follow_the_channels_of_the_data(tmp_path, kind, channels):
+    """Random weights of diffusers' own classes give the same latents and images."""
+    family = diffusers.AutoencoderKL if kind == "kl" else diffusers.VQModel
+    theirs = family(
+        in_channels=channels, out_channels=channels, latent_channels=4, block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path)
+    config = config_lib.default()
+    config.data.update(name="photos", image_size=16, channels=channels)
+    sizes = {"channels": 32, "channel_mult": (1, 2), "blocks_per_level": 1, "latent_channels": 4}
+    sizes |= {"num_codes": 256} if kind == "vq" else {}
+    config.first_stage = config_lib.latents(kind, str(tmp_path), scale=1.0, **sizes)
+    stage = make_experiment(config).task.model.first_stage
+    frozen = {"autoencoder": load_params(stage), "scale": np.float32(1)}
+    images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, channels), np.uint8)
+    with torch.no_grad():
+        x = torch.from_numpy(images / np.float32(127.5) - 1).permute(0, 3, 1, 2)
+        encoded = theirs.encode(x)
+        latents = encoded.latent_dist.mode() if kind == "kl" else encoded.latents
+        decoded = theirs.decode(latents).sample.permute(0, 2, 3, 1).numpy()
+    points = jax.jit(stage.encode)(frozen, jnp.asarray(images))
+    np.testing.assert_allclose(points, latents.permute(0, 2, 3, 1), atol=1e-5)
+    expected = np.clip((decoded + 1) * 127.5, 0, 255)
+    assert np.abs(np.asarray(jax.jit(stage.decode)(frozen, points), float) - expected).max() < 0.51
+
+    config.data.channels = 3
+    line = rf"^{tmp_path}: in_channels is {channels}, and config.data.channels is 3: "
+    with pytest.raises(FirstStageError, match=line):
+        load_params(make_experiment(config).task.model.first_stage)

@@ -97,20 +97,26 @@ def _from_workdir(first_stage: Autoencoded, path: epath.Path) -> Any:
 
 def _from_diffusers(first_stage: Autoencoded, path: epath.Path) -> Any:
     try:
-        stored = json.loads((path / "config.json").read_text()).get("_class_name")
+        config = dict(json.loads((path / "config.json").read_text()))
         if is_address(path):
             tensors = safetensors.load((path / WEIGHTS).read_bytes())
         else:
             tensors = tensor_files.unwrapped(tensor_files.read_whole(_weights_file(path)))
     except tensor_files.FileError as error:
         raise FirstStageError(str(error)) from error
-    except (OSError, ValueError, AttributeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise FirstStageError(
             f"{path}: config.json and {WEIGHTS} must be readable: {first_line(error)}"
         ) from error
-    family = type(first_stage.model).__name__
+    family, stored = type(first_stage.model).__name__, config.get("_class_name")
     if stored != family:
         raise FirstStageError(f"{path} holds a {stored}; config.first_stage asks for a {family}")
+    for side in ("in_channels", "out_channels"):
+        if (channels := config.get(side, 3)) != first_stage.channels:
+            raise FirstStageError(
+                f"{path}: {side} is {channels}, and config.data.channels is "
+                f"{first_stage.channels}: the first stage and the data must have the same images"
+            )
     try:
         return diffusers_autoencoder.params_from_diffusers(tensors, first_stage.model)
     except ValueError as error:
