@@ -57,6 +57,12 @@ _PROMPT = flags.DEFINE_multi_string(
 _PROMPTS = flags.DEFINE_string(
     "prompts", None, "Read more captions from this text file, one a line."
 )
+_SIZE = flags.DEFINE_string(
+    "size",
+    None,
+    "Draw images of this height and width in pixels, such as 192,320, as the shapes that "
+    "config.data.aspect_step trains on; the default is config.data.image_size.",
+)
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Draw this many images at a time.", lower_bound=1)
 _OUT = flags.DEFINE_string(
     "out",
@@ -80,6 +86,7 @@ from conprediff_jax import parallel
 from conprediff_jax.cli import app
 from conprediff_jax.common import hub, images, opening
 from conprediff_jax.common.errors import FieldError
+from conprediff_jax.common.fields import parse
 from conprediff_jax.common.files import check_file, check_folder
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data.text_files import read_captions
@@ -98,7 +105,10 @@ def main(argv: list[str]) -> None:
         (check_file if ending else check_folder)(_OUT.value, "--out")
     mesh = parallel.make_mesh(parallel.MeshSpec())
     trained = load_guided(_WORKDIR.value, mesh, _STEP.value, guide_flag.value())
-    model = trained.model
+    model, size = trained.model, None
+    if _SIZE.value:
+        size = images.height_and_width(parse("size", _SIZE.value, int | tuple[int, int]))
+        model = model.of_size(*size)
     captions = _captions(model)
     labels = numbers_of(_LABEL.value, trained.class_names, model.num_classes)
     spec = model.sampling_with(**sampling_flags.values())
@@ -110,6 +120,7 @@ def main(argv: list[str]) -> None:
         seed=_SEED.value,
         label=labels,
         prompts=captions,
+        size=size,
         **drawn,
     )
     out = epath.Path(_OUT.value or _default_out(settings, model))
@@ -142,7 +153,7 @@ def main(argv: list[str]) -> None:
 def _default_out(settings: record.Settings, model: DiffusionModel) -> epath.Path:
     """A grid in the workdir, whose name says what was asked for."""
     asked = ["prompts"] if _PROMPT.value or _PROMPTS.value else []
-    name = record.short_name(settings, model.sampling, "label", *asked, "first", "num")
+    name = record.short_name(settings, model.sampling, "label", *asked, "size", "first", "num")
     return epath.Path(hub.results_folder(_WORKDIR.value)) / "samples" / f"sample_{name}.png"
 
 

@@ -269,7 +269,7 @@ def make_model(config: ConfigDict, data: DataSpec) -> DiffusionModel:
     process = build_kind(PROCESSES, config, "process", **derived)
     num_steps = getattr(process, "num_steps", None)  # None for continuous time
     denoiser = build_kind(DENOISERS, config, "model", num_steps=num_steps, **derived)
-    _check_size(config, first_stage, denoiser, point_shape)
+    _check_size(config, data, first_stage, denoiser)
     with naming("config.process"):
         sampling = SAMPLINGS[config.process.kind]
     model = DiffusionModel(
@@ -332,16 +332,23 @@ def _check_condition(
 
 
 def _check_size(
-    config: ConfigDict, first_stage: FirstStage, denoiser: Denoiser, point_shape: tuple[int, ...]
+    config: ConfigDict, data: DataSpec, first_stage: FirstStage, denoiser: Denoiser
 ) -> None:
-    """Checks that the first stage and the denoiser can divide the image size."""
+    """Checks that the first stage and the denoiser can divide all sizes of images."""
     factor = denoiser.downsampling
-    if factor is not None and (point_shape[0] % factor or point_shape[1] % factor):
-        scale = first_stage.downsampling
+    if factor is None and data.aspect_step:
         raise ConfigError(
-            f"config.data.image_size is {config.data.image_size}: it must be a multiple of "
-            f"{scale * factor}, {scale} (first stage) x {factor} (denoiser)"
+            f"config.data.aspect_step is {data.aspect_step}: config.model.kind "
+            f"{config.model.kind!r} takes images of one shape"
         )
+    unit = first_stage.downsampling * (factor or 1)
+    said = f"{unit}, {first_stage.downsampling} (first stage) x {factor} (denoiser)"
+    for shape in data.shapes if factor else ():
+        if any(side % unit for side in shape):
+            key, value = "image_size", config.data.image_size
+            if shape != data.image_shape[:2]:
+                key, value = "aspect_step", data.aspect_step
+            raise ConfigError(f"config.data.{key} is {value}: it must be a multiple of {said}")
 
 
 def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> Denoising:

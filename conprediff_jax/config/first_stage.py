@@ -53,6 +53,8 @@ def make_task(config: ConfigDict, data: DataSpec, train: TrainSpec) -> FirstStag
             f"config.data.latents is {data.latents!r}: only a denoiser with a trained first stage "
             "(config.first_stage.kind 'vq' or 'kl') reads latents"
         )
+    if data.aspect_step:
+        raise ConfigError("config.data.aspect_step is for diffusion models: a first stage has 0")
     if train.eval_every:
         raise ConfigError("config.train.eval_every is for diffusion models: a first stage has 0")
     loss = build(FirstStageLoss, config, "loss")

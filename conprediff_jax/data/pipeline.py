@@ -27,7 +27,7 @@ import numpy as np
 from conprediff_jax.common.files import is_address
 from conprediff_jax.common.images import height_and_width
 from conprediff_jax.common.keys import fixed, guarded
-from conprediff_jax.data import latents, remote, sources, transforms
+from conprediff_jax.data import aspects, latents, remote, sources, transforms
 from conprediff_jax.data.tokenizers import Tokenizer
 
 _NO_TEXT = "text is None; it must name the feature that holds the captions"
@@ -44,6 +44,10 @@ class DataSpec:
         download: Whether a missing TFDS data set may be downloaded.
         cache_dir: Folder for copies of data in buckets, see `remote`.
         image_size: Pixels of a side, or height and width of images that are not square.
+        aspect_step: If positive, batches have several shapes of about the area of `image_size`. The
+            sides of all others are multiples of this many pixels, and an image is cropped to the
+            nearest shape; see `aspects`. 0 for `image_size` alone.
+        max_aspect: How many times the shorter side the longer one of these shapes may be, at most.
         channels: Channels of an image: 3 for RGB, 1 for grey, or 4 for RGB with transparency.
         latents: Folder of latents that `precompute` has encoded ahead of time. They are delivered
             instead of the images; empty to read the images.
@@ -83,6 +87,8 @@ class DataSpec:
     download: bool = False
     cache_dir: str = remote.CACHE
     image_size: int | tuple[int, int] = fixed(64)
+    aspect_step: int = 0
+    max_aspect: float = 2.0
     channels: int = fixed(3)
     latents: str = ""
     encoded_text: bool = False
@@ -123,6 +129,13 @@ class DataSpec:
             )
         if min(self.image_shape[:2]) < 1:
             raise ValueError(f"image_size is {self.image_size}; it must be at least 1")
+        if self.aspect_step < 0 or (self.latents and self.aspect_step):
+            raise ValueError(
+                f"aspect_step is {self.aspect_step}; it must not be negative, and be 0 with "
+                "latents, which are of one shape"
+            )
+        if self.max_aspect < 1:
+            raise ValueError(f"max_aspect is {self.max_aspect}; it must be at least 1")
         if self.channels not in transforms.MODES:
             raise ValueError(f"channels is {self.channels}; choose from {list(transforms.MODES)}")
         for field, least in {"threads": 0, "workers": 0, "prefetch": 1}.items():
@@ -142,6 +155,12 @@ class DataSpec:
     def image_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of an image."""
         return (*height_and_width(self.image_size), self.channels)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, int], ...]:
+        """Heights and widths of the images of training; see `aspect_step`."""
+        size = height_and_width(self.image_size)
+        return aspects.shapes_of(size, self.aspect_step, self.max_aspect)
 
     def of_images(self, **changes: Any) -> "DataSpec":
         """The same spec for images instead of latents, with changes of other fields."""
@@ -235,21 +254,28 @@ def make_iterator(
     Returns:
         An iterator over dicts, with `get_state()` and `set_state()` as in the module docstring:
 
-        * `image`: uint8 `[batch, height, width, channels]`; or in its place `latent`: float32
-          `[batch, rows, columns, channels]`, and `encoded`: float16 `[batch, length, width]`, and
-          `features`: float16 `[batch, rows, columns, channels]`, if the spec says so.
+        * `image`: uint8 `[batch, height, width, channels]`, of one of `spec.shapes`; or in its
+          place `latent`: float32 `[batch, rows, columns, channels]`, and `encoded`: float16
+          `[batch, length, width]`, and `features`: float16 `[batch, rows, columns, channels]`, if
+          the spec says so.
         * `label`: int32 `[batch]`, where there are labels.
         * Every kept feature; text as an array of str `[batch]`.
         * `text`: int32 token ids `[batch, length]`, or str `[batch]` without a tokenizer, if the
           spec has a `text`.
 
     Raises:
-        DataError: The data are missing, or a single epoch does not fill a batch. The iterator
+        DataError: The data are missing, a single epoch does not fill a batch, or batches of several
+            shapes are asked for in several processes, which cannot agree on a shape. The iterator
             raises it too, when more than max(10, 1 %) of the images cannot be decoded.
     """
     _check_process(batch_size, process_index, process_count)
     if tokenizer is not None and spec.text is None:
         raise ValueError(_NO_TEXT)
+    if spec.aspect_step and process_count > 1:
+        raise sources.DataError(
+            f"config.data.aspect_step is {spec.aspect_step}: batches of several shapes are made in "
+            f"one process, and there are {process_count} that read data"
+        )
     source = open_data(spec)
     if not repeat and len(source) < batch_size * process_count:
         raise sources.DataError(
@@ -259,6 +285,7 @@ def make_iterator(
     make_example = latents.ToLatentExample if spec.latents else transforms.ToExample
     example = make_example(
         size=spec.image_size,
+        shapes=spec.shapes,
         channels=spec.channels,
         crop=spec.crop,
         min_crop=spec.min_crop,
@@ -275,8 +302,14 @@ def make_iterator(
     # Random numbers are drawn before the share is taken, since they belong to the place in the
     # global stream.
     stream = stream.random_map(example)[process_index::process_count]
+    bad = transforms.BadRecords(len(source))
+    if spec.aspect_step:
+        stream = stream.map_with_index(aspects.placed)
+        examples = _examples(stream, spec, batch_size)
+        examples = examples.filter(lambda found: bad.good(found[1]))
+        return aspects.ByShape(iter(examples), stream, batch_size)
     examples = _examples(stream, spec, batch_size)
-    examples = examples.filter(transforms.BadRecords(len(source)).good)
+    examples = examples.filter(bad.good)
     return iter(examples.batch(batch_size, drop_remainder=True))
 
 
@@ -367,10 +400,11 @@ def check_batch(
 
 
 def _check_images(image: np.ndarray, spec: DataSpec, batch_size: int) -> None:
-    expected = (batch_size, *spec.image_shape)
-    if image.shape != expected:
+    expected = [(batch_size, *shape, spec.channels) for shape in spec.shapes]
+    if image.shape not in expected:
         raise sources.DataError(
-            f"{spec.name}: images have shape {image.shape}; expected {expected}"
+            f"{spec.name}: images have shape {image.shape}; expected "
+            f"{' or '.join(map(str, expected))}"
         )
     if image.dtype != np.uint8:
         raise sources.DataError(f"{spec.name}: images have dtype {image.dtype}; expected uint8")

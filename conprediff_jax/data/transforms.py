@@ -27,7 +27,7 @@ from PIL import Image, ImageEnhance
 
 from conprediff_jax.common.errors import first_line
 from conprediff_jax.common.images import BadImage, as_picture, height_and_width, read_image
-from conprediff_jax.data import sources
+from conprediff_jax.data import aspects, sources
 from conprediff_jax.data.tokenizers import Tokenizer
 
 try:
@@ -268,6 +268,7 @@ class ToExample:
 
     Attributes:
         size: Pixels of a side, or height and width.
+        shapes: Heights and widths, of which each image gets the nearest; () for `size` alone.
         channels: 1, 3 or 4, see `decode`.
         crop: `center`, or `random` for a place along the longer side that is drawn every time.
         min_crop: Least side of the part that is cut out, as a share of the largest; see `DataSpec`.
@@ -278,6 +279,7 @@ class ToExample:
     """
 
     size: int | tuple[int, int]
+    shapes: Sequence[tuple[int, int]] = ()
     channels: int = 3
     crop: str = "center"
     min_crop: float = 1.0
@@ -336,15 +338,16 @@ class ToExample:
             tint: See `tinted`.
         """
         others = self._others(record, choice)
-        part, size = None, height_and_width(self.size)
-        if self.channels == 3 and share == 1:
-            part = cut_from_jpeg(record["image"], size, offset)
+        part, shapes = None, self.shapes or (height_and_width(self.size),)
+        if self.channels == 3 and share == 1 and len(shapes) == 1:
+            part = cut_from_jpeg(record["image"], shapes[0], offset)
         try:
             if "unreadable" in record:
                 raise BadImage(record["unreadable"])
             if part is None:
-                least = math.ceil(2 * max(size) / self.min_crop)
+                least = math.ceil(2 * max(map(max, shapes)) / self.min_crop)
                 image = decode(record["image"], least, self.channels)
+                size = aspects.nearest(shapes, image.size[::-1])
                 part = cropped(image, size, offset, share=share, other=other)
         except BadImage as error:
             return Undecodable(name=record["name"], error=error, others=others)

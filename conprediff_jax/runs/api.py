@@ -25,6 +25,7 @@ from jaxtyping import Bool, Shaped, UInt8
 from conprediff_jax import parallel
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.fields import as_kind
+from conprediff_jax.common.images import height_and_width
 from conprediff_jax.data.holes import Hole
 from conprediff_jax.diffusion.tokens import TokenProcess
 from conprediff_jax.runs import restore
@@ -81,6 +82,7 @@ class Model:
         *,
         first: int = 0,
         prompts: str | Sequence[str] | None = None,
+        size: int | Sequence[int] | None = None,
         batch_size: int | None = None,
         **sampling: Any,
     ) -> Images:
@@ -94,6 +96,8 @@ class Model:
             first: Index of the first image: `sample(1, seed, first=i)` draws image i alone.
             prompts: Captions that images take in turn, for models that read captions; None for
                 those of the config.
+            size: Pixels of a side, or height and width; None for those of the training data. See
+                `config.data.aspect_step` for training on several shapes.
             batch_size: Images per batch; by default all, up to 64.
             **sampling: Fields of the `sampling` section, such as `sampler`, `steps`, `eta` or
                 `guidance`; the config sets those that are not given.
@@ -104,8 +108,10 @@ class Model:
         """
         num = as_kind("num", num, _COUNTS)
         batch_size = _batch_size(batch_size, num)
+        if size is not None:
+            size = height_and_width(as_kind("size", size, int | tuple[int, int]))
         batches = generate_batches(
-            self._generate(self.diffusion.sampling_with(**sampling)),
+            self._generate(self.diffusion.sampling_with(**sampling), size),
             self.params,
             self.frozen,
             seed=seed,
@@ -222,8 +228,9 @@ class Model:
             return None
         return self.diffusion.tokenizer(given or self.diffusion.text.prompts)
 
-    def _make_generate(self, spec: SamplingSpec) -> Generate:
-        return make_generate(self.diffusion, spec, self._mesh)
+    def _make_generate(self, spec: SamplingSpec, size: tuple[int, int] | None) -> Generate:
+        model = self.diffusion.of_size(*size) if size else self.diffusion
+        return make_generate(model, spec, self._mesh)
 
     def _make_fill(self, spec: SamplingSpec) -> inpainting.Fill:
         return inpainting.make_fill(self.diffusion, spec, self._mesh)

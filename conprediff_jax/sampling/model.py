@@ -168,6 +168,21 @@ class DiffusionModel:
                 f"{name}: {width} x {height} pixels; this model takes multiples of {unit} a side"
             )
 
+    def of_size(self, height: int, width: int) -> "DiffusionModel":
+        """The same model for images of another size, which a network without tables takes.
+
+        Args:
+            height: Height in pixels.
+            width: Width in pixels.
+
+        Raises:
+            UserError: The model does not take this size.
+        """
+        self.check_image_size(height, width, "size")
+        factor = self.first_stage.downsampling
+        points = (height // factor, width // factor, *self.point_shape[2:])
+        return dataclasses.replace(self, point_shape=points)
+
     def check_prompts(self, prompts: Sequence[Any], *, name: str = "prompts") -> None:
         """Checks that the model can be conditioned on captions.
 

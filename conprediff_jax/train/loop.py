@@ -1,5 +1,6 @@
 """The train loop."""
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -121,16 +122,20 @@ def _train(
             start,
             spec.profile,
             workdir,
+            experiment.data.shapes if experiment.data.aspect_step else (),
         )
         reporter.measure(train_step)
         try:
             _introduce(experiment, mesh, state, workdir, reporter)
             record.write(reporter, start)
             observe = _Observer(experiment, mesh, workdir, reporter)
+            shapes = collections.Counter()
             for step in range(start + 1, spec.steps + 1):
                 batch = reporter.fetch(batches)
                 if step == 1:
                     _show_first(batch, experiment.data.text, reporter)
+                if experiment.data.aspect_step:
+                    shapes[batch["image"].shape[1:3]] += 1
                 batch = parallel.to_global({k: batch[k] for k in task.batch_keys}, mesh)
                 state, metrics = train_step(state, batch)
                 reporter.add(step, metrics)
@@ -139,6 +144,7 @@ def _train(
                     reporter.check()  # never save what has diverged
                     with reporter.progress.paused():
                         checkpoints.save(state, batches, config)
+                    _log_shapes(shapes)
                 if stop:
                     checkpoints.wait()
                     raise preemption.reason(step)
@@ -149,6 +155,13 @@ def _train(
         checkpoints.wait()
         logging.info("checkpoints: %s; TensorBoard: --logdir %s", checkpoints.folder, workdir)
     return state
+
+
+def _log_shapes(shapes: collections.Counter[tuple[int, int]]) -> None:
+    """Logs how many batches of each shape came since the program started, if there are several."""
+    if shapes:
+        said = (f"{w} x {h}: {count}" for (h, w), count in sorted(shapes.items()))
+        logging.info("batches by shape of their images: %s", ", ".join(said))
 
 
 @contextlib.contextmanager

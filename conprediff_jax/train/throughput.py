@@ -10,7 +10,7 @@ include starting, compiling, waiting for data, and pauses for samples, evaluatio
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,42 +28,57 @@ WAITING = 0.2
 
 
 class MeasuredStep:
-    """A train step that is compiled once, knows its FLOPs, and can be traced.
+    """A train step that is compiled ahead, knows its FLOPs, and can be traced.
 
-    It is called like the train step itself. The first call compiles.
+    It is called like the train step itself. The first call compiles, once for each shape of images.
 
     Args:
         train_step: The jitted train step.
         first_step: Number of steps that were done before the program started.
         trace: 'START:STOP', the steps to trace, both included; empty for none.
         workdir: The folder for traces, where TensorBoard finds them beside the events.
+        shapes: Heights and widths of the images of batches, if there are several.
     """
 
     def __init__(
-        self, train_step: Callable[..., Any], first_step: int, trace: str = "", workdir: str = ""
+        self,
+        train_step: Callable[..., Any],
+        first_step: int,
+        trace: str = "",
+        workdir: str = "",
+        shapes: Sequence[tuple[int, int]] = (),
     ):
-        self._jitted, self._compiled = train_step, None
+        self._jitted, self._compiled, self._shapes = train_step, {}, shapes
         self._step, self._workdir = first_step, workdir
         self._start, self._stop = trace_window(trace) if trace else (0, 0)
         self._tracing = False
 
     def __call__(self, state: Any, batch: Any) -> Any:
         """Does the next step."""
-        if self._compiled is None:
-            logging.info("%s", COMPILING)
-            began = time.monotonic()
-            self._compiled = self._jitted.lower(state, batch).compile()
-            logging.info("compiled in %s", clock(time.monotonic() - began))
+        if not self._compiled:
+            self._compile(state, batch)
         self._step += 1
         if self._start <= self._step <= self._stop and not self._tracing:
             jax.profiler.start_trace(self._workdir)
             self._tracing = True
         with jax.profiler.StepTraceAnnotation("train", step_num=self._step):
-            result = self._compiled(state, batch)
+            result = self._compiled[_form(batch)](state, batch)
         if self._tracing and self._step == self._stop:
             jax.block_until_ready(result)
             self.close()
         return result
+
+    def _compile(self, state: Any, batch: Any) -> None:
+        """Compiles a program for the batch, and for batches with images of the other shapes."""
+        if len(self._shapes) > 1:
+            said = ", ".join(f"{width} x {height}" for height, width in self._shapes)
+            logging.info("one program for each shape of images: %s", said)
+        logging.info("%s", COMPILING)
+        began = time.monotonic()
+        for each in (batch, *(_with_shape(batch, shape) for shape in self._shapes)):
+            if _form(each) not in self._compiled:
+                self._compiled[_form(each)] = self._jitted.lower(state, each).compile()
+        logging.info("compiled in %s", clock(time.monotonic() - began))
 
     def close(self) -> None:
         """Ends a trace that is still running, and writes it."""
@@ -76,11 +91,28 @@ class MeasuredStep:
             )  # fmt: skip
 
     def peak_share(self) -> float | None:
-        """Equation (1) at one step a second; None if the device's peak is not known, as on CPUs."""
+        """Equation (1) at one step a second; None if the device's peak is not known, as on CPUs.
+
+        Where images have several shapes, it is that of the first batch.
+        """
         peak = peak_flops(jax.devices()[0].device_kind)
-        if peak is None or self._compiled is None:
+        if peak is None or not self._compiled:
             return None
-        return program_cost(Module(self._compiled.as_text())).flops / peak
+        program = next(iter(self._compiled.values()))
+        return program_cost(Module(program.as_text())).flops / peak
+
+
+def _form(batch: Any) -> tuple[tuple[int, ...], ...]:
+    """The shapes of a batch's arrays."""
+    return tuple(leaf.shape for leaf in jax.tree.leaves(batch))
+
+
+def _with_shape(batch: dict[str, Any], shape: tuple[int, int]) -> dict[str, Any]:
+    """A batch as abstract as compiling needs, with images of another height and width."""
+    image = batch["image"]
+    whole = (len(image), *shape, image.shape[-1])
+    other = jax.ShapeDtypeStruct(whole, image.dtype, sharding=image.sharding)
+    return {**batch, "image": other}
 
 
 class Clock:
