@@ -229,7 +229,7 @@ def cut(
         fitted = [_from_image(*each) for each in zip(pictures, holes, placements, strict=True)]
     else:
         photos = holes_lib.cut(pictures, masks, polarity=polarity, seed=seed)
-        fitted = [_from_photo(photo, fit, size) for photo in photos]
+        fitted = [from_photo(photo, fit, size) for photo in photos]
     return fitted
 
 
@@ -248,8 +248,17 @@ def _from_image(picture: Picture, hole: Hole, placement: Placement) -> Fitted:
     return Fitted(Hole(picture.name, picture.image, mask, picture.label), hole, placement)
 
 
-def _from_photo(photo: Hole, fit: str, size: Size) -> Fitted:
-    """A photo whose mask was read at the size of the photo."""
+def from_photo(photo: Hole, fit: str, size: Size) -> Fitted:
+    """Fits a photo, whose hole was marked at the size of the photo, to a model.
+
+    Args:
+        photo: The photo and its hole.
+        fit: One of `FITS`.
+        size: Height and width of the images that the model takes.
+
+    Raises:
+        UserError: No part of the hole is left in the image.
+    """
     found = np.argwhere(~photo.mask)
     centre = tuple((found.min(axis=0) + found.max(axis=0) + 1) / 2) if len(found) else None
     placement = place(fit, photo.mask.shape, size, centre)

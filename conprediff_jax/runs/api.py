@@ -14,7 +14,7 @@ is compiled once for each shape and setting.
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -23,6 +23,7 @@ import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 
 from conprediff_jax import parallel
+from conprediff_jax.common import random
 from conprediff_jax.common.errors import FieldError
 from conprediff_jax.common.fields import as_kind
 from conprediff_jax.common.images import height_and_width
@@ -32,7 +33,14 @@ from conprediff_jax.runs import restore
 from conprediff_jax.runs.classes import Label, Numbers, numbers_of
 from conprediff_jax.sampling import inpainting
 from conprediff_jax.sampling.autoguidance import guided_by
-from conprediff_jax.sampling.generate import Generate, generate_batches, make_generate
+from conprediff_jax.sampling.drawing import Report, Stage
+from conprediff_jax.sampling.generate import (
+    Generate,
+    conditions_of,
+    generate_batches,
+    make_generate,
+    make_stages,
+)
 from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.spec import SamplingSpec
 
@@ -43,6 +51,11 @@ Points = Shaped[np.ndarray, "count rows columns *channels"]
 class Model:
     """A trained denoiser with its first stage, for inference.
 
+    Args:
+        trained: The model with its parameters.
+        mesh: The devices.
+        report: A function that is told how far a batch is; see `make_generate`. None for nobody.
+
     Attributes:
         trained: All of the following together.
         diffusion: The diffusion model: first stage, process, denoiser and defaults of sampling.
@@ -51,12 +64,15 @@ class Model:
         step: Number of training steps.
     """
 
-    def __init__(self, trained: TrainedModel, mesh: jax.sharding.Mesh):
+    def __init__(
+        self, trained: TrainedModel, mesh: jax.sharding.Mesh, report: Report | None = None
+    ):
         self.trained = trained
         self.diffusion, self.params, self.frozen, self.step, *_ = trained
-        self._mesh = mesh
-        self._generate = functools.cache(self._make_generate)
-        self._fill = functools.cache(self._make_fill)
+        self._mesh, self._report = mesh, report
+        self._generate = functools.lru_cache(_PROGRAMS)(self._make_generate)
+        self._stages = functools.lru_cache(_PROGRAMS)(self._make_stages)
+        self._fill = functools.lru_cache(_PROGRAMS)(self._make_fill)
         self._encode = jax.jit(self.diffusion.first_stage.encode)
         self._decode = jax.jit(self.diffusion.first_stage.decode)
 
@@ -124,6 +140,38 @@ class Model:
         )
         return np.concatenate(list(batches))
 
+    def stages(
+        self,
+        count: int = 16,
+        seed: int = 0,
+        label: Label | Sequence[Label] | None = None,
+        *,
+        index: int = 0,
+        prompts: str | Sequence[str] | None = None,
+        **sampling: Any,
+    ) -> Iterator[Stage]:
+        """Draws one image, and yields it on its way from noise: as it is, and as it is predicted.
+
+        Args:
+            count: Number of stages after the noise; there are fewer where the network is called
+                less often.
+            seed: As for `sample`.
+            label: As for `sample`.
+            index: Index of the image: the last stage has image `index` of `sample`.
+            prompts: As for `sample`.
+            **sampling: As for `sample`.
+
+        Raises:
+            UserError: As for `sample`.
+        """
+        count, index = as_kind("count", count, _COUNTS), as_kind("index", index, _INDICES)
+        indices = np.array([index])
+        given = conditions_of(
+            indices, self.num_classes, self._numbers_of(label), self._tokens(prompts)
+        )
+        stages = self._stages(self.diffusion.sampling_with(**sampling), count)
+        return stages(self.params, self.frozen, random.as_seed(seed), indices, *given)
+
     def inpaint(
         self,
         images: UInt8[Any, "count height width channels"],
@@ -160,18 +208,60 @@ class Model:
         """
         images = _checked(images, self.diffusion.channels)
         masks = _checked_masks(masks, images.shape[:3])
-        label = self._numbers_of(label)
-        self.diffusion.check_prompts([prompt] if prompt != "" else [], name="prompt")
         if "num" in sampling:
             raise FieldError("num", "does not fit: every image is filled once")
-        spec = inpainting.sampling_for(self.diffusion, **sampling)
+        pairs = zip(images, masks, strict=True)
+        holes = [Hole(f"image {i}", *pair) for i, pair in enumerate(pairs)]
+        return self._filled(holes, 1, seed, label, prompt, batch_size, sampling)
+
+    def fillings(
+        self,
+        hole: Hole,
+        num: int,
+        seed: int = 0,
+        label: Label | Sequence[Label] | None = None,
+        *,
+        prompt: str = "",
+        batch_size: int | None = None,
+        **sampling: Any,
+    ) -> Images:
+        """Fills one hole several times; the first filling is that of `inpaint`.
+
+        Args:
+            hole: An image of a size that the model takes, and its mask.
+            num: Number of fillings.
+            seed: As for `inpaint`.
+            label: As for `inpaint`; fillings take several in turn.
+            prompt: As for `inpaint`.
+            batch_size: Fillings per batch; by default all, up to 64.
+            **sampling: As for `inpaint`.
+
+        Raises:
+            UserError: As for `inpaint`.
+        """
+        num = as_kind("num", num, _COUNTS)
+        return self._filled([hole], num, seed, label, prompt, batch_size, sampling)
+
+    def _filled(
+        self,
+        holes: Sequence[Hole],
+        samples: int,
+        seed: int,
+        label: Label | Sequence[Label] | None,
+        prompt: str,
+        batch_size: int | None,
+        sampling: dict[str, Any],
+    ) -> Images:
+        """The fillings of all holes, one after the other."""
+        label = self._numbers_of(label)
+        self.diffusion.check_prompts([prompt] if prompt != "" else [], name="prompt")
         filled = inpainting.fill_holes(
-            self._fill(spec),
+            self._fill(inpainting.sampling_for(self.diffusion, **sampling)),
             self.trained,
-            [Hole(f"image {i}", *pair) for i, pair in enumerate(zip(images, masks, strict=True))],
+            holes,
             seed=seed,
-            samples=1,
-            batch_size=_batch_size(batch_size, len(images)),
+            samples=samples,
+            batch_size=_batch_size(batch_size, len(holes) * samples),
             label=label,
             prompt=prompt,
         )
@@ -230,13 +320,18 @@ class Model:
 
     def _make_generate(self, spec: SamplingSpec, size: tuple[int, int] | None) -> Generate:
         model = self.diffusion.of_size(*size) if size else self.diffusion
-        return make_generate(model, spec, self._mesh)
+        return make_generate(model, spec, self._mesh, self._report)
+
+    def _make_stages(self, spec: SamplingSpec, count: int) -> Callable[..., Iterator[Stage]]:
+        return make_stages(self.diffusion, spec, self._mesh, count)
 
     def _make_fill(self, spec: SamplingSpec) -> inpainting.Fill:
-        return inpainting.make_fill(self.diffusion, spec, self._mesh)
+        return inpainting.make_fill(self.diffusion, spec, self._mesh, self._report)
 
 
 _COUNTS = range(1, 2**31)
+_INDICES = range(2**31 - 1)
+_PROGRAMS = 16  # settings of sampling whose programs are kept, of those that were used last
 
 
 def _batch_size(given: Any, num: int) -> int:

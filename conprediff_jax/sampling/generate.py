@@ -4,18 +4,21 @@ An image is a function of the parameters, the seed and its index. It does not de
 size or the number of devices. No function here takes parameters of the context decoder.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, ArrayLike, Int32, Key, UInt8
+from jaxtyping import Array, ArrayLike, Int, Int32, Key, Shaped, UInt8
 
 from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.common.fields import as_kind
-from conprediff_jax.sampling.drawing import Begun, Drawing, Report, divided
+from conprediff_jax.diffusion.tokens import TokenProcess
+from conprediff_jax.sampling.drawing import Begun, Drawing, Report, Stage, divided
 from conprediff_jax.sampling.model import DiffusionModel
 from conprediff_jax.sampling.spec import SamplingSpec
 
@@ -54,6 +57,50 @@ def make_generate(
         report: A function that is told how many calls of the network are done, and of how many;
             see `Drawing.in_parts`. None draws by one program, without reports.
     """
+    drawing = _drawing(model, spec, mesh)
+    return drawing.in_parts(report) if report else drawing.whole()
+
+
+def make_stages(
+    model: DiffusionModel, spec: SamplingSpec, mesh: Mesh, count: int
+) -> Callable[..., Iterator[Stage]]:
+    """As `make_generate`, but yields a batch stage by stage, from noise to images.
+
+    Args:
+        model: The model.
+        spec: The settings of sampling.
+        mesh: The devices.
+        count: Number of stages after the first; see `Drawing.in_stages`.
+    """
+    visible = functools.partial(visible_points, model)
+    return _drawing(model, spec, mesh).in_stages(count, visible)
+
+
+def visible_points(
+    model: DiffusionModel, frozen: Any, points: Shaped[Array, "batch rows columns *channels"]
+) -> UInt8[Array, "batch height width image_channels"]:
+    """Images of points or tokens on their way from noise to images.
+
+    Masked tokens are grey. Vectors whose root mean square exceeds 1 are scaled down to 1, since
+    some processes let points grow with their noise.
+
+    Args:
+        model: The model.
+        frozen: See `DiffusionModel`.
+        points: The points or tokens.
+    """
+    if not isinstance(model.process, TokenProcess):
+        size = jnp.sqrt(jnp.mean(jnp.square(points), axis=(1, 2, 3), keepdims=True))
+        return model.first_stage.decode(frozen, points / jnp.maximum(size, 1))
+    masked = points == model.process.mask_token
+    images = model.first_stage.decode(frozen, jnp.where(masked, 0, points))
+    side = model.first_stage.downsampling
+    hidden = masked.repeat(side, axis=1).repeat(side, axis=2)
+    return jnp.where(hidden[..., None], jnp.uint8(128), images)
+
+
+def _drawing(model: DiffusionModel, spec: SamplingSpec, mesh: Mesh) -> Drawing:
+    """How images are drawn, before it is decided in which pieces."""
     sampler, guidance = spec.make(model.process), spec.make_guidance()
 
     def begin(params, frozen, seed, indices, labels=None, texts=None):
@@ -72,8 +119,7 @@ def make_generate(
     def end(frozen, begun, points):
         return model.first_stage.decode(frozen, points)
 
-    drawing = Drawing(begin=begin, walk=walk, end=end, mesh=mesh)
-    return drawing.in_parts(report) if report else drawing.whole()
+    return Drawing(begin=begin, walk=walk, end=end, mesh=mesh)
 
 
 def generate_batches(
@@ -114,13 +160,22 @@ def generate_batches(
     as_kind("first", first, range(2**31 - num))
     for start in range(first, first + num, batch_size):
         indices = np.arange(start, start + batch_size)
-        labels = None
-        if num_classes:
-            classes = np.arange(num_classes) if label is None else np.atleast_1d(label)
-            labels = classes[indices % len(classes)]
-        captions = None if texts is None else texts[indices % len(texts)]
-        drawn = generate(params, frozen, seed, indices, labels, captions)
-        yield np.asarray(drawn)[: first + num - start]
+        given = conditions_of(indices, num_classes, label, texts)
+        yield np.asarray(generate(params, frozen, seed, indices, *given))[: first + num - start]
+
+
+def conditions_of(
+    indices: Int[np.ndarray, "batch"],
+    num_classes: int | None,
+    label: int | Sequence[int] | None,
+    texts: Int32[np.ndarray, "texts length"] | None,
+) -> tuple[Int[np.ndarray, "batch"] | None, Int32[np.ndarray, "batch length"] | None]:
+    """The class and the caption of every image, by its index; `generate_batches` has the rest."""
+    labels = None
+    if num_classes:
+        classes = np.arange(num_classes) if label is None else np.atleast_1d(label)
+        labels = classes[indices % len(classes)]
+    return labels, None if texts is None else texts[indices % len(texts)]
 
 
 def make_preview(

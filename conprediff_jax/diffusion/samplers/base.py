@@ -81,13 +81,17 @@ class Walk(NamedTuple):
         start: What is carried from step to step, before the first one.
         rows: A tree of arrays with one row for every step.
         step: A function `(carried, row) -> carried` that calls the network once.
-        finish: A function from what the last step returns to the sample.
+        finish: A function from what the last step returns to the sample. After an earlier step, it
+            returns the points or tokens as they are by then.
+        estimate: A function from what a step returns to the clean points that the network has
+            predicted in it; None for samplers without such an estimate.
     """
 
     start: Any
     rows: Any
     step: Callable[[Any, Any], Any]
     finish: Callable[[Any], Array]
+    estimate: Callable[[Any], Array] | None = None
 
     def whole(self) -> Array:
         """Goes all the way. Call it under `jit`; the network is then compiled once."""
@@ -386,10 +390,12 @@ class Sampler(abc.ABC):
             x_s = sum(scale * term for scale, term in terms if scale is not None)  # eq. (1)
             return x_s, x_0, epsilon if c.previous_epsilon is not None else None
 
-        def finish(carried):
-            return carried[0] if known is None else known.into(carried[0])
+        def given(x):
+            return x if known is None else known.into(x)
 
         rows = (jnp.arange(calls), self.call_times.astype(self.process.time_dtype), table)
         zero = jnp.zeros_like(x_T)
         start = (x_T, zero, zero if table.previous_epsilon is not None else None)
-        return Walk(start, rows, step, finish)
+        return Walk(
+            start, rows, step, lambda carried: given(carried[0]), lambda carried: given(carried[1])
+        )

@@ -1,0 +1,98 @@
+"""What a run has written to its workdir so far: numbers and sample grids."""
+
+import io
+import json
+import math
+import re
+import time
+from typing import NamedTuple
+
+import numpy as np
+from etils import epath
+from PIL import Image
+
+from conprediff_jax.common import hub
+from conprediff_jax.common.progress import clock
+from conprediff_jax.train.logs import METRICS
+
+_MOST = 400  # points of a curve
+
+Row = dict[str, int | float | None]
+
+
+class Point(NamedTuple):
+    """A point of a curve: the step, the name of the curve, and its value."""
+
+    step: int
+    curve: str
+    value: float
+
+
+class RunLog(NamedTuple):
+    """The log of a run.
+
+    Attributes:
+        rows: The lines of metrics.jsonl, in order.
+        grids: The sample grids by step, in order.
+    """
+
+    rows: list[Row]
+    grids: dict[int, epath.Path]
+
+    @property
+    def groups(self) -> list[str]:
+        """The beginnings of the names of numbers: 'loss' of 'loss' and 'loss/context'."""
+        names = (name.partition("/")[0] for row in self.rows for name in row)
+        found = sorted(set(names) - {"step", "time"})
+        return sorted(found, key=lambda name: name != "loss")
+
+    def curves(self, group: str) -> list[Point]:
+        """The numbers of a group, with at most 400 steps of each, the last one among them."""
+        chosen = [row for row in self.rows if any(_is_of(name, group) for name in row)]
+        stride = math.ceil(len(chosen) / _MOST) or 1
+        return [
+            Point(row["step"], name, value)
+            for row in chosen[::-1][::stride][::-1]
+            for name, value in row.items()
+            if _is_of(name, group) and value is not None
+        ]
+
+    def said(self) -> str:
+        """Where the run is, in words."""
+        if not self.rows:
+            return "This run has written no numbers yet."
+        step, ago = self.rows[-1]["step"], clock(max(0, time.time() - self.rows[-1]["time"]))
+        speeds = [speed for row in self.rows if (speed := row.get("speed/steps_per_second"))]
+        speed = f", {speeds[-1]:.2f} steps a second" if speeds else ""
+        return f"**Step {step:,}**{speed}, last written {ago} ago"
+
+
+def _is_of(name: str, group: str) -> bool:
+    return name == group or name.startswith(f"{group}/")
+
+
+def read(workdir: str) -> RunLog:
+    """Reads the log of a run, which may be writing it."""
+    folder = epath.Path(hub.results_folder(workdir))
+    numbers = folder / METRICS
+    lines = numbers.read_text().splitlines() if numbers.exists() else []
+    rows = [row for line in lines if (row := _row(line))]
+    found = {}
+    for file in (folder / "samples").glob("step_*.png"):
+        if match := re.fullmatch(r"step_(\d+)\.png", file.name):
+            found[int(match[1])] = file
+    return RunLog(rows, dict(sorted(found.items())))
+
+
+def _row(line: str) -> Row | None:
+    """A line of numbers; None for one that the run has not finished."""
+    try:
+        row = json.loads(line)
+        return row if isinstance(row["step"], int) and isinstance(row["time"], float) else None
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def read_grid(file: epath.Path) -> np.ndarray:
+    """The pixels of a sample grid."""
+    return np.asarray(Image.open(io.BytesIO(file.read_bytes())))
