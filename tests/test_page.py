@@ -26,7 +26,7 @@ from conprediff_jax.train.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent
 NEEDED = ("chromium", "chromedriver")
-WAIT = 20  # seconds, on a busy machine
+WAIT = 120  # seconds, on a busy machine
 
 reached = set()  # the hosts that this process has connected to
 
