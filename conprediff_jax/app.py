@@ -43,7 +43,7 @@ from absl import logging
 
 from conprediff_jax import parallel
 from conprediff_jax.cli import app, trouble
-from conprediff_jax.common import opening
+from conprediff_jax.common import extras, opening
 from conprediff_jax.common.errors import FieldError
 
 _LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -52,7 +52,7 @@ _LOCAL = ("127.0.0.1", "localhost", "::1")
 def main(argv: list[str]) -> None:
     """Reads the flags, opens the models, and serves the page until Ctrl-C."""
     del argv
-    app.need("gradio", "app")
+    extras.need("gradio", "app")
     _check_free(_HOST.value, _PORT.value)
     with tempfile.TemporaryDirectory(prefix="conprediff_jax_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # for uploads and what is downloaded
