@@ -102,6 +102,7 @@ def _train(
     abstract = abstract_state(task, optimizer, mesh, spec.power_averages, spec.divide_update)
     checkpoints = Checkpoints(workdir, keep=spec.keep, keep_every=spec.keep_every)
     preemption = Preemption(checkpoints.goes_on)
+    _open(experiment, mesh, workdir)
     with preemption, _naming_last_good(checkpoints, workdir), checkpoints:
         state = checkpoints.restore(abstract, batches, config)
         if state is None:
@@ -126,7 +127,7 @@ def _train(
         )
         reporter.measure(train_step)
         try:
-            _introduce(experiment, mesh, state, workdir, reporter)
+            _introduce(experiment, state, workdir, reporter)
             record.write(reporter, start)
             observe = _Observer(experiment, mesh, workdir, reporter)
             shapes = collections.Counter()
@@ -272,16 +273,8 @@ def _open_batches(experiment: Experiment, mesh: Mesh) -> Batches:
     return Batches(iterator, (index, count))
 
 
-def _introduce(
-    experiment: Experiment, mesh: Mesh, state: TrainState, workdir: str, reporter: Reporter
-) -> None:
+def _open(experiment: Experiment, mesh: Mesh, workdir: str) -> None:
     """Logs what is trained, on which data and devices, and into which workdir."""
-    from clu import parameter_overview
-
-    table = parameter_overview.get_parameter_overview(state.params, include_stats="sharding")
-    reporter.text("parameters", table)
-    if jax.process_index() == 0:
-        write_text(epath.Path(workdir) / "parameters.txt", table + "\n")
     (height, width, _), source = experiment.data.image_shape, data.open_data(experiment.data)
     known, named = experiment.task.num_classes, source.class_names or ()
     if known and len(named) > known:
@@ -295,6 +288,16 @@ def _introduce(
         workdir,
         on=f"{opening.devices()}{f' ({axes})' if axes else ''}",
     )
+
+
+def _introduce(experiment: Experiment, state: TrainState, workdir: str, reporter: Reporter) -> None:
+    """Logs the networks, and lists their parameters in a file."""
+    from clu import parameter_overview
+
+    table = parameter_overview.get_parameter_overview(state.params, include_stats="sharding")
+    reporter.text("parameters", table)
+    if jax.process_index() == 0:
+        write_text(epath.Path(workdir) / "parameters.txt", table + "\n")
     for name, module in state.params.items():
         count = sum(leaf.size for leaf in jax.tree.leaves(module))
         logging.info("%s: %s parameters, listed in parameters.txt", name, f"{count:,}")
