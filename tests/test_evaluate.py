@@ -158,7 +158,7 @@ def test_samples_are_held_against_a_statistics_file_only_with_its_network(tmp_pa
     ("text", "said"),
     [
         ("", "is empty"),
-        ("guidnce=1,2", "did you mean 'guidance'"),
+        ("guidnce=1,2", "has 'guidnce=1,2': did you mean 'guidance'"),
         ("steps=1.5", "has 'steps=1.5': give whole numbers after the key"),
         ("guidance", "has 'guidance': give numbers after the key"),
         ("steps=1 steps=2", "has the key 'steps' twice"),

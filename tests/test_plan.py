@@ -276,20 +276,23 @@ def test_peaks_of_gpus_are_those_of_the_card(name, peak):
 
 
 def test_memory_of_arguments_is_that_of_their_shards():
-    experiment = make_experiment(tiny.get_config())
-
-    def given(**axes):
+    def given(*, divide_update=False, **axes):
+        config = tiny.get_config()
+        config.train.divide_update = divide_update
+        experiment = make_experiment(config)
         mesh = parallel.make_mesh(parallel.MeshSpec(**axes), jax.devices()[:8])
         batch = programs.abstract_batch(experiment, mesh)
         return memory_lib.arguments(programs.train_state(experiment, mesh), batch)
 
     whole, divided = given(), given(fsdp=8)
-    parameters = jax.tree.leaves(jax.eval_shape(experiment.task.init)[0])
+    parameters = jax.tree.leaves(jax.eval_shape(make_experiment(tiny.get_config()).task.init)[0])
     assert whole.parameters == 4 * sum(leaf.size for leaf in parameters)
     assert 2 * whole.parameters <= whole.optimizer <= 2 * whole.parameters + 16
     assert whole.batch == 8 * 8 * 3  # one image
     assert divided.parameters < 0.4 * whole.parameters  # small arrays stay whole
     assert divided.batch == whole.batch
+    held = given(divide_update=True)  # a device holds as much of the state as with fsdp
+    assert held.parameters == divided.parameters and held.optimizer == divided.optimizer
 
 
 def test_memory_is_read_from_the_compilers_error():
