@@ -1,4 +1,4 @@
-# make demo    install, train ConPreDiff on OpenMoji, sample: 10 minutes on two CPU cores
+# make demo    install, train ConPreDiff on OpenMoji, sample: 10 to 20 minutes on two CPU cores
 # make test    install what the tests need and run them all
 # make docs    build the documentation as pages for a browser
 # make clean   remove the environment and what the demo and the pages wrote
