@@ -190,11 +190,11 @@ def test_the_api_fills_holes(folder):
 
 def test_the_api_compiles_once_for_a_shape(folder):
     opened = conprediff_jax.load(str(folder))
-    generate = opened._generate(opened.diffusion.sampling)
+    generate = opened._generate(opened.diffusion.sampling, None)
     for seed in range(2):
         opened.sample(2, seed=seed, label=0)
         opened.sample(2, seed=seed, label=1)
-    assert opened._generate(opened.diffusion.sampling) is generate
+    assert opened._generate(opened.diffusion.sampling, None) is generate
     assert generate._cache_size() == 1
 
 

@@ -8,6 +8,7 @@ GOOGLE_APPLICATION_CREDENTIALS; `aws configure` or AWS_ACCESS_KEY_ID and AWS_SEC
 import contextlib
 import dataclasses
 import fcntl
+import importlib.util
 import json
 import logging
 import os
@@ -22,8 +23,10 @@ from conprediff_jax.common.errors import UserError, first_line
 from conprediff_jax.common.progress import ProgressLine
 
 # etils opens addresses by TensorFlow where it is installed, unless this says otherwise: TensorFlow
-# knows neither s3:// nor the credentials of fsspec. etils looks at it when it opens the first one.
-os.environ.setdefault("EPATH_USE_TF", "false")
+# does not know the credentials of gcsfs. etils looks at it when it opens the first address. Without
+# gcsfs it stays with TensorFlow, by which TFDS looks for data sets that are prepared already.
+if importlib.util.find_spec("gcsfs"):
+    os.environ.setdefault("EPATH_USE_TF", "false")
 
 _COPIED = "copied.json"  # the marks of the files that a folder of copies holds
 _THREADS = 8  # files that are copied at the same time
