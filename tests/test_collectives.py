@@ -97,6 +97,9 @@ def test_replica_groups_in_every_notation(text, groups):
 # --- the train step -------------------------------------------------------------------------------
 
 
+KINDS = ("all-gather", "all-reduce")
+
+
 def parameter_bytes(config):
     params = jax.eval_shape(make_experiment(config).task.init)[0]
     return 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -114,11 +117,23 @@ def compiled_step(devices, config=None, **axes):
 
 def test_data_parallel_chips_exchange_gradients_only():
     """As many bytes on two chips as on eight: those of the parameters, and a few scalars."""
-    gradients = parameter_bytes(tiny.get_config())
+    config = tiny.get_config()
+    config.train.divide_update = False
+    gradients = parameter_bytes(config)
     for devices in (2, 8):
-        _, found = compiled_step(jax.devices()[:devices])
+        _, found = compiled_step(jax.devices()[:devices], config)
         assert {(c.kind, c.axes) for c in found} == {("all-reduce", ("data",))}
         assert gradients <= sum(c.payload for c in found) <= gradients + 1024
+
+
+def test_a_divided_update_gathers_parameters_once():
+    """The CPU's compiler sums gradients whole where a TPU's scatters them."""
+    parameters = parameter_bytes(tiny.get_config())
+    _, found = compiled_step(jax.devices()[:8])
+    sent = {kind: sum(c.payload for c in found if c.kind == kind) for kind in KINDS}
+    assert {(c.kind, c.axes) for c in found} == {(kind, ("data",)) for kind in KINDS}
+    assert sent["all-gather"] <= parameters  # small arrays are not divided
+    assert parameters <= sent["all-reduce"] <= parameters + 4096
 
 
 def test_fsdp_moves_parameters_but_no_activations(monkeypatch):
@@ -133,7 +148,7 @@ def test_fsdp_moves_parameters_but_no_activations(monkeypatch):
         kind: sum(c.traffic for c in found if c.kind == kind) for kind in {c.kind for c in found}
     }
     once = 7 / 8 * parameter_bytes(tiny.get_config())
-    assert kinds.keys() == {"all-gather", "all-reduce"}
+    assert kinds.keys() == set(KINDS)
     assert kinds["all-gather"] <= 2 * once and kinds["all-reduce"] <= 2 * once + 4096
     assert program_cost(module).flops < program_cost(data).flops
 

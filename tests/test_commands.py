@@ -249,12 +249,16 @@ def test_requirements_pin_every_dependency():
 
 def test_without_tensorflow_a_model_is_trained_on_a_folder_and_sampled(images, tmp_path):
     """Only data sets of TFDS and events of TensorBoard need it."""
-    blocked = (
-        "import runpy, sys; sys.modules |= dict.fromkeys(['tensorflow', 'tensorflow_datasets'])"
-    )
+    blocked = """
+import runpy
+from importlib.machinery import PathFinder
+find = PathFinder.find_spec
+hidden = ("tensorflow", "tensorflow_datasets")
+PathFinder.find_spec = lambda name, *rest: None if name in hidden else find(name, *rest)
+"""
 
     def run_without(module, *arguments):
-        code = f"{blocked}; runpy.run_module('conprediff_jax.{module}', run_name='__main__')"
+        code = f"{blocked}runpy.run_module('conprediff_jax.{module}', run_name='__main__')"
         return subprocess.run(
             [sys.executable, "-c", code, *map(str, arguments)],
             cwd=ROOT, env=environment(), capture_output=True, text=True,
@@ -272,7 +276,8 @@ def test_without_tensorflow_a_model_is_trained_on_a_folder_and_sampled(images, t
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "grid.png").exists()
-    refused = run_without("main", *arguments, "--config.data.name=openmoji/people")
+    arguments = train_arguments("openmoji/people", tmp_path / "other")
+    refused = run_without("main", *arguments)
     assert refused.returncode == 2
     wanted = 'tensorflow_datasets, which is not installed: pip install -e ".[tfds]"'
     assert refused.stderr.splitlines()[-1] == f"error: this needs {wanted}"
