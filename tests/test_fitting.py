@@ -44,7 +44,7 @@ def photo_with_a_hole(fit, rows, columns):
     mask = np.ones((120, 180), bool)
     mask[rows, columns] = False
     image[~mask] = (255, 0, 0)
-    return fitting._from_photo(Hole("a", image, mask), fit, (32, 32))
+    return fitting.from_photo(Hole("a", image, mask), fit, (32, 32))
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "resize"])
@@ -73,7 +73,7 @@ def test_a_crop_follows_the_hole_as_far_as_the_photo_goes():
     with pytest.raises(UserError, match="image a: nothing of its hole is left"):
         two = np.ones((10, 90), bool)
         two[0, 0] = two[0, 89] = False
-        fitting._from_photo(Hole("a", np.zeros((10, 90, 3), np.uint8), two), "crop", (8, 8))
+        fitting.from_photo(Hole("a", np.zeros((10, 90, 3), np.uint8), two), "crop", (8, 8))
 
 
 def test_masks_of_both_kinds_are_cut_for_photo_and_image(tmp_path):
