@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import re
+import struct
 import textwrap
 import unicodedata
 import warnings
@@ -235,15 +236,37 @@ def upright(image: Image.Image) -> Image.Image:
     orientation.
     """
     try:
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        orientation = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Pillow raises errors of any type, and the image itself is not affected
-        turn = None
+        orientation = None
+    if orientation is None:
+        orientation = _orientation(image.info.get("exif", b""))
+    turn = _TURNS.get(orientation)
     if turn is None:
         return image
     turned = image.transpose(turn)
     for tag in _TAGS:
         turned.info.pop(tag, None)
     return turned
+
+
+def _orientation(exif: bytes) -> int | None:
+    """The orientation in a block of EXIF, whose other tags may be broken; None if there is none.
+
+    Pillow below 13 stops at the first tag that it cannot read.
+    """
+    block = exif.removeprefix(b"Exif\0\0")
+    order = {b"II": "<", b"MM": ">"}.get(block[:2])
+    try:
+        (start,) = struct.unpack_from(f"{order}I", block, 4)
+        (count,) = struct.unpack_from(f"{order}H", block, start)
+        for place in range(start + 2, start + 2 + 12 * count, 12):
+            tag, kind, values, value = struct.unpack_from(f"{order}HHIH", block, place)
+            if (tag, kind, values) == (ExifTags.Base.Orientation, 3, 1):
+                return value
+    except struct.error:  # the block is cut short, or no block
+        pass
+    return None
 
 
 def _scale_transparent(image: Image.Image, depth: int) -> None:
