@@ -5,6 +5,7 @@ import json
 import fsspec
 import numpy as np
 import pytest
+from etils.epath import gpath
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry, known_implementations
 from PIL import Image
@@ -34,6 +35,8 @@ class Bucket(MemoryFileSystem):
 
 @pytest.fixture(autouse=True)
 def bucket(monkeypatch):
+    monkeypatch.setenv("EPATH_USE_TF", "false")  # as where gcsfs is installed
+    gpath._is_tf_installed.cache_clear()
     monkeypatch.setattr(Bucket, "store", {})
     monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
     for name in Bucket.protocol:
@@ -41,7 +44,8 @@ def bucket(monkeypatch):
     Bucket.clear_instance_cache()
     files = fsspec.filesystem("gs")
     files.mkdir("bucket")
-    return files
+    yield files
+    gpath._is_tf_installed.cache_clear()
 
 
 def prepared(folder, seed):
