@@ -314,7 +314,7 @@ def _check_sweep(points: Sequence[sweep_flag.Point], mesh: Mesh) -> None:
         raise UserError("--sweep: goes with --workdir, whose model it draws from")
     extras.need("matplotlib", "plan")
     for key in points[0]:
-        if flags.FLAGS[key].present if key in flags.FLAGS else False:
+        if key in flags.FLAGS and flags.FLAGS[key].present:
             raise UserError(f"--{key}: --sweep has values for it, so leave one of the two out")
     for point in points:
         settings, step, _ = _of_model(point)

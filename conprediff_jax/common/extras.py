@@ -21,6 +21,17 @@ def need(module: str, extra: str) -> None:
         raise UserError(f'this needs {module}, which is not installed: pip install -e ".[{extra}]"')
 
 
+def pyplot() -> types.ModuleType:
+    """Matplotlib's pyplot, which draws to files alone.
+
+    Raises:
+        UserError: Matplotlib is not installed.
+    """
+    need("matplotlib", "plan")
+    importlib.import_module("matplotlib").use("Agg")
+    return importlib.import_module("matplotlib.pyplot")
+
+
 def tensorflow_datasets() -> types.ModuleType:
     """TFDS, which is imported where it is used, since this takes seconds.
 

@@ -13,6 +13,7 @@ from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
+from conprediff_jax.common import extras
 from conprediff_jax.common.files import write_text
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.metrics import report
@@ -102,11 +103,7 @@ def _png(pixels: UInt8[np.ndarray, "height width 3"]) -> bytes:
 
 def _curves(sides: Sequence[Evaluated]) -> bytes:
     """A PNG of the losses of all runs by step; empty where no run has them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = extras.pyplot()
     logs = [(side.name, side.log()) for side in sides]
     names = [name for name in CURVES if any(name in line for _, lines in logs for line in lines)]
     if not names:

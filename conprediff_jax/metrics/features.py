@@ -71,16 +71,21 @@ class Features:
     count: int
 
 
+def _labels(network: str) -> dict[str, str]:
+    """The names of the metrics on the features of a network that is not Inception."""
+    short = {"frechet": "FD", "kernel": "KD", "precision": "precision", "recall": "recall"}
+    return {metric: f"{label}-{network}" for metric, label in short.items()}
+
+
 def random_extractor() -> Extractor:
     """The VGG-16 with fixed random weights, which needs no file."""
     name = "random-VGG16"
-    labels = {"frechet": "FD", "kernel": "KD", "precision": "precision", "recall": "recall"}
     return Extractor(
         name=name,
         fingerprint=f"random-vgg16-{random_vgg16.KEY}",
         apply=lambda params, x: {"pool": random_vgg16.RandomVGG16().apply({"params": params}, x)},
         params=random_vgg16.params(),
-        labels={metric: f"{label}-{name}" for metric, label in labels.items()},
+        labels=_labels(name),
     )
 
 
@@ -133,8 +138,7 @@ def dinov2_extractor(folder: str | os.PathLike, cache: str | os.PathLike) -> Ext
         UserError: A file is missing, damaged, or of another network.
     """
     model, params = dinov2.load(folder, cache)
-    weights = sorted(pathlib.Path(hub.local(folder)).glob("*model.*"))[0]
-    labels = {"frechet": "FD", "kernel": "KD", "precision": "precision", "recall": "recall"}
+    weights = dinov2.weights_of(pathlib.Path(hub.local(folder)))
 
     def apply(params: Any, images: Any) -> dict[str, Any]:
         return {"pool": model.apply({"params": params}, dinov2.resized(images))}
@@ -144,7 +148,7 @@ def dinov2_extractor(folder: str | os.PathLike, cache: str | os.PathLike) -> Ext
         fingerprint=f"dinov2-{file_fingerprint(weights)}",
         apply=apply,
         params=params,
-        labels={metric: f"{label}-DINOv2" for metric, label in labels.items()},
+        labels=_labels("DINOv2"),
     )
 
 

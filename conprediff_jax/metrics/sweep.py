@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from conprediff_jax.common import extras
 from conprediff_jax.common.files import write_atomically
 from conprediff_jax.metrics.bootstrap import Figure
 
@@ -21,11 +22,7 @@ def plot(path: pathlib.Path, found: Found, title: str) -> None:
         found: For every evaluation, the settings that were varied and the figures by metric.
         title: The heading.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = extras.pyplot()
     keys = [key for key in found[0][0] if len({point[key] for point, _ in found}) > 1]
     axis, *others = keys or list(found[0][0])
     names = list(dict.fromkeys(name for _, figures in found for name in figures))

@@ -12,6 +12,7 @@ from math import prod
 from absl import logging
 from ml_collections import ConfigDict
 
+from conprediff_jax.common import extras
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.planning.plans import Plan, make_plan
 from conprediff_jax.planning.topology import Topology
@@ -76,11 +77,7 @@ def best(plans: Iterable[Plan]) -> Plan | None:
 
 def plot(plans: Sequence[Plan], path: pathlib.Path) -> None:
     """Plots images a second and memory over the examples a chip, with a line for each setting."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = extras.pyplot()
     figure, (speed, memory) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
     settings = itertools.groupby(plans, key=lambda plan: (plan.mesh, plan.remat))
     for (mesh, recompute), group in settings:

@@ -166,12 +166,17 @@ def load(folder: str | os.PathLike, cache: str | os.PathLike) -> tuple[DINOv2, A
         model = make_model(json.loads((folder / "config.json").read_text()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: no DINOv2 with a readable config.json: {error}") from error
-    file = folder / "model.safetensors"
-    state_dict = cached.read(file if file.exists() else folder / "pytorch_model.bin", cache)
+    state_dict = cached.read(weights_of(folder), cache)
     try:
         return model, params_from_transformers(state_dict, model)
     except ValueError as error:
         raise UserError(f"{folder}: {error}") from error
+
+
+def weights_of(folder: pathlib.Path) -> pathlib.Path:
+    """The file of weights in a checkpoint's folder."""
+    file = folder / "model.safetensors"
+    return file if file.exists() else folder / "pytorch_model.bin"
 
 
 def make_model(config: dict) -> DINOv2:
