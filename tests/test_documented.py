@@ -43,13 +43,16 @@ MODULES = [
 COMMANDS = [file for file in MODULES if "app.run(main" in file.read_text()]
 LAUNCHERS = ["launch/local.py", "launch/gke.py", "launch/slurm.sh", "launch/tpu_vm.sh"]
 
+MEASURES = "it measures a machine, and is run by hand"
+NO_WEIGHTS = "it needs published weights; test_lpips runs the network on random ones"
+
 # Imports what all commands need once, and then starts each in a process of its own.
 START = """
 import json, os, pathlib, runpy, sys
 import conprediff_jax.runs.restore, conprediff_jax.train.loop
 
-def start(file):
-    sys.argv = [str(file), "--help"]
+def start(file, arguments):
+    sys.argv = [str(file), *arguments]
     module = ".".join(file.relative_to(root).with_suffix("").parts)
     try:
         if module.startswith("conprediff_jax"):
@@ -61,35 +64,44 @@ def start(file):
         return end.code or 0
 
 assert len(os.listdir("/proc/self/task")) == 1  # no threads that a child would lack
-root, out, *files = map(pathlib.Path, sys.argv[1:])
-codes = {}
-for file in files:
+root, out = map(pathlib.Path, sys.argv[1:])
+codes = []
+for name, *arguments in json.load(sys.stdin):
+    said = out / str(len(codes))
     child = os.fork()
     if not child:
-        said = (out / file.name).open("w")
-        os.dup2(said.fileno(), 1)
-        os.dup2(said.fileno(), 2)
-        code = start(file)
+        file = said.open("w")
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        code = start(root / name, arguments)
         sys.stdout.flush()
         os._exit(code)
-    codes[str(file.relative_to(root))] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 print(json.dumps(codes))
 """
+
+
+def said_by(out, commands):
+    """What commands of the repository say, [file, *arguments] each; they must succeed."""
+    result = subprocess.run(
+        [sys.executable, "-c", START, str(ROOT), str(out)],
+        cwd=ROOT, input=json.dumps(commands), capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    said = [(out / str(index)).read_text() for index in range(len(commands))]
+    codes = json.loads(result.stdout)
+    wrong = [said for said in zip(commands, said, codes, strict=True) if said[-1]]
+    assert not wrong, wrong[0]
+    return said
 
 
 @pytest.fixture(scope="module")
 def helps(tmp_path_factory):
     """What every command and launcher says when it is asked for help, by its file."""
+    names = [str(file.relative_to(ROOT)) for file in COMMANDS]
     out = tmp_path_factory.mktemp("helps")
-    result = subprocess.run(
-        [sys.executable, "-c", START, str(ROOT), str(out), *map(str, COMMANDS)],
-        cwd=ROOT, capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    codes = json.loads(result.stdout)
-    said = {name: (out / pathlib.Path(name).name).read_text() for name in codes}
-    assert not [f"{name}: {said[name][-500:]}" for name, code in codes.items() if code]
+    said = dict(zip(names, said_by(out, [[name, "--help"] for name in names]), strict=True))
     for name in LAUNCHERS:
         interpreter = "bash" if name.endswith(".sh") else sys.executable
         shown = subprocess.run([interpreter, name, "--help"], cwd=ROOT, capture_output=True)
@@ -176,6 +188,59 @@ def test_documented_commands_exist_with_their_flags(helps):
         wrong += [f"{place}: {command} --{flag}" for flag in flags if not is_known(flag, known)]
     assert not wrong
     assert set(LAUNCHERS) < seen and {file for file in helps if "conprediff" in file} <= seen
+
+
+# Documented commands, or flags of them, that no test gives to the command, and why.
+NOT_RUN = {
+    "benchmarks/context_cost.py": MEASURES,
+    "benchmarks/diffusers_step.py": MEASURES,
+    "benchmarks/plan_table.py": MEASURES,
+    "benchmarks/step_overhead.py": MEASURES,
+    "benchmarks/ablation.py --figure": "test_ablation calls what draws",
+    "conprediff_jax/convert.py --average": "test_power_averages calls what reconstructs them",
+    "conprediff_jax/evaluate_inpainting.py --lpips_trunk": NO_WEIGHTS,
+    "conprediff_jax/evaluate_inpainting.py --lpips_heads": NO_WEIGHTS,
+}
+
+
+def test_documented_commands_are_run_by_a_test_or_say_why_not():
+    tests = "\n".join(file.read_text() for file in (ROOT / "tests").glob("*.py"))
+    for exception in NOT_RUN:
+        tests = tests.replace(exception, "")
+    found = set()
+    for _, command, flags in command_lines():
+        if command is None or command in NOT_RUN:
+            found.add(command)
+            continue
+        assert pathlib.Path(command).stem in tests, command
+        for flag in flags:
+            name = re.escape(flag.removeprefix("no"))
+            given = rf"--(no)?{name}\b|[\"']{name}[\"']|\b{name}="
+            if not flag.startswith("config.") and not re.search(given, tests):
+                found.add(f"{command} --{flag}")
+    assert found - {None} == set(NOT_RUN)
+
+
+STARTED = [
+    ["conprediff_jax/main.py", "--list"],
+    ["conprediff_jax/main.py", "--config=configs/openmoji.py", "--print_config"],
+    ["conprediff_jax/prepare.py", "--show=IMAGES", "--out=OUT"],
+]
+
+
+def test_commands_that_show_something_show_it(tmp_path):
+    """Those that no other test starts."""
+    places = {
+        "--show=IMAGES": f"--show={tiny.write_images(tmp_path / 'images')}",
+        "--out=OUT": f"--out={tmp_path / 'page'}",
+    }
+    commands = [[places.get(word, word) for word in command] for command in STARTED]
+    configs, keys, shown = said_by(tmp_path, commands)
+    for file in (ROOT / "configs").rglob("*.py"):
+        assert str(file.relative_to(ROOT)) in configs
+    assert "channel_mult = (1, 2)" in keys and "Chebyshev" in keys
+    assert str(tmp_path / "page") in shown
+    assert "24" in next((tmp_path / "page").glob("*.html")).read_text()
 
 
 def test_help_offers_what_the_libraries_have():

@@ -3,6 +3,7 @@
 import os
 import pathlib
 
+import disk
 import hub_server
 import numpy as np
 import pytest
@@ -155,6 +156,18 @@ def test_what_is_missing_refused_or_damaged_is_one_line(server, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(hub.HubError, match="cannot be reached"):
         hub.local("hf://someone/model")
+
+
+def test_a_full_disk_leaves_nothing_half_downloaded(server):
+    server.add("someone/large", {"model.safetensors": os.urandom(100_000)})
+    with (
+        disk.little_room(),
+        pytest.raises(hub.HubError, match="hf://someone/large: cannot write"),
+    ):
+        hub.local("hf://someone/large")
+    found = pathlib.Path(hub.local("hf://someone/large"))
+    assert files_in(found) == {"model.safetensors"}
+    assert (found / "model.safetensors").stat().st_size == 100_000
 
 
 def test_a_folder_is_uploaded_in_one_commit_and_compared(server, monkeypatch, tmp_path):
