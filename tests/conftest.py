@@ -2,14 +2,13 @@
 
 import gc
 import os
-import pathlib
+
+import quick
 
 # Before JAX starts: the suite never wants an accelerator, and sharding tests want several devices.
 os.environ["JAX_PLATFORMS"] = "cpu"
-# Code without optimisation compiles four times faster, and the suite mostly compiles.
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_backend_optimization_level=0 --xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = " ".join(
+    [os.environ.get("XLA_FLAGS", ""), quick.FLAGS, "--xla_force_host_platform_device_count=8"]
 )
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -19,8 +18,7 @@ import psutil
 import pytest
 
 MEMORY = 4 * 2**30  # bytes that a test process holds between two files
-CACHE = pathlib.Path(__file__).parent.parent / ".jax_cache"
-jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_compilation_cache_dir", str(quick.CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 # Every annotated shape of the package is checked in every call.

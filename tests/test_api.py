@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
-from test_commands import environment
+from quick import environment
 
 from conprediff_jax.common import random
 from conprediff_jax.common.errors import FieldError

@@ -2,7 +2,6 @@
 
 import configparser
 import json
-import pathlib
 import subprocess
 import sys
 import time
@@ -13,11 +12,11 @@ import tiny
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from PIL import Image
+from quick import ROOT, environment
 
 from conprediff_jax.common.lock import LockedError, locked
 from conprediff_jax.metrics.image_sets import read_samples
 
-ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = ROOT / "tests" / "tiny.py"
 
 
@@ -29,18 +28,6 @@ def get_config():
 
 def command(module, *arguments):
     return [sys.executable, "-m", f"conprediff_jax.{module}", *map(str, arguments)]
-
-
-def environment():
-    import os
-
-    # One device, as on a laptop, and the suite's compilation cache.
-    return os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
 
 
 def run(module, *arguments):

@@ -1,7 +1,6 @@
 """Tests of our own formats, the exported program, the Python API, and training from a model."""
 
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
+from quick import environment
 from safetensors import safe_open
 
 import conprediff_jax
@@ -196,15 +196,6 @@ def test_the_api_compiles_once_for_a_shape(folder):
         opened.sample(2, seed=seed, label=1)
     assert opened._generate(opened.diffusion.sampling, None) is generate
     assert generate._cache_size() == 1
-
-
-def environment():
-    return os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
 
 
 def python(*arguments, cwd=ROOT):

@@ -1,7 +1,6 @@
 """Tests of commands that open an exported folder in the place of a workdir."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
+from quick import environment
 
 from conprediff_jax.interop import formats
 
@@ -18,13 +18,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(module, *arguments):
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     line = [sys.executable, "-m", f"conprediff_jax.{module}", *map(str, arguments)]
-    result = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    result = subprocess.run(line, cwd=ROOT, env=environment(), capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return result
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tiny
 from ml_collections import ConfigDict
+from quick import environment
 
 from conprediff_jax.cli import choices
 from conprediff_jax.cli import help as command_help
@@ -345,15 +346,9 @@ def test_chaos_compares_runs(tmp_path):
         f"--set=data.name={images}", "--config.train.steps=2", "--config.train.sample_every=0",
         "--kills=0", "--processes=1",
     ]  # fmt: skip
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     result = subprocess.run(
         [sys.executable, "benchmarks/chaos.py", *arguments],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout == "0 kills, 1 runs of 1 processes: the same end, bit for bit\n"

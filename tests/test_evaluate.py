@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -18,6 +17,7 @@ import pytest
 import tiny
 from disk import little_room
 from PIL import Image
+from quick import environment
 
 from conprediff_jax import data, parallel
 from conprediff_jax.cli import sweep_flag
@@ -32,15 +32,10 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def evaluate(*arguments):
-    environment = os.environ | {
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     return subprocess.run(
         [sys.executable, "-m", "conprediff_jax.evaluate", *map(str, arguments)],
         cwd=ROOT,
-        env=environment,
+        env=environment(XLA_FLAGS=""),
         capture_output=True,
         text=True,
     )

@@ -1,6 +1,5 @@
 """Tests of whole models on the Hub: by the Python API, by configs, and by the commands."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import jax
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard, constants
+from quick import environment
 
 import conprediff_jax
 from conprediff_jax.common import hub
@@ -51,16 +51,15 @@ def test_a_pipeline_on_the_hub_is_read_and_named_by_its_address(server, tmp_path
 def test_a_model_is_pushed_by_the_command_and_opened_by_its_address(server, tmp_path):
     model = tiny.pretrained(tiny.pixels())
     formats.write(model, "inference", str(tmp_path / "model"))
-    environment = os.environ | {
+    variables = {
         "HF_ENDPOINT": constants.ENDPOINT,
         "HF_HUB_DISABLE_XET": "1",
         "HF_HOME": str(tmp_path / "home"),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
     }
     arguments = ["export", f"--workdir={tmp_path / 'model'}", "--to=inference", "--license=mit"]
     done = subprocess.run(
         [sys.executable, "-m", "conprediff_jax.convert", *arguments, "--push=hf://me/model"],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
+        cwd=ROOT, env=environment(**variables), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"uploaded as {constants.ENDPOINT}/me/model/commit/" in done.stderr

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ import pytest
 import tiny
 from einops import rearrange
 from PIL import Image
+from quick import environment
 
 from conprediff_jax import parallel
 from conprediff_jax.common.errors import UserError
@@ -313,13 +313,9 @@ def test_the_process_decides_on_the_sampler(model):
 
 
 def command(module, *arguments):
-    environment = os.environ | {
-        "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     line = [sys.executable, "-m", f"conprediff_jax.{module}", *map(str, arguments)]
-    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
+    settings = {"env": environment(XLA_FLAGS=""), "cwd": ROOT}
+    return subprocess.run(line, **settings, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="module")

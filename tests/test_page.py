@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tiny
 from PIL import Image
-from test_commands import environment
+from quick import environment
 
 from conprediff_jax.common import images
 from conprediff_jax.data.holes import Hole

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from test_commands import ROOT, environment
+from quick import ROOT, environment
 from test_precompute import CONFIG, OPTIONS
 
 from conprediff_jax import config as config_lib

@@ -1,6 +1,5 @@
 """Tests of a denoiser and a process from outside the package, in every command."""
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tiny
+from quick import environment
 
 from conprediff_jax.common import keys
 from conprediff_jax.common.registry import Registry
@@ -119,7 +119,7 @@ def command(folder: pathlib.Path, *arguments: str) -> str:
         [sys.executable, "-m", *arguments],
         capture_output=True,
         text=True,
-        env=os.environ | {"PYTHONPATH": path, "XLA_FLAGS": ""},
+        env=environment(PYTHONPATH=path),
     )
     assert done.returncode == 0, done.stderr
     return done.stderr

@@ -1,10 +1,11 @@
 """The notebook of the docs, run cell by cell with a few steps in the place of many."""
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
+
+from quick import environment
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -14,17 +15,13 @@ def test_the_tutorial_runs_and_was_stored_with_its_pictures(tmp_path):
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     assert str(cells).count("image/png") == 4
     (tmp_path / "tutorial.py").write_text("\n\n".join(code))
-    environment = {
+    variables = {
         "TUTORIAL_STEPS": "2",
         "MPLBACKEND": "Agg",
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     done = subprocess.run(
         [sys.executable, tmp_path / "tutorial.py"],
-        cwd=tmp_path, env=os.environ | environment, capture_output=True, text=True,
+        cwd=tmp_path, env=environment(**variables), capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "step 2: loss" in done.stdout
