@@ -9,11 +9,13 @@ import sys
 import numpy as np
 import pytest
 import tiny
+from quick import environment
 from scipy import stats
 from study import compare, figure, grid, report, workers
 from study.grid import BASELINE, Setting
 
 from conprediff_jax.common.errors import ConfigError, UserError
+from conprediff_jax.common.trees import flatten
 from conprediff_jax.parallel.processes import RESTART_CODE, Preempted
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -29,21 +31,39 @@ def make_runs(out, seeds=(0, 1), num=8, **settings):
     )
 
 
-def test_settings_differ_in_context_prediction_only():
+def test_settings_differ_in_one_term_only():
     config = tiny.get_config()
-    found = Setting(context={"strides": (3,)}, weight=0.5, warmup=0.5).overrides(config)
-    assert found == {
-        "context.strides": (3,), "context.weight": 0.25, "context.warmup_steps": 3,
+
+    def changed(setting):
+        varied = config.copy_and_resolve_references()
+        setting.apply(varied)
+        before, after = flatten(config.to_dict()), flatten(varied.to_dict())
+        return {
+            key: value for key, value in after.items() if key not in before or before[key] != value
+        }
+
+    assert changed(Setting()) == {}
+    setting = Setting(values={"strides": (3,)}, weight=0.5) + Setting(weight=0.5, warmup=0.5)
+    assert changed(setting) == {
+        "context.strides": [3], "context.weight": 0.125, "context.warmup_steps": 3,
     }  # fmt: skip
-    assert Setting().overrides(config) == {}
+    rival = Setting("own_point", {"weight": 0.5}, weight=0.5) + Setting(values={"tap": "middle"})
+    assert changed(rival).items() >= {
+        "context.weight": 0.0, "terms.rival.kind": "own_point", "terms.rival.tap": "middle",
+        "terms.rival.weight": 0.25,
+    }.items()  # fmt: skip
+    with pytest.raises(ValueError, match="own_point and dispersion are two terms"):
+        rival + Setting("dispersion")
+    with pytest.raises(ValueError, match="tap is middle and output: give one"):
+        rival + Setting(values={"tap": "output"})
 
 
 def test_invalid_settings_are_refused_before_training(tmp_path):
     with pytest.raises(ConfigError, match="transport is 'emd'"):
-        make_runs(tmp_path / "a", emd=Setting(context={"transport": "emd"}))
+        make_runs(tmp_path / "a", emd=Setting(values={"transport": "emd"}))
     assert not (tmp_path / "a").exists()
     make_runs(tmp_path / "b")
-    make_runs(tmp_path / "b", seeds=(0, 1, 2), exact=Setting(context={"transport": "exact"}))
+    make_runs(tmp_path / "b", seeds=(0, 1, 2), exact=Setting(values={"transport": "exact"}))
     with pytest.raises(UserError, match=r"was made with measured\.num=8, not 9"):
         make_runs(tmp_path / "b", num=9)
 
@@ -194,23 +214,23 @@ def test_pairs_share_a_seed_and_their_intervals_are_scipys(study):
 
 
 def test_a_report_is_rebuilt_from_what_is_there(study):
-    text = report.write(study, [BASELINE, "exact", "default", "never run"])
+    text = report.write(study)
     assert text + "\n" == (study / "report.md").read_text()
-    assert "| metric" in text and "never run" not in text
+    assert "| metric" in text
     assert "The intervals of a single seed are over its samples" in text
     found = json.loads((study / "report.json").read_text())
     assert len(found["runs"]) == 8 and len(found["comparisons"]["default"]["FD"]["pairs"]) == 3
     for name in ("report.png", "held_out.png"):
         assert (study / name).stat().st_size > 1000
     with pytest.raises(FileNotFoundError, match="no run has been measured"):
-        report.write(study / "nothing", [BASELINE])
+        report.write(study / "nothing")
 
 
 def test_a_report_needs_no_more_than_the_results(study):
     whole = compare.compare(compare.load(study), "default")["held-out loss"]
     for file in study.glob("*/*/*/held_out.npy"):
         file.unlink()
-    report.write(study, [BASELINE, "exact", "default"])
+    report.write(study)
     results = compare.load(study)
     assert compare.compare(results, "default")["held-out loss"].difference == whole.difference
     # A single pair gives no interval.
@@ -249,15 +269,9 @@ def test_pairs_of_different_size_at_inference_are_refused(study):
 
 
 def ablation(*arguments):
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
-        "PYTHONPATH": str(ROOT),
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     return subprocess.run(
         [sys.executable, "benchmarks/ablation.py", *map(str, arguments)],
-        cwd=ROOT, env=environment, capture_output=True, text=True,
+        cwd=ROOT, env=environment(), capture_output=True, text=True,
     )  # fmt: skip
 
 
