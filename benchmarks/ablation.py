@@ -6,9 +6,13 @@
 
 The study trains every setting with every seed as `conprediff_jax.main` does. Runs of one seed share
 their initial parameters, the order of the data and the noise, and sample with the same network:
-settings vary only the config's `context` section. The study then measures each run
-(`study/measure.py`) and prints paired differences as Markdown: a setting minus the baseline of the
-same seed.
+settings vary only context prediction, or have another term of the loss in its place. The study then
+measures each run (`study/measure.py`) and prints paired differences as Markdown: a setting minus
+the baseline of the same seed.
+
+A setting can be put together with `+`, from the names that --help lists and the names of the
+model's taps: `own_point+block_2+stop_half` is own-point prediction from block 2, which stops at
+half of the run.
 
 You can set any key of the config for all runs, as `--config.train.batch_size=16`. `--data` names
 other data: a TFDS name, a prepared TFDS directory, or a folder of images with subfolders `train`
@@ -45,19 +49,19 @@ SETTINGS = {
     BASELINE: Setting(weight=0.0),
     "default": Setting(),
     # Strides.
-    "stride_1": Setting(context={"strides": (1,)}),
-    "stride_2": Setting(context={"strides": (2,)}),
-    "stride_3": Setting(context={"strides": (3,)}),
-    "strides_123": Setting(context={"strides": (1, 2, 3)}),
+    "stride_1": Setting(values={"strides": (1,)}),
+    "stride_2": Setting(values={"strides": (2,)}),
+    "stride_3": Setting(values={"strides": (3,)}),
+    "strides_123": Setting(values={"strides": (1, 2, 3)}),
     # Transports.
-    "sinkhorn": Setting(context={"transport": "sinkhorn"}),
-    "exact": Setting(context={"transport": "exact"}),
-    "divergence": Setting(context={"transport": "sinkhorn_divergence"}),
-    "gaussian": Setting(context={"transport": "gaussian"}),
+    "sinkhorn": Setting(values={"transport": "sinkhorn"}),
+    "exact": Setting(values={"transport": "exact"}),
+    "divergence": Setting(values={"transport": "sinkhorn_divergence"}),
+    "gaussian": Setting(values={"transport": "gaussian"}),
     # The decoder, and what it reads.
-    "direct": Setting(context={"decoder": "direct"}),
-    "features": Setting(context={"source": "features"}),
-    "prediction": Setting(context={"source": "prediction"}),
+    "direct": Setting(values={"decoder": "direct"}),
+    "features": Setting(values={"source": "features"}),
+    "prediction": Setting(values={"source": "prediction"}),
     # Weights relative to the config's, how they rise over the run, and how they vary over time t.
     "weight_tenth": Setting(weight=0.1),
     "weight_third": Setting(weight=1 / 3),
@@ -66,18 +70,43 @@ SETTINGS = {
     "no_warmup": Setting(warmup=0.0),
     "warmup_half": Setting(warmup=0.5),
     "warmup_whole": Setting(warmup=1.0),
-    "constant": Setting(context={"time_weighting": "constant"}),
-    "signal": Setting(context={"time_weighting": "signal"}),
-    "snr": Setting(context={"time_weighting": "snr"}),
+    "constant": Setting(values={"time_weighting": "constant"}),
+    "signal": Setting(values={"time_weighting": "signal"}),
+    "snr": Setting(values={"time_weighting": "snr"}),
     # Samples of a neighbourhood.
-    "q_4": Setting(context={"samples": 4}),
-    "q_16": Setting(context={"samples": 16}),
-    "q_32": Setting(context={"samples": 32}),
+    "q_4": Setting(values={"samples": 4}),
+    "q_16": Setting(values={"samples": 16}),
+    "q_32": Setting(values={"samples": 32}),
+    # The head.
+    "deep": Setting(values={"depth": 4}),
+    "wide": Setting(values={"hidden": 512}),
+    "window": Setting(values={"kernel": 3}),
+    # The distance and its targets.
+    "smooth_l1": Setting(values={"cost": "smooth_l1"}),
+    "difference": Setting(values={"target": "difference"}),
+    "normalised": Setting(values={"target": "normalised"}),
+    "draws_3": Setting(values={"draws": 3}),
+    "masked_border": Setting(values={"border": "masked"}),
+    # When the term acts.
+    "stop_half": Setting(values={"stop_step": 0.5}),
+    "fall_off": Setting(values={"stop_step": 0.0, "fall_off": 1.0}),
+    "noise": Setting(values={"time_weighting": "noise"}),
+    "bell": Setting(values={"time_weighting": "bell"}),
+    "cosine": Setting(values={"cosine_every": 50}),
+    # Rivals in the place of context prediction. Weights are such that the weighted losses are
+    # about as large as that of context prediction in the demo's configs.
+    "own_point": Setting("own_point", {"weight": 0.09, "cost": "squared"}),
+    "layer_alignment": Setting("layer_alignment", {"weight": 0.1}),
+    "dispersion": Setting("dispersion", {"weight": 0.1}),
+    "masked_input": Setting("masked_input", {"weight": 0.5}),
 }
 
 _CONFIG = config_flag.define("configs/openmoji.py")
 _SETTINGS = flags.DEFINE_list(
-    "settings", [BASELINE, "default"], f"Settings: {', '.join(SETTINGS)}."
+    "settings",
+    [BASELINE, "default"],
+    f"Settings: {', '.join(SETTINGS)}; also taps of the model, such as block_2. Any of these can "
+    "be joined by +.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; every setting has a run for each.")
 _STEPS = flags.DEFINE_integer("steps", None, "Training steps; by default those of the config.")
@@ -90,6 +119,9 @@ _REFERENCE = flags.DEFINE_integer(
 )  # fmt: skip
 _SPLIT = flags.DEFINE_string("split", "test", "Split of the held-out images.")
 _TIMES = flags.DEFINE_integer("times", 20, "Times of continuous held-out losses.", lower_bound=3)
+_CURVE = flags.DEFINE_integer(
+    "curve", 0, "Also measure this many checkpoints before the last, evenly spaced.", lower_bound=0
+)
 _BOOTSTRAP = flags.DEFINE_integer(
     "bootstrap", 100, "Replicates of the bootstrap; 0 for no intervals.", lower_bound=0
 )
@@ -120,7 +152,7 @@ def main(argv: list[str]) -> None:
         out,
         config,
         app.config_name().resolve(),
-        {name: SETTINGS[name] for name in _chosen()},
+        {name: _setting(name, config) for name in _chosen()},
         _integers(_SEEDS.value),
         measured=_measured(),
     )
@@ -144,9 +176,9 @@ def _config() -> ConfigDict:
         given["train.steps"] = _STEPS.value
     if _DATA.value is not None:
         given["data.name"] = _DATA.value
-    varied = [key for key in given if key in ("seed", "train.keep")]
+    varied = [key for key in given if key in ("seed", "train.keep", "train.keep_every")]
     if varied:
-        raise UserError(f"--config.{varied[0]}: the study sets it; give --seeds")
+        raise UserError(f"--config.{varied[0]}: the study sets it; give --seeds or --curve")
     config.update_from_flattened_dict(given)
     if not config.get("context", {}).get("weight"):
         raise UserError("--config: the config has no context prediction (config.context.weight)")
@@ -154,10 +186,30 @@ def _config() -> ConfigDict:
 
 
 def _chosen() -> list[str]:
-    unknown = [name for name in _SETTINGS.value if name not in SETTINGS]
-    if unknown or not _SETTINGS.value:
-        raise UserError(f"--settings={','.join(_SETTINGS.value)}: choose of {', '.join(SETTINGS)}")
+    if not _SETTINGS.value:
+        raise UserError(f"--settings is empty: choose of {', '.join(SETTINGS)}")
     return _SETTINGS.value
+
+
+def _setting(name: str, config: ConfigDict) -> Setting:
+    """The setting of a name, whose parts are joined by +."""
+    taps = make_experiment(config).task.model.denoiser.tap_names
+    found = Setting()
+    for part in name.split("+"):
+        if part in taps:
+            setting = Setting(values={"tap": part})
+        elif part in SETTINGS:
+            setting = SETTINGS[part]
+        else:
+            raise UserError(
+                f"--settings={name}: {part!r} is not known; choose of {', '.join(SETTINGS)}, or of "
+                f"the taps {', '.join(taps)}"
+            )
+        try:
+            found += setting
+        except ValueError as error:
+            raise UserError(f"--settings={name}: {error}") from error
+    return found
 
 
 def _integers(values: list[str]) -> list[int]:
@@ -168,8 +220,8 @@ def _integers(values: list[str]) -> list[int]:
 
 def _measured() -> dict[str, Any]:
     """The fields of `measure.Sizes`."""
-    capped = {} if _REFERENCE.value is None else {"reference": _REFERENCE.value}
-    return capped | {
+    given = {"reference": _REFERENCE.value, "curve": _CURVE.value}
+    return {name: value for name, value in given.items() if value} | {
         "num": _NUM.value,
         "held_out": _HELD_OUT.value,
         "times": _TIMES.value,
@@ -202,7 +254,7 @@ class _Measure:
 
 def _report(out: pathlib.Path) -> None:
     try:
-        text = report.write(out, list(SETTINGS))
+        text = report.write(out)
     except FileNotFoundError as error:
         raise UserError(f"--out={error}") from error
     print(text, flush=True)

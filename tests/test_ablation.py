@@ -226,6 +226,21 @@ def test_a_report_is_rebuilt_from_what_is_there(study):
         report.write(study / "nothing")
 
 
+def test_curves_say_when_the_baseline_is_reached(study):
+    curves = {0: [(2, 10.0), (4, 1.0)], 1: [(2, 100.0), (4, 100.0)], 2: [(2, 0.0), (4, 100.0)]}
+    for setting, last in ((BASELINE, 5.5), ("default", 100.0)):
+        for seed, curve in curves.items():
+            file = study / setting / f"seed_{seed}" / "result.json"
+            found = json.loads(file.read_text())
+            found["metrics"]["FD"]["value"] = last
+            found["curve"] = [{"step": step, "metrics": {"FD": value}} for step, value in curve]
+            file.write_text(json.dumps(found))
+    # The first crosses 5.5 halfway between steps 2 and 4 of 6, the second never does.
+    results = compare.load(study)
+    assert compare.reached(results, "default", "FD") == pytest.approx([3 / 6, np.inf, 2 / 6])
+    assert compare.reached(results, "exact", "FD") == []
+
+
 def test_a_report_needs_no_more_than_the_results(study):
     whole = compare.compare(compare.load(study), "default")["held-out loss"]
     for file in study.glob("*/*/*/held_out.npy"):

@@ -125,6 +125,39 @@ def compare(results: Sequence[Result], setting: str) -> dict[str, Comparison]:
     return found
 
 
+def reached(results: Sequence[Result], setting: str, metric: str) -> list[float]:
+    """When the runs of a setting reach the last value of their baseline, as shares of its steps.
+
+    Between two checkpoints, the metric counts as linear in the step.
+
+    Returns:
+        A share for every pair: 0.8 says that 80 % of the steps were enough, and infinity that the
+        run never gets there. Empty if no curve was measured.
+    """
+    found = []
+    for one, other in pairs(results, setting):
+        goal, last = other.metrics[metric].value, other.found["step"]
+        curve = [(point["step"], point["metrics"][metric]) for point in one.found.get("curve", [])]
+        if not curve:
+            return []
+        curve.append((one.found["step"], one.metrics[metric].value))
+        found.append(_crossing(curve, goal) / last)
+    return found
+
+
+def _crossing(curve: Sequence[tuple[int, float]], goal: float) -> float:
+    """The first step at which a falling curve reaches a value; infinity if it does not."""
+    before = None
+    for step, value in curve:
+        if value <= goal:
+            if before is None:
+                return float(step)
+            share = (before[1] - goal) / (before[1] - value)
+            return before[0] + share * (step - before[0])
+        before = step, value
+    return float("inf")
+
+
 def _compared(name: str, matched: Sequence[tuple[Result, Result]]) -> Comparison:
     figures = [(one.metrics[name], other.metrics[name]) for one, other in matched]
     values = np.array([[figure.value for figure in pair] for pair in figures])

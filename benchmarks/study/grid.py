@@ -24,27 +24,32 @@ from conprediff_jax.cli import headers
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_text
 from conprediff_jax.common.trees import flatten
+from conprediff_jax.config import term
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.train import needs
 from conprediff_jax.train.loop import train
 
 BASELINE = "baseline"
+CONTEXT = "context"
 MEASURED = "measured"
 _SPEED = re.compile(r"([\d.]+) steps/s")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True)
 class Setting:
-    """One way to train. Settings vary only context prediction, so that pairs differ in it alone.
+    """One way to train. Settings vary only one term of the loss, so that pairs differ in it alone.
 
     Attributes:
-        context: Keys of the config's `context` section and their values.
-        weight: Factor on the config's context weight; 0 for the plain diffusion model.
+        term: Kind of the term; the config's own context prediction, or a rival in its place.
+        values: Keys of the term's section and their values.
+        weight: Factor on the weight of the term, which is the config's context weight, or the
+            rival's own `weight` in `values`; 0 for the plain diffusion model.
         warmup: Share of the training steps over which the weight rises; None for the config's
             value.
     """
 
-    context: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    term: str = CONTEXT
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weight: float = 1.0
     warmup: float | None = None
 
@@ -52,14 +57,40 @@ class Setting:
         if self.weight < 0:
             raise ValueError(f"weight is {self.weight}: it must not be negative")
 
-    def overrides(self, config: ConfigDict) -> dict[str, Any]:
-        """The keys of the config that the setting changes, and their values."""
-        found = {f"context.{key}": value for key, value in self.context.items()}
-        if self.weight != 1:
-            found["context.weight"] = self.weight * config.context.weight
-        if self.warmup is not None:
-            found["context.warmup_steps"] = round(self.warmup * config.train.steps)
-        return found
+    def __add__(self, other: "Setting") -> "Setting":
+        """This setting with what another one changes; factors on the weight multiply.
+
+        Raises:
+            ValueError: Both have a rival of context prediction, or set the same key differently.
+        """
+        if CONTEXT not in (self.term, other.term):
+            raise ValueError(f"{self.term} and {other.term} are two terms: give one")
+        for key in self.values.keys() & other.values.keys():
+            if self.values[key] != other.values[key]:
+                raise ValueError(f"{key} is {self.values[key]} and {other.values[key]}: give one")
+        return Setting(
+            term=other.term if self.term == CONTEXT else self.term,
+            values={**self.values, **other.values},
+            weight=self.weight * other.weight,
+            warmup=self.warmup if other.warmup is None else other.warmup,
+        )
+
+    def apply(self, config: ConfigDict) -> None:
+        """Changes a config to train in this way."""
+        with config.unlocked():
+            values = dict(self.values)
+            warmup = config.context.warmup_steps
+            if self.warmup is not None:
+                warmup = round(self.warmup * config.train.steps)
+            if self.term == CONTEXT:
+                values |= {"weight": self.weight * config.context.weight, "warmup_steps": warmup}
+                if "tap" in values:  # context prediction reads one tap or several
+                    values["tap"] = (values["tap"],)
+                config.context.update_from_flattened_dict(values)
+                return
+            config.context.weight = 0.0
+            values |= {"weight": self.weight * values["weight"], "warmup_steps": warmup}
+            config.terms = ConfigDict({"rival": term(self.term, **values)})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -107,6 +138,11 @@ class Run:
         """Whether the last checkpoint exists."""
         return (self.folder / "checkpoints" / str(self.config.train.steps)).is_dir()
 
+    def milestones(self, count: int) -> list[int]:
+        """The steps of at most `count` checkpoints before the last, evenly spaced."""
+        every = milestone(self.config, count)
+        return list(range(every, self.config.train.steps, every)) if every else []
+
     def claim(self) -> None:
         """Marks the folder as this run's, or checks that it is.
 
@@ -145,6 +181,11 @@ class Run:
         return statistics.median(float(value) for value in said) if said else 0.0
 
 
+def milestone(config: ConfigDict, count: int) -> int:
+    """The steps between the checkpoints of a curve, see `measure.Sizes.curve`; 0 for none."""
+    return -(-config.train.steps // (count + 1)) if count else 0
+
+
 def make_runs(
     out: pathlib.Path,
     config: ConfigDict,
@@ -172,9 +213,11 @@ def make_runs(
     for seed in seeds:
         for name, setting in settings.items():
             # One checkpoint is enough to continue from, and a study has many runs.
-            own = {"train.keep": 1, "seed": seed, **setting.overrides(config)}
             candidate = config.copy_and_resolve_references()
+            kept = milestone(config, measured.get("curve", 0))
+            own = {"train.keep": 1, "train.keep_every": kept, "seed": seed}
             candidate.update_from_flattened_dict(own)
+            setting.apply(candidate)
             make_experiment(candidate)
             folder = out / name / f"seed_{seed}"
             run = Run(

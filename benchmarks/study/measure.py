@@ -7,6 +7,10 @@
                                                 held-out images, see `study.neighborhoods`; also
                                                 on the grid of the model's points, by block means
 
+Of data that are made (`data.made`), whose law is known, the samples are compared with the law
+instead: differences, correlations, and for Potts grids patterns and energies, see
+`study.known_structure`.
+
 All models draw from the same prior noise, and read the same held-out images with the same noise.
 The random directions, patches and bootstrap replicates are the same for all models too.
 """
@@ -20,17 +24,20 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
+from scipy import stats
 
 from conprediff_jax import data, parallel
 from conprediff_jax.common.files import write_atomically, write_text
 from conprediff_jax.common.fingerprint import fingerprint
+from conprediff_jax.data import made
 from conprediff_jax.diffusion.tokens import TokenProcess
 from conprediff_jax.metrics import denoising_loss, features, image_sets
-from conprediff_jax.metrics.bootstrap import Figure, mean_figure
+from conprediff_jax.metrics.bootstrap import LEVEL, Figure, mean_figure
 from conprediff_jax.metrics.suite import Suite
 from conprediff_jax.runs.restore import load
 from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.shards import generate_to, make_draw
+from study import known_structure
 from study.grid import Run
 from study.neighborhoods import NeighborhoodJudge, block_means
 
@@ -53,6 +60,8 @@ class Sizes:
         split: Split of the held-out images.
         reference: Largest number of training images that samples are compared with, the first ones;
             None for all.
+        curve: Number of checkpoints before the last one whose losses and local structure are
+            measured too.
     """
 
     num: int
@@ -62,6 +71,7 @@ class Sizes:
     batch_size: int
     split: str
     reference: int | None = None
+    curve: int = 0
 
 
 class Judge:
@@ -77,35 +87,32 @@ class Judge:
     def __init__(self, spec: data.DataSpec, sizes: Sizes, cell: int, cache: pathlib.Path):
         self._sizes, self._mesh = sizes, parallel.make_mesh(parallel.MeshSpec())
         self._held_out = spec.of_images(split=sizes.split)
-        extractor = features.random_extractor()
-        self._runner = features.Runner(extractor, self._mesh, sizes.batch_size)
-        self._suite = Suite(
-            metrics=("frechet", "kernel", "precision", "recall"), replicates=sizes.replicates
-        )
         self._train = _first(_images(spec), sizes.reference)
-        rows = self._suite.reference_rows()
-        self._known = features.extract(self._runner, self._train, cache, rows)
         real = _pixels(_images(self._held_out))
-        self._neighborhoods = _Neighborhoods(real, cell, sizes.replicates)
+        if made.is_made(spec.name):
+            self._of_samples = lambda samples, run: {}
+            self._structure = _KnownStructure(made.law_of(spec.name), _pixels(self._train))
+            self._like = real
+        else:
+            self._of_samples = _Features(self._train, sizes, self._mesh, cache)
+            self._structure = _Neighborhoods(real, cell, sizes.replicates)
+            self._like = _pixels(self._train)
 
     def real(self) -> dict[str, Figure]:
-        """Figures of as many training images as there are samples: the best that can be reached."""
-        return self._neighborhoods(_pixels(self._train)[: self._sizes.num])
+        """Figures of as many images of the data as there are samples: the best to be reached."""
+        return self._structure(self._like[: self._sizes.num])
 
     def __call__(self, run: Run) -> dict[str, Any]:
         """Measures a run and returns all figures as plain data; also writes its `held_out.npy`."""
         trained = load(str(run.folder), self._mesh)
         samples = self._samples(trained, run)
-        seen = features.extract(
-            self._runner, samples, run.measured_folder / "features", self._suite.sample_rows()
-        )
-        labels = self._runner.extractor.labels
-        figures = dict(self._suite.compute(seen, self._known, labels).figures)
+        figures = self._of_samples(samples, run)
         times = trained.model.process.evaluated_times(self._sizes.times)
         losses = self._losses(trained, times, run)
+        write_atomically(run.measured_folder / HELD_OUT, lambda file: np.save(file, losses))
         figures |= loss_figures(trained.model.process, losses, self._sizes.replicates)
-        logging.info("%s: neighbourhoods of %d images", run.title, samples.count)
-        figures |= self._neighborhoods(_pixels(samples))
+        figures |= self._structure(_pixels(samples))
+        curve = [self._before(run, step) for step in run.milestones(self._sizes.curve)]
         return {
             "setting": run.setting,
             "seed": run.seed,
@@ -116,13 +123,22 @@ class Judge:
             "times": times.tolist(),
             "shares": np.asarray(trained.model.process.share(times), np.float64).tolist(),
             "losses": losses.mean(axis=0).tolist(),
+            "curve": curve,
         }
+
+    def _before(self, run: Run, step: int) -> dict[str, Any]:
+        """The figures of an earlier checkpoint that need no features."""
+        trained = load(str(run.folder), self._mesh, step)
+        times = trained.model.process.evaluated_times(self._sizes.times)
+        figures = loss_figures(trained.model.process, self._losses(trained, times, run), 0)
+        figures |= self._structure(_pixels(self._samples(trained, run)))
+        return {"step": step, "metrics": {name: figure.value for name, figure in figures.items()}}
 
     def _samples(self, trained: TrainedModel, run: Run) -> image_sets.ImageSet:
         spec = trained.model.sampling_with(num=self._sizes.num)
         draw = make_draw(trained, spec, self._mesh, seed=0)
         files = generate_to(
-            run.measured_folder / "samples",
+            run.measured_folder / f"samples_{trained.step}",
             draw,
             num=self._sizes.num,
             batch_size=min(self._sizes.batch_size, self._sizes.num),
@@ -140,9 +156,56 @@ class Judge:
         losses = denoising_loss.make_losses(model, self._mesh, times)
         parts = denoising_loss.losses_of(losses, trained.params, trained.frozen, batches, num)
         rows = np.concatenate(list(parts))
-        logging.info("%s: held-out losses of %d images at %d times", run.title, num, len(times))
-        write_atomically(run.measured_folder / HELD_OUT, lambda file: np.save(file, rows))
+        logging.info(
+            "%s, step %d: held-out losses of %d images at %d times", run.title, trained.step, num,
+            len(times),
+        )  # fmt: skip
         return rows
+
+
+class _Features:
+    """Compares samples with the training images by the features of a random network."""
+
+    def __init__(self, train: image_sets.ImageSet, sizes: Sizes, mesh: Any, cache: pathlib.Path):
+        self._runner = features.Runner(features.random_extractor(), mesh, sizes.batch_size)
+        self._suite = Suite(
+            metrics=("frechet", "kernel", "precision", "recall"), replicates=sizes.replicates
+        )
+        rows = self._suite.reference_rows()
+        self._known = features.extract(self._runner, train, cache, rows)
+
+    def __call__(self, samples: image_sets.ImageSet, run: Run) -> dict[str, Figure]:
+        cache, rows = run.measured_folder / "features", self._suite.sample_rows()
+        seen = features.extract(self._runner, samples, cache, rows)
+        return dict(self._suite.compute(seen, self._known, self._runner.extractor.labels).figures)
+
+
+class _KnownStructure:
+    """How far the structure of images is from that of a law, with intervals over images.
+
+    Means of the law, such as the energy, become their absolute errors.
+    """
+
+    def __init__(self, law: made.Law, images: np.ndarray):
+        self._quantities = known_structure.quantities(law)
+        reference = known_structure.groups_of(images)
+        self._known = {
+            name: known_structure.summed(quantity, reference).mean
+            if quantity.known is None
+            else quantity.known
+            for name, quantity in self._quantities.items()
+        }
+
+    def __call__(self, images: np.ndarray) -> dict[str, Figure]:
+        groups, figures = known_structure.groups_of(images), {}
+        for name, quantity in self._quantities.items():
+            known = self._known[name]
+            of_law = quantity.read(known, known)
+            found = known_structure.summed(quantity, groups)
+            for title, (value, error) in known_structure.estimates(quantity, found, known).items():
+                off, reach = abs(value - of_law[title]), stats.norm.ppf((1 + LEVEL) / 2) * error
+                figures[title] = Figure(off, max(off - reach, 0.0), off + reach)
+        return figures
 
 
 class _Neighborhoods:

@@ -10,7 +10,16 @@ import numpy as np
 from conprediff_jax.common.files import write_text
 from conprediff_jax.metrics.bootstrap import Figure
 from conprediff_jax.planning.tables import markdown
-from study.compare import SPEED, Comparison, Result, compare, load, loss_by_time, pairs
+from study.compare import (
+    SPEED,
+    Comparison,
+    Result,
+    compare,
+    load,
+    loss_by_time,
+    pairs,
+    reached,
+)
 from study.grid import BASELINE
 from study.measure import LOSS, REAL
 from study.paired import FEW
@@ -21,12 +30,13 @@ _COLUMNS = 4  # settings in one table
 Table = Mapping[str, Mapping[str, Comparison]]
 
 
-def write(out: pathlib.Path, order: Sequence[str]) -> str:
+def write(out: pathlib.Path) -> str:
     """Writes `report.md`, `report.json`, `report.png` and `held_out.png`; returns the Markdown.
+
+    The settings are in alphabetical order, after the baseline.
 
     Args:
         out: Folder of the study.
-        order: Names of the settings in the order of the report.
 
     Raises:
         FileNotFoundError: No run has been measured.
@@ -34,13 +44,16 @@ def write(out: pathlib.Path, order: Sequence[str]) -> str:
     results = load(out)
     if not results:
         raise FileNotFoundError(f"{out}: no run has been measured there")
-    names = [name for name in order if any(result.setting == name for result in results)]
+    names = sorted(
+        {result.setting for result in results}, key=lambda name: (name != BASELINE, name)
+    )
     table = {name: compare(results, name) for name in names if name != BASELINE}
     table = {name: found for name, found in table.items() if found}
     real = {}
     if (out / REAL).exists():
         real = {name: Figure(**f) for name, f in json.loads((out / REAL).read_text()).items()}
-    text = "\n\n".join([_runs(results, names, real), _differences(table), _notes(results, table)])
+    parts = [_runs(results, names, real), _differences(table), _earlier(results, list(table))]
+    text = "\n\n".join([*filter(None, parts), _notes(results, table)])
     write_text(out / f"{_NAME}.md", text + "\n")
     write_text(out / f"{_NAME}.json", json.dumps(_plain(results, table), indent=1) + "\n")
     if table:
@@ -90,6 +103,20 @@ def _differences(table: Table) -> str:
         ]
         tables.append(markdown(rows, ["metric", *part]))
     return "\n\n".join(tables)
+
+
+def _earlier(results: Sequence[Result], names: Sequence[str]) -> str:
+    """A table of the shares of the steps after which the baseline's last values are reached."""
+    metrics = [m for m in results[0].metrics if m == LOSS or m.startswith("difference W2, radius")]
+    rows = []
+    for name in names:
+        shares = [reached(results, name, metric) for metric in metrics]
+        if any(shares):
+            rows.append([name, *(" ".join(f"{100 * x:.0f}" for x in found) for found in shares)])
+    if not rows:
+        return ""
+    said = "Percent of the steps after which each run reaches the last value of its baseline:"
+    return f"{said}\n\n{markdown(rows, ['setting', *metrics])}"
 
 
 def _parts(names: Sequence[str]) -> list[Sequence[str]]:
