@@ -58,7 +58,7 @@ def read(app, docname: str, source: list[str]) -> None:
         source[0] = page + "\n" + source[0]
         return
     source[0] = linked(source[0], of_root=False)
-    if docname.startswith("results/"):  # reports have no heading of their own
+    if docname.endswith("/report"):  # reports have no heading of their own
         source[0] = f"# The runs of {docname.split('/')[1]}\n\n{source[0]}"
 
 

@@ -36,7 +36,11 @@ from conprediff_jax.sampling import inpainting
 from conprediff_jax.train.loop import train
 
 ROOT = pathlib.Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "results").glob("*.md")),
+]
 MODULES = [
     *sorted((ROOT / "conprediff_jax").rglob("*.py")),
     *sorted((ROOT / "benchmarks").glob("*.py")),
