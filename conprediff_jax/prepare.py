@@ -2,13 +2,15 @@
 
     python -m conprediff_jax.prepare --from=photos --out=data/photos --held_out=0.05
     python -m conprediff_jax.prepare --from='shards/*.tar' --text=txt --out=data/web
+    python -m conprediff_jax.prepare --from='shards/*.tar' --out=data/web --runner=DirectRunner
     python -m conprediff_jax.prepare --name=cifar10 --data_dir=data
     python -m conprediff_jax.prepare --name=dead_leaves/32 --num=100000 --seed=1
 
 --from takes a folder of images with captions beside them, WebDataset's .tar files, Parquet files,
 an .npz of ADM's layout, or a folder that Hugging Face's datasets.save_to_disk wrote. The report in
 OUT says what was imported, what was left out and why. An interrupted import goes on where it
-stopped. --config.data.name=./OUT trains on the result. --show=DATA --out=FOLDER writes a page that
+stopped. --runner runs it as a pipeline of Apache Beam, on all cores or on a cluster; the files are
+the same. --config.data.name=./OUT trains on the result. --show=DATA --out=FOLDER writes a page that
 shows data of any kind: a contact sheet, sizes, brightness and the words of captions.
 
 Two kinds of data are computed, as many images as you ask for: `dead_leaves`, opaque discs of all
@@ -79,6 +81,14 @@ _MAX_ASPECT = flags.DEFINE_float(
     "max_aspect", 10.0, "Leave out images that are longer than this many times their shorter side.",
     lower_bound=1.0,
 )  # fmt: skip
+_RUNNER = flags.DEFINE_string(
+    "runner", None, "Import by this runner of Apache Beam, on several cores or machines: "
+    "DirectRunner (here), DataflowRunner, FlinkRunner, SparkRunner or PrismRunner."
+)  # fmt: skip
+_BEAM_OPTIONS = flags.DEFINE_string(
+    "beam_options", "", "Beam's own flags for the runner, such as '--direct_num_workers=4' or "
+    "'--flink_master=host:8081 --parallelism=64'."
+)  # fmt: skip
 
 help.answer(__name__)  # before imports that take seconds
 
@@ -87,7 +97,7 @@ from conprediff_jax.common import opening
 from conprediff_jax.common.errors import DataError, FieldError
 from conprediff_jax.common.files import check_folder
 from conprediff_jax.data import made, sources
-from conprediff_jax.data.importing import counting, page, writing
+from conprediff_jax.data.importing import beam, counting, page, writing
 from conprediff_jax.data.importing.formats import plan_import
 from conprediff_jax.data.importing.inspecting import Limits
 from conprediff_jax.data.importing.parts import Wanted
@@ -102,6 +112,11 @@ def main(argv: list[str]) -> None:
     given = [name for name in ("from", "name", "show") if flags.FLAGS[name].value]
     if len(given) != 1:
         raise FieldError("from", "or --name or --show is needed, and only one of them")
+    for flag in (_RUNNER, _BEAM_OPTIONS):
+        if flag.value and given[0] != "from":
+            raise FieldError(flag.name, f"is for --from, not for --{given[0]}")
+    if _BEAM_OPTIONS.value and not _RUNNER.value:
+        raise FieldError("beam_options", "is for a runner of Beam; give --runner as well")
     if given[0] == "name":
         _prepare()
         return
@@ -151,7 +166,8 @@ def _import() -> None:
         size=_SIZE.value,
         limits=Limits(min_side=_MIN_SIDE.value, max_aspect=_MAX_ASPECT.value),
     )
-    report = writing.write(plan, _FROM.value, _OUT.value, options)
+    by = beam.Beam(_RUNNER.value, _BEAM_OPTIONS.value) if _RUNNER.value else None
+    report = writing.write(plan, _FROM.value, _OUT.value, options, by)
     said = counting.lines(report)
     print("\n".join(said))
     split = max(report["splits"], key=report["splits"].get)

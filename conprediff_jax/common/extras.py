@@ -41,3 +41,13 @@ def tensorflow_datasets() -> types.ModuleType:
     for module in ("tensorflow_datasets", "tensorflow"):
         need(module, "tfds")
     return importlib.import_module("tensorflow_datasets")
+
+
+def apache_beam() -> types.ModuleType:
+    """Apache Beam, which is imported where it is used, since this takes a second.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    need("apache_beam", "beam")
+    return importlib.import_module("apache_beam")

@@ -8,9 +8,10 @@
             plan.json                                   what is imported, to compare with
             00000-train.array_record, 00000.json        a finished part: its shards, its counts
 
-A part counts as done when its JSON file is there, which is written once its shards are closed. An
-interrupted import therefore goes on with the first part that is not done, and ends with the same
-files, byte for byte, as one that was never interrupted.
+A part counts as done when its JSON file is there, which is written once its shards have their names.
+An interrupted import therefore goes on with the parts that are not done, and ends with the same
+files, byte for byte, as one that was never interrupted. Parts depend on nothing but the plan and the
+options, so that they may be written one after another or by many machines at once (`beam`).
 
 A record has the bytes of its image, as they were or of a smaller one, `label`, `text` (a list of
 captions) and the features that were asked for, as texts. Of the split `train`, a share may be held
@@ -23,7 +24,8 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -73,7 +75,12 @@ class Options:
         return fields
 
 
-def write(plan: Plan, source: str, out: str, options: Options) -> dict[str, Any]:
+Parts = Callable[[Plan, pathlib.Path, Options], None]  # writes all parts that are not done
+
+
+def write(
+    plan: Plan, source: str, out: str, options: Options, write_parts: Parts | None = None
+) -> dict[str, Any]:
     """Imports data, or goes on with an interrupted import of the same data.
 
     Args:
@@ -81,6 +88,7 @@ def write(plan: Plan, source: str, out: str, options: Options) -> dict[str, Any]
         source: What was named, for the report.
         out: Folder to write to.
         options: How the data are imported.
+        write_parts: What writes the parts; None for one after another in this process.
 
     Returns:
         The content of `report.json`.
@@ -97,16 +105,17 @@ def write(plan: Plan, source: str, out: str, options: Options) -> dict[str, Any]
             return report
         _begin(folder, {"source": source, **options.described(), **plan.described()})
         aside = folder / UNFINISHED
-        counts = [_part(aside, plan, number, options) for number in _with_progress(plan)]
+        (write_parts or _one_by_one)(plan, aside, options)
+        counts = [json.loads(counts_of(aside, n).read_text()) for n in range(len(plan.parts))]
         report = _finish(folder, plan, counts, {"source": source, **options.described()})
     return report
 
 
-def _with_progress(plan: Plan) -> Iterator[int]:
-    """The numbers of the parts, with a line of the log now and then."""
+def _one_by_one(plan: Plan, aside: pathlib.Path, options: Options) -> None:
+    """Writes the parts in this process, with a line of the log now and then."""
     line = ProgressLine(len(plan.parts), "parts")
     for number in range(len(plan.parts)):
-        yield number
+        write_part(plan, number, aside, options)
         line.add(1)
 
 
@@ -138,26 +147,41 @@ def _begin(folder: pathlib.Path, described: dict[str, Any]) -> None:
     write_text(stored, json.dumps(described, indent=1))
 
 
-def _part(aside: pathlib.Path, plan: Plan, number: int, options: Options) -> dict[str, Any]:
-    """Imports a part unless that is done, and returns its counts."""
-    done = aside / f"{number:05}.json"
-    if done.exists():
-        return json.loads(done.read_text())
+def counts_of(aside: pathlib.Path, number: int) -> pathlib.Path:
+    """The file that holds the counts of a part, and is there when the part is done."""
+    return aside / f"{number:05}.json"
+
+
+def write_part(plan: Plan, number: int, aside: pathlib.Path, options: Options) -> None:
+    """Imports a part unless that is done.
+
+    Should two machines write the same part, each has files of its own until they are complete.
+
+    Args:
+        plan: What is imported.
+        number: Number of the part.
+        aside: Folder of the unfinished import.
+        options: How the data are imported.
+
+    Raises:
+        DataError: The part cannot be read at all.
+        WriteError: Nothing can be written there.
+    """
+    if counts_of(aside, number).exists():
+        return
     part = plan.parts[number]
     counts = counting.Counts()
     writers: dict[str, ArrayRecordWriter] = {}
-    serialize = _serializer(plan)
+    serialize, own = _serializer(plan), uuid.uuid4().hex
     try:
         for record, seen in _inspected(part, options):
             counts.add(record, seen)
             if seen.left_out:
                 continue
             split = _side(part.split, seen.digest, options.held_out)
-            if split not in writers:
-                path = aside / f"{number:05}-{split}.array_record"
-                with writing(path):
-                    writers[split] = ArrayRecordWriter(str(path), _OPTIONS)
             with writing(aside):
+                if split not in writers:
+                    writers[split] = ArrayRecordWriter(str(aside / f"{own}-{split}"), _OPTIONS)
                 image = seen.reduced or record["image"]
                 writers[split].write(serialize(record | {"image": image}))
             counts.kept(split, record, seen)
@@ -165,8 +189,14 @@ def _part(aside: pathlib.Path, plan: Plan, number: int, options: Options) -> dic
         with writing(aside):
             for writer in writers.values():
                 writer.close()
-    write_text(done, json.dumps(counts.to_json()))
-    return counts.to_json()
+    with writing(aside):
+        for split in writers:
+            (aside / f"{own}-{split}").replace(_shard(aside, number, split))
+    write_text(counts_of(aside, number), json.dumps(counts.to_json()))
+
+
+def _shard(aside: pathlib.Path, number: int, split: str) -> pathlib.Path:
+    return aside / f"{number:05}-{split}.array_record"
 
 
 def _inspected(part: Part, options: Options) -> Iterator[tuple[dict[str, Any], Seen]]:
@@ -231,7 +261,7 @@ def _finish(
     shards: dict[str, list[tuple[pathlib.Path, int]]] = {}
     for number, part in enumerate(counts):
         for split, digests in part["digests"].items():
-            path = aside / f"{number:05}-{split}.array_record"
+            path = _shard(aside, number, split)
             drop = dropped.get((number, split), set())
             if drop and path.exists():
                 _rewrite(path, len(digests), drop)
