@@ -1,7 +1,10 @@
 """Tests of batches of several shapes, from the choice of a shape to samples of one."""
 
+import functools
 import itertools
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -15,7 +18,7 @@ from conprediff_jax.common.errors import ConfigError, UserError
 from conprediff_jax.config import default_discrete, palette
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.data import aspects
-from conprediff_jax.runs.batches import Batches
+from conprediff_jax.runs.batches import Batches, first_unseen
 from conprediff_jax.train.loop import train
 
 SHAPES = ((4, 12), (8, 8), (12, 4))
@@ -96,8 +99,68 @@ def test_batches_go_on_to_the_bit(photos, tmp_path):
     )
     plain.restore(epath.Path(folder))  # a run that goes on with one shape
     assert next(plain)["image"].shape == (4, 8, 8, 1)
-    with pytest.raises(data.DataError, match=r"aspect_step is 4: .* there are 2 that read data"):
+
+
+class InStep:
+    """Iterators of several parts that threads call together, as processes would."""
+
+    def __init__(self, spec, parts):
+        self.said, self.barrier = [None] * parts, threading.Barrier(parts, timeout=60)
+        self.parts = [
+            data.make_iterator(
+                spec, batch_size=8 // parts, seed=3, process_index=index, process_count=parts,
+                exchange=functools.partial(self.exchange, index),
+            )
+            for index in range(parts)
+        ]  # fmt: skip
+
+    def exchange(self, index, own):
+        self.said[index] = own
+        self.barrier.wait()
+        every = np.stack(self.said)
+        self.barrier.wait()
+        return every
+
+    def __next__(self):
+        with ThreadPoolExecutor(len(self.parts)) as pool:
+            return list(pool.map(next, self.parts))
+
+
+def test_several_processes_make_the_batches_of_one(photos):
+    spec = spec_of(photos)
+    one = data.make_iterator(spec, batch_size=8, seed=3)
+    several, states, made = InStep(spec, 4), [], []
+    for _ in range(40):
+        states.append([json.loads(json.dumps(part.get_state())) for part in several.parts])
+        made.append([batch["image"] for batch in next(several)])
+        assert {images.shape for images in made[-1]} == {(2, *made[-1][0].shape[1:])}
+        expected = next(one)["image"]
+        np.testing.assert_array_equal(  # the order in a batch differs
+            sorted(np.concatenate(made[-1])[:, 0, 0, 0]), sorted(expected[:, 0, 0, 0])
+        )
+    assert len({images[0].shape for images in made}) == 3
+    assert all(state["waiting"] == group[0]["waiting"] for group in states for state in group)
+    again = InStep(spec, 4)
+    for part, state in zip(again.parts, states[17], strict=True):
+        part.set_state(state)
+    for images in made[17:]:
+        for found, expected in zip(next(again), images, strict=True):
+            np.testing.assert_array_equal(found["image"], expected)
+    stored = [{"share": [i, 4], "stream": state} for i, state in enumerate(states[17])]
+    assert 0 < first_unseen(stored) == min(states[17][0]["waiting"])
+    with pytest.raises(ValueError, match="aspect_step with several processes needs exchange"):
         data.make_iterator(spec, batch_size=4, seed=3, process_index=1, process_count=2)
+
+
+def test_the_parts_of_a_batch_are_equal_and_mostly_their_own():
+    assert aspects.dealt([0, 3, 5, 7, 9, 2], 3) == [[0, 3], [7, 9], [5, 2]]
+    places = np.random.default_rng(0).permutation(800)[:64].tolist()
+    shares = aspects.dealt(places, 4)
+    assert sorted(itertools.chain(*shares)) == sorted(places)
+    assert [len(share) for share in shares] == [16] * 4
+    moved = sum(place % 4 != part for part, share in enumerate(shares) for place in share)
+    counts = np.bincount(np.array(places) % 4, minlength=4)
+    assert moved == np.maximum(counts - 16, 0).sum()
 
 
 def test_a_model_trains_on_all_shapes_and_draws_each(photos, tmp_path, one_device):
@@ -124,5 +187,5 @@ def test_what_takes_one_shape_refuses_several():
     config.data.update(name="a", image_size=8, aspect_step=4)
     with pytest.raises(ConfigError, match=r"'token_transformer' takes images of one shape"):
         make_experiment(config)
-    with pytest.raises(ValueError, match=r"aspect_step is 4; .* be 0 with latents"):
-        data.DataSpec(name="a", latents="b", aspect_step=4)
+    with pytest.raises(ValueError, match=r"aspect_step is 4; it must be 0 with features"):
+        data.DataSpec(name="a", latents="b", features="c:d", aspect_step=4)

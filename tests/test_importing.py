@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from conprediff_jax import data
-from conprediff_jax.common.errors import DataError
+from conprediff_jax.common.errors import DataError, FieldError
 from conprediff_jax.data import transforms
-from conprediff_jax.data.importing import counting, page, writing
+from conprediff_jax.data.importing import beam, counting, page, writing
 from conprediff_jax.data.importing.formats import plan_import
 from conprediff_jax.data.importing.parts import Wanted
 
@@ -168,6 +168,66 @@ def test_equal_images_are_named_and_left_out_on_request(tmp_path):
     report = imported(tmp_path / "in", tmp_path / "dropped", drop_duplicates=True)
     assert report["splits"] == {"train": COUNT}
     assert sorted(r["image"] for r in records(tmp_path / "dropped")[0]) == sorted(IMAGES)
+
+
+def run_beam(source, out, options="--direct_running_mode=in_memory --direct_num_workers=1"):
+    plan = plan_import(str(source), Wanted())
+    by = beam.Beam("DirectRunner", options)
+    chosen = writing.Options(held_out=0.4, drop_duplicates=True, threads=2)
+    return writing.write(plan, str(source), str(out), chosen, by)
+
+
+@pytest.fixture
+def in_parts(monkeypatch):
+    """Parts of few images, and Apache Beam."""
+    pytest.importorskip("apache_beam", reason='pip install -e ".[beam]" moves protobuf')
+    for module in ("archives", "folders", "tables"):
+        monkeypatch.setattr(f"conprediff_jax.data.importing.{module}._PART", 3)
+
+
+@pytest.mark.parametrize("make", [make_folder, make_tars, make_parquet, make_arrow])
+def test_beam_writes_the_same_bytes(tmp_path, in_parts, make):
+    source = make(tmp_path / "in")
+    if make is make_folder:
+        (source / "cat" / "again.png").write_bytes(IMAGES[3])
+        (source / "dog" / "empty.png").write_bytes(b"")
+    plain = imported(source, tmp_path / "plain" / "x", held_out=0.4, drop_duplicates=True)
+    assert len(plain["splits"]) == 2 and len(plain["left_out"]) == (make is make_folder)
+    assert run_beam(source, tmp_path / "beam" / "x") == plain
+    assert contents(tmp_path / "beam" / "x") == contents(tmp_path / "plain" / "x")
+
+
+def test_workers_of_beam_go_on_with_an_import(tmp_path, in_parts, monkeypatch):
+    source = make_folder(tmp_path / "in")
+    plain = imported(source, tmp_path / "plain" / "x", held_out=0.4, drop_duplicates=True)
+    write_part = writing.write_part
+
+    def stops(plan, number, *others):
+        if number == 2:
+            raise KeyboardInterrupt
+        write_part(plan, number, *others)
+
+    monkeypatch.setattr(writing, "write_part", stops)
+    with pytest.raises(KeyboardInterrupt):
+        imported(source, tmp_path / "again" / "x", held_out=0.4, drop_duplicates=True)
+    done = {path.name for path in (tmp_path / "again" / "x" / "unfinished").glob("*.json")}
+    assert done == {"plan.json", "00000.json", "00001.json"}
+    workers = "--direct_running_mode=multi_processing --direct_num_workers=2"
+    assert run_beam(source, tmp_path / "again" / "x", workers) == plain
+    assert contents(tmp_path / "again" / "x") == contents(tmp_path / "plain" / "x")
+
+
+def test_what_is_wrong_with_a_pipeline_is_one_line(tmp_path, in_parts):
+    make_tars(tmp_path / "in")
+    (tmp_path / "in" / "00002.tar").write_bytes(b"no archive")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"00002\.tar: not a tar file"):
+            run_beam(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "in" / "00002.tar").unlink()
+    with pytest.raises(FieldError, match=r"^beam_options is '--direct_num_workers=two': argument"):
+        run_beam(tmp_path / "in", tmp_path / "other", "--direct_num_workers=two")
+    with pytest.raises(FieldError, match=r"^runner is Nobody: "):
+        beam.Beam("Nobody")(None, tmp_path, None)
 
 
 def exif(orientation):

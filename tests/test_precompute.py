@@ -1,5 +1,6 @@
 """Tests of latents encoded ahead of time: they equal those of training, also after a stop."""
 
+import dataclasses
 import io
 import json
 import shutil
@@ -71,7 +72,8 @@ def captioned():
     records = []
     for index in range(COUNT):
         file = io.BytesIO()
-        Image.fromarray(rng.integers(0, 256, (8, 12, 3), np.uint8)).save(file, "PNG")
+        size = (8 if index % 4 else 4, 12)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(file, "PNG")
         image = b"no image" if index == BAD else file.getvalue()
         captions = np.array([f"{index} {word}".encode() for word in "abc"], object)
         records.append({"image": image, "label": index % 3, "captions": captions})
@@ -113,6 +115,26 @@ def contents(folder):
 
 def with_latents(folder):
     return {"data.latents": str(folder)}
+
+
+def test_latents_of_several_shapes_are_those_of_their_images(weights, tmp_path, one_device):
+    shapes = {"data.aspect_step": 4, "data.max_aspect": 3.0, "data.flip": False}
+    config = config_of(weights, **shapes, **{"train.batch_size": 4, "train.steps": 3})
+    precompute(config, str(tmp_path / "latents"), shard_size=8)
+    first_stage = make_experiment(config).task.model.first_stage
+    encode, params = jax.jit(first_stage.encode_unscaled), load_params(first_stage)
+    images = data.make_iterator(make_experiment(config).data, batch_size=4, seed=1)
+    config.update_from_flattened_dict(with_latents(tmp_path / "latents"))
+    spec, seen = make_experiment(config).data, set()
+    encoded = data.make_iterator(spec, batch_size=4, seed=1)
+    for _ in range(12):
+        image, latent = next(images)["image"], next(encoded)["latent"]
+        seen.add(latent.shape)
+        np.testing.assert_allclose(latent, encode(params, image), atol=1e-5)
+    assert seen == {(4, 2, 6, 2), (4, 4, 4, 2)}
+    train(config, str(tmp_path / "run"))
+    with pytest.raises(data.DataError, match=r"aspect_step is 0; the latents in \S+ were .* 4"):
+        data.open_data(dataclasses.replace(spec, aspect_step=0))
 
 
 def test_batches_are_those_of_the_images_encoded(weights, encoded):

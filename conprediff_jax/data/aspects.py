@@ -8,18 +8,30 @@ S, and every batch holds images of one shape (Podell et al. 2023, SDXL, arXiv 23
 2.3). A network without tables of positions takes all of them, by one program for each.
 
 Batches come from the stream of examples in its order: an example waits until its shape has enough
-of them for a batch. The state of the iterator names the places of those that wait, and they are
-read again when it is restored.
+of them for a batch. Of P processes, each reads every P-th example, and they tell each other the
+shapes of what they have read. So all of them know which examples wait and which ones make up the
+next batch, and these batches of all processes together are those that one process would make. A
+process decodes an example of another one again if that one has more of the batch than its part.
+
+The state of the iterator names the places of the examples that wait and their shapes. They are read
+again when it is restored.
 """
 
+import collections
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
 import numpy as np
+from jaxtyping import Int32
 
+Exchange = Callable[[Int32[np.ndarray, "..."]], Int32[np.ndarray, "parts ..."]]
 Size = tuple[int, int]
+_BASE = 2**31  # places may be larger than what JAX's integers hold
+_BAD = -1  # the kind of what cannot be decoded
+_THREADS = 8  # that read examples again
 
 
 def shapes_of(size: Size, step: int, most: float) -> tuple[Size, ...]:
@@ -54,44 +66,124 @@ def placed(place: int, example: Any) -> tuple[int, Any]:
     return place, example
 
 
-class ByShape(grain.DatasetIterator):
-    """An iterator over batches, each of images of one shape.
+def dealt(places: Iterable[int], parts: int) -> list[list[int]]:
+    """The places of a batch by the part that delivers them, as many to each.
 
     Args:
-        examples: An iterator over examples with their places, see `placed`.
-        stream: The examples with their places, by place.
-        batch_size: Number of examples in a batch.
+        places: Places in the stream, as many as fill all parts.
+        parts: Number of parts; part p has read the places p, p + parts, ...
+    """
+    places = list(places)
+    each, surplus = len(places) // parts, []
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    for place in places:
+        owner = shares[place % parts]
+        (owner if len(owner) < each else surplus).append(place)
+    for share in shares:
+        lacking = each - len(share)
+        share += surplus[:lacking]
+        del surplus[:lacking]
+    return shares
+
+
+class ByShape(grain.DatasetIterator):
+    """An iterator over batches, each of images (or latents) of one shape.
+
+    Args:
+        examples: An iterator over the examples of this part with their places in it, see `placed`.
+        stream: The examples of all parts, by place.
+        good: Counts an example, and returns whether it is one; see `transforms.BadRecords`.
+        batch_size: Number of examples in this part of a batch.
+        share: The index of this part, and the number of parts.
+        exchange: Returns the arrays that all parts have called it with; None for a single part.
     """
 
-    def __init__(self, examples: grain.DatasetIterator, stream: grain.MapDataset, batch_size: int):
+    def __init__(
+        self,
+        examples: grain.DatasetIterator,
+        stream: grain.MapDataset,
+        good: Callable[[Any], bool],
+        batch_size: int,
+        share: tuple[int, int] = (0, 1),
+        exchange: Exchange | None = None,
+    ):
         super().__init__(examples)
-        self._examples, self._stream, self._batch_size = examples, stream, batch_size
-        self._waiting: dict[tuple[int, ...], list[tuple[int, dict[str, Any]]]] = {}
+        self._examples, self._stream, self._good = examples, stream, good
+        self._batch_size, (self._index, self._parts) = batch_size, share
+        self._exchange = exchange or (lambda own: own[None])
+        self._at_once = batch_size if self._parts > 1 else 1  # examples between two exchanges
+        self._forget()
+
+    def _forget(self) -> None:
+        self._held: dict[int, dict[str, Any]] = {}  # examples of this part, by place
+        self._waiting: dict[int, list[int]] = {}  # places of all parts, by kind
+        self._ready: collections.deque[tuple[int, list[int]]] = collections.deque()
 
     def __next__(self) -> dict[str, np.ndarray]:
-        while True:
-            alike = self._add(next(self._examples))
-            if len(alike) == self._batch_size:
-                batch = [example for _, example in alike]
-                alike.clear()
-                return {key: np.stack([example[key] for example in batch]) for key in batch[0]}
+        while not self._ready:
+            self._read()
+        _, places = self._ready.popleft()
+        held = {place: self._held.pop(place, None) for place in places}
+        mine = dealt(places, self._parts)[self._index]
+        held |= self._read_again([place for place in mine if held[place] is None])
+        batch = [held[place] for place in mine]
+        return {key: np.stack([example[key] for example in batch]) for key in batch[0]}
 
-    def _add(self, found: tuple[int, dict[str, Any]]) -> list[tuple[int, dict[str, Any]]]:
-        """Adds an example to those of its shape, and returns them."""
-        alike = self._waiting.setdefault(found[1]["image"].shape, [])
-        alike.append(found)
-        return alike
+    def _read(self) -> None:
+        """Reads examples, and adds those of all parts to what waits."""
+        own = np.zeros((self._at_once, 3), np.int32)
+        for row in own:
+            number, example = next(self._examples)
+            place = self._index + self._parts * number
+            kind = _kind(example) if self._good(example) else _BAD
+            if kind != _BAD:
+                self._held[place] = example
+            row[:] = *divmod(place, _BASE), kind
+        every = self._exchange(own).reshape(-1, 3).tolist()
+        for high, low, kind in sorted(every):
+            if kind != _BAD:
+                self._add(high * _BASE + low, kind)
+
+    def _add(self, place: int, kind: int) -> None:
+        """Adds a place to those of its kind; enough of them are a batch."""
+        alike = self._waiting.setdefault(kind, [])
+        alike.append(place)
+        if len(alike) == self._batch_size * self._parts:
+            self._ready.append((kind, alike))
+            del self._waiting[kind]
+
+    def _read_again(self, places: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Examples by their places, whichever part has read them first."""
+        if not places:
+            return {}
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return dict(zip(places, pool.map(self._stream.__getitem__, places), strict=True))
 
     def get_state(self) -> dict[str, Any]:
-        """The state of the examples, and the places of those that wait for a batch."""
-        waiting = [place for alike in self._waiting.values() for place, _ in alike]
-        return self._examples.get_state() | {"waiting": waiting}
+        """The state of this part's examples, and the places and kinds of those that wait."""
+        groups = [*self._ready, *self._waiting.items()]
+        return self._examples.get_state() | {
+            "waiting": [place for _, alike in groups for place in alike],
+            "kinds": [kind for kind, alike in groups for _ in alike],
+        }
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes to the place of a state."""
         state = dict(state)
         waiting = state.pop("waiting", ())  # which a run with one shape does not have
+        kinds = state.pop("kinds", None)
         self._examples.set_state(state)
-        self._waiting = {}
-        for place in waiting:
-            self._add(self._stream[place])
+        self._forget()
+        if kinds is None:  # an earlier version wrote the state, of a single part
+            self._held = self._read_again(waiting)
+            kinds = [_kind(self._held[place]) for place in waiting]
+        for place, kind in zip(waiting, kinds, strict=True):
+            self._add(place, kind)
+        own = {place for place in waiting if place % self._parts == self._index}
+        self._held |= self._read_again(sorted(own.difference(self._held)))
+
+
+def _kind(example: dict[str, Any]) -> int:
+    """The shape of an example's image or latent, as a number that is the same in all processes."""
+    height, width = example["image" if "image" in example else "latent"].shape[:2]
+    return height << 15 | width

@@ -6,7 +6,8 @@
 
 A record is a msgpack map with these keys:
 
-    latent      float32 [rows, columns, channels], as the autoencoder returns it, unscaled
+    latent      float32 [rows, columns, channels], as the autoencoder returns it, unscaled; of the
+                shape of its image where images have several (`aspects`)
     mirrored    the same for the mirrored image (which is not the mirrored latent), where images are
                 flipped
     encoded     float16 [captions, length, width], where captions were encoded too
@@ -47,6 +48,9 @@ VERSION = 1
 # on how fast the data are read.
 DATA_FIELDS = ("name", "split", "image_size", "label", "keep")
 
+# Those that name the shapes, and what they are for images of one shape.
+_OF_SHAPES = {"aspect_step": 0, "max_aspect": None}
+
 _PARTIAL = ".partial"
 _OPTIONS = "group_size:1,uncompressed"  # for random access; such floats hardly compress
 
@@ -61,7 +65,7 @@ class Manifest:
         data: The images that were encoded, see `described_data`.
         class_names: Names of the classes by number, or None.
         flip: Whether the latents of mirrored images are included.
-        shape: Rows, columns and channels of a latent.
+        shape: Rows, columns and channels of a latent of `image_size`.
         count: Number of records, undecodable ones included.
         shard_size: Number of records of every shard but the last.
         scale: The factor that latents are to be multiplied by.
@@ -129,6 +133,8 @@ def described_data(spec: Any) -> dict[str, Any]:
     fields = {name: getattr(spec, name) for name in DATA_FIELDS}
     if spec.channels != 3:  # manifests of RGB images do not say so
         fields["channels"] = spec.channels
+    if spec.aspect_step:  # nor do those of images of one shape
+        fields |= {name: getattr(spec, name) for name in _OF_SHAPES}
     return json.loads(json.dumps(fields))
 
 
@@ -344,8 +350,9 @@ def _check_spec(manifest: Manifest, spec: Any) -> None:
         DataError: A field of the spec differs.
     """
     theirs, ours = manifest.data, described_data(spec)
-    theirs, ours = ({"channels": 3, **fields} for fields in (theirs, ours))
-    compared = ["name", "split", "image_size", "channels", *(["label"] if spec.label else [])]
+    theirs, ours = ({"channels": 3, **_OF_SHAPES, **fields} for fields in (theirs, ours))
+    compared = ["name", "split", "image_size", "channels", *_OF_SHAPES]
+    compared += ["label"] if spec.label else []
     for field in compared:
         if theirs[field] != ours[field]:
             raise sources.DataError(

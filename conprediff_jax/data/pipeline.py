@@ -129,10 +129,12 @@ class DataSpec:
             )
         if min(self.image_shape[:2]) < 1:
             raise ValueError(f"image_size is {self.image_size}; it must be at least 1")
-        if self.aspect_step < 0 or (self.latents and self.aspect_step):
+        if self.aspect_step < 0:
+            raise ValueError(f"aspect_step is {self.aspect_step}; it must not be negative")
+        if self.aspect_step and self.features:
             raise ValueError(
-                f"aspect_step is {self.aspect_step}; it must not be negative, and be 0 with "
-                "latents, which are of one shape"
+                f"aspect_step is {self.aspect_step}; it must be 0 with features, which are of one "
+                "shape"
             )
         if self.max_aspect < 1:
             raise ValueError(f"max_aspect is {self.max_aspect}; it must be at least 1")
@@ -234,6 +236,7 @@ def make_iterator(
     process_count: int = 1,
     repeat: bool = True,
     tokenizer: Tokenizer | None = None,
+    exchange: aspects.Exchange | None = None,
 ) -> grain.DatasetIterator:
     """Makes an iterator over batches for training.
 
@@ -250,6 +253,9 @@ def make_iterator(
         repeat: False for a single epoch, whose last, short batch is dropped. The number of batches
             may then differ between processes by one.
         tokenizer: Turns the captions that `spec.text` names into token ids.
+        exchange: Of several processes with `spec.aspect_step`, a function that all of them call
+            with an array at the same time, and that returns the arrays of all of them, stacked in
+            the order of their indices: `parallel.exchange`.
 
     Returns:
         An iterator over dicts, with `get_state()` and `set_state()` as in the module docstring:
@@ -264,18 +270,16 @@ def make_iterator(
           spec has a `text`.
 
     Raises:
-        DataError: The data are missing, a single epoch does not fill a batch, or batches of several
-            shapes are asked for in several processes, which cannot agree on a shape. The iterator
+        DataError: The data are missing, or a single epoch does not fill a batch. The iterator
             raises it too, when more than max(10, 1 %) of the images cannot be decoded.
+        ValueError: `exchange` or `spec.text` is missing, or `repeat` is false where processes have
+            to agree on the shape of every batch.
     """
     _check_process(batch_size, process_index, process_count)
     if tokenizer is not None and spec.text is None:
         raise ValueError(_NO_TEXT)
-    if spec.aspect_step and process_count > 1:
-        raise sources.DataError(
-            f"config.data.aspect_step is {spec.aspect_step}: batches of several shapes are made in "
-            f"one process, and there are {process_count} that read data"
-        )
+    if spec.aspect_step and process_count > 1 and (exchange is None or not repeat):
+        raise ValueError("aspect_step with several processes needs exchange, and repeat")
     source = open_data(spec)
     if not repeat and len(source) < batch_size * process_count:
         raise sources.DataError(
@@ -301,14 +305,14 @@ def make_iterator(
         stream = stream.repeat()
     # Random numbers are drawn before the share is taken, since they belong to the place in the
     # global stream.
-    stream = stream.random_map(example)[process_index::process_count]
+    stream = stream.random_map(example)
+    part = stream[process_index::process_count]
     bad = transforms.BadRecords(len(source))
     if spec.aspect_step:
-        stream = stream.map_with_index(aspects.placed)
-        examples = _examples(stream, spec, batch_size)
-        examples = examples.filter(lambda found: bad.good(found[1]))
-        return aspects.ByShape(iter(examples), stream, batch_size)
-    examples = _examples(stream, spec, batch_size)
+        examples = iter(_examples(part.map_with_index(aspects.placed), spec, batch_size))
+        share = process_index, process_count
+        return aspects.ByShape(examples, stream, bad.good, batch_size, share, exchange)
+    examples = _examples(part, spec, batch_size)
     examples = examples.filter(bad.good)
     return iter(examples.batch(batch_size, drop_remainder=True))
 

@@ -5,6 +5,7 @@ from conprediff_jax.parallel.mesh import BATCH_AXES, MeshSpec, make_mesh
 from conprediff_jax.parallel.sharding import (
     batch_sharding,
     batch_share,
+    exchange,
     replicated,
     to_global,
     tree_shardings,
@@ -16,6 +17,7 @@ __all__ = [
     "batch_sharding",
     "batch_share",
     "divided_batch",
+    "exchange",
     "make_mesh",
     "replicated",
     "to_global",

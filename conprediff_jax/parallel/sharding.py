@@ -18,10 +18,12 @@ divides their number; otherwise the outputs of the projections are gathered befo
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from conprediff_jax.common.errors import ConfigError
@@ -140,6 +142,27 @@ def share_of(process: int, devices: np.ndarray) -> tuple[int, int]:
             "multiple of them, so that processes hold whole parts of the batch"
         )
     return parts.index(tuple(sorted(held[process]))), len(parts)
+
+
+def exchange(mesh: Mesh | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """A function that all processes call at the same time, to tell each other small arrays.
+
+    It takes an array of one shape in all processes, and returns those of all parts of a batch,
+    stacked in the order of the parts.
+
+    Args:
+        mesh: The mesh whose `batch_share` says who reads which part; None for a part for each
+            process.
+    """
+    processes = range(jax.process_count())
+    parts = [p if mesh is None else share_of(p, mesh.devices)[0] for p in processes]
+    speakers = [parts.index(part) for part in range(max(parts) + 1)]
+
+    def exchanged(own: np.ndarray) -> np.ndarray:
+        every = multihost_utils.process_allgather(own)
+        return np.asarray(every).reshape(len(parts), *own.shape)[speakers]
+
+    return exchanged
 
 
 def to_global(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

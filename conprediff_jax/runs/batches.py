@@ -69,8 +69,8 @@ def first_unseen(states: Iterable[dict[str, Any]]) -> int:
         for worker, cursor in enumerate(cursors):
             # Worker w of W reads every W-th example of its part, from the w-th on.
             places.append(index + count * (worker + len(cursors) * cursor["next_index"]))
-        # Examples that were read and wait for a batch; see `data.aspects`.
-        places += [index + count * place for place in state["stream"].get("waiting", ())]
+        # Examples of all parts that were read and wait for a batch; see `data.aspects`.
+        places += state["stream"].get("waiting", ())
     return min(places)
 
 

@@ -118,12 +118,13 @@ def _train(
         if start:
             _compare_learning_rates(experiment, checkpoints.config(start), start)
         reporter = Reporter(workdir, spec, start, lambda: checkpoints.last_good, began, record.log)
+        key, unit = _shaped(experiment)
         train_step = MeasuredStep(
             make_train_step(task, spec, experiment.optimizer, abstract, mesh),
             start,
             spec.profile,
             workdir,
-            experiment.data.shapes if experiment.data.aspect_step else (),
+            [(h // unit, w // unit) for h, w in experiment.data.shapes] if key else (),
         )
         reporter.measure(train_step)
         try:
@@ -135,8 +136,8 @@ def _train(
                 batch = reporter.fetch(batches)
                 if step == 1:
                     _show_first(batch, experiment.data.text, reporter)
-                if experiment.data.aspect_step:
-                    shapes[batch["image"].shape[1:3]] += 1
+                if key:
+                    shapes[tuple(unit * side for side in batch[key].shape[1:3])] += 1
                 batch = parallel.to_global({k: batch[k] for k in task.batch_keys}, mesh)
                 state, metrics = train_step(state, batch)
                 reporter.add(step, metrics)
@@ -156,6 +157,15 @@ def _train(
         checkpoints.wait()
         logging.info("checkpoints: %s; TensorBoard: --logdir %s", checkpoints.folder, workdir)
     return state
+
+
+def _shaped(experiment: Experiment) -> tuple[str, int]:
+    """The key of batches whose shape varies, and the pixels of its points; '' if none does."""
+    if not experiment.data.aspect_step:
+        return "", 1
+    if experiment.data.latents:
+        return "latent", experiment.task.model.first_stage.downsampling
+    return "image", 1
 
 
 def _log_shapes(shapes: collections.Counter[tuple[int, int]]) -> None:
@@ -260,6 +270,7 @@ def _open_batches(experiment: Experiment, mesh: Mesh) -> Batches:
         process_index=index,
         process_count=count,
         tokenizer=experiment.task.tokenizer,
+        exchange=parallel.exchange(mesh),
     )
     beginning = iterator.get_state()
     data.check_batch(

@@ -5,7 +5,7 @@ import functools
 import importlib
 import math
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
@@ -151,6 +151,7 @@ def _first_batches(experiment: Experiment, spec: DataSpec) -> grain.DatasetItera
         seed=experiment.seed,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
+        exchange=parallel.exchange(),
     )
 
 
@@ -212,7 +213,8 @@ def _encoder(experiment: Experiment, params: Any) -> Encode:
         padded[: len(images)] = images
         return np.asarray(program(params, jax.device_put(padded, sharding)))[: len(images)]
 
-    encode(np.zeros((1, *experiment.data.image_shape), np.uint8))
+    for height, width in experiment.data.shapes:
+        encode(np.zeros((1, height, width, experiment.data.channels), np.uint8))
     return encode
 
 
@@ -280,7 +282,8 @@ def _write(
         progress.compiling()
     bad = transforms.BadRecords(len(source))
     spec = experiment.data
-    decode = _Decode(transforms.ToExample(size=spec.image_size, channels=spec.channels))
+    example = transforms.ToExample(size=spec.image_size, shapes=spec.shapes, channels=spec.channels)
+    decode = _Decode(example)
     threads = grain.ReadOptions(num_threads=experiment.data.threads)
     encode_captions = encode_texts and functools.partial(
         _encoded_captions, encode_texts, experiment.data.text
@@ -325,18 +328,23 @@ def _encoded(
 ) -> Iterator[dict[str, Any]]:
     """The records to be written for a batch, in the order of the batch."""
     decoded = [place for place, image in enumerate(images) if image is not None]
-    kinds = {}
-    if decoded:
-        stacked = np.stack([images[place] for place in decoded])
+    encoded: dict[int, dict[str, Any]] = {place: {} for place in range(len(images))}
+
+    def add(key: str, places: list[int], values: Iterable[np.ndarray]) -> None:
+        for place, value in zip(places, values, strict=True):
+            encoded[place][key] = value
+
+    for shape in dict.fromkeys(images[place].shape for place in decoded):
+        alike = [place for place in decoded if images[place].shape == shape]
+        stacked = np.stack([images[place] for place in alike])
         for key, encoder in encode.items():
-            kinds[key] = iter(encoder(stacked))
+            add(key, alike, encoder(stacked))
             if flip:
-                kinds[_MIRRORED[key]] = iter(encoder(stacked[:, :, ::-1]))
-        if encode_captions:
-            kinds["encoded"] = iter(encode_captions([records[place] for place in decoded]))
-    for image, others in zip(images, records, strict=True):
-        encoded = {} if image is None else {key: next(rest) for key, rest in kinds.items()}
-        yield encoded | others
+                add(_MIRRORED[key], alike, encoder(stacked[:, :, ::-1]))
+    if encode_captions and decoded:
+        add("encoded", decoded, encode_captions([records[place] for place in decoded]))
+    for place, others in enumerate(records):
+        yield encoded[place] | others
 
 
 def _encoded_captions(

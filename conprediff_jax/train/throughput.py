@@ -37,7 +37,7 @@ class MeasuredStep:
         first_step: Number of steps that were done before the program started.
         trace: 'START:STOP', the steps to trace, both included; empty for none.
         workdir: The folder for traces, where TensorBoard finds them beside the events.
-        shapes: Heights and widths of the images of batches, if there are several.
+        shapes: Heights and widths of the images (or latents) of batches, if there are several.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class MeasuredStep:
         """Compiles a program for the batch, and for batches with images of the other shapes."""
         if len(self._shapes) > 1:
             said = ", ".join(f"{width} x {height}" for height, width in self._shapes)
-            logging.info("one program for each shape of images: %s", said)
+            logging.info("one program for each shape of batches: %s", said)
         logging.info("%s", COMPILING)
         began = time.monotonic()
         for each in (batch, *(_with_shape(batch, shape) for shape in self._shapes)):
@@ -108,11 +108,12 @@ def _form(batch: Any) -> tuple[tuple[int, ...], ...]:
 
 
 def _with_shape(batch: dict[str, Any], shape: tuple[int, int]) -> dict[str, Any]:
-    """A batch as abstract as compiling needs, with images of another height and width."""
-    image = batch["image"]
+    """A batch as abstract as compiling needs, with images (or latents) of another shape."""
+    key = "image" if "image" in batch else "latent"
+    image = batch[key]
     whole = (len(image), *shape, image.shape[-1])
     other = jax.ShapeDtypeStruct(whole, image.dtype, sharding=image.sharding)
-    return {**batch, "image": other}
+    return {**batch, key: other}
 
 
 class Clock:

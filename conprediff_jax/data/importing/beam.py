@@ -75,7 +75,8 @@ class Beam:
         if lacking := _lacking(plan, aside):
             reasons = [_reason(aside, n).read_text() for n in lacking if _reason(aside, n).exists()]
             raise DataError(
-                (reasons or [failure])[0] or f"{self.runner} ended without part {lacking[0]}; do "
+                (reasons or [failure])[0]
+                or f"{self.runner} ended without part {lacking[0]}; do "
                 f"its workers see {aside.parent}?"
             )
 

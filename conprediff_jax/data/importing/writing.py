@@ -8,10 +8,10 @@
             plan.json                                   what is imported, to compare with
             00000-train.array_record, 00000.json        a finished part: its shards, its counts
 
-A part counts as done when its JSON file is there, which is written once its shards have their names.
-An interrupted import therefore goes on with the parts that are not done, and ends with the same
-files, byte for byte, as one that was never interrupted. Parts depend on nothing but the plan and the
-options, so that they may be written one after another or by many machines at once (`beam`).
+A part counts as done when its JSON file is there, which is written once its shards have their
+names. An interrupted import therefore goes on with the parts that are not done, and ends with the
+same files, byte for byte, as one that was never interrupted. Parts depend on nothing but the plan
+and the options, so that one process may write them in turn, or many machines at once (`beam`).
 
 A record has the bytes of its image, as they were or of a smaller one, `label`, `text` (a list of
 captions) and the features that were asked for, as texts. Of the split `train`, a share may be held
