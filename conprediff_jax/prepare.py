@@ -95,7 +95,7 @@ help.answer(__name__)  # before imports that take seconds
 from conprediff_jax.cli import app
 from conprediff_jax.common import opening
 from conprediff_jax.common.errors import DataError, FieldError
-from conprediff_jax.common.files import check_folder
+from conprediff_jax.common.files import check_folder, is_address
 from conprediff_jax.data import made, sources
 from conprediff_jax.data.importing import beam, counting, page, writing
 from conprediff_jax.data.importing.formats import plan_import
@@ -122,7 +122,7 @@ def main(argv: list[str]) -> None:
         return
     if not _OUT.value:
         raise FieldError("out", f"is needed with --{given[0]}: the folder to write to")
-    check_folder(_OUT.value, "--out", local=True)
+    check_folder(_OUT.value, "--out", local=given[0] == "show")
     if given[0] == "show":
         print(_show(_SHOW.value, _SPLIT.value, _OUT.value))
     else:
@@ -170,6 +170,9 @@ def _import() -> None:
     report = writing.write(plan, _FROM.value, _OUT.value, options, by)
     said = counting.lines(report)
     print("\n".join(said))
+    if is_address(_OUT.value):
+        print(f"python -m conprediff_jax.prepare --show={_OUT.value} --out=FOLDER shows it")
+        return
     split = max(report["splits"], key=report["splits"].get)
     print(_show(_OUT.value, split, _OUT.value, said))
 

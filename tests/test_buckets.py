@@ -5,6 +5,7 @@ import json
 import fsspec
 import numpy as np
 import pytest
+import test_importing
 from etils.epath import gpath
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.registry import _registry, known_implementations
@@ -14,6 +15,7 @@ from conprediff_jax.common.buckets import BucketError
 from conprediff_jax.common.errors import DataError
 from conprediff_jax.common.files import check_folder, write_text
 from conprediff_jax.data import DataSpec
+from conprediff_jax.data.importing import beam
 from conprediff_jax.data.importing.formats import plan_import
 from conprediff_jax.data.importing.parts import Wanted
 from conprediff_jax.data.importing.writing import Options, write
@@ -84,6 +86,29 @@ def test_a_data_set_in_a_bucket_is_that_of_the_folder_and_is_copied_once(tmp_pat
     bucket.put(f"{other}/", "gs://bucket/photos/", recursive=True)
     everything = {"split": "train+test", "cache_dir": str(cache)}
     assert read("gs://bucket/photos", **everything) == read(other, split="train+test")
+
+
+@pytest.mark.parametrize("by_beam", [False, True])
+@pytest.mark.parametrize("make", [test_importing.make_tars, test_importing.make_parquet])
+def test_an_import_from_one_bucket_to_another_is_that_of_a_folder(tmp_path, bucket, make, by_beam):
+    by = None
+    if by_beam:
+        pytest.importorskip("apache_beam")
+        by = beam.Beam("DirectRunner", "--direct_running_mode=in_memory --direct_num_workers=1")
+    bucket.put(f"{make(tmp_path / 'in')}/", "gs://bucket/in/", recursive=True)
+    options = Options(held_out=0.4, drop_duplicates=True)
+    expected = write(
+        plan_import(str(tmp_path / "in"), Wanted()), "in", str(tmp_path / "x"), options
+    )
+    plan = plan_import("gs://bucket/in", Wanted())
+    assert write(plan, "in", "gs://bucket/x", options, by) == expected
+    assert write(plan, "in", "gs://bucket/x", options) == expected  # which is there
+    files = {path.name: path.read_bytes() for path in (tmp_path / "x").iterdir()}
+    assert files == {
+        name.rpartition("/")[2]: bucket.cat_file(name) for name in bucket.find("gs://bucket/x")
+    }
+    with pytest.raises(DataError, match=r"gs://bucket/x: holds no \.tar or \.parquet files"):
+        plan_import("gs://bucket/x", Wanted())
 
 
 def test_half_a_shard_never_has_its_name(tmp_path, bucket, monkeypatch):

@@ -17,7 +17,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
+from typing import Any, BinaryIO
 
 from conprediff_jax.common.errors import UserError, first_line
 from conprediff_jax.common.progress import ProgressLine
@@ -119,6 +119,32 @@ def listed(address: str) -> dict[str, Entry]:
             for entry in files.ls(address, detail=True)
             if entry["type"] == "file"
         }
+
+
+def found(address: str) -> list[str]:
+    """The addresses of the files that a pattern names, or of all files below a folder.
+
+    Raises:
+        BucketError: The bucket cannot be read.
+    """
+    scheme = address.partition("://")[0]
+    with _explained(address):
+        files = _file_system(address)
+        names = files.glob(address) if "*" in address else files.find(address)
+    return [f"{scheme}://{name.lstrip('/')}" for name in names]
+
+
+def opened(path: str) -> BinaryIO:
+    """A file, here or in a bucket, open for reading.
+
+    Raises:
+        BucketError: The bucket cannot be read.
+        OSError: The file of this machine cannot be read.
+    """
+    if not is_bucket(path):
+        return open(path, "rb")
+    with _explained(path):
+        return _file_system(path).open(path, "rb")
 
 
 def copy(address: str, entries: Mapping[str, Entry], folder: pathlib.Path) -> None:

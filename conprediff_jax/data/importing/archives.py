@@ -28,6 +28,7 @@ import numpy as np
 from numpy.lib import format as npy
 from PIL import Image
 
+from conprediff_jax.common import buckets
 from conprediff_jax.common.errors import DataError, FieldError, first_line, printable
 from conprediff_jax.common.images import EXTENSIONS
 from conprediff_jax.data.captioned import as_texts
@@ -76,7 +77,7 @@ def _samples(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
     """
     key, sample = None, {}
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with buckets.opened(path) as file, tarfile.open(fileobj=file, mode="r|*") as archive:
             for member in archive:
                 folder, name = posixpath.split(member.name)
                 hidden = name.startswith(".") or (name.startswith("__") and name.endswith("__"))

@@ -9,23 +9,24 @@ goes on with. Images do not leave the worker that read them; TFDS's own `BeamWri
 of them to another one, sorted by its key. What TFDS does here is what it does without Beam, the
 features and their serialization; the counter `parts` shows on a runner's page.
 
-All workers read the source and write to the folder under the same paths, as on a file system that
-they share.
+All workers read the source and write to the folder under the same paths: in a bucket, or on a file
+system that they share.
 """
 
 import contextlib
 import dataclasses
 import functools
 import io
-import pathlib
 import shlex
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from conprediff_jax.common import extras
+from etils import epath
+
+from conprediff_jax.common import buckets, extras
 from conprediff_jax.common.errors import DataError, FieldError, UserError, first_line
-from conprediff_jax.common.files import write_text
+from conprediff_jax.common.files import absolute, write_text
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data.importing import writing
 from conprediff_jax.data.importing.parts import Plan
@@ -49,7 +50,7 @@ class Beam:
     runner: str
     options: str = ""
 
-    def __call__(self, plan: Plan, aside: pathlib.Path, options: writing.Options) -> None:
+    def __call__(self, plan: Plan, aside: epath.Path, options: writing.Options) -> None:
         """Writes all parts that are not done; the arguments are those of `writing.write_part`.
 
         Raises:
@@ -63,7 +64,9 @@ class Beam:
         for number in lacking:
             _reason(aside, number).unlink(missing_ok=True)
         pipeline = self._pipeline(beam)
-        work = functools.partial(_write_part, plan=plan, aside=str(aside), options=options)
+        work = functools.partial(
+            _write_part, plan=plan, aside=str(absolute(aside)), options=options
+        )
         _ = (
             pipeline
             | "Parts" >> beam.Create(lacking)
@@ -112,27 +115,28 @@ def _write_part(number: int, plan: Plan, aside: str, options: writing.Options) -
     """Writes a part in a worker; what a user can correct is left beside it for the last line."""
     count = extras.tensorflow_datasets().beam.inc_counter
     try:
-        writing.write_part(plan, number, pathlib.Path(aside), options)
+        writing.write_part(plan, number, epath.Path(aside), options)
     except UserError as error:
-        write_text(_reason(pathlib.Path(aside), number), str(error))
+        write_text(_reason(epath.Path(aside), number), str(error))
         return
     count("parts", 1)
 
 
-def _reason(aside: pathlib.Path, number: int) -> pathlib.Path:
+def _reason(aside: epath.Path, number: int) -> epath.Path:
     """The file that says why a part could not be written."""
     return aside / f"{number:05}.failed"
 
 
-def _lacking(plan: Plan, aside: pathlib.Path) -> Sequence[int]:
+def _lacking(plan: Plan, aside: epath.Path) -> Sequence[int]:
     """The numbers of the parts that are not done."""
-    there = {path.name for path in aside.iterdir()}
+    is_bucket = buckets.is_bucket(aside)  # which is asked anew, since others write there
+    there = buckets.listed(str(aside)) if is_bucket else {path.name for path in aside.iterdir()}
     numbers = range(len(plan.parts))
     return [n for n in numbers if writing.counts_of(aside, n).name not in there]
 
 
 @contextlib.contextmanager
-def _watched(plan: Plan, aside: pathlib.Path) -> Iterator[None]:
+def _watched(plan: Plan, aside: epath.Path) -> Iterator[None]:
     """Encloses a pipeline, and logs now and then how many parts are done."""
     total, ended = len(plan.parts), threading.Event()
     line, lacking = ProgressLine(total, "parts"), len(_lacking(plan, aside))

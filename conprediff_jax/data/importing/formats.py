@@ -13,12 +13,15 @@ Several files are named by their folder or by a pattern such as `shards/*.tar`. 
 holds archives and tables, as img2dataset writes them, the archives are read. A file whose name
 begins with `train`, `test` or `validation` (or `val`, `valid`, `dev`), or whose folder has that
 name, belongs to this split; all others belong to `train`.
+
+In a bucket, `.tar` and `.parquet` files are read, from their beginning to their end.
 """
 
 import glob
 import os
 import pathlib
 
+from conprediff_jax.common import buckets
 from conprediff_jax.common.errors import DataError
 from conprediff_jax.common.images import holds_images, natural_key, warn_once
 from conprediff_jax.data.importing import archives, folders, tables
@@ -57,6 +60,8 @@ def recognize(path: str) -> tuple[str, list[str]]:
     Raises:
         DataError: There is nothing there, or nothing that can be imported.
     """
+    if buckets.is_bucket(path):
+        return _in_bucket(path)
     if not os.path.isdir(path):
         return _files(path)
     for name in ("dataset_dict.json", "state.json"):
@@ -85,6 +90,18 @@ def _files(path: str) -> tuple[str, list[str]]:
         )
         raise DataError(f"{path}: {what}; name a folder, or .tar, .parquet or .npz files")
     return kinds.pop(), [file for file in paths if _kind(file)]
+
+
+def _in_bucket(address: str) -> tuple[str, list[str]]:
+    """Archives or tables of a bucket; of a folder that holds both, the archives."""
+    found = sorted(buckets.found(address), key=natural_key)
+    for kind in ("webdataset", "parquet"):
+        if paths := [file for file in found if _kind(file) == kind]:
+            return kind, paths
+    raise DataError(
+        f"{address}: holds no .tar or .parquet files, and nothing else is imported from a bucket: "
+        "copy it to this machine"
+    )
 
 
 def _kind(file: str) -> str | None:

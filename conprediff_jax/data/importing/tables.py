@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
+from conprediff_jax.common import buckets
 from conprediff_jax.common.errors import DataError, first_line, printable
 from conprediff_jax.data.captioned import as_texts
 from conprediff_jax.data.importing.parts import SPLITS, TEXTS, Part, Plan, Wanted, split_of
@@ -103,6 +104,11 @@ def _is_parquet(path: str) -> bool:
     return path.endswith(".parquet")
 
 
+def _file(path: str) -> Any:
+    """What pyarrow reads: the path, or an open file of a bucket."""
+    return buckets.opened(path) if buckets.is_bucket(path) else path
+
+
 def _schema(path: str) -> Any:
     """The schema of a file, a `pyarrow.Schema`."""
     import pyarrow as pa
@@ -110,7 +116,7 @@ def _schema(path: str) -> Any:
 
     try:
         if _is_parquet(path):
-            return pa.parquet.read_schema(path)
+            return pa.parquet.read_schema(_file(path))
         with pa.memory_map(path) as file, pa.ipc.open_stream(file) as stream:
             return stream.schema
     except (pa.ArrowException, OSError) as error:
@@ -123,7 +129,7 @@ def _groups(path: str) -> list[list[int] | None]:
         return [None]
     import pyarrow.parquet
 
-    metadata = pyarrow.parquet.read_metadata(path)
+    metadata = pyarrow.parquet.read_metadata(_file(path))
     parts, rows = [[]], 0
     for group in range(metadata.num_row_groups):
         if rows >= _PART:
@@ -187,7 +193,7 @@ def _batches(path: str, groups: list[int] | None, columns: list[str]) -> Iterato
     import pyarrow.parquet
 
     if _is_parquet(path):
-        file = pa.parquet.ParquetFile(path)
+        file = pa.parquet.ParquetFile(_file(path))
         yield from file.iter_batches(_ROWS, row_groups=groups, columns=columns)
         return
     with pa.memory_map(path) as file, pa.ipc.open_stream(file) as stream:

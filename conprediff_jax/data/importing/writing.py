@@ -13,6 +13,9 @@ names. An interrupted import therefore goes on with the parts that are not done,
 same files, byte for byte, as one that was never interrupted. Parts depend on nothing but the plan
 and the options, so that one process may write them in turn, or many machines at once (`beam`).
 
+OUT may be in a bucket. array_record writes local files only, so a shard is copied there when it is
+complete.
+
 A record has the bytes of its image, as they were or of a smaller one, `label`, `text` (a list of
 captions) and the features that were asked for, as texts. Of the split `train`, a share may be held
 out as the split `test`: those images whose SHA-256 is below the share, so that equal images are on
@@ -20,10 +23,11 @@ the same side, and more images later do not change the side of those before.
 """
 
 import collections
+import contextlib
 import dataclasses
 import json
-import pathlib
 import re
+import tempfile
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -32,10 +36,11 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
 
 from conprediff_jax.common import extras, lock
 from conprediff_jax.common.errors import DataError
-from conprediff_jax.common.files import write_text, writing
+from conprediff_jax.common.files import is_address, write_text, writing
 from conprediff_jax.common.images import warned
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data.importing import counting
@@ -47,6 +52,7 @@ HELD_OUT = "test"  # the split of the images that are held out
 _INFO = "dataset_info.json"
 _OPTIONS = "group_size:1,uncompressed"  # for random access; images hardly compress
 _AHEAD = 64  # records that are decoded ahead
+_AT_ONCE = 16  # small files that are read, or files that are moved, at the same time
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,7 +81,7 @@ class Options:
         return fields
 
 
-Parts = Callable[[Plan, pathlib.Path, Options], None]  # writes all parts that are not done
+Parts = Callable[[Plan, epath.Path, Options], None]  # writes all parts that are not done
 
 
 def write(
@@ -97,7 +103,7 @@ def write(
         DataError: The folder holds other things, or no record is left.
         WriteError: Nothing can be written there.
     """
-    folder = pathlib.Path(out).expanduser()
+    folder = epath.Path(out).expanduser()
     with lock.locked(folder):
         if (folder / _INFO).exists() and (folder / REPORT).exists():
             report = json.loads((folder / REPORT).read_text())
@@ -106,12 +112,14 @@ def write(
         _begin(folder, {"source": source, **options.described(), **plan.described()})
         aside = folder / UNFINISHED
         (write_parts or _one_by_one)(plan, aside, options)
-        counts = [json.loads(counts_of(aside, n).read_text()) for n in range(len(plan.parts))]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            files = [counts_of(aside, number) for number in range(len(plan.parts))]
+            counts = list(pool.map(lambda file: json.loads(file.read_text()), files))
         report = _finish(folder, plan, counts, {"source": source, **options.described()})
     return report
 
 
-def _one_by_one(plan: Plan, aside: pathlib.Path, options: Options) -> None:
+def _one_by_one(plan: Plan, aside: epath.Path, options: Options) -> None:
     """Writes the parts in this process, with a line of the log now and then."""
     line = ProgressLine(len(plan.parts), "parts")
     for number in range(len(plan.parts)):
@@ -119,7 +127,7 @@ def _one_by_one(plan: Plan, aside: pathlib.Path, options: Options) -> None:
         line.add(1)
 
 
-def _check_same(folder: pathlib.Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def _check_same(folder: epath.Path, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     """Checks that an import goes on with what an earlier one began.
 
     Raises:
@@ -135,9 +143,10 @@ def _check_same(folder: pathlib.Path, theirs: dict[str, Any], ours: dict[str, An
         )
 
 
-def _begin(folder: pathlib.Path, described: dict[str, Any]) -> None:
+def _begin(folder: epath.Path, described: dict[str, Any]) -> None:
     """Makes the folder of an unfinished import, or checks that it is one of the same data."""
-    others = [path.name for path in folder.iterdir() if path.name not in (UNFINISHED, lock.NAME)]
+    there = folder.iterdir() if folder.exists() else ()  # nothing is a folder of a bucket, too
+    others = [path.name for path in there if path.name not in (UNFINISHED, lock.NAME)]
     stored = folder / UNFINISHED / PLAN
     if stored.exists():
         _check_same(folder, json.loads(stored.read_text()), described)
@@ -147,12 +156,12 @@ def _begin(folder: pathlib.Path, described: dict[str, Any]) -> None:
     write_text(stored, json.dumps(described, indent=1))
 
 
-def counts_of(aside: pathlib.Path, number: int) -> pathlib.Path:
+def counts_of(aside: epath.Path, number: int) -> epath.Path:
     """The file that holds the counts of a part, and is there when the part is done."""
     return aside / f"{number:05}.json"
 
 
-def write_part(plan: Plan, number: int, aside: pathlib.Path, options: Options) -> None:
+def write_part(plan: Plan, number: int, aside: epath.Path, options: Options) -> None:
     """Imports a part unless that is done.
 
     Should two machines write the same part, each has files of its own until they are complete.
@@ -173,29 +182,49 @@ def write_part(plan: Plan, number: int, aside: pathlib.Path, options: Options) -
     counts = counting.Counts()
     writers: dict[str, ArrayRecordWriter] = {}
     serialize, own = _serializer(plan), uuid.uuid4().hex
-    try:
-        for record, seen in _inspected(part, options):
-            counts.add(record, seen)
-            if seen.left_out:
-                continue
-            split = _side(part.split, seen.digest, options.held_out)
+    with _local(aside) as scratch:
+        try:
+            for record, seen in _inspected(part, options):
+                counts.add(record, seen)
+                if seen.left_out:
+                    continue
+                split = _side(part.split, seen.digest, options.held_out)
+                with writing(aside):
+                    if split not in writers:
+                        file = scratch / f"{own}-{split}"
+                        writers[split] = ArrayRecordWriter(str(file), _OPTIONS)
+                    image = seen.reduced or record["image"]
+                    writers[split].write(serialize(record | {"image": image}))
+                counts.kept(split, record, seen)
+        finally:
             with writing(aside):
-                if split not in writers:
-                    writers[split] = ArrayRecordWriter(str(aside / f"{own}-{split}"), _OPTIONS)
-                image = seen.reduced or record["image"]
-                writers[split].write(serialize(record | {"image": image}))
-            counts.kept(split, record, seen)
-    finally:
-        with writing(aside):
-            for writer in writers.values():
-                writer.close()
-    with writing(aside):
+                for writer in writers.values():
+                    writer.close()
         for split in writers:
-            (aside / f"{own}-{split}").replace(_shard(aside, number, split))
+            _move(scratch / f"{own}-{split}", _shard(aside, number, split))
     write_text(counts_of(aside, number), json.dumps(counts.to_json()))
 
 
-def _shard(aside: pathlib.Path, number: int, split: str) -> pathlib.Path:
+@contextlib.contextmanager
+def _local(folder: epath.Path) -> Iterator[epath.Path]:
+    """A folder for files that `_move` moves to a folder: itself, unless that is in a bucket."""
+    if not is_address(folder):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        yield epath.Path(scratch)
+
+
+def _move(path: epath.Path, target: epath.Path) -> None:
+    """Moves a file to its name, from this machine or in a bucket."""
+    with writing(target):
+        if is_address(target) and not is_address(path):
+            path.copy(target, overwrite=True)
+        else:
+            path.replace(target)
+
+
+def _shard(aside: epath.Path, number: int, split: str) -> epath.Path:
     return aside / f"{number:05}-{split}.array_record"
 
 
@@ -250,7 +279,7 @@ def _serializer(plan: Plan) -> Any:
 
 
 def _finish(
-    folder: pathlib.Path, plan: Plan, counts: Sequence[dict[str, Any]], told: dict[str, Any]
+    folder: epath.Path, plan: Plan, counts: Sequence[dict[str, Any]], told: dict[str, Any]
 ) -> dict[str, Any]:
     """Drops duplicates, names the shards, and writes what TFDS reads and the report."""
     aside = folder / UNFINISHED
@@ -258,7 +287,7 @@ def _finish(
     report = told | counting.merged(counts)
     report["duplicates"] = duplicates.to_json()
     dropped = again if told["drop_duplicates"] else {}
-    shards: dict[str, list[tuple[pathlib.Path, int]]] = {}
+    shards: dict[str, list[tuple[epath.Path, int]]] = {}
     for number, part in enumerate(counts):
         for split, digests in part["digests"].items():
             path = _shard(aside, number, split)
@@ -277,25 +306,28 @@ def _finish(
     write_text(folder / "report.txt", "\n".join(counting.lines(report)) + "\n")
     write_text(folder / REPORT, json.dumps(report, indent=1, ensure_ascii=False))
     (aside / _INFO).replace(folder / _INFO)
-    for path in aside.iterdir():
+    for path in list(aside.iterdir()):
         path.unlink()
-    aside.rmdir()
+    if not is_address(aside):  # a bucket has no empty folders
+        aside.rmdir()
     return report
 
 
-def _rewrite(path: pathlib.Path, count: int, drop: set[int]) -> None:
+def _rewrite(path: epath.Path, count: int, drop: set[int]) -> None:
     """Writes a shard of `count` records again without some of them, unless that was done before."""
-    records = ArrayRecordDataSource([str(path)])
-    if len(records) < count:
-        return
-    keep = [place for place in range(len(records)) if place not in drop]
-    partial = path.with_suffix(".partial")
-    with writing(path):
+    with _local(path.parent) as scratch, writing(path):
+        whole, partial = scratch / path.name, scratch / f"{path.name}.partial"
+        if whole != path:
+            path.copy(whole)
+        records = ArrayRecordDataSource([str(whole)])
+        if len(records) < count:
+            return
         writer = ArrayRecordWriter(str(partial), _OPTIONS)
-        for place in keep:
-            writer.write(records[place])
+        for place in range(len(records)):
+            if place not in drop:
+                writer.write(records[place])
         writer.close()
-        partial.replace(path)
+        _move(partial, path)
 
 
 def _class_names(plan: Plan, labels: Iterable[str]) -> list[str] | None:
@@ -306,9 +338,9 @@ def _class_names(plan: Plan, labels: Iterable[str]) -> list[str] | None:
 
 
 def _place(
-    folder: pathlib.Path,
+    folder: epath.Path,
     plan: Plan,
-    shards: dict[str, list[tuple[pathlib.Path, int]]],
+    shards: dict[str, list[tuple[epath.Path, int]]],
     report: dict[str, Any],
 ) -> None:
     """Names the shards as TFDS does, writes its files beside them, and moves all but one of them.
@@ -331,7 +363,7 @@ def _place(
             for earlier in (path, folder / final):  # by an import that was stopped just here
                 if earlier.exists():
                     earlier.replace(aside / final)
-            size += (aside / final).stat().st_size
+            size += (aside / final).stat().length
             finals.append(final)
         infos.append(
             tfds.core.SplitInfo(
@@ -350,5 +382,6 @@ def _place(
             check_data=False,
             description=f"Imported from {report['source']} by conprediff_jax.prepare.",
         )
-        for final in [*finals, *(path.name for path in aside.glob("*.labels.txt"))]:
-            (aside / final).replace(folder / final)
+        finals += [path.name for path in aside.glob("*.labels.txt")]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            list(pool.map(lambda final: (aside / final).replace(folder / final), finals))
