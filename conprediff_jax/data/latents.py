@@ -320,10 +320,16 @@ class ToLatentExample(transforms.ToExample):
     """
 
     def make(
-        self, record: dict[str, Any], *, offset: float, mirrored: bool, choice: float
+        self,
+        record: dict[str, Any],
+        *,
+        offset: float,
+        mirrored: bool,
+        choice: float,
+        out: None = None,
     ) -> dict[str, Any] | transforms.Undecodable:
         """Makes one example from given choices; see `ToExample.make`."""
-        del offset
+        del offset, out
         others = dict(record)
         latents = {False: others.pop("latent", None), True: others.pop("mirrored", None)}
         encoded = others.pop("encoded", None)

@@ -1,4 +1,4 @@
-"""The stream of batches, made by grain from a random-access source.
+"""The stream of batches of a random-access source, in an order that grain draws.
 
     source -> shuffle -> repeat -> every process_count-th -> decode, crop, flip -> batch
               (anew each epoch)   (this process's share)     (worker threads)
@@ -27,7 +27,7 @@ import numpy as np
 from conprediff_jax.common.files import is_address
 from conprediff_jax.common.images import height_and_width
 from conprediff_jax.common.keys import fixed, guarded
-from conprediff_jax.data import aspects, latents, remote, sources, transforms
+from conprediff_jax.data import aspects, batching, latents, remote, sources, transforms
 from conprediff_jax.data.tokenizers import Tokenizer
 
 _NO_TEXT = "text is None; it must name the feature that holds the captions"
@@ -298,21 +298,37 @@ def make_iterator(
         text=spec.text,
         tokenizer=tokenizer,
     )
-    stream = grain.MapDataset.source(source).seed(seed)
-    if spec.shuffle:
-        stream = stream.shuffle()
-    if repeat:
-        stream = stream.repeat()
-    # Random numbers are drawn before the share is taken, since they belong to the place in the
-    # global stream.
-    stream = stream.random_map(example)
-    part = stream[process_index::process_count]
-    bad = transforms.BadRecords(len(source))
+
+    def stream(records: Any) -> grain.MapDataset:
+        """The records of all processes in their order."""
+        stream = grain.MapDataset.source(records).seed(seed)
+        if spec.shuffle:
+            stream = stream.shuffle()
+        if repeat:
+            stream = stream.repeat()
+        return stream
+
+    bad, part = transforms.BadRecords(len(source)), slice(process_index, None, process_count)
     if spec.aspect_step:
-        examples = iter(_examples(part.map_with_index(aspects.placed), spec, batch_size))
+        whole = stream(source).random_map(example)
+        examples = _examples(whole[part].map_with_index(aspects.placed), spec, batch_size)
         share = process_index, process_count
-        return aspects.ByShape(examples, stream, bad.good, batch_size, share, exchange)
-    examples = _examples(part, spec, batch_size)
+        return aspects.ByShape(iter(examples), whole, bad.good, batch_size, share, exchange)
+    if not spec.workers:
+        places = stream(range(len(source)))
+        draws = example.draws or spec.keep  # of several captions, one is drawn
+        places = places.random_map(batching.drawn) if draws else places.map(batching.undrawn)
+        return batching.Batched(
+            source,
+            places[part],
+            example,
+            bad.good,
+            batch_size=batch_size,
+            image=None if spec.latents else spec.image_shape,
+            threads=spec.threads,
+            ahead=spec.prefetch * batch_size,
+        )
+    examples = _examples(stream(source).random_map(example)[part], spec, batch_size)
     examples = examples.filter(bad.good)
     return iter(examples.batch(batch_size, drop_remainder=True))
 

@@ -35,10 +35,11 @@ try:
 except ImportError:  # there are no wheels of it for some machines
     simplejpeg = None
 
-_JPEG, _SEARCHED = b"\xff\xd8", 2**17  # metadata stand before the pixels
+_JPEG, _EXIF_OR_XMP, _PIXELS = b"\xff\xd8", b"\xff\xe1", b"\xff\xda"  # parts of a JPEG
 _TURNING = (b"Exif\0\0", b"Orientation")  # a sign of EXIF or XMP, which may turn the image
 CROPS = ("center", "random")
 _TINTS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+DRAWS = 8  # numbers that are drawn for every example
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # modes of Pillow by the number of channels
 
 
@@ -115,7 +116,10 @@ def _box(
 
 
 def cut_from_jpeg(
-    data: bytes, size: tuple[int, int], offset: float
+    data: bytes,
+    size: tuple[int, int],
+    offset: float,
+    out: UInt8[np.ndarray, "height width 3"] | None = None,
 ) -> UInt8[np.ndarray, "height width 3"] | None:
     """What `decode` and `cropped` make of a JPEG that needs neither resizing nor turning.
 
@@ -123,23 +127,41 @@ def cut_from_jpeg(
         data: Bytes of an image file.
         size: Height and width of the result.
         offset: See `cropped`.
+        out: Memory for the pixels, which is used if none of them are cut off.
 
     Returns:
         The same pixels; None for all other files, for damaged ones, and without simplejpeg.
     """
     if simplejpeg is None or not data.startswith(_JPEG):
         return None
-    if any(sign in data[:_SEARCHED] for sign in _TURNING):
+    if _may_turn(data):
         return None
     try:
         down, across, colours, _ = simplejpeg.decode_jpeg_header(data)
         left, top, right, bottom = _box((across, down), size, offset)
         if (bottom - top, right - left) != size or colours != "YCbCr":
             return None
-        whole = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False)
+        out = out if (down, across) == size else None
+        whole = simplejpeg.decode_jpeg(data, "RGB", fastdct=False, fastupsample=False, buffer=out)
     except ValueError:  # Pillow says what is wrong, or reads it nevertheless
         return None
-    return whole[top:bottom, left:right]
+    return whole[top:bottom, left:right] if out is None else out
+
+
+def _may_turn(jpeg: bytes) -> bool:
+    """Whether the metadata of a JPEG may say that it is to be turned; they precede its pixels."""
+    place = len(_JPEG)
+    while jpeg[place : place + 2] != _PIXELS:
+        length = 2 + int.from_bytes(jpeg[place + 2 : place + 4])
+        marker = jpeg[place : place + 2]
+        if not marker.startswith(b"\xff") or place + length > len(jpeg):
+            return True  # it has another form
+        if marker == _EXIF_OR_XMP:
+            segment = jpeg[place : place + length]
+            if any(sign in segment for sign in _TURNING):
+                return True
+        place += length
+    return False
 
 
 def resized(
@@ -288,28 +310,45 @@ class ToExample:
     text: str | None = None
     tokenizer: Tokenizer | None = None
 
+    @property
+    def draws(self) -> bool:
+        """Whether images depend on the drawn numbers."""
+        return self.crop == "random" or self.flip or self.jitter > 0
+
     def __call__(
         self, record: dict[str, Any], rng: np.random.Generator
     ) -> dict[str, Any] | Undecodable:
-        """Makes one example with random choices.
+        """Makes one example with random choices."""
+        return self.drawn(record, rng.random(DRAWS))
 
-        It always draws three numbers, and five more behind them for the options that few use, so
-        that no option changes the draws for another one.
+    def drawn(
+        self,
+        record: dict[str, Any],
+        numbers: Sequence[float],
+        out: UInt8[np.ndarray, "height width channels"] | None = None,
+    ) -> dict[str, Any] | Undecodable:
+        """Makes one example from drawn numbers.
+
+        Args:
+            record: The record.
+            numbers: `DRAWS` numbers from 0 to 1 (exclusive). Each has a use of its own, so that no
+                option changes what is drawn for another one.
+            out: Memory for the image, if there is any.
         """
-        offset, mirror, choice = rng.random(3)
+        offset, mirror, choice, *others = numbers
         return self.make(
             record,
             offset=offset if self.crop == "random" else 0.5,
             mirrored=self.flip and bool(mirror < 0.5),
             choice=choice,
-            **self._augmentation(rng),
+            out=out,
+            **self._augmentation(*others),
         )
 
-    def _augmentation(self, rng: np.random.Generator) -> dict[str, Any]:
+    def _augmentation(self, smaller: float, other: float, *colours: float) -> dict[str, Any]:
         """The random choices of `min_crop` and `jitter`; none where both are off."""
         if self.min_crop == 1 and not self.jitter:
             return {}
-        smaller, other, *colours = rng.random(5)
         drawn = {"tint": [1 + self.jitter * (2 * colour - 1) for colour in colours]}
         if self.min_crop < 1:
             drawn |= {"share": 1 - (1 - self.min_crop) * smaller, "other": other}
@@ -325,6 +364,7 @@ class ToExample:
         share: float = 1.0,
         other: float | None = None,
         tint: Sequence[float] = (1.0, 1.0, 1.0),
+        out: UInt8[np.ndarray, "height width channels"] | None = None,
     ) -> dict[str, Any] | Undecodable:
         """Makes one example from given choices.
 
@@ -336,11 +376,12 @@ class ToExample:
             share: See `cropped`.
             other: See `cropped`.
             tint: See `tinted`.
+            out: Memory for the image, if there is any.
         """
         others = self._others(record, choice)
         part, shapes = None, self.shapes or (height_and_width(self.size),)
         if self.channels == 3 and share == 1 and len(shapes) == 1:
-            part = cut_from_jpeg(record["image"], shapes[0], offset)
+            part = cut_from_jpeg(record["image"], shapes[0], offset, None if mirrored else out)
         try:
             if "unreadable" in record:
                 raise BadImage(record["unreadable"])
@@ -355,7 +396,11 @@ class ToExample:
             part = tinted(part, tint)
         if mirrored:
             part = part[:, ::-1]
-        return {"image": np.ascontiguousarray(part), **others}
+        if out is None:
+            out = np.ascontiguousarray(part)
+        elif part is not out:
+            out[:] = part
+        return {"image": out, **others}
 
     def _others(self, record: dict[str, Any], choice: float) -> dict[str, Any]:
         """All of an example but its image; the arguments are those of `make`."""
