@@ -60,7 +60,8 @@ class Beam:
         """
         beam = extras.apache_beam()
         extras.tensorflow_datasets()
-        lacking = _lacking(plan, aside)
+        if not (lacking := _lacking(plan, aside)):
+            return
         for number in lacking:
             _reason(aside, number).unlink(missing_ok=True)
         pipeline = self._pipeline(beam)
@@ -77,17 +78,17 @@ class Beam:
             failure = self._failure(pipeline)
         if lacking := _lacking(plan, aside):
             reasons = [_reason(aside, n).read_text() for n in lacking if _reason(aside, n).exists()]
-            raise DataError(
-                (reasons or [failure])[0]
-                or f"{self.runner} ended without part {lacking[0]}; do "
-                f"its workers see {aside.parent}?"
-            )
+            silent = f"{self.runner} ended without part {lacking[0]}: do all workers see {aside}?"
+            raise DataError((reasons or [failure])[0] or silent)
 
     def _pipeline(self, beam: Any) -> Any:
         """An empty `beam.Pipeline` with the runner and the options."""
         from apache_beam.options.pipeline_options import PipelineOptions
 
-        given = shlex.split(self.options)
+        try:
+            given = shlex.split(self.options)
+        except ValueError as error:  # a quotation mark stands alone
+            raise FieldError("beam_options", f"is {self.options!r}: {error}") from error
         flags = [*_QUIETLY, *(_ON_ALL_CORES if self.runner == DIRECT else ()), *given]
         said = io.StringIO()
         try:
