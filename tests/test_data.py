@@ -1,9 +1,11 @@
 """Tests of the data pipeline: what it yields, in which order, and its errors."""
 
 import io
+import itertools
 import subprocess
 import sys
 
+import grain
 import numpy as np
 import pytest
 from absl import flags
@@ -98,6 +100,25 @@ def test_a_restored_iterator_goes_on_bit_for_bit(damaged):
     iterator.set_state(state)  # and back, in an iterator that has read ahead
     np.testing.assert_array_equal(next(iterator)["image"], expected[0])
     assert not {3, 11} & set(numbers({"image": np.concatenate(expected)}))
+
+
+@pytest.mark.parametrize("changes", [{}, {"flip": True}, {"crop": "random", "jitter": 0.2}])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_batches_are_what_examples_are_one_by_one(tmp_path, changes, threads):
+    """JPEGs that are decoded into their batch, others, and one that is missing in each epoch."""
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 16, 16, 3), np.uint8)
+    for i, values in enumerate(pixels):
+        image = Image.fromarray(values).resize((16, 20) if i % 7 == 3 else (16, 16))
+        image.save(tmp_path / f"{i:02}.{'png' if i % 5 == 1 else 'jpg'}", quality=90)
+    (tmp_path / "05.jpg").write_bytes((tmp_path / "05.jpg").read_bytes()[:200])
+    spec = spec_of(tmp_path, image_size=16, threads=threads, **changes)
+    records = grain.MapDataset.source(data.open_data(spec)).seed(9).shuffle().repeat()
+    one_by_one = records.random_map(transforms.ToExample(size=16, **changes))
+    expected = (e["image"] for e in map(one_by_one.__getitem__, range(60)) if isinstance(e, dict))
+    batches = data.make_iterator(spec, batch_size=4, seed=9)
+    for _ in range(12):
+        batch = next(batches)["image"]
+        np.testing.assert_array_equal(batch, list(itertools.islice(expected, 4)))
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (2, 0)])

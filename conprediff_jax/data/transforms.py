@@ -319,7 +319,7 @@ class ToExample:
         self, record: dict[str, Any], rng: np.random.Generator
     ) -> dict[str, Any] | Undecodable:
         """Makes one example with random choices."""
-        return self.drawn(record, rng.random(DRAWS))
+        return self.drawn(record, rng.random(DRAWS).tolist())
 
     def drawn(
         self,
