@@ -94,7 +94,7 @@ def test_an_import_from_one_bucket_to_another_is_that_of_a_folder(tmp_path, buck
     by = None
     if by_beam:
         pytest.importorskip("apache_beam")
-        by = beam.Beam("DirectRunner", "--direct_running_mode=in_memory --direct_num_workers=1")
+        by = beam.Beam("DirectRunner", test_importing.IN_MEMORY)
     bucket.put(f"{make(tmp_path / 'in')}/", "gs://bucket/in/", recursive=True)
     options = Options(held_out=0.4, drop_duplicates=True)
     expected = write(

@@ -9,7 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 from conprediff_jax import data
 from conprediff_jax.common.errors import DataError, FieldError
@@ -112,6 +114,9 @@ def test_every_format_becomes_the_same_records(tmp_path, make):
     assert names == (CLASSES if make is not make_tars else ("0", "1"))
     got = {record["image"]: (record["label"], record["text"]) for record in found}
     assert got == dict(zip(IMAGES, zip(LABELS, TEXTS, strict=True), strict=True))
+    shard = next((tmp_path / "out").glob("*.array_record*"))
+    for raw in ArrayRecordDataSource([str(shard)]):  # the same in every process
+        assert tf_example_pb2.Example.FromString(raw).SerializeToString(deterministic=True) == raw
     assert report["splits"] == {"train": COUNT} and not report["left_out"]
     assert report["caption_words"] == {"2": 8, "1": 4, "none": 4}
 
@@ -170,9 +175,12 @@ def test_equal_images_are_named_and_left_out_on_request(tmp_path):
     assert sorted(r["image"] for r in records(tmp_path / "dropped")[0]) == sorted(IMAGES)
 
 
-def run_beam(source, out, options="--direct_running_mode=in_memory --direct_num_workers=1"):
+IN_MEMORY = "--direct_running_mode=in_memory --direct_num_workers=1"
+
+
+def run_beam(source, out, options=IN_MEMORY, runner="DirectRunner"):
     plan = plan_import(str(source), Wanted())
-    by = beam.Beam("DirectRunner", options)
+    by = beam.Beam(runner, options)
     chosen = writing.Options(held_out=0.4, drop_duplicates=True, threads=2)
     return writing.write(plan, str(source), str(out), chosen, by)
 
@@ -227,7 +235,7 @@ def test_what_is_wrong_with_a_pipeline_is_one_line(tmp_path, in_parts):
     with pytest.raises(FieldError, match=r"^beam_options is '--direct_num_workers=two': argument"):
         run_beam(tmp_path / "in", tmp_path / "other", "--direct_num_workers=two")
     with pytest.raises(FieldError, match=r"^runner is Nobody: "):
-        beam.Beam("Nobody")(None, tmp_path, None)
+        run_beam(tmp_path / "in", tmp_path / "third", runner="Nobody")
 
 
 def exif(orientation):

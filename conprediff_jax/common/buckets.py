@@ -17,7 +17,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any, BinaryIO
+from typing import Any
 
 from conprediff_jax.common.errors import UserError, first_line
 from conprediff_jax.common.progress import ProgressLine
@@ -134,8 +134,8 @@ def found(address: str) -> list[str]:
     return [f"{scheme}://{name.lstrip('/')}" for name in names]
 
 
-def opened(path: str) -> BinaryIO:
-    """A file, here or in a bucket, open for reading.
+def opened(path: str) -> Any:
+    """A file, here or in a bucket, open for reading bytes.
 
     Raises:
         BucketError: The bucket cannot be read.

@@ -94,6 +94,7 @@ class Beam:
         try:
             with contextlib.redirect_stderr(said):
                 options = PipelineOptions([f"--runner={self.runner}", *flags])
+                options.get_all_options()  # reads the values, which else waits for the run
                 pipeline = beam.Pipeline(options=options)
         except SystemExit as error:  # argparse, which has printed its usage before
             reason = said.getvalue().strip().rpartition("error: ")[2]

@@ -262,18 +262,23 @@ def _features(plan: Plan, class_names: Sequence[str] = ()) -> Any:
 
 
 def _serializer(plan: Plan) -> Any:
-    """A function from a record to bytes, which does not depend on the number of classes."""
+    """A function from a record to bytes, which do not depend on the number of classes.
+
+    Nor do they depend on the process, as the order of features in a record otherwise does.
+    """
     tfds = extras.tensorflow_datasets()
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     features = dict(_features(plan))
     if plan.label is not None:
         features["label"] = tfds.features.Scalar(np.int64)
     features = tfds.features.FeaturesDict(features)
 
+    serializer = ExampleSerializer(features.get_serialized_info())
+
     def serialize(record: dict[str, Any]) -> bytes:
-        return features.serialize_example(
-            features.encode_example({name: record[name] for name in features})
-        )
+        encoded = features.encode_example({name: record[name] for name in features})
+        return serializer.get_tf_example(encoded).SerializeToString(deterministic=True)
 
     return serialize
 
