@@ -18,7 +18,7 @@ import numpy as np
 
 from conprediff_jax.data import sources, transforms
 
-_MOST = 8  # places of a task, at most
+_MOST = 16  # places of a task, at most
 
 
 def drawn(record: int, rng: np.random.Generator) -> tuple[int, list[float]]:
@@ -61,7 +61,7 @@ class Batched(grain.DatasetIterator):
         self._source, self._places, self._example, self._good = source, places, example, good
         self._batch_size, self._image = batch_size, image
         self._ahead = ahead if threads else 0
-        self._at_once = min(max(1, ahead // (2 * max(threads, 1))), _MOST, batch_size)
+        self._at_once = min(max(1, ahead // max(threads, 1)), _MOST, batch_size)
         self._pool = ThreadPoolExecutor(threads) if threads else None
         self._tasks: collections.deque[Future] = collections.deque()
         self._made: collections.deque[Any] = collections.deque()
@@ -139,12 +139,14 @@ class Batched(grain.DatasetIterator):
         return places, slots
 
     def _make(self, places: range, slots: Sequence[np.ndarray | None]) -> list[Any]:
-        """The examples of some places."""
-        made = []
-        for place, slot in zip(places, slots, strict=True):
-            record, numbers = self._places[place]
-            made.append(self._example.drawn(self._source[record], numbers, slot))
-        return made
+        """The examples of some places.
+
+        Each kind of work is done for all of them, as decoding leaves nothing else in the caches.
+        """
+        told = [self._places[place] for place in places]
+        records = [self._source[record] for record, _ in told]
+        numbers = [drawn for _, drawn in told]
+        return list(map(self._example.drawn, records, numbers, slots))
 
     def get_state(self) -> dict[str, Any]:
         """The next place, as grain's iterators give it."""

@@ -39,7 +39,7 @@ class FolderSource:
         path = os.path.join(self.root, self.files[index])
         record = {"image": b"", "name": path}
         try:
-            with open(path, "rb") as file:  # pathlib takes as long as reading does
+            with open(path, "rb", buffering=0) as file:  # pathlib takes as long as reading does
                 record["image"] = file.read()
         except OSError as error:  # such as for a deleted file, or a link to nowhere
             record["unreadable"] = error.strerror or first_line(error)

@@ -299,9 +299,9 @@ def make_iterator(
         tokenizer=tokenizer,
     )
 
-    def stream(records: Any) -> grain.MapDataset:
+    def ordered(records: grain.MapDataset) -> grain.MapDataset:
         """The records of all processes in their order."""
-        stream = grain.MapDataset.source(records).seed(seed)
+        stream = records.seed(seed)
         if spec.shuffle:
             stream = stream.shuffle()
         if repeat:
@@ -310,12 +310,12 @@ def make_iterator(
 
     bad, part = transforms.BadRecords(len(source)), slice(process_index, None, process_count)
     if spec.aspect_step:
-        whole = stream(source).random_map(example)
+        whole = ordered(grain.MapDataset.source(source)).random_map(example)
         examples = _examples(whole[part].map_with_index(aspects.placed), spec, batch_size)
         share = process_index, process_count
         return aspects.ByShape(iter(examples), whole, bad.good, batch_size, share, exchange)
     if not spec.workers:
-        places = stream(range(len(source)))
+        places = ordered(grain.MapDataset.range(len(source)))
         draws = example.draws or spec.keep  # of several captions, one is drawn
         places = places.random_map(batching.drawn) if draws else places.map(batching.undrawn)
         return batching.Batched(
@@ -328,7 +328,8 @@ def make_iterator(
             threads=spec.threads,
             ahead=spec.prefetch * batch_size,
         )
-    examples = _examples(stream(source).random_map(example)[part], spec, batch_size)
+    whole = ordered(grain.MapDataset.source(source)).random_map(example)
+    examples = _examples(whole[part], spec, batch_size)
     examples = examples.filter(bad.good)
     return iter(examples.batch(batch_size, drop_remainder=True))
 
