@@ -117,9 +117,9 @@ def with_latents(folder):
     return {"data.latents": str(folder)}
 
 
-def test_latents_of_several_shapes_are_those_of_their_images(weights, tmp_path, one_device):
+def test_latents_of_several_shapes_are_those_of_their_images(weights, tmp_path):
     shapes = {"data.aspect_step": 4, "data.max_aspect": 3.0, "data.flip": False}
-    config = config_of(weights, **shapes, **{"train.batch_size": 4, "train.steps": 3})
+    config = config_of(weights, **shapes, **{"train.steps": 2})
     precompute(config, str(tmp_path / "latents"), shard_size=8)
     first_stage = make_experiment(config).task.model.first_stage
     encode, params = jax.jit(first_stage.encode_unscaled), load_params(first_stage)
