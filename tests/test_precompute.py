@@ -117,7 +117,10 @@ def with_latents(folder):
     return {"data.latents": str(folder)}
 
 
-def test_latents_of_several_shapes_are_those_of_their_images(weights, tmp_path):
+def test_latents_of_several_shapes_are_those_of_their_images(weights, tmp_path, monkeypatch):
+    one, make_mesh = jax.devices()[:1], parallel.make_mesh  # where programs compile sooner
+    monkeypatch.setattr(jax, "device_count", lambda *_: 1)
+    monkeypatch.setattr(parallel, "make_mesh", lambda spec, _=one: make_mesh(spec, one))
     shapes = {"data.aspect_step": 4, "data.max_aspect": 3.0, "data.flip": False}
     config = config_of(weights, **shapes, **{"train.steps": 2})
     precompute(config, str(tmp_path / "latents"), shard_size=8)
