@@ -12,6 +12,7 @@ import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 from tensorflow_datasets.proto import tf_example_pb2
+from test_commands import run
 
 from conprediff_jax import data
 from conprediff_jax.common.errors import DataError, FieldError
@@ -187,7 +188,8 @@ def run_beam(source, out, options=IN_MEMORY, runner="DirectRunner"):
 
 @pytest.fixture
 def in_parts(monkeypatch):
-    """Parts of few images, and Apache Beam."""
+    """Parts of few images, Apache Beam, and nothing that was logged before."""
+    monkeypatch.setattr("conprediff_jax.common.images._warned", {})
     pytest.importorskip("apache_beam", reason='pip install -e ".[beam]" moves protobuf')
     for module in ("archives", "folders", "tables"):
         monkeypatch.setattr(f"conprediff_jax.data.importing.{module}._PART", 3)
@@ -206,23 +208,28 @@ def test_beam_writes_the_same_bytes(tmp_path, in_parts, make):
 
 
 def test_workers_of_beam_go_on_with_an_import(tmp_path, in_parts, monkeypatch):
-    source = make_folder(tmp_path / "in")
+    source, out = make_tars(tmp_path / "in"), tmp_path / "again" / "x"
     plain = imported(source, tmp_path / "plain" / "x", held_out=0.4, drop_duplicates=True)
     write_part = writing.write_part
 
     def stops(plan, number, *others):
-        if number == 2:
+        if number == 1:
             raise KeyboardInterrupt
         write_part(plan, number, *others)
 
     monkeypatch.setattr(writing, "write_part", stops)
     with pytest.raises(KeyboardInterrupt):
-        imported(source, tmp_path / "again" / "x", held_out=0.4, drop_duplicates=True)
-    done = {path.name for path in (tmp_path / "again" / "x" / "unfinished").glob("*.json")}
-    assert done == {"plan.json", "00000.json", "00001.json"}
-    workers = "--direct_running_mode=multi_processing --direct_num_workers=2"
-    assert run_beam(source, tmp_path / "again" / "x", workers) == plain
-    assert contents(tmp_path / "again" / "x") == contents(tmp_path / "plain" / "x")
+        imported(source, out, held_out=0.4, drop_duplicates=True)
+    assert {path.name for path in out.glob("unfinished/*.json")} == {"plan.json", "00000.json"}
+    done = run(
+        "prepare", f"--from={source}", f"--out={out}", "--held_out=0.4", "--drop_duplicates",
+        "--runner=DirectRunner", "--beam_options=--direct_num_workers=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"imported from {source}: {plain['splits']['test']} test, ")
+    page = {"index.html", "contact_sheet.png"}
+    written = {name: file for name, file in contents(out).items() if name not in page}
+    assert written == contents(tmp_path / "plain" / "x")
 
 
 def test_what_is_wrong_with_a_pipeline_is_one_line(tmp_path, in_parts):
