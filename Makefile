@@ -1,5 +1,6 @@
 # make demo    install, train ConPreDiff on OpenMoji, sample: 10 to 20 minutes on two CPU cores
 # make test    install what the tests need and run them all
+# make fast    the fast half of the tests, on another Python: make fast PYTHON=python3.13 VENV=.venv313
 # make docs    build the documentation as pages for a browser
 # make clean   remove the environment and what the demo and the pages wrote
 
@@ -8,7 +9,7 @@ VENV ?= .venv
 WORKDIR ?= runs/openmoji
 BIN := $(VENV)/bin
 
-.PHONY: demo test docs clean
+.PHONY: demo test fast docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m conprediff_jax.main --config=configs/openmoji.py --workdir=$(WORKDIR)
@@ -24,6 +25,9 @@ test: $(VENV)/.installed-tests
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m pytest
 
+fast: $(VENV)/.installed-fast
+	$(BIN)/python -m pytest $$(grep -l pytest.mark.every_python tests/test_*.py)
+
 docs: $(VENV)/.installed-docs
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs docs/_build/html
 	@echo "documentation: docs/_build/html/index.html"
@@ -37,6 +41,11 @@ $(VENV)/.installed-tests: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-fast: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable ".[fast]"
+	@touch $@
 
 $(VENV)/.installed-docs: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)

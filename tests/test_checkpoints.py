@@ -26,6 +26,8 @@ from conprediff_jax.runs import restore
 from conprediff_jax.runs.checkpoint import CheckpointError, Checkpoints, newest_config
 from conprediff_jax.train import loop
 
+pytestmark = pytest.mark.every_python
+
 ROOT = pathlib.Path(__file__).parent.parent
 
 

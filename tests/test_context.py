@@ -15,6 +15,8 @@ from scipy.stats import chisquare
 from conprediff_jax import context
 from conprediff_jax.context import transport
 
+pytestmark = pytest.mark.every_python
+
 
 def keys(count, seed=0):
     return jax.random.split(jax.random.key(seed), count)

@@ -18,6 +18,8 @@ from conprediff_jax.data import transforms
 from conprediff_jax.data.tfds import TfdsSource
 from conprediff_jax.runs.batches import Batches
 
+pytestmark = pytest.mark.every_python
+
 COUNT = 20  # images in the numbered folder, whose image i has the value 10 + i everywhere
 
 

@@ -16,6 +16,8 @@ from conprediff_jax.diffusion.masked import MaskedProcess
 from conprediff_jax.diffusion.samplers import Known, MaskedSampler
 from conprediff_jax.diffusion.tokens import draw
 
+pytestmark = pytest.mark.every_python
+
 RNG = np.random.default_rng(3)
 CODES, TOKENS = 3, 3
 STATES = np.array(list(itertools.product(range(CODES + 1), repeat=TOKENS)))  # 64, with masks

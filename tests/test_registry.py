@@ -15,6 +15,8 @@ from conprediff_jax.context import ContextPrediction
 from conprediff_jax.data import DataSpec
 from conprediff_jax.models.unet import UNet
 
+pytestmark = pytest.mark.every_python
+
 PLUGIN = '''
 """Straight lines between data and noise, t = 0 .. T-1, and a denoiser of two convolutions."""
 

@@ -40,7 +40,7 @@ from conprediff_jax.train import loop, needs
 from conprediff_jax.train.loop import train
 from conprediff_jax.train.report import DivergedError
 
-pytestmark = pytest.mark.usefixtures("one_device")
+pytestmark = [pytest.mark.usefixtures("one_device"), pytest.mark.every_python]
 
 
 DEVIATIONS = (0.05, 0.1)
