@@ -27,8 +27,9 @@ The command writes to `--out`, which is the folder `evaluation` in the workdir b
     samples/<name>/             the images that were drawn from the workdir
     features/                   features of samples
 
-If you start an interrupted command again, it continues where it stopped. It runs in one process, on
-all of its devices.
+If you start an interrupted command again, it continues where it stopped. It can run as one of
+several processes that see these folders: each draws and reads its own part of the images, and the
+first one computes and writes the figures.
 """
 
 import os
@@ -123,13 +124,13 @@ flags.adopt_module_key_flags(guide_flag)
 flags.adopt_module_key_flags(sweep_flag)
 flags.adopt_module_key_flags(lpips_flags)
 
-help.answer(__name__)  # before imports that take seconds
+help.answer(__name__, several=True)  # before imports that take seconds
 
 import numpy as np
 from absl import logging
 from jax.sharding import Mesh
+from jaxtyping import Float
 
-from conprediff_jax import parallel
 from conprediff_jax.cli import app
 from conprediff_jax.common import extras, hub, opening
 from conprediff_jax.common.errors import UserError
@@ -146,6 +147,7 @@ from conprediff_jax.metrics.image_sets import ImageSet
 from conprediff_jax.metrics.networks import clip, lpips
 from conprediff_jax.metrics.results import ResultsTable
 from conprediff_jax.metrics.suite import Suite
+from conprediff_jax.parallel import share
 from conprediff_jax.runs.restore import load_guided, load_model
 from conprediff_jax.sampling import record
 from conprediff_jax.sampling.model import DiffusionModel
@@ -199,7 +201,7 @@ def main(argv: list[str]) -> None:
         if _SAMPLES.value and flags.FLAGS[name].present:
             raise UserError(f"--{name} goes with --workdir: all images of --samples are evaluated")
     points = sweep_flag.points()
-    mesh = parallel.make_mesh(parallel.MeshSpec())
+    mesh = share.local_mesh()
     if len(points) > 1:
         _check_sweep(points, mesh)
     if _COMPARE.value:
@@ -209,6 +211,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f"--out={out}: an evaluation is written on this machine, name a folder")
     out = pathlib.Path(out)
     check_folder(out, "--out")
+    share.check_seen(out, "--out")
     cache = lpips_flags.cache_folder()
     if _INCEPTION.value:
         extractor = features.inception_extractor(_INCEPTION.value, cache)
@@ -225,13 +228,14 @@ def main(argv: list[str]) -> None:
         else:
             asked = _of_file()
         found.append(_evaluate(asked, extractor, mesh, out, cache))
-    if len(points) > 1:
+    if len(points) > 1 and share.is_first():
         _plot(points, found, out / "sweeps")
     if _COMPARE.value:
         folder = pathlib.Path(hub.results_folder(_COMPARE.value)) / "evaluation"
         asked = _of_workdir(_COMPARE.value, mesh, folder / "samples", {})
         found.append(_evaluate(asked, extractor, mesh, folder, cache))
-        _compare(found, out / "comparisons")
+        if share.is_first():
+            _compare(found, out / "comparisons")
 
 
 def _evaluate(
@@ -240,8 +244,11 @@ def _evaluate(
     mesh: Mesh,
     out: pathlib.Path,
     cache: pathlib.Path,
-) -> _Found:
-    """Compares the samples with the reference, and writes what it finds."""
+) -> _Found | None:
+    """Compares the samples with the reference; the first process writes and returns what it finds.
+
+    It waits for all processes.
+    """
     suite, judges = _suite(extractor), _judges(cache)
     reference = image_sets.read_reference(
         _REFERENCE.value,
@@ -258,32 +265,38 @@ def _evaluate(
     if lpips_flags.TRUNK.value:
         _check_pairs(asked, reference)
     _say(asked, reference, suite, extractor, out)
-    table = ResultsTable(out / "metrics.json")
+    table = ResultsTable(out / "metrics.json") if share.is_first() else None
     samples, settings = asked.images()
 
     figures = {name: judge(samples, reference) for name, judge in judges.items()}
     runner = features.Runner(extractor, mesh, _BATCH.value)
     # The picture of nearest images needs `pool`, whatever the metrics are.
-    keep = suite.sample_rows() | {"pool"}, suite.reference_rows() | {"pool"}
-    of_samples = features.extract(runner, samples, out / "features", keep[0])
-    of_reference = features.extract(runner, reference, cache / "features", keep[1])
-    results = suite.compute(of_samples, of_reference, extractor.labels)
-    results.figures.update(figures)
-    for metric, reason in results.missing.items():
-        logging.warning("%s is not computed: %s", metric, reason)
-    settings |= {
-        "samples": _identity(samples, of_samples.count),
-        "reference": _identity(reference, of_reference.count),
-        **_of_metrics(extractor),
-    }
-    shown = pictures.of_evaluation(
-        suite, (samples, of_samples), (reference, of_reference), results, extractor
-    )
-    name = record.slug(pathlib.Path(reference.name).stem)
-    name = f"{asked.name}_{name}_{record.fingerprint_of(settings)}"
-    missing |= results.missing
-    _write(table, out / "reports" / name, settings, results.figures, missing, shown)
-    return _Found(settings, results.figures, shown[0].pixels)
+    features.compute(runner, samples, out / "features", suite.sample_rows() | {"pool"})
+    keep, at = suite.reference_rows() | {"pool"}, out / "features"
+    features.compute(runner, reference, cache / "features", keep, shared=at)
+    found = None
+    if table:
+        of_samples = features.read(extractor, samples, out / "features")
+        of_reference = features.read(extractor, reference, cache / "features")
+        results = suite.compute(of_samples, of_reference, extractor.labels)
+        results.figures.update(figures)
+        for metric, reason in results.missing.items():
+            logging.warning("%s is not computed: %s", metric, reason)
+        settings |= {
+            "samples": _identity(samples, of_samples.count),
+            "reference": _identity(reference, of_reference.count),
+            **_of_metrics(extractor),
+        }
+        shown = pictures.of_evaluation(
+            suite, (samples, of_samples), (reference, of_reference), results, extractor
+        )
+        name = record.slug(pathlib.Path(reference.name).stem)
+        name = f"{asked.name}_{name}_{record.fingerprint_of(settings)}"
+        missing |= results.missing
+        _write(table, out / "reports" / name, settings, results.figures, missing, shown)
+        found = _Found(settings, results.figures, shown[0].pixels)
+    share.wait_for_all()
+    return found
 
 
 def _in_words(point: sweep_flag.Point) -> str:
@@ -413,9 +426,10 @@ def _judges(cache: pathlib.Path) -> dict[str, Callable[[ImageSet, ImageSet], Fig
 
         def clip_score(samples: ImageSet, reference: ImageSet) -> Figure:
             del reference
-            return mean_figure(
-                clip_scores(loaded, samples.batches(_BATCH.value), captions), **options
-            )
+            starts = share.mine(range(0, len(captions), _BATCH.value))
+            own = [caption for i in starts for caption in captions[i : i + _BATCH.value]]
+            scores = clip_scores(loaded, samples.part(_BATCH.value), own)
+            return mean_figure(_of_all(scores), **options)
 
         judges["CLIP score"] = clip_score
     for name, distance in lpips_flags.load().items():
@@ -423,11 +437,18 @@ def _judges(cache: pathlib.Path) -> dict[str, Callable[[ImageSet, ImageSet], Fig
         def mean_distance(
             samples: ImageSet, reference: ImageSet, distance: lpips.Distance = distance
         ) -> Figure:
-            pairs = zip(samples.batches(_BATCH.value), reference.batches(_BATCH.value), strict=True)
-            return mean_figure(np.concatenate([distance(x, y) for x, y in pairs]), **options)
+            pairs = zip(samples.part(_BATCH.value), reference.part(_BATCH.value), strict=True)
+            distances = [np.empty(0, np.float32), *(distance(x, y) for x, y in pairs)]
+            return mean_figure(_of_all(np.concatenate(distances)), **options)
 
         judges[name] = mean_distance
     return judges
+
+
+def _of_all(values: Float[np.ndarray, "part"]) -> Float[np.ndarray, "images"]:
+    """The values of all images, of which this process has those of its batches."""
+    starts = range(0, len(values), _BATCH.value)
+    return np.concatenate(share.in_turn([values[i : i + _BATCH.value] for i in starts]))
 
 
 def _prompts(model: DiffusionModel) -> list[str] | None:
@@ -505,7 +526,7 @@ def _draw(
         overwrite=_OVERWRITE.value,
         progress=progress,
     )
-    drawn_by = record.read(folder)["version"]
+    drawn_by = share.from_first(lambda: record.read(folder)["version"])
     if drawn_by != settings["version"]:
         logging.warning(
             "%s: drawn by version %s, and this is %s; --overwrite draws the images anew",
@@ -532,7 +553,7 @@ def _of_metrics(extractor: features.Extractor) -> dict[str, Any]:
 
 
 def _check_pairs(asked: _Asked, reference: ImageSet) -> None:
-    """Checks that every sample has its reference image; reads all reference images once.
+    """Checks that every sample has its reference image; reads its part of these once.
 
     Raises:
         UserError: Names, numbers or sizes differ, or a reference image cannot be decoded.
@@ -545,7 +566,7 @@ def _check_pairs(asked: _Asked, reference: ImageSet) -> None:
             f"LPIPS compares image by image: {asked.count} samples of {asked.size} do not match "
             f"{reference.count} reference images of {reference.size}"
         )
-    for _ in reference.batches(_BATCH.value):
+    for _ in reference.part(_BATCH.value):
         pass
 
 
@@ -627,4 +648,8 @@ def _write(
 
 
 if __name__ == "__main__":
-    app.run(main, again="the same command continues after the last whole file of samples")
+    app.run(
+        main,
+        several=True,
+        again="the same command continues after the last whole file of samples",
+    )

@@ -16,8 +16,9 @@ FD-random-VGG16 between all fillings and all originals. docs/inpainting.md defin
 The command prints a table of what it was asked for. It writes all figures, with all that they
 depend on, to inpainting.json and inpainting.md, where results of other settings stay, and the first
 images to pictures whose names say what was asked for. The default of `--out` is the folder
-`inpainting` in the first workdir. If you start an interrupted command again, it continues at the
-model and mask where it stopped.
+`inpainting` in the first workdir. If you start an interrupted command again, it continues after the
+last filling. It can run as one of several processes that see this folder: they share the fillings
+among them, and the first one computes and writes the figures.
 """
 
 import pathlib
@@ -59,15 +60,13 @@ _OUT = flags.DEFINE_string(
 flags.adopt_module_key_flags(shared)  # so that --help shows them
 flags.adopt_module_key_flags(lpips_flags)
 
-help.answer(__name__)  # before imports that take seconds
+help.answer(__name__, several=True)  # before imports that take seconds
 
-import jax
 import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from conprediff_jax import parallel
 from conprediff_jax.cli import app
 from conprediff_jax.common import hub, images, opening
 from conprediff_jax.common.errors import UserError
@@ -80,6 +79,7 @@ from conprediff_jax.metrics import features, fillings
 from conprediff_jax.metrics.bootstrap import LEVEL
 from conprediff_jax.metrics.fillings import FillingJudge, check
 from conprediff_jax.metrics.results import ResultsTable
+from conprediff_jax.parallel import share
 from conprediff_jax.runs.classes import Numbers, numbers_of
 from conprediff_jax.runs.restore import load, load_experiment, load_model, read_pictures
 from conprediff_jax.sampling import inpainting, record
@@ -92,19 +92,19 @@ _ROWS = 8  # images shown in a picture
 def main(argv: list[str]) -> None:
     """Reads the flags, fills the holes, evaluates, and writes JSON, table and pictures."""
     del argv
-    if jax.process_count() > 1:
-        raise UserError("evaluation runs in one process, on all of its devices")
-    mesh = parallel.make_mesh(parallel.MeshSpec())
+    mesh = share.local_mesh()
     names, holes, shape = _names(_WORKDIR.value), {}, ()
     asked = {workdir: _asked_of(workdir) for workdir in names.values()}  # fails now, not later
     out = epath.Path(_OUT.value or epath.Path(hub.results_folder(_WORKDIR.value[0])) / "inpainting")
     check_folder(out, "--out")
+    share.check_seen(out, "--out")
     opening.say(
         f"{', '.join(names.values())}, and {_NUM.value} images",
         f"{_SAMPLES.value} fillings of each under {', '.join(_MASKS.value)}, and their figures",
         out,
     )
-    judge, table, cells = _judge(mesh), ResultsTable(out / "inpainting.json"), {}
+    judge, cells = _judge(mesh), {}
+    table = ResultsTable(out / "inpainting.json") if share.is_first() else None
     for name, workdir in names.items():
         trained = load(workdir, mesh, shared.STEP.value)
         model = trained.model
@@ -122,9 +122,11 @@ def main(argv: list[str]) -> None:
         settings = {
             masks: _settings(described, spec, label, masks, cut) for masks, cut in holes.items()
         }
-        _fill(name, trained, spec, mesh, label, holes, settings, judge, table)
-        for masks in holes:
+        _fill(name, trained, spec, mesh, label, holes, settings, judge, table, out)
+        for masks in holes if table else ():
             cells[name, masks] = table.find(settings[masks])["metrics"]
+    if not table:
+        return
     print(fillings.table(fillings.arranged(cells)), flush=True)
     logging.info("%s, %s", table.path, table.path.with_suffix(".md"))
 
@@ -151,19 +153,24 @@ def _fill(
     holes: Mapping[str, Sequence[Hole]],
     settings: Mapping[str, record.Settings],
     judge: FillingJudge,
-    table: ResultsTable,
+    table: ResultsTable | None,
+    out: epath.Path,
 ) -> None:
-    """Fills the holes by one model where its figures are missing, and adds the figures."""
-    missing = [masks for masks in holes if table.find(settings[masks]) is None]
+    """Fills the holes by one model where its figures are missing, and adds the figures.
+
+    The first process has the table, and the others wait for it.
+    """
+    missing = share.from_first(lambda: [m for m in holes if table.find(settings[m]) is None])
     if not missing:
         return
     count = _SAMPLES.value * sum(len(holes[masks]) for masks in missing)
     progress = ProgressLine(count, "fillings")
     fill = inpainting.make_fill(trained.model, spec, mesh, progress.within)
-    progress.compiling()
     for masks in missing:
         cut, progress.about = holes[masks], f"{name}, {masks}"
-        found = inpainting.fill_holes(
+        folder = out / f".{record.fingerprint_of(settings[masks])}"
+        found = inpainting.fill_holes_to(
+            folder,
             fill,
             trained,
             cut,
@@ -174,13 +181,28 @@ def _fill(
             prompt=shared.PROMPT.value or "",
             progress=progress,
         )
-        rows = [np.stack([h.image, h.masked, *f]) for h, f in zip(cut, found, strict=True)]
-        picture = images.grid(np.concatenate(rows[:_ROWS]), columns=len(rows[0]))
-        usual = inpainting.sampling_for(trained.model, sampler=shared.sampling()["sampler"])
-        title = record.short_name(settings[masks], usual, "label", "prompt", "masks", "images")
-        images.write_png(table.path.parent / f"{name}_{title}.png", picture)
-        with progress.paused():
-            table.add(settings[masks], judge(cut, found))
+        if table:
+            _show(name, cut, found, settings[masks], trained, out)
+            with progress.paused():
+                table.add(settings[masks], judge(cut, found))
+            folder.rmtree()
+        share.wait_for_all()
+
+
+def _show(
+    name: str,
+    cut: Sequence[Hole],
+    found: Sequence[np.ndarray],
+    settings: record.Settings,
+    trained: TrainedModel,
+    out: epath.Path,
+) -> None:
+    """Writes the picture of the first images with their fillings."""
+    rows = [np.stack([h.image, h.masked, *f]) for h, f in zip(cut, found, strict=True)]
+    picture = images.grid(np.concatenate(rows[:_ROWS]), columns=len(rows[0]))
+    usual = inpainting.sampling_for(trained.model, sampler=shared.sampling()["sampler"])
+    title = record.short_name(settings, usual, "label", "prompt", "masks", "images")
+    images.write_png(out / f"{name}_{title}.png", picture)
 
 
 def _names(workdirs: Sequence[str]) -> dict[str, str]:
@@ -248,4 +270,4 @@ def _settings(
 
 
 if __name__ == "__main__":
-    app.run(main, again="the same command continues after the last figure")
+    app.run(main, several=True, again="the same command continues after the last filling")

@@ -10,7 +10,7 @@ variational bound in nats per token, without the auxiliary loss. The command pri
 the times and, for discrete models, the bound in bits per token, with their standard errors over the
 images. It adds these and the loss at every time, with all that they depend on, to the tables
 `<first workdir>/held_out.json` and `held_out.md`, or to --out. There, `low` and `high` are the ends
-of 95 % intervals.
+of 95 % intervals. It can run as one of several processes, which share the images among them.
 """
 
 from collections.abc import Iterator
@@ -52,13 +52,14 @@ _OUT = flags.DEFINE_string(
     "held_out.json.",
 )
 
-help.answer(__name__)  # before imports that take seconds
+help.answer(__name__, several=True)  # before imports that take seconds
 
+import jax
 import numpy as np
 from absl import logging
 from etils import epath
 
-from conprediff_jax import data, parallel
+from conprediff_jax import data
 from conprediff_jax.cli import app
 from conprediff_jax.common import hub, opening
 from conprediff_jax.common.errors import UserError
@@ -70,6 +71,7 @@ from conprediff_jax.diffusion.tokens import TokenProcess
 from conprediff_jax.metrics import denoising_loss
 from conprediff_jax.metrics.bootstrap import Figure
 from conprediff_jax.metrics.results import ResultsTable
+from conprediff_jax.parallel import share
 from conprediff_jax.runs.restore import load, load_experiment, load_model
 from conprediff_jax.sampling import record
 
@@ -93,14 +95,17 @@ def main(argv: list[str]) -> None:
         "the denoising loss at every time",
         out,
     )
-    table, found = ResultsTable(out), {}
+    table, found = ResultsTable(out) if share.is_first() else None, {}
     for workdir in _WORKDIRS.value:
         settings, means, losses = _evaluate(workdir)
         figures = {
             name: Figure(x, x - _WIDTH * e, x + _WIDTH * e) for name, (x, e) in means.items()
         }
-        table.add(settings, figures, **losses)
+        if table:
+            table.add(settings, figures, **losses)
         found[workdir] = settings, means
+    if not table:
+        return
     for workdir, (settings, means) in found.items():
         summary = "   ".join(f"{name} {x:.5g} +- {e:.2g}" for name, (x, e) in means.items())
         count = settings["images"]["count"]
@@ -131,13 +136,19 @@ def _images_of(workdir: str, step: int | None) -> data.DataSpec:
 
 def _evaluate(workdir: str) -> tuple[record.Settings, dict[str, tuple], dict[str, list]]:
     """All that the losses of a model depend on; their means with errors; the loss at every time."""
-    mesh = parallel.make_mesh(parallel.MeshSpec())
+    mesh = share.local_mesh()
     trained = load(workdir, mesh, _STEP.value)
     model, trained_on = trained.model, load_experiment(workdir, trained.step).data
     spec = _images_of(workdir, trained.step)
     num = min(_NUM.value, data.num_examples(spec))
     times = model.process.evaluated_times(_TIMES.value)
-    batches = data.evaluation_iterator(spec, batch_size=_BATCH.value, tokenizer=model.tokenizer)
+    batches = data.evaluation_iterator(
+        spec,
+        batch_size=_BATCH.value,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        tokenizer=model.tokenizer,
+    )
     progress, parts, seen = ProgressLine(num, "images", about=workdir), [], []
     losses = denoising_loss.make_losses(model, mesh, times)
     batches = _noted(batches, seen)
@@ -146,6 +157,7 @@ def _evaluate(workdir: str) -> tuple[record.Settings, dict[str, tuple], dict[str
         parts.append(part)
         progress.add(len(part))
     rows = np.concatenate(parts)
+    seen = [image for batch in share.in_turn(seen) for image in batch]
     if not len(rows):
         raise UserError(f"{spec.name}: no image of split {spec.split!r} can be decoded")
     means = {"loss": rows.mean(axis=1)}
@@ -169,13 +181,13 @@ def _evaluate(workdir: str) -> tuple[record.Settings, dict[str, tuple], dict[str
     return settings, errors, {"times": times.tolist(), "losses": rows.mean(axis=0).tolist()}
 
 
-def _noted(batches: Iterator[dict[str, Any]], seen: list[bytes]) -> Iterator[dict[str, Any]]:
-    """The batches; adds the fingerprint of every image that can be decoded to `seen`."""
+def _noted(batches: Iterator[dict[str, Any]], seen: list[list[bytes]]) -> Iterator[dict[str, Any]]:
+    """The batches; adds to `seen`, for each, the fingerprints of images that can be decoded."""
     for batch in batches:
-        for image in batch["image"][batch["mask"]]:
-            seen.append(fingerprint([image.tobytes()]).encode())
+        decoded = batch["image"][batch["mask"]]
+        seen.append([fingerprint([image.tobytes()]).encode() for image in decoded])
         yield batch
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, several=True)

@@ -25,6 +25,9 @@ settings.json with all that the fillings depend on, and the share of each image 
 Continuous models fill by RePaint, which calls the network 210 times, or 2,410 times with
 --quality=best, whose fillings match the known pixels better. --sampler=ddim or dpm_solver is
 faster still, and its fillings match less well. Discrete models use their own sampler.
+
+If you start an interrupted command again, it continues after the last filling. It can run as one of
+several processes that see --out, which share the fillings among them.
 """
 
 import collections
@@ -76,15 +79,13 @@ _FULL_SIZE = flags.DEFINE_bool(
 flags.adopt_module_key_flags(shared)  # so that --help shows them
 flags.adopt_module_key_flags(guide_flag)
 
-help.answer(__name__)  # before imports that take seconds
+help.answer(__name__, several=True)  # before imports that take seconds
 
-import jax
 import numpy as np
 from absl import logging
 from etils import epath
 from jax.sharding import Mesh
 
-from conprediff_jax import parallel
 from conprediff_jax.cli import app
 from conprediff_jax.common import hub, images, opening
 from conprediff_jax.common.errors import UserError
@@ -99,6 +100,7 @@ from conprediff_jax.data import holes as holes_lib
 from conprediff_jax.data.fitting import Fitted
 from conprediff_jax.data.holes import Hole, Picture
 from conprediff_jax.data.masks import filled_share
+from conprediff_jax.parallel import share
 from conprediff_jax.runs.classes import Numbers, numbers_of
 from conprediff_jax.runs.restore import load_guided, own_files, read_pictures
 from conprediff_jax.sampling import inpainting, record
@@ -106,17 +108,16 @@ from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.spec import SamplingSpec
 
 _ROWS = 16  # rows of the grid
+_DRAWN = ".drawn"  # the folder of fillings until all of them are there
 _IMAGES_OF_A_DATA_SET = 8
 
 
 def main(argv: list[str]) -> None:
     """Reads the flags, loads the moving average, fills the holes, and writes the fillings."""
     del argv
-    if jax.process_count() > 1:
-        raise UserError("inpainting runs in one process, on all of its devices")
     if _OUT.value:
         check_folder(_OUT.value, "--out")
-    mesh = parallel.make_mesh(parallel.MeshSpec())
+    mesh = share.local_mesh()
     trained = load_guided(_WORKDIR.value, mesh, shared.STEP.value, guide_flag.value())
     label = numbers_of(shared.LABEL.value, trained.class_names, trained.model.num_classes)
     trained.model.check_prompts(shared.prompts(), name="prompt")
@@ -144,7 +145,8 @@ def main(argv: list[str]) -> None:
     usual_out = epath.Path(hub.results_folder(_WORKDIR.value)) / "samples" / f"inpaint_{name}"
     out = epath.Path(_OUT.value or usual_out)
     _check_files(out, holes, trained.step)
-    record.claim(out, settings, overwrite=_OVERWRITE.value)
+    share.check_seen(out, "--out")
+    share.from_first(lambda: _claim(out, settings))
     logging.info(
         "%d images; masks fill %.1f %% of an image on average, %.1f to %.1f %%",
         len(holes),
@@ -156,8 +158,17 @@ def main(argv: list[str]) -> None:
         out,
     )
     filled = _fill(trained, spec, mesh, fitted, label, out)
-    _write(out, fitted, filled)
+    if share.is_first():
+        _write(out, fitted, filled)
+        (out / _DRAWN).rmtree()
     logging.info("%d fillings of %d images written to %s", _SAMPLES.value, len(holes), out)
+
+
+def _claim(out: epath.Path, settings: record.Settings) -> None:
+    """Takes the folder of `--out` for the fillings of these settings."""
+    record.claim(out, settings, overwrite=_OVERWRITE.value)
+    if _OVERWRITE.value and (out / _DRAWN).exists():
+        (out / _DRAWN).rmtree()
 
 
 def _settings(
@@ -189,7 +200,7 @@ def _fill(
     label: Numbers,
     out: epath.Path,
 ) -> list[np.ndarray]:
-    """Fills the holes, and writes every filling as soon as it is made."""
+    """Fills the holes, and writes every filling as soon as it is made; see `fill_holes_to`."""
 
     def write(index: int, number: int, image: np.ndarray) -> None:
         if _FULL_SIZE.value:
@@ -198,8 +209,8 @@ def _fill(
 
     count = _SAMPLES.value * len(fitted)
     progress = ProgressLine(count, "fillings")
-    progress.compiling()
-    return inpainting.fill_holes(
+    return inpainting.fill_holes_to(
+        out / _DRAWN,
         inpainting.make_fill(trained.model, spec, mesh, progress.within),
         trained,
         [each.hole for each in fitted],
@@ -264,4 +275,4 @@ def _write(out: epath.Path, fitted: Sequence[Fitted], filled: Sequence[np.ndarra
 
 
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, several=True, again="the same command continues after the last filling")

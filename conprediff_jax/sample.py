@@ -12,12 +12,14 @@ PNGs. Image i depends only on the seed and i, so a folder goes on, or grows, whe
 started again with the same settings. The settings and prompts stand in `settings.json` of a folder,
 in the array `settings` of an npz, and in the text `settings` of a PNG. The context decoder is not
 loaded.
+
+The command can run as one of several processes, each of which draws its own part of the images. A
+grid or an array is then put together from files in a hidden folder beside it, and what was drawn is
+not drawn again when the command is started again.
 """
 
-import itertools
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -76,25 +78,28 @@ _OVERWRITE = flags.DEFINE_bool(
 flags.adopt_module_key_flags(sampling_flags)  # so that --help shows them
 flags.adopt_module_key_flags(guide_flag)
 
-help.answer(__name__)  # before imports that take seconds
+help.answer(__name__, several=True)  # before imports that take seconds
 
+import jax
 import numpy as np
 from absl import logging
 from etils import epath
 
-from conprediff_jax import parallel
 from conprediff_jax.cli import app
 from conprediff_jax.common import hub, images, opening
 from conprediff_jax.common.errors import FieldError
-from conprediff_jax.common.fields import parse
+from conprediff_jax.common.fields import as_kind, parse
 from conprediff_jax.common.files import check_file, check_folder
+from conprediff_jax.common.fingerprint import fingerprint
 from conprediff_jax.common.progress import ProgressLine
 from conprediff_jax.data.text_files import read_captions
+from conprediff_jax.parallel import share
 from conprediff_jax.runs.classes import numbers_of
 from conprediff_jax.runs.restore import load_guided
 from conprediff_jax.sampling import record
-from conprediff_jax.sampling.generate import Generate, generate_batches, make_generate
+from conprediff_jax.sampling.generate import conditions_of, make_generate
 from conprediff_jax.sampling.model import DiffusionModel
+from conprediff_jax.sampling.shards import Draw, drawn_singly, generate_to
 
 
 def main(argv: list[str]) -> None:
@@ -103,7 +108,7 @@ def main(argv: list[str]) -> None:
     ending = images.output_ending(_OUT.value) if _OUT.value else ".png"
     if _OUT.value:
         (check_file if ending else check_folder)(_OUT.value, "--out")
-    mesh = parallel.make_mesh(parallel.MeshSpec())
+    mesh = share.local_mesh()
     trained = load_guided(_WORKDIR.value, mesh, _STEP.value, guide_flag.value())
     model, size = trained.model, None
     if _SIZE.value:
@@ -124,15 +129,13 @@ def main(argv: list[str]) -> None:
         **drawn,
     )
     out = epath.Path(_OUT.value or _default_out(settings, model))
+    as_kind("first", _FIRST.value, range(2**31 - _NUM.value))
     if not ending:
-        record.claim(out, settings, overwrite=_OVERWRITE.value)
+        share.check_seen(out, "--out")
     elif ending in images.PICTURES:
         check_file(out, "--out")
         images.check_grid(out, _NUM.value, model.image_shape)
 
-    options = {"seed": _SEED.value, "label": labels, "num_classes": model.num_classes}
-    options["texts"] = model.tokenizer(captions) if captions else None
-    options |= {"params": trained.params, "frozen": trained.frozen}
     opening.say(
         record.described(trained, _WORKDIR.value),
         f"{_NUM.value} images of {' x '.join(map(str, model.image_shape[::-1]))}: "
@@ -142,11 +145,18 @@ def main(argv: list[str]) -> None:
     )
     progress = ProgressLine(_NUM.value, "images", batch=min(_BATCH.value, _NUM.value))
     generate = make_generate(model, spec, mesh, progress.within)
+    texts, seed = model.tokenizer(captions) if captions else None, np.uint32(_SEED.value)
+
+    def draw(indices: np.ndarray) -> np.ndarray:
+        given = conditions_of(indices, model.num_classes, labels, texts)
+        return np.asarray(generate(trained.params, trained.frozen, seed, indices, *given))
+
     if ending:
-        drawn = np.concatenate(list(_draw(generate, options, progress)))
-        _write(out, ending, drawn, captions, settings)
+        drawn = _draw(draw, out, settings, progress)
+        if drawn is not None:
+            _write(out, ending, drawn, captions, settings)
     else:
-        _fill_folder(out, generate, options, progress)
+        _fill_folder(out, draw, settings, progress)
     logging.info("%d images of step %d written to %s", _NUM.value, trained.step, out)
 
 
@@ -158,37 +168,55 @@ def _default_out(settings: record.Settings, model: DiffusionModel) -> epath.Path
 
 
 def _draw(
-    generate: Generate, options: dict[str, Any], progress: ProgressLine, done: int = 0
-) -> Iterator[np.ndarray]:
-    """The images that the flags ask for, in batches, without the first ones that are done."""
-    progress.skip(done)
-    progress.compiling()
-    for batch in generate_batches(
-        generate,
-        num=_NUM.value - done,
-        first=_FIRST.value + done,
-        batch_size=min(_BATCH.value, _NUM.value),
-        **options,
-    ):
-        yield batch
-        progress.add(len(batch))
+    draw: Draw, out: epath.Path, settings: record.Settings, progress: ProgressLine
+) -> np.ndarray | None:
+    """The images that the flags ask for; None in all processes but the first."""
+    size, first = min(_BATCH.value, _NUM.value), _FIRST.value
+    if jax.process_count() == 1:
+        indices = range(first, first + _NUM.value)
+        drawn = drawn_singly(draw, indices, num=len(indices), batch_size=size, progress=progress)
+        return np.stack(list(drawn))
+    share.check_seen(out.parent, "--out")
+    name = fingerprint([out.name.encode(), record.fingerprint_of(settings).encode()])
+    folder = out.parent / f".{name}"
+    files = generate_to(
+        folder,
+        lambda indices: draw(first + indices),
+        num=_NUM.value,
+        batch_size=size,
+        settings=settings,
+        progress=progress,
+    )
+    if not share.is_first():
+        return None
+    drawn = np.concatenate([images.read_npz(file) for file in files])
+    folder.rmtree()
+    return drawn
 
 
 def _fill_folder(
-    out: epath.Path,
-    generate: Generate,
-    options: dict[str, Any],
-    progress: ProgressLine,
+    out: epath.Path, draw: Draw, settings: record.Settings, progress: ProgressLine
 ) -> None:
     """Writes every image as soon as it is drawn, and goes on where an earlier command stopped."""
-    files = [out / f"{_FIRST.value + i:06}.png" for i in range(_NUM.value)]
-    done = sum(1 for _ in itertools.takewhile(lambda file: file.exists(), files))
-    if done:
-        logging.info("%s: goes on, %d of %d images are there", out, done, len(files))
-    waiting = iter(files[done:])
-    for batch in _draw(generate, options, progress, done) if done < len(files) else ():
-        for image, file in zip(batch, waiting, strict=False):
-            images.write_new_png(file, image)  # another command may draw the same images
+
+    def claim() -> list[int]:
+        record.claim(out, settings, overwrite=_OVERWRITE.value)
+        indices = range(_FIRST.value, _FIRST.value + _NUM.value)
+        return [index for index in indices if not _file(out, index).exists()]
+
+    missing = share.from_first(claim)
+    if len(missing) < _NUM.value:
+        done = _NUM.value - len(missing)
+        logging.info("%s: goes on, %d of %d images are there", out, done, _NUM.value)
+    mine, size = share.mine(missing), min(_BATCH.value, _NUM.value)
+    drawn = drawn_singly(draw, mine, num=_NUM.value, batch_size=size, progress=progress)
+    for index, image in zip(mine, drawn, strict=True):
+        images.write_new_png(_file(out, index), image)  # another command may draw the same images
+    share.wait_for_all()
+
+
+def _file(folder: epath.Path, index: int) -> epath.Path:
+    return folder / f"{index:06}.png"
 
 
 def _captions(model: DiffusionModel) -> list[str] | None:
@@ -226,4 +254,8 @@ def _write(
 
 
 if __name__ == "__main__":
-    app.run(main, again="the same command continues a folder, and starts a single file afresh")
+    app.run(
+        main,
+        several=True,
+        again="the same command continues a folder, and starts a single file afresh",
+    )

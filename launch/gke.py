@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
-"""Trains on GKE as a JobSet, on TPU slices or on GPU nodes.
+"""Trains on GKE as a JobSet, on TPU slices or on GPU nodes; or runs another command there.
 
     python launch/gke.py submit --name=celebahq --image=REGISTRY/conprediff_jax --tpu=tpu-v6e-slice
         --topology=4x4 --slices=2 --spot -- --config=configs/celebahq.py --workdir=gs://bucket/run
     python launch/gke.py submit --name=celebahq --image=REGISTRY/conprediff_jax
         --gpu=nvidia-h100-80gb --nodes=4 -- --config=configs/celebahq.py --workdir=gs://bucket/run
+    python launch/gke.py submit --name=samples --image=REGISTRY/conprediff_jax --tpu=tpu-v6e-slice
+        --topology=4x4 -- sample --workdir=gs://bucket/run --num=50000 --out=gs://bucket/samples
     python launch/gke.py logs   --name=celebahq
     python launch/gke.py delete --name=celebahq
 
 The container image must have this package installed. The cluster must have JobSet 0.10 or newer,
 and node pools of the kind that you ask for; kubectl's current context says which cluster it is.
-Everything after -- is passed to conprediff_jax.main. The workdir must be a bucket, or a volume that
-all pods see.
+Everything after -- is passed to conprediff_jax.main, or to the command of conprediff_jax whose name
+comes first, such as sample or precompute. The workdir must be a bucket, or a volume that all pods
+see.
 
 A run that is preempted (exit code 75, or pods that are told that their node goes away) starts again
 without limit. A run that fails otherwise starts again --max-restarts times. A run that was started
@@ -141,10 +144,15 @@ def parse() -> argparse.Namespace:
     add("--dry-run", action="store_true", help="print the command and manifest, run nothing")
     end = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     options = parser.parse_args(sys.argv[1:end])
-    options.arguments = sys.argv[end + 1 :]
+    options.module, options.arguments = "main", sys.argv[end + 1 :]
+    if options.arguments and not options.arguments[0].startswith("-"):
+        options.module, *options.arguments = options.arguments
     if options.action == "submit":
+        if not re.fullmatch("[a-z_]+", options.module):
+            parser.error(f"{options.module!r} is no command of conprediff_jax")
         if not options.image or not options.arguments:
-            parser.error("submit needs --image, and the flags of conprediff_jax.main after --")
+            flags = f"the flags of conprediff_jax.{options.module} after --"
+            parser.error(f"submit needs --image, and {flags}")
         if bool(options.tpu) == bool(options.gpu):
             parser.error("submit needs either --tpu or --gpu")
         if options.tpu and not re.fullmatch(r"\d+(x\d+)+", options.topology or ""):
@@ -186,7 +194,7 @@ def fill(options: argparse.Namespace) -> str:
         selector["cloud.google.com/gke-spot"] = "true"
         spot = {"key": "cloud.google.com/gke-spot", "operator": "Equal", "value": "true"}
         tolerations.append(spot | {"effect": "NoSchedule"})
-    command = ["python", "-m", "conprediff_jax.main", *options.arguments]
+    command = ["python", "-m", f"conprediff_jax.{options.module}", *options.arguments]
     values = {
         "name": options.name,
         "namespace": options.namespace,

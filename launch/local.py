@@ -3,15 +3,18 @@
 
     python launch/local.py --processes=2 --
         python -m conprediff_jax.main --config=configs/openmoji.py
+    python launch/local.py --processes=4 --restarts=3 --
+        python -m conprediff_jax.sample --workdir=runs/openmoji --num=1000 --out=samples
 
 Every process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID. This launcher is
 for CPUs, to try out what a cluster will do: one process takes all accelerators of a machine.
 
-When a process exits with 75, it was preempted and has saved a checkpoint, and all processes are
-started again. When a process dies otherwise, the launcher kills the other processes and starts all
-of them again, up to --restarts times. When the command itself was wrong (exit code 2), nothing is
-started again. SIGTERM is passed on to all processes, and then nothing is started again. After
-Ctrl-C (SIGINT), which a terminal sends to the processes as well, nothing is started again either.
+When a process exits with 75, it was preempted and has saved what it needs, and all processes are
+started again. When a process dies otherwise, the launcher names it, kills the other processes and
+starts all of them again, up to --restarts times. When the command itself was wrong (exit code 2),
+nothing is started again. SIGTERM is passed on to all processes, and then nothing is started again.
+After Ctrl-C (SIGINT), which a terminal sends to the processes as well, nothing is started again
+either.
 """
 
 import argparse
@@ -129,10 +132,12 @@ class Launcher:
         deadline = None
         while True:
             codes = [process.poll() for process in self._processes]
-            ended = [128 - code if code < 0 else code for code in codes if code is not None]
-            failed = [code for code in ended if code not in (0, RESTART_CODE, INTERRUPTED)]
-            if failed:
-                return failed[0]
+            ended = [_shell(code) for code in codes if code is not None]
+            for index, code in enumerate(codes):
+                if code is not None and _shell(code) not in (0, RESTART_CODE, INTERRUPTED):
+                    pid = self._processes[index].pid
+                    print(f"local: process {index} ({pid}) {_described(code)}", flush=True)
+                    return _shell(code)
             if len(ended) == len(codes):
                 return max(ended)
             if ended and deadline is None:
@@ -141,6 +146,16 @@ class Launcher:
                 print("local: some processes do not end, killing them", flush=True)
                 return max(ended) or 1
             time.sleep(0.05)
+
+
+def _shell(code: int) -> int:
+    """The exit code that a shell would report: 128 plus the signal that ended a process."""
+    return 128 - code if code < 0 else code
+
+
+def _described(code: int) -> str:
+    """How a process ended, by its exit code as `subprocess` has it."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
 
 
 def _copy(index: int, process: subprocess.Popen) -> None:

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Trains on the GPUs of a Slurm cluster, with one process for each GPU.
+# Trains on the GPUs of a Slurm cluster, with one process for each GPU; or runs another command.
 #
 #   launch/slurm.sh --nodes=4 --gpus=8 --time=24:00:00 --partition=gpu -- \
 #       --config=configs/celebahq.py --workdir=/shared/runs/celebahq
+#   launch/slurm.sh --nodes=2 --gpus=8 --time=2:00:00 -- \
+#       evaluate --workdir=/shared/runs/celebahq --reference=/shared/celeba --num=50000
 #
 # Flags:
 #   --nodes=N          number of machines (default: 1)
@@ -13,12 +15,13 @@
 #   --partition=NAME   --account=NAME   --qos=NAME   the options of sbatch of these names
 #   --job=NAME         name of the job (default: conprediff_jax)
 #   --log=FILE         file for the output (default: slurm-%j.log); later runs append to it
-#   --setup=COMMANDS   shell commands that run before training, such as 'source .venv/bin/activate'
+#   --setup=COMMANDS   shell commands that run before it, such as 'source .venv/bin/activate'
 #   --sbatch=OPTION    any other option of sbatch; may be given several times
 #   --grace=SECONDS    how long before the time limit the run saves and stops, and how long other
 #                      processes may take once the first has ended (default: 120)
 #   --dry-run          print the job, and submit nothing
-#   --                 everything after it is passed to conprediff_jax.main
+#   --                 everything after it is passed to conprediff_jax.main, or to the command of
+#                      conprediff_jax whose name comes first, such as sample or precompute
 #
 # Before its time limit, and when it is preempted, the run saves a checkpoint and exits with 75. The
 # job then puts itself back into the queue, under the same number. It also does so when there was no
@@ -50,7 +53,10 @@ while (($#)); do
   esac
   shift
 done
-(($#)) || fail "nothing to run: give the flags of conprediff_jax.main after --"
+module=main
+if (($#)) && [[ $1 != -* ]]; then module=$1; shift; fi
+[[ $module =~ ^[a-z_]+$ ]] || fail "'$module' is no command of conprediff_jax"
+(($#)) || fail "nothing to run: give the flags of conprediff_jax.$module after --"
 for flag in nodes gpus cpus grace; do
   [[ ${!flag} =~ ^[1-9][0-9]*$ ]] || fail "--$flag=${!flag}: it must be a number above 0"
 done
@@ -72,7 +78,7 @@ trap 'warned=true; scancel --signal=TERM \"\$SLURM_JOB_ID\"' USR1
 trap cancelled=true TERM
 $setup
 srun --cpus-per-task=$cpus --kill-on-bad-exit=0 --wait=$grace \\
-  python -m conprediff_jax.main --distributed$(printf ' %q' "$@") &
+  python -m conprediff_jax.$module --distributed$(printf ' %q' "$@") &
 step=\$!
 while kill -0 \$step 2>/dev/null; do wait \$step; done # a signal ends a wait, not the step
 wait \$step

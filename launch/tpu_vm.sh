@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU VMs, on single machines or on pods.
+# Trains on Cloud TPU VMs, on single machines or on pods; or runs another command there.
 #
 #   launch/tpu_vm.sh up --name=pod --zone=us-west4-a --type=v5litepod-16 --spot -- \
 #       --config=configs/celebahq.py --workdir=gs://bucket/celebahq
+#   launch/tpu_vm.sh run --name=pod --zone=us-west4-a -- \
+#       sample --workdir=gs://bucket/celebahq --num=50000 --out=gs://bucket/samples
 #
 # Commands:
 #   create     create the TPU VM, as a queued resource unless --no-queue; wait until it is there
@@ -29,7 +31,8 @@
 #   --worker=N        worker whose log is followed (default: 0)
 #   --poll=SECONDS    time between two looks at the queue (default: 30)
 #   --dry-run         print the commands, and run nothing
-#   --                everything after it is passed to conprediff_jax.main
+#   --                everything after it is passed to conprediff_jax.main, or to the command of
+#                     conprediff_jax whose name comes first, such as sample or precompute
 #
 # The workdir must be a bucket, or another place that all workers see. Training does not depend on
 # the connection: when it is lost, or when you end this command, training continues, and the same
@@ -84,7 +87,10 @@ if [[ $command == create || $command == up ]]; then
   esac
 fi
 if [[ $command == run || $command == up ]]; then
-  (($#)) || fail "nothing to run: give the flags of conprediff_jax.main after --"
+  module=main
+  if (($#)) && [[ $1 != -* ]]; then module=$1; shift; fi
+  [[ $module =~ ^[a-z_]+$ ]] || fail "'$module' is no command of conprediff_jax"
+  (($#)) || fail "nothing to run: give the flags of conprediff_jax.$module after --"
 fi
 
 place=(--zone="$zone")
@@ -185,7 +191,7 @@ cat >new.sh <<'END'
 echo \$1 >>ids
 cd ../conprediff_jax
 while true; do
-  .venv/bin/python -m conprediff_jax.main --distributed$(printf ' %q' "$@")
+  .venv/bin/python -m conprediff_jax.$module --distributed$(printf ' %q' "$@")
   code=\$?
   if [ \$code -ne 75 ] || [ -e ../train/stopped ]; then break; fi
 done

@@ -376,7 +376,7 @@ def random_set(count):
         fingerprint="random",
         count=count,
         size=(2, 2),
-        batches=lambda size: (images[i : i + size] for i in range(0, count, size)),
+        batches=lambda size, *_: (images[i : i + size] for i in range(0, count, size)),
     )
 
 

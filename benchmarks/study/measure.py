@@ -16,6 +16,7 @@ The random directions, patches and bootstrap replicates are the same for all mod
 """
 
 import dataclasses
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -254,13 +255,16 @@ def _first(images: image_sets.ImageSet, count: int | None) -> image_sets.ImageSe
     if count is None or images.count <= count:
         return images
 
-    def batches(size: int) -> Iterator[np.ndarray]:
+    def whole(size: int) -> Iterator[np.ndarray]:
         left = count
         for batch in images.batches(size):
             yield batch[:left]
             left -= len(batch)
             if left <= 0:
                 return
+
+    def batches(size: int, index: int = 0, total: int = 1) -> Iterator[np.ndarray]:
+        return itertools.islice(whole(size), index, None, total)
 
     name = fingerprint([images.fingerprint.encode(), str(count).encode()])
     return dataclasses.replace(images, fingerprint=name, count=count, batches=batches)

@@ -27,7 +27,7 @@ from conprediff_jax.common import interrupts
 from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.common.names import did_you_mean
 from conprediff_jax.common.version import package_version
-from conprediff_jax.parallel import processes
+from conprediff_jax.parallel import processes, share
 
 USER_ERROR_CODE = 2
 
@@ -63,6 +63,8 @@ def run(
             else:
                 processes.refuse_several()
             main(argv)
+            if several:
+                share.wait_for_all()  # the first process may have more to do than the others
         except UserError as error:
             _fail(_said(error))
         except processes.Preempted as stop:

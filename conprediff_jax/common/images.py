@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from absl import logging
 from einops import rearrange
+from etils import epath
 from jaxtyping import UInt8
 from PIL import ExifTags, Image, ImageDraw, ImageFont, PngImagePlugin, UnidentifiedImageError
 
@@ -477,6 +478,12 @@ def write_npz(path: str | os.PathLike, images: Images, settings: str = "") -> No
     """
     more = {"settings": np.array(settings)} if settings else {}
     write_atomically(path, lambda file: np.savez(file, images, **more))
+
+
+def read_npz(path: str | os.PathLike) -> Images:
+    """Reads the images of an npz that `write_npz` has written."""
+    with epath.Path(path).open("rb") as file, np.load(file) as arrays:
+        return arrays["arr_0"]
 
 
 def write_npy(path: str | os.PathLike, images: Images) -> None:

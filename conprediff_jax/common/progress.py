@@ -71,6 +71,11 @@ class Progress:
         self._bar.initial = self._bar.n = self._bar.last_print_n = done
         self.restart()
 
+    def without(self, count: int) -> None:
+        """Takes units off the whole work."""
+        self.total -= count
+        self._bar.total = self.total
+
     def restart(self) -> None:
         """Lets the time since the bar moved last not count for its speed."""
         if self.has_bar:
@@ -155,6 +160,10 @@ class ProgressLine:
         """Counts units that were there before, which do not count for the speed."""
         self._done += count
         self._progress.skip(self._done)
+
+    def without(self, count: int) -> None:
+        """Takes units off the whole work, which other processes do."""
+        self._progress.without(count)
 
     def compiling(self) -> None:
         """Says that the work begins with compiling. The next call of `add` or `within` ends it."""

@@ -344,9 +344,9 @@ def evaluation_iterator(
 ) -> grain.DatasetIterator:
     """Makes an iterator over one pass in the order of the source, for evaluation.
 
-    Images are cropped at the centre and not flipped; of several captions, the first is taken. All
-    processes get the same number of batches of the same size: the last batches are padded with
-    copies of the last record. An undecodable image is black.
+    Images are cropped at the centre and not flipped; of several captions, the first is taken.
+    Processes take the batches in turn, and all get the same number of batches of the same size: the
+    last batches are padded with copies of the last record. An undecodable image is black.
 
     Args:
         spec: Which images are read. `latents`, `crop`, `flip` and `shuffle` do not apply.
@@ -369,9 +369,8 @@ def evaluation_iterator(
     example = transforms.ToExample(
         size=spec.image_size, channels=spec.channels, text=spec.text, tokenizer=tokenizer
     )
-    source = _OnePass(records, example, batch_size * process_count)
-    stream = grain.MapDataset.source(source)[process_index::process_count]
-    examples = _examples(stream, spec, batch_size)
+    source = _OnePass(records, example, batch_size, process_index, process_count)
+    examples = _examples(grain.MapDataset.source(source), spec, batch_size)
     examples = examples.map(_Blackened(spec.image_shape, transforms.BadRecords(len(records))))
     return iter(examples.batch(batch_size))
 
@@ -459,17 +458,34 @@ def _check_tokens(tokens: np.ndarray | None, spec: DataSpec, shape: tuple[int, i
 
 
 class _OnePass:
-    """The examples of one pass, padded to a multiple of `multiple`; each with whether it counts."""
+    """The examples of one pass in every count-th batch; each with whether it counts.
 
-    def __init__(self, source: sources.Source, example: transforms.ToExample, multiple: int):
-        self.source = source
-        self.example = example
-        self.length = math.ceil(len(source) / multiple) * multiple
+    Args:
+        source: The records, which are padded to a whole number of batches for all processes.
+        example: What makes examples of them.
+        size: Examples in a batch.
+        index: Number of the first batch.
+        count: Distance to the next batch.
+    """
+
+    def __init__(
+        self,
+        source: sources.Source,
+        example: transforms.ToExample,
+        size: int,
+        index: int,
+        count: int,
+    ):
+        self.source, self.example = source, example
+        self.size, self.index, self.count = size, index, count
+        self.length = math.ceil(len(source) / (size * count)) * size
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: int) -> tuple[dict[str, Any] | transforms.Undecodable, bool]:
+        turn, place = divmod(index, self.size)
+        index = (turn * self.count + self.index) * self.size + place
         record = self.source[min(index, len(self.source) - 1)]
         example = self.example.make(record, offset=0.5, mirrored=False, choice=0.0)
         return example, index < len(self.source)

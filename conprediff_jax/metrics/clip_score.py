@@ -50,4 +50,4 @@ def clip_scores(
         scores.append(np.asarray(score(params, pixels, tokenizer(texts))))
     if first < len(captions):
         raise ValueError(f"{len(captions)} captions for {first} images: one a line for each image")
-    return np.concatenate(scores)
+    return np.concatenate([np.empty(0, np.float32), *scores])

@@ -22,6 +22,7 @@ from jaxtyping import Float, Real
 from conprediff_jax import parallel
 from conprediff_jax.common import random
 from conprediff_jax.diffusion.tokens import TokenProcess
+from conprediff_jax.parallel import share
 from conprediff_jax.sampling.model import DiffusionModel
 
 LossOfBatch = Callable[..., Float[np.ndarray, "batch times"]]
@@ -67,23 +68,25 @@ def losses_of(
     """The losses of the first `num` images that can be decoded, batch by batch.
 
     Images that cannot be decoded keep their places, so they do not change the noise of others.
+    Several processes compute a batch each at a time, and all of them get the losses of all batches.
 
     Args:
         losses: A function from `make_losses`.
         params: See `DiffusionModel`.
         frozen: See `DiffusionModel`.
-        batches: Batches from `data.evaluation_iterator`.
+        batches: The batches of this process from `data.evaluation_iterator`.
         num: Number of images.
     """
-    first = done = 0
-    for batch in batches:
+    done = 0
+    for turn, batch in enumerate(batches):
+        number = turn * jax.process_count() + jax.process_index()
         arrays = {key: batch[key] for key in ("image", "label", "text") if key in batch}
-        found = np.asarray(losses(params, frozen, arrays, first))[batch["mask"]]
-        yield found[: num - done]
-        first += len(batch["mask"])
-        done += len(found)
-        if done >= num:
-            return
+        found = losses(params, frozen, arrays, number * len(batch["mask"]))
+        for part in share.of_all(np.asarray(found)[batch["mask"]]):
+            yield part[: num - done]
+            done += len(part)
+            if done >= num:
+                return
 
 
 def bits_per_token(

@@ -1,4 +1,4 @@
-"""Computes features of images on all devices of a mesh, and keeps them on disk.
+"""Computes features of images on the devices of every process, and keeps them on disk.
 
     <cache>/<images>-<extractor>/      both named by the fingerprint of their content
         pool.npz        mu, sigma and count, in the format of pytorch-fid
@@ -6,16 +6,18 @@
 
 A file appears under its name only when it is complete, and `pool.npz` appears last, so several runs
 can share a cache. Features are written to disk batch by batch and mapped into memory for use, so
-they need not fit into memory.
+they need not fit into memory. Several processes take the batches in turn, and write what they found
+into folders of their own, which the first process joins.
 """
 
 import dataclasses
 import functools
+import itertools
 import os
 import pathlib
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, BinaryIO
 
 import jax
@@ -34,6 +36,7 @@ from conprediff_jax.metrics import npz
 from conprediff_jax.metrics.frechet import Gaussian, Moments
 from conprediff_jax.metrics.image_sets import ImageSet
 from conprediff_jax.metrics.networks import dinov2, inception, random_vgg16
+from conprediff_jax.parallel import share
 from conprediff_jax.weights import cached
 
 
@@ -152,6 +155,9 @@ def dinov2_extractor(folder: str | os.PathLike, cache: str | os.PathLike) -> Ext
     )
 
 
+_SIZES = "sizes.npz"  # what a process notes of its batches
+
+
 class Runner:
     """Runs a feature network on batches, which are divided over the devices.
 
@@ -194,19 +200,50 @@ def extract(
     Raises:
         UserError: A file cannot be written or read, or some features are no finite numbers.
     """
+    compute(runner, images, cache, keep)
+    return read(runner.extractor, images, cache)
+
+
+def compute(
+    runner: Runner,
+    images: ImageSet,
+    cache: str | os.PathLike,
+    keep: Collection[str] = (),
+    *,
+    shared: str | os.PathLike | None = None,
+) -> None:
+    """Computes features unless the cache has them; all processes compute them together.
+
+    Args:
+        runner: The network, on the devices of this process.
+        images: See `extract`.
+        cache: See `extract`; the first process writes there.
+        keep: See `extract`.
+        shared: A folder that all processes see, where each writes its part; None for `cache`.
+
+    Raises:
+        UserError: See `extract`.
+    """
     if images.batches is None:
-        gaussians = _known(images, runner.extractor)
-        return Features(gaussians=gaussians, rows={}, count=images.count)
-    folder = pathlib.Path(cache) / f"{images.fingerprint}-{runner.extractor.fingerprint}"
+        return
+    folder = _folder(runner.extractor, images, cache)
     needed = [folder / "pool.npz", *(folder / f"{name}.npy" for name in keep)]
-    if not all(file.exists() for file in needed):
-        _compute(runner, images, folder, set(keep))
+    if not share.from_first(lambda: all(file.exists() for file in needed)):
+        _compute(runner, images, folder, set(keep), pathlib.Path(shared or folder))
+
+
+def read(extractor: Extractor, images: ImageSet, cache: str | os.PathLike) -> Features:
+    """Features that `compute` has computed; see `extract`."""
+    if images.batches is None:
+        gaussians = _known(images, extractor)
+        return Features(gaussians=gaussians, rows={}, count=images.count)
+    folder = _folder(extractor, images, cache)
     gaussians = {
         file.stem: npz.read(file).gaussians["pool"] for file in sorted(folder.glob("*.npz"))
     }
     count = gaussians["pool"].count
     if images.gaussians:  # a published file's own moments come first
-        gaussians |= _known(images, runner.extractor)
+        gaussians |= _known(images, extractor)
     rows = {file.stem: _load_rows(file, count) for file in sorted(folder.glob("*.npy"))}
     return Features(gaussians=gaussians, rows=rows, count=count)
 
@@ -242,29 +279,51 @@ def _known(images: ImageSet, extractor: Extractor) -> dict[str, Gaussian]:
     return {}
 
 
-def _compute(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str]) -> None:
+def _folder(extractor: Extractor, images: ImageSet, cache: str | os.PathLike) -> pathlib.Path:
+    return pathlib.Path(cache) / f"{images.fingerprint}-{extractor.fingerprint}"
+
+
+def _compute(
+    runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str], shared: pathlib.Path
+) -> None:
     """Runs the network over all images, and moves the finished files into the folder."""
-    partial = folder / f".{uuid.uuid4().hex}"
-    with writing(folder):
-        partial.mkdir(parents=True)
+    name = share.from_first(lambda: f".{uuid.uuid4().hex}")
+    parts, partial = shared / name, folder / name
     try:
-        _write(runner, images, partial, keep)
-        with writing(folder):
-            # Another run may write the same files at the same time; it does not matter whose stay.
-            for file in sorted(partial.iterdir(), key=lambda file: file.name == "pool.npz"):
-                file.replace(folder / file.name)
+        _write_part(runner, images, parts / str(jax.process_index()), keep)
+        share.wait_for_all()
+        if share.is_first():
+            _join([parts / str(i) for i in range(jax.process_count())], partial, images.name)
+            with writing(folder):
+                # Another run may write the same files at the same time; it does not matter whose
+                # stay.
+                files = [file for file in partial.iterdir() if file.is_file()]
+                for file in sorted(files, key=lambda file: file.name == "pool.npz"):
+                    file.replace(folder / file.name)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if share.is_first():
+            for left in (parts, partial):
+                shutil.rmtree(left, ignore_errors=True)
+    share.wait_for_all()
 
 
-def _write(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str]) -> None:
-    """Runs the network over all images, and writes features and moments into the folder."""
+def _write_part(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str]) -> None:
+    """Runs the network over the images of this process, and writes what is found into a folder.
+
+    It holds the features of `keep`, the moments of all, and the number of images in every batch.
+    """
+    with writing(folder.parent.parent):
+        folder.mkdir(parents=True)
     moments: dict[str, Moments] = {}
     files: dict[str, Any] = {}
-    progress = ProgressLine(images.count, "images", about=f"features of {images.name}")
+    sizes = []
+    starts = share.mine(range(0, images.count, runner.batch_size))
+    count = sum(min(runner.batch_size, images.count - start) for start in starts)
+    progress = ProgressLine(count, "images", about=f"features of {images.name}")
     progress.compiling()
-    for batch in images.batches(runner.batch_size):
-        for name, rows in runner(batch).items():
+    for batch in images.part(runner.batch_size):
+        sizes.append(len(batch))
+        for name, rows in runner(batch).items() if len(batch) else ():
             if name != "logits":
                 moments.setdefault(name, Moments()).update(rows)
             if name in keep:
@@ -275,12 +334,58 @@ def _write(runner: Runner, images: ImageSet, folder: pathlib.Path, keep: set[str
     for file in files.values():
         file.close()
     for name, running in moments.items():
+        _save(folder / f"{name}.npz", **running.parts())
+    _save(folder / _SIZES, sizes=np.array(sizes, int))
+
+
+def _join(parts: Sequence[pathlib.Path], folder: pathlib.Path, title: str) -> None:
+    """Writes the moments and the features of all images into a folder.
+
+    Args:
+        parts: The folders that `_write_part` has written, by process.
+        folder: The folder.
+        title: The name of the images in messages.
+    """
+    moments: dict[str, Moments] = {}
+    for file in itertools.chain(*(part.glob("*.npz") for part in parts)):
+        if file.name != _SIZES:
+            with np.load(file) as found:
+                moments.setdefault(file.stem, Moments()).merge(**found)
+    for name, running in moments.items():
         try:
             gaussian = running.gaussian()
         except ValueError as error:
-            raise UserError(f"{images.name}: {error}") from error
+            raise UserError(f"{title}: {error}") from error
         arrays = {"mu": gaussian.mean, "sigma": gaussian.covariance, "count": gaussian.count}
-        write_atomically(folder / f"{name}.npz", functools.partial(np.savez, **arrays))
+        _save(folder / f"{name}.npz", **arrays)
+    for name in {file.name for part in parts for file in part.glob("*.npy")}:
+        if len(parts) == 1:
+            (parts[0] / name).rename(folder / name)
+        else:
+            _join_rows(parts, folder / name)
+
+
+def _join_rows(parts: Sequence[pathlib.Path], path: pathlib.Path) -> None:
+    """Writes the features of all images in their order: processes had the batches in turn."""
+    sizes, batches = [], []
+    for part in parts:
+        with np.load(part / _SIZES) as found:
+            sizes.append(found["sizes"].tolist())
+        there = (part / path.name).exists()  # not where a process had no images
+        rows = np.load(part / path.name, mmap_mode="r") if there else np.empty((0, 0))
+        batches.append(np.split(rows, np.cumsum(sizes[-1])[:-1]))
+    joined = None
+    for turn in range(max(map(len, sizes))):
+        for process in range(len(parts)):
+            if turn < len(sizes[process]) and sizes[process][turn]:
+                rows = batches[process][turn]
+                joined = joined or _Rows(path, rows.shape[1])
+                joined.append(rows)
+    joined.close()
+
+
+def _save(path: pathlib.Path, **arrays: Any) -> None:
+    write_atomically(path, functools.partial(np.savez, **arrays))
 
 
 class _Rows:

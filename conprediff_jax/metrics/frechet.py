@@ -16,6 +16,7 @@ Moments are updated batch by batch (Chan, Golub and LeVeque 1983), so features n
 
 import dataclasses
 import functools
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -70,7 +71,15 @@ class Moments:
             return
         mean = w @ x / count
         centred = (x - mean) * np.sqrt(w)[:, None]
-        scatter = centred.T @ centred
+        self.merge(count, mean, centred.T @ centred)
+
+    def merge(
+        self,
+        count: float,
+        mean: Float[np.ndarray, "features"],
+        scatter: Float[np.ndarray, "features features"],
+    ) -> None:
+        """Adds a batch of which `parts` are known."""
         if self._mean is None:
             self.count, self._mean, self._scatter = count, mean, scatter
             return
@@ -80,6 +89,10 @@ class Moments:
         self._scatter += np.outer(shift, shift) * (self.count * count / total)
         self._mean = self._mean + shift * (count / total)
         self.count = total
+
+    def parts(self) -> dict[str, Any]:
+        """The arguments of `merge` that add what is known here to other moments."""
+        return {"count": self.count, "mean": self._mean, "scatter": self._scatter}
 
     def gaussian(self) -> Gaussian:
         """The moments so far.

@@ -23,6 +23,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 
 from conprediff_jax import data
@@ -32,8 +33,9 @@ from conprediff_jax.common.images import BadImage, as_rgb, list_images, read_ima
 from conprediff_jax.data.files import FolderSource
 from conprediff_jax.metrics import npz
 from conprediff_jax.metrics.frechet import Gaussian
+from conprediff_jax.parallel import share
 
-Batches = Callable[[int], Iterator[np.ndarray]]
+Batches = Callable[..., Iterator[np.ndarray]]
 _THREADS = 8
 
 
@@ -47,7 +49,8 @@ class ImageSet:
         count: Number of images, undecodable ones included; 0 where a statistics file does not say.
         size: Height and width in pixels; None for statistics alone.
         batches: Function from a batch size to an iterator over all images, uint8 [<= size, height,
-            width, 3]; None for statistics alone.
+            width, 3]; with an index and a count after the size, over every count-th of these
+            batches, from the index-th on. None for statistics alone.
         gaussians: Moments that came with the set, by name of the features.
         names: The file of each image, relative to the folder; None where images have no names.
     """
@@ -59,6 +62,10 @@ class ImageSet:
     batches: Batches | None
     gaussians: Mapping[str, Gaussian] = dataclasses.field(default_factory=dict)
     names: Sequence[str] | None = None
+
+    def part(self, size: int) -> Iterator[np.ndarray]:
+        """The batches of this process, as `share.mine` deals them out."""
+        return self.batches(size, jax.process_index(), jax.process_count())
 
     def pick(self, indices: Sequence[int]) -> np.ndarray:
         """The images of these indices, in this order."""
@@ -140,9 +147,14 @@ def from_data(spec: data.DataSpec, *, strict: bool = False) -> ImageSet:
     source = data.open_data(spec)
     names = source.files if isinstance(source, FolderSource) else None
 
-    def batches(size: int) -> Iterator[np.ndarray]:
-        batches = data.evaluation_iterator(spec, batch_size=size)
-        for first, batch in zip(itertools.count(step=size), batches, strict=False):
+    def batches(size: int, index: int = 0, count: int = 1) -> Iterator[np.ndarray]:
+        batches = data.evaluation_iterator(
+            spec, batch_size=size, process_index=index, process_count=count
+        )
+        starts = itertools.count(index * size, count * size)
+        for first, batch in zip(starts, batches, strict=False):
+            if first >= len(source):  # another process has the last images
+                return
             bad = np.flatnonzero(~batch["mask"][: len(source) - first])
             if strict and len(bad):
                 name = names[first + bad[0]] if names else f"image {first + bad[0]}"
@@ -156,7 +168,7 @@ def from_data(spec: data.DataSpec, *, strict: bool = False) -> ImageSet:
     form = str(spec.image_size) if spec.channels == 3 else str(spec.image_shape)
     return ImageSet(
         name=spec.name,
-        fingerprint=f"{fingerprint(content)}-{form}",
+        fingerprint=f"{share.from_first(lambda: fingerprint(content))}-{form}",
         count=len(source),
         size=spec.image_shape[:2],
         batches=batches,
@@ -164,26 +176,29 @@ def from_data(spec: data.DataSpec, *, strict: bool = False) -> ImageSet:
     )
 
 
-def from_arrays(name: str, paths: Sequence[pathlib.Path]) -> ImageSet:
+def from_arrays(name: str, paths: Sequence[os.PathLike]) -> ImageSet:
     """Several npz files of images, such as those that `generate_to` writes, as one set."""
-    parts = [_npz(path) for path in paths]
+    found = share.from_first(lambda: [(npz.read(path), file_fingerprint(path)) for path in paths])
+    counts = [part.shape[0] for part, _ in found]
+    ends = np.cumsum(counts).tolist()
 
-    def batches(size: int) -> Iterator[np.ndarray]:
-        rest = np.empty((0, *parts[0].size, 3), np.uint8)
-        for part in parts:
-            for batch in part.batches(size):
-                rest = np.concatenate([rest, batch])
-                while len(rest) >= size:
-                    yield rest[:size]
-                    rest = rest[size:]
-        if len(rest):
-            yield rest
+    @functools.lru_cache(maxsize=1)
+    def whole(number: int) -> np.ndarray:
+        (images,) = found[number][0].batches(counts[number])
+        return images
+
+    def batches(size: int, index: int = 0, count: int = 1) -> Iterator[np.ndarray]:
+        for first in range(index * size, ends[-1], count * size):
+            last = min(first + size, ends[-1])
+            touched = (n for n, end in enumerate(ends) if first < end and end - counts[n] < last)
+            begins = ((n, ends[n] - counts[n]) for n in touched)
+            yield np.concatenate([whole(n)[max(first - b, 0) : last - b] for n, b in begins])
 
     return ImageSet(
         name=name,
-        fingerprint=fingerprint(part.fingerprint.encode() for part in parts),
-        count=sum(part.count for part in parts),
-        size=parts[0].size,
+        fingerprint=fingerprint(content.encode() for _, content in found),
+        count=ends[-1],
+        size=found[0][0].shape[1:3],
         batches=batches,
     )
 
@@ -227,16 +242,22 @@ def _folder(root: pathlib.Path) -> ImageSet:
     files = [root / name for name in names]
     decode = functools.partial(_decode, grey=_is_grey(files[0]))
 
-    def batches(count: int) -> Iterator[np.ndarray]:
+    def batches(size: int, index: int = 0, count: int = 1) -> Iterator[np.ndarray]:
         with ThreadPoolExecutor(_THREADS) as pool:
-            for start in range(0, len(files), count):
-                yield np.stack(list(pool.map(decode, files[start : start + count])))
+            for start in range(index * size, len(files), count * size):
+                yield np.stack(list(pool.map(decode, files[start : start + size])))
 
+    size, content = share.from_first(
+        lambda: (
+            _one_size(files, decode),
+            fingerprint(file.read_bytes() for file in files),
+        )
+    )
     return ImageSet(
         name=str(root),
-        fingerprint=fingerprint(file.read_bytes() for file in files),
+        fingerprint=content,
         count=len(files),
-        size=_one_size(files, decode),
+        size=size,
         batches=batches,
         names=names,
     )
@@ -282,11 +303,11 @@ def _decode(file: pathlib.Path, grey: bool) -> np.ndarray:
 
 def _npz(path: pathlib.Path) -> ImageSet:
     """The images, the statistics or both; images are read batch by batch."""
-    found = npz.read(path)
+    found, content = share.from_first(lambda: (npz.read(path), file_fingerprint(path)))
     count, *size = found.shape[:3] if found.shape else (_moment_count(found.gaussians),)
     return ImageSet(
         name=str(path),
-        fingerprint=file_fingerprint(path),
+        fingerprint=content,
         count=count,
         size=tuple(size) or None,
         batches=found.batches if found.shape else None,

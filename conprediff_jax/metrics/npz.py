@@ -50,8 +50,15 @@ class Npz:
     shape: tuple[int, int, int, int] | None
     gaussians: Mapping[str, Gaussian]
 
-    def batches(self, size: int) -> Iterator[UInt8[np.ndarray, "_batch height width 3"]]:
+    def batches(
+        self, size: int, index: int = 0, count: int = 1
+    ) -> Iterator[UInt8[np.ndarray, "_batch height width 3"]]:
         """The images in batches of at most `size`, so that they need not fit into memory.
+
+        Args:
+            size: Images at a time.
+            index: Number of the first batch.
+            count: Distance to the next batch; those in between are left out.
 
         Raises:
             UserError: The file has changed and is not readable any more.
@@ -62,8 +69,11 @@ class Npz:
             archive.open("arr_0.npy") as file,
         ):
             _header(file)
-            for start in range(0, self.shape[0], size):
+            for number, start in enumerate(range(0, self.shape[0], size)):
                 shape = min(size, self.shape[0] - start), *self.shape[1:]
+                if number % count != index:
+                    file.seek(math.prod(shape), os.SEEK_CUR)
+                    continue
                 yield as_rgb(np.frombuffer(file.read(math.prod(shape)), np.uint8).reshape(shape))
 
 

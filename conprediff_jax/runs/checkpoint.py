@@ -36,6 +36,7 @@ from conprediff_jax.common import buckets, hub
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import absolute, is_address, writing
 from conprediff_jax.config.sections import changes
+from conprediff_jax.parallel import share
 from conprediff_jax.runs import checksums
 from conprediff_jax.runs.batches import Batches
 from conprediff_jax.tasks.state import TrainState
@@ -317,10 +318,15 @@ class Checkpoints:
     ) -> T:
         """The result of `load` for the newest step that every process can load.
 
-        A run may write and delete checkpoints meanwhile, so they are listed again before each try.
+        A run may write and delete checkpoints meanwhile, so they are listed again before each try,
+        by one process for all.
         """
         tried: dict[int, str] = {}
-        while steps := [s for s in _steps(self.folder) if s not in tried and only in (None, s)]:
+
+        def untried() -> list[int]:
+            return [s for s in _steps(self.folder) if s not in tried and only in (None, s)]
+
+        while steps := share.from_first(untried):
             step = steps[-1]
             path = self.folder / str(step)
             opened, reason = _attempt(functools.partial(_open, path, tuple(items)))

@@ -16,7 +16,7 @@ batch size or the number of devices.
 import collections
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from einops import rearrange
+from etils import epath
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, UInt8
 
 from conprediff_jax import parallel
+from conprediff_jax.common import images as images_lib
 from conprediff_jax.common import random
 from conprediff_jax.common.errors import FieldError, UserError
 from conprediff_jax.common.progress import ProgressLine
@@ -35,9 +37,11 @@ from conprediff_jax.data.fitting import Fitted
 from conprediff_jax.data.holes import Hole, painted_over
 from conprediff_jax.diffusion.samplers import Known
 from conprediff_jax.models.first_stage import FirstStage, Pixels
+from conprediff_jax.parallel import share
 from conprediff_jax.sampling.drawing import Begun, Drawing, Report, divided
 from conprediff_jax.sampling.generate import sampling_keys
 from conprediff_jax.sampling.model import DiffusionModel, TrainedModel
+from conprediff_jax.sampling.shards import leave_out
 from conprediff_jax.sampling.spec import (
     ContinuousSampling,
     RePaintSampling,
@@ -233,8 +237,6 @@ def fill_holes(
     batch_size: int,
     label: int | Sequence[int] | None = None,
     prompt: str = "",
-    progress: ProgressLine | None = None,
-    done: Callable[[int, int, np.ndarray], None] | None = None,
 ) -> list[UInt8[np.ndarray, "samples height width channels"]]:
     """Fillings of every hole; the images may differ in size.
 
@@ -251,41 +253,127 @@ def fill_holes(
         label: Class of every image, or several, which fillings take in turn; None for the image's
             own.
         prompt: Caption of every image.
+
+    Raises:
+        UserError: The model does not take the size of an image, or does not know its class.
+    """
+    filling = _Filling(fill, trained, holes, seed, label, prompt)
+    jobs = _jobs(holes, samples)
+    found = [np.empty((samples, *hole.image.shape), np.uint8) for hole in holes]
+    for (index, number), image in filling.of(jobs, min(batch_size, len(jobs))):
+        found[index][number] = image
+    return found
+
+
+def fill_holes_to(
+    folder: epath.PathLike,
+    fill: Fill,
+    trained: TrainedModel,
+    holes: Sequence[Hole],
+    *,
+    seed: int,
+    samples: int,
+    batch_size: int,
+    label: int | Sequence[int] | None = None,
+    prompt: str = "",
+    progress: ProgressLine,
+    done: Callable[[int, int, np.ndarray], None] | None = None,
+) -> list[UInt8[np.ndarray, "samples height width channels"]]:
+    """As `fill_holes`, but continues where an earlier call was interrupted.
+
+    Several processes share the fillings among them, and all but the first get none back.
+
+    Args:
+        folder: A folder that all processes see, which keeps the fillings; remove it when they are
+            used.
+        fill: See `fill_holes`.
+        trained: See `fill_holes`.
+        holes: See `fill_holes`.
+        seed: See `fill_holes`.
+        samples: See `fill_holes`.
+        batch_size: Fillings at a time, in every process.
+        label: See `fill_holes`.
+        prompt: See `fill_holes`.
         progress: What logs how many fillings are done.
         done: A function that is called with every filling as soon as it is made: the place of its
             hole in `holes`, its number and its pixels.
 
     Raises:
-        UserError: The model does not take the size of an image, or does not know its class.
+        UserError: As for `fill_holes`, or a filling cannot be written.
     """
-    model, seed = trained.model, random.as_seed(seed)
-    _labels(model.num_classes, holes, np.zeros(len(holes), int), label)  # checks early
-    by_size = collections.defaultdict(list)
-    for index, hole in enumerate(holes):
-        model.check_image_size(*hole.mask.shape, hole.name)
-        by_size[hole.mask.shape] += [(index, number) for number in range(samples)]
-    warn_without_known_points(model, holes)
-    found = [np.empty((samples, *hole.image.shape), np.uint8) for hole in holes]
-    size = min(batch_size, len(holes) * samples)
-    for jobs in by_size.values():
-        for start in range(0, len(jobs), size):
-            batch = jobs[start : start + size]
+    folder, jobs = epath.Path(folder), _jobs(holes, samples)
+    files = {job: folder / "{:06}_{:06}.npz".format(*job) for job in jobs}
+    filling = _Filling(fill, trained, holes, seed, label, prompt)
+    missing = share.from_first(lambda: [job for job in jobs if not files[job].exists()])
+    mine = share.mine(missing)
+    leave_out(progress, len(jobs) - len(mine))
+    for job, image in filling.of(mine, min(batch_size, len(jobs)), progress):
+        if done:
+            done(*job, image)
+        images_lib.write_npz(files[job], image[None])
+    share.wait_for_all()
+    if not share.is_first():
+        return []
+    return [
+        np.concatenate([images_lib.read_npz(files[index, number]) for number in range(samples)])
+        for index in range(len(holes))
+    ]
+
+
+def _jobs(holes: Sequence[Hole], samples: int) -> list[tuple[int, int]]:
+    """The place of a hole and the number of a filling, for all fillings."""
+    return [(index, number) for index in range(len(holes)) for number in range(samples)]
+
+
+class _Filling:
+    """Fills holes; see `fill_holes` for the arguments and the errors."""
+
+    def __init__(
+        self,
+        fill: Fill,
+        trained: TrainedModel,
+        holes: Sequence[Hole],
+        seed: int,
+        label: int | Sequence[int] | None,
+        prompt: str,
+    ):
+        model = trained.model
+        self._fill, self._trained, self._holes = fill, trained, holes
+        self._seed, self._label, self._prompt = random.as_seed(seed), label, prompt
+        _labels(model.num_classes, holes, np.zeros(len(holes), int), label)  # checks early
+        for hole in holes:
+            model.check_image_size(*hole.mask.shape, hole.name)
+        warn_without_known_points(model, holes)
+
+    def of(
+        self, jobs: Sequence[tuple[int, int]], size: int, progress: ProgressLine | None = None
+    ) -> Iterator[tuple[tuple[int, int], UInt8[np.ndarray, "height width channels"]]]:
+        """Yields the fillings of some jobs, each with its job, in batches of `size`."""
+        model, by_size = self._trained.model, collections.defaultdict(list)
+        for job in jobs:
+            by_size[self._holes[job[0]].mask.shape].append(job)
+        if progress and jobs:
+            progress.compiling()
+        batches = (
+            same[start : start + size]
+            for same in by_size.values()
+            for start in range(0, len(same), size)
+        )
+        for batch in batches:
             if progress:
                 progress.batch = len(batch)
             padded = batch + batch[:1] * (size - len(batch))  # one shape, one compilation
             indices, numbers = np.array(padded).T
-            chosen = [holes[index] for index in indices]
-            condition = {"label": _labels(model.num_classes, chosen, indices + numbers, label)}
+            chosen = [self._holes[index] for index in indices]
+            turns = indices + numbers
+            condition = {"label": _labels(model.num_classes, chosen, turns, self._label)}
             if model.text:
-                condition["tokens"] = model.tokenizer([prompt] * size)
-            filled = _run(fill, trained, (seed, indices, numbers), chosen, condition)
-            for (index, number), image in zip(batch, filled, strict=False):
-                found[index][number] = image
-                if done:
-                    done(index, number, image)
+                condition["tokens"] = model.tokenizer([self._prompt] * size)
+            draws = self._seed, indices, numbers
+            filled = _run(self._fill, self._trained, draws, chosen, condition)
             if progress:
                 progress.add(len(batch))
-    return found
+            yield from zip(batch, filled, strict=False)
 
 
 def _run(

@@ -1,27 +1,31 @@
 """Draws many images into a folder; an interrupted call can be continued.
 
     <folder>/settings.json    the model, the settings and the seed that the images come from
-    <folder>/000000.npz       images 0 to SHARD - 1 as `arr_0`; and so on
+    <folder>/000000.npz       the first images as `arr_0`; and so on, in at most FILES files
 
 Image i depends only on the seed and i, so a continued folder holds the same images as one that was
-written without interruption.
+written without interruption. Several processes share the missing files among them, and any number
+of processes may continue.
 """
 
-import pathlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
+import jax
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
 from conprediff_jax.common import images, random
 from conprediff_jax.common.progress import ProgressLine
+from conprediff_jax.parallel import share
 from conprediff_jax.sampling import record
 from conprediff_jax.sampling.drawing import Report
 from conprediff_jax.sampling.generate import make_generate
 from conprediff_jax.sampling.model import TrainedModel
 from conprediff_jax.sampling.spec import SamplingSpec
 
-SHARD = 1024
+FILES = 256  # enough that hundreds of processes have about as much to do as each other
 
 Draw = Callable[[np.ndarray], np.ndarray]
 
@@ -61,27 +65,29 @@ def make_draw(
 
 
 def generate_to(
-    folder: pathlib.Path,
+    folder: epath.PathLike,
     draw: Draw,
     *,
     num: int,
     batch_size: int,
     settings: record.Settings,
-    shard: int = SHARD,
+    shard: int | None = None,
     progress: ProgressLine | None = None,
     overwrite: bool = False,
-) -> list[pathlib.Path]:
+) -> list[epath.Path]:
     """Draws images 0 to `num - 1` into a folder, and continues where an earlier call stopped.
 
+    It waits until all processes have drawn their parts.
+
     Args:
-        folder: The folder; it is made where it does not exist.
+        folder: The folder, which all processes see; it is made where it does not exist.
         draw: Function from indices, int [batch_size], to images, uint8 [batch_size, height, width,
             channels].
         num: Number of images.
-        batch_size: Images at a time.
+        batch_size: Images at a time, in every process.
         settings: What the images depend on, as `record.claim` takes it.
-        shard: Images per file.
-        progress: What logs how many images are done.
+        shard: Images per file; None for those of the files that are there, or for `FILES` files.
+        progress: What logs how many images of this process are done.
         overwrite: Whether to draw anew what the folder holds.
 
     Returns:
@@ -90,22 +96,66 @@ def generate_to(
     Raises:
         UserError: The folder holds images of other settings, or cannot be written to.
     """
-    record.claim(
-        folder, settings | {"num": num, "shard": shard}, ending=".npz", overwrite=overwrite
+    folder = epath.Path(folder)
+
+    def claim() -> tuple[int, list[int]]:
+        size = shard or (0 if overwrite else _stored_shard(folder)) or -(-num // FILES)
+        asked = settings | {"num": num, "shard": size}
+        record.claim(folder, asked, ending=".npz", overwrite=overwrite)
+        return size, [start for start in range(0, num, size) if not _file(folder, start).exists()]
+
+    size, missing = share.from_first(claim)
+    mine = [range(start, min(start + size, num)) for start in share.mine(missing)]
+    indices = [index for part in mine for index in part]
+    drawn = drawn_singly(
+        draw,
+        indices,
+        num=num,
+        batch_size=batch_size,
+        progress=progress or ProgressLine(num, "images"),
     )
-    files = [folder / f"{start:06}.npz" for start in range(0, num, shard)]
-    missing = [index for index, file in enumerate(files) if not file.exists()]
-    sizes = [min(shard, num - index * shard) for index in range(len(files))]
-    done = num - sum(sizes[index] for index in missing)
-    progress = progress or ProgressLine(num, "images")
-    progress.skip(done)
-    if missing:
+    for part in mine:
+        images.write_npz(_file(folder, part.start), np.stack([*itertools.islice(drawn, len(part))]))
+    share.wait_for_all()
+    return [_file(folder, start) for start in range(0, num, size)]
+
+
+def drawn_singly(
+    draw: Draw, indices: Sequence[int], *, num: int, batch_size: int, progress: ProgressLine
+) -> Iterator[np.ndarray]:
+    """Draws images in batches of one size, and yields them one by one.
+
+    Args:
+        draw: See `generate_to`.
+        indices: The indices of the images that this process draws.
+        num: Number of all images, with those of other processes and those that were there before.
+        batch_size: Images at a time.
+        progress: What logs how many images are done: one process counts all of them, and one of
+            several its own.
+    """
+    leave_out(progress, num - len(indices))
+    if indices:
         progress.compiling()
-    for index in missing:
-        drawn = []
-        for start in range(0, sizes[index], batch_size):
-            batch = draw(index * shard + start + np.arange(batch_size))[: sizes[index] - start]
-            drawn.append(batch)
-            progress.add(len(batch))
-        images.write_npz(files[index], np.concatenate(drawn))
-    return files
+    for start in range(0, len(indices), batch_size):
+        batch = np.array(indices[start : start + batch_size])
+        padded = np.pad(batch, (0, batch_size - len(batch)), mode="edge")  # one compilation
+        found = draw(padded)[: len(batch)]
+        progress.add(len(batch))
+        yield from found
+
+
+def leave_out(progress: ProgressLine, count: int) -> None:
+    """Notes that this process does not draw `count` images: they are there, or others draw them."""
+    if jax.process_count() == 1:
+        progress.skip(count)
+    else:
+        progress.without(count)
+
+
+def _file(folder: epath.Path, start: int) -> epath.Path:
+    return folder / f"{start:06}.npz"
+
+
+def _stored_shard(folder: epath.Path) -> int:
+    """Images per file of the images in a folder; 0 where there are none."""
+    return record.read(folder).get("shard", 0) if (folder / record.FILE).exists() else 0

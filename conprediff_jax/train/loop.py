@@ -347,7 +347,8 @@ class _Observer:
         if self._spec.eval_every:
             draw = make_preview(experiment.task.model, mesh, seed=experiment.seed, num=EVALUATED)
             self._evaluate = SmallEvaluation(draw, mesh, experiment.data, num=EVALUATED)
-            self._table = ResultsTable(self._workdir / "evaluation" / "while_training.json")
+            if jax.process_index() == 0:
+                self._table = ResultsTable(self._workdir / "evaluation" / "while_training.json")
 
     def __call__(self, step: int, state: TrainState) -> None:
         last, every = step == self._spec.steps, self._spec

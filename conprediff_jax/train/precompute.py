@@ -12,7 +12,6 @@ import grain
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 
@@ -27,6 +26,7 @@ from conprediff_jax.config.vocabulary import with_vocabulary
 from conprediff_jax.data import DataSpec, encoders, latents, transforms
 from conprediff_jax.data.sources import OF_THE_FILE, Source
 from conprediff_jax.models.first_stage import Latents, Palette, Pixels
+from conprediff_jax.parallel import share
 from conprediff_jax.tasks.denoising import Denoising
 from conprediff_jax.train import frozen
 
@@ -95,7 +95,7 @@ def _precompute(
         _check_same(folder, stored, manifest)
     elif jax.process_index() == 0:
         latents.begin(folder, manifest)
-    _wait_for_all("begun")
+    share.wait_for_all()
     index, count = jax.process_index(), jax.process_count()
     shards = [shard for shard in manifest.missing(folder) if shard % count == index]
     if shards:
@@ -111,7 +111,7 @@ def _precompute(
         _write(experiment, folder, manifest, shards, source, encoders, encode_texts)
     else:
         logging.info("%s: all shards are there already", folder)
-    _wait_for_all("written")
+    share.wait_for_all()
     if jax.process_index() == 0:
         latents.finish(folder, manifest)
     logging.info(
@@ -356,9 +356,3 @@ def _encoded_captions(
     captions = [c or [""] for c in captions]
     encoded = encode_texts([caption for some in captions for caption in some])
     return np.split(encoded, np.cumsum([len(some) for some in captions])[:-1])
-
-
-def _wait_for_all(name: str) -> None:
-    """Waits until all processes have come here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(f"precompute: {name}")
