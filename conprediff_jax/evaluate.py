@@ -276,27 +276,40 @@ def _evaluate(
     features.compute(runner, reference, cache / "features", keep, shared=at)
     found = None
     if table:
-        of_samples = features.read(extractor, samples, out / "features")
-        of_reference = features.read(extractor, reference, cache / "features")
-        results = suite.compute(of_samples, of_reference, extractor.labels)
-        results.figures.update(figures)
-        for metric, reason in results.missing.items():
-            logging.warning("%s is not computed: %s", metric, reason)
-        settings |= {
-            "samples": _identity(samples, of_samples.count),
-            "reference": _identity(reference, of_reference.count),
-            **_of_metrics(extractor),
-        }
-        shown = pictures.of_evaluation(
-            suite, (samples, of_samples), (reference, of_reference), results, extractor
-        )
-        name = record.slug(pathlib.Path(reference.name).stem)
-        name = f"{asked.name}_{name}_{record.fingerprint_of(settings)}"
-        missing |= results.missing
-        _write(table, out / "reports" / name, settings, results.figures, missing, shown)
-        found = _Found(settings, results.figures, shown[0].pixels)
+        read = ((samples, out / "features"), (reference, cache / "features"))
+        pair = [(images, features.read(extractor, images, folder)) for images, folder in read]
+        found = _conclude(asked, suite, extractor, pair, figures, settings, missing, table)
     share.wait_for_all()
     return found
+
+
+def _conclude(
+    asked: _Asked,
+    suite: Suite,
+    extractor: features.Extractor,
+    pair: Sequence[pictures.Extracted],
+    figures: dict[str, Figure],
+    settings: record.Settings,
+    missing: dict[str, str],
+    table: ResultsTable,
+) -> _Found:
+    """Computes what is left and writes all figures, from both sets and their features."""
+    (samples, of_samples), (reference, of_reference) = pair
+    results = suite.compute(of_samples, of_reference, extractor.labels)
+    results.figures.update(figures)
+    for metric, reason in results.missing.items():
+        logging.warning("%s is not computed: %s", metric, reason)
+    settings |= {
+        "samples": _identity(samples, of_samples.count),
+        "reference": _identity(reference, of_reference.count),
+        **_of_metrics(extractor),
+    }
+    shown = pictures.of_evaluation(suite, *pair, results, extractor)
+    name = record.slug(pathlib.Path(reference.name).stem)
+    name = f"{asked.name}_{name}_{record.fingerprint_of(settings)}"
+    folder = pathlib.Path(table.path).parent / "reports" / name
+    _write(table, folder, settings, results.figures, missing | results.missing, shown)
+    return _Found(settings, results.figures, shown[0].pixels)
 
 
 def _in_words(point: sweep_flag.Point) -> str:

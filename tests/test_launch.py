@@ -6,6 +6,7 @@ They do not test what only a cluster can show, such as whether machines of these
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -511,6 +512,18 @@ def test_dry_runs_show_everything_and_do_nothing(script, arguments, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "configs/openmoji.py" in result.stdout and "a folder" in result.stdout.replace("\\", "")
     assert not (tmp_path / "calls").exists()
+
+
+@pytest.mark.parametrize(("script", "arguments"), EVERY[1:], ids=[name for name, _ in EVERY[1:]])
+def test_a_name_before_the_flags_chooses_another_command(script, arguments):
+    named = [*arguments, "--dry-run"]
+    result = launch(script, *named, command=["sample", "--workdir=runs/a"])
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"conprediff_jax\.sample.*--workdir=runs/a", result.stdout, re.DOTALL)
+    assert "conprediff_jax.main" not in result.stdout
+    for command, message in ((["a; b", "--num=1"], "no command"), (["sample"], "jax.sample after")):
+        result = launch(script, *named, command=command)
+        assert result.returncode == 2 and message in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -210,7 +210,7 @@ def test_incomplete_settings_of_processes_are_refused(call, settings, message, m
 
 def test_commands_for_a_single_process_refuse_several():
     result = subprocess.run(
-        [sys.executable, "-m", "conprediff_jax.evaluate", "--reference=x"],
+        [sys.executable, "-m", "conprediff_jax.prepare", "--name=x"],
         cwd=ROOT, env=environment() | {"JAX_NUM_PROCESSES": "2"}, capture_output=True, text=True,
     )  # fmt: skip
     assert result.returncode == 2
