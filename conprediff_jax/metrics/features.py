@@ -350,7 +350,8 @@ def _join(parts: Sequence[pathlib.Path], folder: pathlib.Path, title: str) -> No
     for file in itertools.chain(*(part.glob("*.npz") for part in parts)):
         if file.name != _SIZES:
             with np.load(file) as found:
-                moments.setdefault(file.stem, Moments()).merge(**found)
+                known = float(found["count"]), found["mean"], found["scatter"]
+                moments.setdefault(file.stem, Moments()).merge(*known)
     for name, running in moments.items():
         try:
             gaussian = running.gaussian()

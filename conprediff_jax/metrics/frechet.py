@@ -80,7 +80,6 @@ class Moments:
         scatter: Float[np.ndarray, "features features"],
     ) -> None:
         """Adds a batch of which `parts` are known."""
-        count = float(count)
         if self._mean is None:
             self.count, self._mean, self._scatter = count, mean, scatter
             return
