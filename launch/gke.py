@@ -10,8 +10,9 @@
     python launch/gke.py logs   --name=celebahq
     python launch/gke.py delete --name=celebahq
 
-The container image must have this package installed. The cluster must have JobSet 0.10 or newer,
-and node pools of the kind that you ask for; kubectl's current context says which cluster it is.
+launch/Dockerfile builds the image. The cluster must have JobSet 0.10 or newer, and node pools of
+the kind that you ask for; kubectl's current context says which cluster it is.
+
 Everything after -- is passed to conprediff_jax.main, or to the command of conprediff_jax whose name
 comes first, such as sample or precompute. The workdir must be a bucket, or a volume that all pods
 see.
