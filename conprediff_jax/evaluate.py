@@ -660,9 +660,7 @@ def _write(
     logging.info("%s, %s", table.path.with_suffix(".md"), page)
 
 
+_AGAIN = "the same command continues after the last whole file of samples"
+
 if __name__ == "__main__":
-    app.run(
-        main,
-        several=True,
-        again="the same command continues after the last whole file of samples",
-    )
+    app.run(main, several=True, again=_AGAIN)

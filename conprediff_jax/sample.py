@@ -253,9 +253,7 @@ def _write(
     images.write_picture(out, images.grid(drawn), text)
 
 
+_AGAIN = "the same command continues a folder, and starts a single file afresh"
+
 if __name__ == "__main__":
-    app.run(
-        main,
-        several=True,
-        again="the same command continues a folder, and starts a single file afresh",
-    )
+    app.run(main, several=True, again=_AGAIN)
