@@ -91,7 +91,8 @@ def test_a_walk_in_parts_ends_where_the_whole_one_does():
         for first, last in itertools.pairwise([0, 1, 3, 3, calls]):
             carried = part(carried, first, last)
         whole = run(sampler, network_of(process), x_T, rngs, known)
-        np.testing.assert_array_equal(walk.finish(carried), whole)
+        # Another program, which may round otherwise.
+        np.testing.assert_allclose(walk.finish(carried), whole, atol=1e-5)
 
 
 def test_replacement_equals_diffusers(monkeypatch):
