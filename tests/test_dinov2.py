@@ -54,7 +54,9 @@ def test_images_are_resized_as_pillow_does(side):
     expected = [i.resize((224, 224), Image.Resampling.BICUBIC) for i in smooth]
     found = np.asarray(dinov2.resized(jnp.stack([np.asarray(i) for i in smooth])))
     expected = np.stack([np.asarray(i) for i in expected])
-    assert np.abs(found.astype(int) - expected).max() <= 1
+    off = np.abs(found.astype(int) - expected)
+    # Pillow rounds to bytes between the rows and the columns, too.
+    assert off.max() <= 2 and (off > 1).mean() < 1e-3
 
 
 def test_the_distance_has_its_own_name_and_another_network_is_refused(folder, tmp_path):
