@@ -297,8 +297,7 @@ def test_a_grid_of_two_settings_and_two_seeds_runs_once(tmp_path):
     arguments = [
         f"--config={ROOT / 'tests' / 'tiny.py'}", f"--data={tmp_path / 'data'}", f"--out={out}",
         "--settings=baseline,default", "--seeds=0,1", "--steps=2", "--num=12", "--held_out=6",
-        "--times=3", "--bootstrap=2", "--batch_size=12", "--config.sampling.num=1",
-        f"--workers={min(2, len(os.sched_getaffinity(0)))}",
+        "--times=3", "--bootstrap=2", "--batch_size=12", "--config.sampling.num=1", "--curve=1",
     ]  # fmt: skip
     first = ablation(*arguments)
     assert first.returncode == 0, first.stderr
@@ -317,6 +316,8 @@ def test_a_grid_of_two_settings_and_two_seeds_runs_once(tmp_path):
     # Pairs have one size at inference.
     assert len({found["parameters"] for found in runs.values()}) == 1
     assert {found["step"] for found in runs.values()} == {2}
+    assert all([point["step"] for point in found["curve"]] == [1] for found in runs.values())
+    assert "Percent of the steps after which each run" in first.stdout
 
     touched = {file: file.stat().st_mtime_ns for file in out.glob("*/*/**/*") if file.is_file()}
     again = ablation(*arguments)
