@@ -9,7 +9,7 @@ Hardware: 2 CPU cores. The run takes 3 GB of memory.
 Hours: 0.2 (5,400 steps, 7.1 a second on two cores alone).
 Expected: a final loss of about 0.109 (denoise 0.089, context 0.020 after weighting; errors of the
 velocity, which do not compare with the loss of configs/openmoji.py). The grid shows faces, busts
-and figures with closed outlines; nine in ten of them are clean.
+and figures with closed outlines; about five in six of them are clean.
 
 A small SiT of 7,462,848 parameters. A patch of 4 x 4 pixels is a point, as in configs/openmoji.py,
 and 2 x 2 points are a token, so that a drawing has 16 tokens: a step is twice as fast as with 64
