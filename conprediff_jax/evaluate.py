@@ -271,13 +271,14 @@ def _evaluate(
     figures = {name: judge(samples, reference) for name, judge in judges.items()}
     runner = features.Runner(extractor, mesh, _BATCH.value)
     # The picture of nearest images needs `pool`, whatever the metrics are.
-    features.compute(runner, samples, out / "features", suite.sample_rows() | {"pool"})
-    keep, at = suite.reference_rows() | {"pool"}, out / "features"
-    features.compute(runner, reference, cache / "features", keep, shared=at)
+    folders = out / "features", cache / "features"
+    features.compute(runner, samples, folders[0], suite.sample_rows() | {"pool"})
+    kept = suite.reference_rows() | {"pool"}
+    features.compute(runner, reference, folders[1], kept, shared=folders[0])
     found = None
     if table:
-        read = ((samples, out / "features"), (reference, cache / "features"))
-        pair = [(images, features.read(extractor, images, folder)) for images, folder in read]
+        sets = zip((samples, reference), folders, strict=True)
+        pair = [(images, features.read(extractor, images, folder)) for images, folder in sets]
         found = _conclude(asked, suite, extractor, pair, figures, settings, missing, table)
     share.wait_for_all()
     return found

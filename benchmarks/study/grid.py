@@ -26,11 +26,11 @@ from conprediff_jax.common.files import write_text
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.config import term
 from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.tasks.denoising import CONTEXT
 from conprediff_jax.train import needs
 from conprediff_jax.train.loop import train
 
 BASELINE = "baseline"
-CONTEXT = "context"
 MEASURED = "measured"
 _SPEED = re.compile(r"([\d.]+) steps/s")
 

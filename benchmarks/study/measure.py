@@ -88,20 +88,21 @@ class Judge:
     def __init__(self, spec: data.DataSpec, sizes: Sizes, cell: int, cache: pathlib.Path):
         self._sizes, self._mesh = sizes, parallel.make_mesh(parallel.MeshSpec())
         self._held_out = spec.of_images(split=sizes.split)
-        self._train = _first(_images(spec), sizes.reference)
-        real = _pixels(_images(self._held_out))
+        train = _first(_images(spec), sizes.reference)
+        held_out = _images(self._held_out)
+        # The best to be reached is measured on images that samples are not compared with.
         if made.is_made(spec.name):
             self._of_samples = lambda samples, run: {}
-            self._structure = _KnownStructure(made.law_of(spec.name), _pixels(self._train))
-            self._like = real
+            self._structure = _KnownStructure(made.law_of(spec.name), _pixels(train))
+            self._perfect = held_out
         else:
-            self._of_samples = _Features(self._train, sizes, self._mesh, cache)
-            self._structure = _Neighborhoods(real, cell, sizes.replicates)
-            self._like = _pixels(self._train)
+            self._of_samples = _Features(train, sizes, self._mesh, cache)
+            self._structure = _Neighborhoods(_pixels(held_out), cell, sizes.replicates)
+            self._perfect = train
 
     def real(self) -> dict[str, Figure]:
         """Figures of as many images of the data as there are samples: the best to be reached."""
-        return self._structure(self._like[: self._sizes.num])
+        return self._structure(_pixels(self._perfect)[: self._sizes.num])
 
     def __call__(self, run: Run) -> dict[str, Any]:
         """Measures a run and returns all figures as plain data; also writes its `held_out.npy`."""

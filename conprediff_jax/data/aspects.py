@@ -19,7 +19,7 @@ again when it is restored.
 
 import collections
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -59,6 +59,11 @@ def nearest(shapes: Sequence[Size], size: Size) -> Size:
 
 def _ratio(size: Size) -> float:
     return size[0] / size[1]
+
+
+def key_of(example: Mapping[str, Any]) -> str:
+    """The key of what has the shape, in an example or a batch: the image, or else the latent."""
+    return "image" if "image" in example else "latent"
 
 
 def placed(place: int, example: Any) -> tuple[int, Any]:
@@ -185,5 +190,5 @@ class ByShape(grain.DatasetIterator):
 
 def _kind(example: dict[str, Any]) -> int:
     """The shape of an example's image or latent, as a number that is the same in all processes."""
-    height, width = example["image" if "image" in example else "latent"].shape[:2]
+    height, width = example[key_of(example)].shape[:2]
     return height << 15 | width

@@ -18,6 +18,7 @@ import jax
 from absl import logging
 
 from conprediff_jax.common.progress import COMPILING, clock
+from conprediff_jax.data import aspects
 from conprediff_jax.tasks.spec import trace_window
 from conprediff_jax.xla.chips import peak_flops
 from conprediff_jax.xla.cost import program_cost
@@ -109,7 +110,7 @@ def _form(batch: Any) -> tuple[tuple[int, ...], ...]:
 
 def _with_shape(batch: dict[str, Any], shape: tuple[int, int]) -> dict[str, Any]:
     """A batch as abstract as compiling needs, with images (or latents) of another shape."""
-    key = "image" if "image" in batch else "latent"
+    key = aspects.key_of(batch)
     image = batch[key]
     whole = (len(image), *shape, image.shape[-1])
     other = jax.ShapeDtypeStruct(whole, image.dtype, sharding=image.sharding)
