@@ -2,8 +2,8 @@
 
 `python tests/stored_run.py` writes the trace and the images anew, and also the run if you remove
 `run.tar.xz` first. Do this only if the numbers are meant to change. The present run was written by
-version 0.1.0, before its modules were moved into folders; the trace and the images are newer, since
-tokens are drawn with more random bits now.
+version 0.1.0, before its modules were moved into folders and its blocks were stacked. The trace and
+the images are newer, since tokens are drawn with more random bits now.
 """
 
 import os
@@ -27,6 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import conprediff_jax
 from conprediff_jax import config as config_lib
+from conprediff_jax.common import blocks
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.models.autoencoder import VQModel
 from conprediff_jax.train.loop import train
@@ -102,7 +103,7 @@ def continued(workdir: pathlib.Path) -> dict[str, np.ndarray]:
     found = {"images": model.sample(4, seed=1)}
     state = train(config(steps=6), str(workdir))
     found["losses"] = losses(workdir)[-3:]
-    for path, leaf in jax.tree.leaves_with_path(state.ema):
+    for path, leaf in jax.tree.leaves_with_path(blocks.separate(state.ema)):  # as they were then
         found[f"ema{jax.tree_util.keystr(path)}"] = np.asarray(leaf)
     return found
 

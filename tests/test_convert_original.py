@@ -22,6 +22,7 @@ from diffusers.loaders.single_file_utils import (
 )
 from test_dit import TorchDiT, randomised
 
+from conprediff_jax.common import blocks
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.config import presets
 from conprediff_jax.config.sections import section
@@ -170,8 +171,8 @@ def test_original_transformers_make_the_same_output(options):
     model = TokenTransformer(
         num_codes=11, grid=(4, 4), width=16, num_layers=2, num_heads=2, num_steps=10, **options
     )
-    params = random_params(model_shapes.of_transformer(model))
-    state_dict = originals.to_original(params, model)
+    separate = random_params(model_shapes.of_transformer(model))
+    state_dict = originals.to_original(separate, model)
     rng = np.random.default_rng(0)
     x, t = rng.integers(0, 12, (2, 4, 4)), np.array([0, 7])
     label = np.array([2, 0]) if model.num_classes else None
@@ -184,7 +185,7 @@ def test_original_transformers_make_the_same_output(options):
             )
         ).numpy()
     back = original_transformer.params_from_original(state_dict, model)
-    tiny.assert_equal(back, params)
+    tiny.assert_equal(back, blocks.stack(separate))
     x, t, label, text = jax.tree.map(jnp.asarray, (x, t, label, text))
     found = jax.jit(
         lambda x, t: model.apply({"params": back}, x, t, label=label, text=text).output

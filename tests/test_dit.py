@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as Spec
 from torch import nn
 
 from conprediff_jax import parallel
-from conprediff_jax.models import dit, patches
+from conprediff_jax.models import blocks, dit, patches
 from conprediff_jax.models.dit import DiT, DiTBlock
 from conprediff_jax.parallel import activations, sharding
 from conprediff_jax.tasks.optimizer import decayed
@@ -434,7 +434,7 @@ def test_weight_decay_spares_the_biases_of_stacked_blocks():
         assert applies == (path[-1] != "bias"), path
 
 
-@pytest.mark.parametrize("policy", dit.REMAT_POLICIES)
+@pytest.mark.parametrize("policy", blocks.REMAT_POLICIES)
 def test_recomputing_changes_nothing_but_what_is_kept(policy):
     model = DiT(**TINY)
     (x, t), _ = inputs(model)

@@ -102,7 +102,7 @@ def test_every_mix_gives_the_trace_and_gradients_of_one_device(
         assert loss == pytest.approx(expected, abs=1e-5)
         for a, b in zip(*map(jax.tree.leaves, (grads, expected_grads)), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)
-    query = params["block_0"]["self_attention"]["query"]["kernel"]
+    query = params["blocks"]["self_attention"]["query"]["kernel"]
     assert query.addressable_shards[0].data.size == query.size // (axes[1] * axes[2])
 
 

@@ -1,5 +1,6 @@
 """Tests of the token transformer against published sizes and diffusers, and of its properties."""
 
+import functools
 import math
 
 import diffusers
@@ -175,8 +176,8 @@ def test_bfloat16_activations():
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
-def test_remat_changes_nothing_and_dropout_acts_in_training_only():
-    model, params, arguments, conditions = initialised(dropout=0.3, num_classes=3, num_layers=1)
+def test_how_blocks_run_changes_nothing_and_dropout_acts_in_training_only():
+    model, params, arguments, conditions = initialised(dropout=0.3, num_classes=3)
 
     @jax.jit
     def gradients(params):
@@ -185,14 +186,13 @@ def test_remat_changes_nothing_and_dropout_acts_in_training_only():
             output = model.apply(params, *arguments, **conditions, train=True, rngs=rngs).output
             return jnp.mean(jnp.square(output))
 
-        return [
-            jax.value_and_grad(loss)(params, model) for model in [model, model.clone(remat=True)]
-        ]
+        others = {"remat": True}, {"remat": True, "remat_policy": "products"}, {"unroll": True}
+        return [jax.value_and_grad(loss)(params, model.clone(**it)) for it in ({}, *others)]
 
-    plain, recomputed = gradients(params)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), plain, recomputed
-    )
+    plain, *others = gradients(params)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    for other in others:
+        jax.tree.map(close, plain, other)
     # There is no random stream, so nothing is dropped.
     still = jax.jit(model.apply)(params, *arguments, **conditions).output
     assert abs(np.mean(np.square(still)) - plain[0]) > 1e-3

@@ -22,8 +22,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+PRODUCT = "product"  # names what the layers return, for blocks that are recomputed
 
 Images = Float[Array, "batch height width channels"]
 Kernel = Float[Array, "rows columns channels features"]
@@ -44,7 +47,8 @@ class Dense(nn.Dense):
 
     def __call__(self, inputs: Float[Array, "*batch channels"]) -> Float[Array, "*batch features"]:
         """Maps every row of `channels` numbers to one of `features`."""
-        return super().__call__(inputs).astype(self.dtype or jnp.float32)
+        y = super().__call__(inputs).astype(self.dtype or jnp.float32)
+        return checkpoint_name(y, PRODUCT)
 
 
 class Conv(nn.Conv):
@@ -55,7 +59,8 @@ class Conv(nn.Conv):
 
     def __call__(self, inputs: Images) -> Float[Array, "batch height2 width2 features"]:
         """Maps images to images of `features` channels."""
-        return super().__call__(inputs).astype(self.dtype or jnp.float32)
+        y = super().__call__(inputs).astype(self.dtype or jnp.float32)
+        return checkpoint_name(y, PRODUCT)
 
 
 class Embed(nn.Embed):

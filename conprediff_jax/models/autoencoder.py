@@ -20,6 +20,7 @@ Sources: Rombach et al. (2022, arXiv 2112.10752), section 3.1 and appendix G; Es
 Transformers" (2021, arXiv 2012.09841); Kingma and Welling (2014, arXiv 1312.6114), appendix B.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from conprediff_jax.common.keys import adjustable, derived
-from conprediff_jax.models import layers
+from conprediff_jax.models import blocks, layers
 from conprediff_jax.models.quantizer import Quantized, VectorQuantizer
 
 EPSILON = 1e-6  # for all group norms of the autoencoders
@@ -88,7 +89,7 @@ class Levels(nn.Module):
     @nn.nowrap
     def _blocks(self, train: bool) -> tuple[Callable[..., Array], ...]:
         """Returns functions that apply the blocks of a level, the middle, and the output layers."""
-        remat = nn.remat if self.remat else lambda module: module
+        remat = functools.partial(blocks.recomputed, remat=self.remat)
 
         def residual(h: Array, level: int, name: str) -> Array:
             block = remat(layers.ResidualBlock)(

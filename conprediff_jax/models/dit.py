@@ -13,9 +13,8 @@ this projection and the output of cross-attention start at zero ("adaLN-zero"). 
 block is the identity, the prediction is 0, and a text has no effect. Norms have no parameters, and
 position embeddings are fixed (`patches`).
 
-The blocks are one `nn.scan`, so that the program has the length of one block. Their parameters are
-stacked: the first axis counts the blocks. The tokens after every block can be tapped under the
-names `block_1` .. `block_{num_layers}`, on the grid of the patches.
+The blocks are a stack, see `blocks`, and so are their parameters. The tokens after every block can
+be tapped under the names `block_1` .. `block_{num_layers}`, on the grid of the patches.
 
     input   time_embedding_{in,out}   label_embedding   text_embedding_{in,out}   null_text
     blocks/{modulation, {self,cross}_attention/{query,key,value,out}, feed_forward/{in,out}}
@@ -39,18 +38,18 @@ Sources: Peebles and Xie 2022 (arXiv 2212.09748) and its published code; Ma et a
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from conprediff_jax.common import linear
+from conprediff_jax.common.blocks import BLOCKS
 from conprediff_jax.common.keys import adjustable, derived
-from conprediff_jax.models import layers, patches
+from conprediff_jax.models import blocks, layers, patches
 from conprediff_jax.models.attention import attend, check_kind
 from conprediff_jax.models.denoiser import DENOISERS, OUTPUT, Denoised
 
@@ -65,15 +64,6 @@ SIZES: Mapping[str, Mapping[str, int]] = {
     "L": {"width": 1024, "num_layers": 24, "num_heads": 16},
     "XL": {"width": 1152, "num_layers": 28, "num_heads": 16},
 }
-
-# What a block that is recomputed keeps for the backward pass: nothing, or the products of its dense
-# layers. These have a name, since the policies of JAX do not look into `linear.product`. Both
-# recompute the products of attention, which grow with the square of the number of tokens.
-REMAT_POLICIES: Mapping[str, Callable[..., bool] | None] = {
-    "nothing": None,
-    "products": jax.checkpoint_policies.save_only_these_names("product"),
-}
-_product = functools.partial(checkpoint_name, name="product")
 
 TIME_FREQUENCIES = 128
 _LONGEST_PERIOD = 10_000.0
@@ -127,11 +117,11 @@ class SelfAttention(nn.Module):
         dense = functools.partial(linear.Dense, x.shape[-1], dtype=self.dtype)
         by_head = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
         query, key, value = (
-            _product(dense(kernel_init=_XAVIER_OF_THREE, name=name)(x)).reshape(by_head)
+            dense(kernel_init=_XAVIER_OF_THREE, name=name)(x).reshape(by_head)
             for name in ("query", "key", "value")
         )
         attended = attend(query, key, value, self.kind)
-        return _product(dense(kernel_init=_XAVIER, name="out")(attended.reshape(x.shape)))
+        return dense(kernel_init=_XAVIER, name="out")(attended.reshape(x.shape))
 
 
 class FeedForward(nn.Module):
@@ -147,8 +137,8 @@ class FeedForward(nn.Module):
     def __call__(self, x: Tokens) -> Tokens:
         """Maps every token to a token, independently of the others."""
         dense = functools.partial(linear.Dense, dtype=self.dtype, kernel_init=_XAVIER)
-        hidden = _product(dense(4 * x.shape[-1], name="in")(x))
-        return _product(dense(x.shape[-1], name="out")(nn.gelu(hidden, approximate=True)))
+        hidden = dense(4 * x.shape[-1], name="in")(x)
+        return dense(x.shape[-1], name="out")(nn.gelu(hidden, approximate=True))
 
 
 class DiTBlock(nn.Module):
@@ -178,7 +168,7 @@ class DiTBlock(nn.Module):
             attention = cross(
                 self.num_heads, dtype=self.dtype, kind=self.attention, name="cross_attention"
             )
-            x = x + _product(attention(x, text))
+            x = x + attention(x, text)
         h = modulated(x, mlp_scale, mlp_shift, self.mlp_norm_epsilon)
         return x + mlp_gate[:, None] * FeedForward(self.dtype, name="feed_forward")(h)
 
@@ -213,7 +203,9 @@ class DiT(nn.Module):
             'cudnn' or 'flash'; see `attention.attend`.
         remat: Whether blocks are recomputed in the backward pass.
         remat_policy: What is not recomputed but kept, besides the input of a block. A key of
-            `REMAT_POLICIES`: 'nothing', or the 'products' of its dense layers.
+            `blocks.REMAT_POLICIES`: 'nothing', or the 'products' of its layers.
+        unroll: Whether the program has the blocks one after another instead of a loop. It takes
+            longer to compile.
 
     Raises:
         ValueError: An option is out of range; the constructor raises it.
@@ -235,6 +227,7 @@ class DiT(nn.Module):
     attention: str = adjustable("auto")
     remat: bool = adjustable(False)
     remat_policy: str = adjustable("nothing")
+    unroll: bool = adjustable(False)
 
     discrete = False
 
@@ -245,7 +238,7 @@ class DiT(nn.Module):
     @property
     def tap_names(self) -> tuple[str, ...]:
         """The names of the features that can be tapped, in the order of computation."""
-        return (*(f"block_{number}" for number in range(1, self.num_layers + 1)), OUTPUT)
+        return (*blocks.tap_names(self.num_layers), OUTPUT)
 
     @property
     def downsampling(self) -> int:
@@ -290,7 +283,16 @@ class DiT(nn.Module):
         label, text = layers.condition(self, label, text, unconditional)
         c = self._embed_condition(t, label)
         inner = [name for name in taps if name != OUTPUT]
-        h, named = self._blocks(self._embed_points(x), c, self._embed_text(text), inner)
+        block = blocks.recomputed(DiTBlock, self.remat, self.remat_policy, scanned=not self.unroll)
+        h, named = blocks.run(
+            block(self.num_heads, self.mlp_norm_epsilon, self.dtype, self.attention, name=BLOCKS),
+            self._embed_points(x),
+            c,
+            self._embed_text(text),
+            count=self.num_layers,
+            taps=inner,
+            unroll=self.unroll,
+        )
 
         shift, scale = _modulation(2, c, self.dtype, "output_modulation")
         h = modulated(h, scale, shift)
@@ -331,35 +333,6 @@ class DiT(nn.Module):
         hidden = nn.gelu(dense(name="text_embedding_in")(text), approximate=True)
         return dense(name="text_embedding_out")(hidden)
 
-    def _blocks(
-        self, x: Tokens, c: Embedding, text: Text | None, taps: Sequence[str]
-    ) -> tuple[Tokens, dict[str, Tokens]]:
-        """Returns the tokens after all blocks, and after the blocks that are tapped."""
-        numbers = {name: self.tap_names.index(name) + 1 for name in taps}
-
-        def body(block: nn.Module, carry: tuple, number: Array) -> tuple[tuple, None]:
-            x, tapped = carry
-            x = block(x, c, text)
-            tapped = {name: jnp.where(number == numbers[name], x, h) for name, h in tapped.items()}
-            return (x, tapped), None
-
-        # The output of one block cannot be taken out of a scan, so the scan carries it along.
-        # Outputs of the scan would hold those of all blocks.
-        carry = (x, dict.fromkeys(taps, x))
-        scan = nn.scan(body, variable_axes={"params": 0}, split_rngs={"params": True})
-        block = self._block_class()(
-            self.num_heads, self.mlp_norm_epsilon, self.dtype, self.attention, name="blocks"
-        )
-        return scan(block, carry, jnp.arange(1, self.num_layers + 1))[0]
-
-    @nn.nowrap
-    def _block_class(self) -> type[nn.Module]:
-        """Returns the class of a block, which is recomputed in the backward pass with `remat`."""
-        if not self.remat:
-            return DiTBlock
-        # Within a scan, XLA cannot merge the two computations, so no barrier is needed.
-        return nn.remat(DiTBlock, policy=REMAT_POLICIES[self.remat_policy], prevent_cse=False)
-
     def _check_shape(self, x: Array) -> None:
         """Raises ValueError if the shape of the input does not fit the options."""
         height, width = x.shape[1:3]
@@ -373,7 +346,7 @@ def _modulation(parts: int, c: Embedding, dtype: DTypeLike, name: str) -> list[E
     """Returns `parts` scales, shifts or gates of equation (2), all of them initially 0."""
     width = c.shape[-1]
     dense = linear.Dense(parts * width, dtype=dtype, kernel_init=_ZEROS, name=name)
-    return jnp.split(_product(dense(c)), parts, axis=-1)
+    return jnp.split(dense(c), parts, axis=-1)
 
 
 def _validate(model: DiT) -> None:
@@ -393,7 +366,4 @@ def _validate(model: DiT) -> None:
         if model.width % divisor:
             raise ValueError(f"width={model.width} must be a multiple of {divisor}, {why}")
     check_kind(model.attention)
-    if model.remat_policy not in REMAT_POLICIES:
-        raise ValueError(
-            f"remat_policy is {model.remat_policy!r}: choose one of {tuple(REMAT_POLICIES)}"
-        )
+    blocks.check_policy(model.remat_policy)

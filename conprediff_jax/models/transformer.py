@@ -11,15 +11,16 @@ process of T steps, as published, and a projection of sines and cosines for cont
 Without a text there is no cross-attention. With labels, the norm of the MLP is an AdaLN of the
 label. The matrices of the MLP may be 3x3 convolutions.
 
-The features that can be tapped are those after every block, `block_1` .. `block_{num_layers}`, and
-those after the last norm, `output`. Taps count the blocks that were computed, so they begin at 1.
+The blocks are a stack, see `blocks`, and so are their parameters. The features that can be tapped
+are those after every block, `block_1` .. `block_{num_layers}`, and those after the last norm,
+`output`.
 
 Parameter paths follow the scheme of the UNet:
 
     token_embedding   row_embedding   column_embedding   output_norm   output
-    block_{i}/{self,cross}_norm/{index_embedding or time_embedding, modulation}
-    block_{i}/feed_forward_norm
-    block_{i}/{self,cross}_attention/{query, key, value, out}   block_{i}/feed_forward/{in, out}
+    blocks/{self,cross}_norm/{index_embedding or time_embedding, modulation}
+    blocks/feed_forward_norm
+    blocks/{self,cross}_attention/{query, key, value, out}   blocks/feed_forward/{in, out}
 
 Source: Gu et al. 2022, "Vector Quantized Diffusion Model for Text-to-Image Synthesis" (arXiv
 2111.14822), section 4.1 and the published configurations.
@@ -36,8 +37,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, Real
 
 from conprediff_jax.common import linear
+from conprediff_jax.common.blocks import BLOCKS
 from conprediff_jax.common.keys import adjustable, derived
-from conprediff_jax.models import layers
+from conprediff_jax.models import blocks, layers
 from conprediff_jax.models.attention import check_kind
 from conprediff_jax.models.denoiser import DENOISERS, OUTPUT, Denoised
 
@@ -181,6 +183,10 @@ class TokenTransformer(nn.Module):
         attention: The kernel of attention: 'auto' for the one that suits the devices, 'xla',
             'cudnn' or 'flash'; see `attention.attend`.
         remat: Whether blocks are recomputed in the backward pass.
+        remat_policy: What is not recomputed but kept, besides the input of a block. A key of
+            `blocks.REMAT_POLICIES`: 'nothing', or the 'products' of its layers.
+        unroll: Whether the program has the blocks one after another instead of a loop. It takes
+            longer to compile.
 
     Raises:
         ValueError: An option is out of range; the constructor raises it.
@@ -201,6 +207,8 @@ class TokenTransformer(nn.Module):
     dtype: DTypeLike = derived(jnp.float32)
     attention: str = adjustable("auto")
     remat: bool = adjustable(False)
+    remat_policy: str = adjustable("nothing")
+    unroll: bool = adjustable(False)
 
     discrete = True
     downsampling = None  # positions are learned, so the model reads one grid only
@@ -212,7 +220,7 @@ class TokenTransformer(nn.Module):
     @property
     def tap_names(self) -> tuple[str, ...]:
         """The names of the features that can be tapped, in the order of computation."""
-        return (*(f"block_{number}" for number in range(1, self.num_layers + 1)), OUTPUT)
+        return (*blocks.tap_names(self.num_layers), OUTPUT)
 
     @nn.compact
     def __call__(
@@ -256,10 +264,10 @@ class TokenTransformer(nn.Module):
         places = (row[:, None] + column).reshape(rows * columns, self.width)
         h = h + places[: math.prod(self.grid)].reshape(*self.grid, self.width)
 
-        named = {}
-        block = nn.remat(TokenBlock) if self.remat else TokenBlock
-        for i in range(self.num_layers):
-            named[f"block_{i + 1}"] = h = block(
+        policy = self.remat_policy
+        block = blocks.recomputed(TokenBlock, self.remat, policy, scanned=not self.unroll)
+        h, named = blocks.run(
+            block(
                 num_heads=self.num_heads,
                 num_steps=self.num_steps,
                 num_labels=(self.num_classes or 0) + self.learned_null,
@@ -267,9 +275,16 @@ class TokenTransformer(nn.Module):
                 dropout=self.dropout if train else 0.0,
                 dtype=self.dtype,
                 attention=self.attention,
-                name=f"block_{i}",
-            )(h, t, label, text)
-
+                name=BLOCKS,
+            ),
+            h,
+            t,
+            label,
+            text,
+            count=self.num_layers,
+            taps=[name for name in taps if name != OUTPUT],
+            unroll=self.unroll,
+        )
         features = _layer_norm(dtype=self.dtype, name="output_norm")(h)
         named[OUTPUT] = features
         # This is float32, since logits need more than the three digits of bfloat16.
@@ -301,5 +316,6 @@ def _validate(model: TokenTransformer) -> None:
         if value is not None and value < 1:
             raise ValueError(f"{option}={value} must be None or at least 1")
     check_kind(model.attention)
+    blocks.check_policy(model.remat_policy)
     if not 0 <= model.dropout < 1:
         raise ValueError(f"dropout={model.dropout} must be in [0, 1)")

@@ -38,7 +38,7 @@ from jaxtyping import Array, Bool, Float, Int, Real
 
 from conprediff_jax.common import linear
 from conprediff_jax.common.keys import adjustable, derived
-from conprediff_jax.models import layers
+from conprediff_jax.models import blocks, layers
 from conprediff_jax.models.attention import check_kind
 from conprediff_jax.models.denoiser import DENOISERS, OUTPUT, Denoised
 
@@ -80,6 +80,8 @@ class UNet(nn.Module):
         attention: The kernel of attention: 'auto' for the one that suits the devices, 'xla',
             'cudnn' or 'flash'; see `attention.attend`.
         remat: Whether residual and attention blocks are recomputed in the backward pass.
+        remat_policy: What is not recomputed but kept, besides the input of a block. A key of
+            `blocks.REMAT_POLICIES`: 'nothing', or the 'products' of its layers.
 
     Raises:
         ValueError: Options contradict each other; the constructor raises it.
@@ -106,6 +108,7 @@ class UNet(nn.Module):
     dtype: DTypeLike = derived(jnp.float32)
     attention: str = adjustable("auto")
     remat: bool = adjustable(False)
+    remat_policy: str = adjustable("nothing")
 
     discrete = False
 
@@ -214,7 +217,7 @@ class UNet(nn.Module):
         self, embedding: Array, text: Array | None, train: bool
     ) -> tuple[Callable[..., Array], ...]:
         """Returns functions that apply a block of a level, the middle, and a resampling layer."""
-        remat = nn.remat if self.remat else lambda module: module
+        remat = functools.partial(blocks.recomputed, remat=self.remat, policy=self.remat_policy)
 
         def residual(h: Array, level: int, name: str, resample: str | None = None) -> Array:
             block = remat(layers.ResidualBlock)(
@@ -272,6 +275,7 @@ class UNet(nn.Module):
 def _validate(unet: UNet) -> None:
     """Raises ValueError if options of the model contradict each other."""
     check_kind(unet.attention)
+    blocks.check_policy(unet.remat_policy)
     widths = [unet.channels * mult for mult in unet.channel_mult]
     if not widths or min(widths) < 1 or any(width % layers.GROUPS for width in widths):
         raise ValueError(

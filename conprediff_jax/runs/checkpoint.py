@@ -25,14 +25,16 @@ from typing import Any, NamedTuple, TypeVar
 
 import grain
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from conprediff_jax.common import buckets, hub
+from conprediff_jax.common import blocks, buckets, hub
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import absolute, is_address, writing
 from conprediff_jax.config.sections import changes
@@ -300,7 +302,17 @@ class Checkpoints:
         return self._newest(("config",), lambda step, opened: opened.config, only=step)
 
     def _restored(self, item: epath.Path, abstract: Any) -> Any:
-        return self._arrays.restore(item, args=ocp.args.StandardRestore(abstract))
+        """The arrays of an item; an earlier version may have written the blocks one by one."""
+
+        def restored(abstract: Any) -> Any:
+            return self._arrays.restore(item, args=ocp.args.StandardRestore(abstract))
+
+        stacked = blocks.are_stacked(abstract)
+        if stacked and blocks.are_separate(self._arrays.metadata(item).tree):
+            shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+            stack = jax.jit(lambda tree: blocks.stack(tree, jnp.stack), out_shardings=shardings)
+            return stack(restored(blocks.separate(abstract, _of_block)))
+        return restored(abstract)
 
     def _task_state(self, path: epath.Path, abstract: Any, opened: _Opened) -> Any:
         restored = self._restored(path / "extra", _wrapped(abstract))
@@ -477,6 +489,12 @@ def _anywhere(value: bool) -> bool:
 def _trained(state: TrainState) -> dict[str, Any]:
     """The parts of the state that only training needs; inference never opens them."""
     return {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+
+
+def _of_block(leaf: jax.ShapeDtypeStruct, _: int) -> jax.ShapeDtypeStruct:
+    """The shape and the sharding of a parameter of one block of a stack."""
+    sharding = NamedSharding(leaf.sharding.mesh, PartitionSpec(*leaf.sharding.spec[1:]))
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=sharding)
 
 
 def _wrapped(task_state: Any) -> dict[str, Any]:

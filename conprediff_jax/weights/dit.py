@@ -1,11 +1,9 @@
-"""Layouts that all readers of DiT's files share: blocks one by one, and patches as a convolution.
+"""What all readers of DiT's files share: the layout of the patches, and what is left out.
 
-We stack the parameters of all blocks under `blocks/...`, and embed a patch by a dense layer. In
-torch, each block has tensors of its own, and the embedding is a strided convolution. The tables of
-names describe an unstacked form, with `block_{i}/...` for each block:
+We embed a patch by a dense layer. In torch, the embedding is a strided convolution:
 
-    ours       blocks/feed_forward/in/kernel [layers, in, out]    input/kernel [p p channels, out]
-    unstacked  block_{i}/feed_forward/in/kernel [in, out]         input/kernel [p, p, channels, out]
+    ours    input/kernel [p p channels, out]
+    theirs  input/kernel [p, p, channels, out], as a convolution of ours
 """
 
 from collections.abc import Mapping
@@ -13,15 +11,12 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from conprediff_jax.models.dit import DiT
 from conprediff_jax.models.patches import positions
 from conprediff_jax.weights import tensors
 from conprediff_jax.weights.model_shapes import Shapes
-from conprediff_jax.weights.tensors import Path
 
-BLOCKS = "blocks"
 _PATCH = ("input", "kernel")
 
 # The parameters that may share a tensor, in the order of their places in it.
@@ -29,7 +24,7 @@ _PARTS = ("query", "key", "value")
 
 
 def shapes(dit: DiT, in_channels: int) -> Shapes:
-    """The shapes of the unstacked parameters, with query, key and value in this order."""
+    """The shapes of the parameters in torch's layout, with query, key and value in this order."""
     inputs = {
         "x": jnp.zeros((1, dit.patch, dit.patch, in_channels)),
         "t": jnp.zeros(1),
@@ -37,34 +32,24 @@ def shapes(dit: DiT, in_channels: int) -> Shapes:
         "text": None if dit.text_dim is None else jnp.zeros((1, 1, dit.text_dim)),
     }
     params = jax.eval_shape(dit.init, jax.random.key(0), **inputs)["params"]
-    found = {}
-    for path, shape in tensors.parameter_shapes(params).items():
-        found |= dict.fromkeys(_unstacked_paths(path, dit), shape[path[0] == BLOCKS :])
+    found = tensors.parameter_shapes(params)
     found[_PATCH] = (dit.patch, dit.patch, in_channels, dit.width)
     order = sorted(found, key=lambda path: _PARTS.index(path[-2]) if path[-2] in _PARTS else 0)
     return {path: found[path] for path in order}
 
 
-def unstack(params: Mapping, dit: DiT) -> dict:
-    """Brings our parameters into the unstacked form."""
-    flat = {}
-    for path, leaf in traverse_util.flatten_dict(params).items():
-        leaf = np.asarray(leaf)
-        parts = leaf if path[0] == BLOCKS else (leaf,)
-        flat |= zip(_unstacked_paths(path, dit), parts, strict=True)
-    patch = flat[_PATCH]
-    flat[_PATCH] = patch.reshape(dit.patch, dit.patch, -1, patch.shape[-1])
-    return traverse_util.unflatten_dict(flat)
+def with_convolution(params: Mapping, dit: DiT) -> dict:
+    """Our parameters, with the embedding of patches as a convolution."""
+    patch = np.asarray(params["input"]["kernel"])
+    kernel = patch.reshape(dit.patch, dit.patch, -1, patch.shape[-1])
+    return {**params, "input": {**params["input"], "kernel": kernel}}
 
 
-def stack(params: Mapping, dit: DiT) -> dict:
-    """Brings unstacked parameters into our form, as the inverse of `unstack`."""
-    params = dict(params)
-    blocks = [params.pop(f"block_{i}") for i in range(dit.num_layers)]
-    params[BLOCKS] = jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)
+def with_dense(params: Mapping) -> dict:
+    """Our parameters, as the inverse of `with_convolution`."""
     kernel = params["input"]["kernel"]
-    params["input"] |= {"kernel": kernel.reshape(-1, kernel.shape[-1])}
-    return params
+    dense = kernel.reshape(-1, kernel.shape[-1])
+    return {**params, "input": {**params["input"], "kernel": dense}}
 
 
 def without_variance(
@@ -108,10 +93,3 @@ def without_positions(
     if not np.allclose(table[0], positions(side, side, dit.width).reshape(table.shape), atol=1e-3):
         raise ValueError(f"{name} is not the fixed table of sines and cosines")
     return state_dict
-
-
-def _unstacked_paths(path: Path, dit: DiT) -> list[Path]:
-    """The paths of one of our parameters in the unstacked form."""
-    if path[0] != BLOCKS:
-        return [path]
-    return [(f"block_{i}", *path[1:]) for i in range(dit.num_layers)]

@@ -14,6 +14,9 @@ other, or interleaves them by head, as the original UNets do with query, key and
     stacked      [q of all heads, k of all heads, v of all heads]
     interleaved  [q, k, v of head 0, q, k, v of head 1, ...]
 
+Our models stack the parameters of equal blocks, `blocks/...`. In torch, each block has tensors of
+its own, so the tables describe the blocks one by one, `block_{i}/...`.
+
 Each family of models adds a name for every parameter. All tensors are NumPy arrays, so nothing here
 needs torch.
 """
@@ -22,15 +25,22 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
+import jax
 import numpy as np
 from flax import traverse_util
+
+from conprediff_jax.common import blocks
 
 Path = tuple[str, ...]
 
 
 def parameter_shapes(params: Mapping) -> dict[Path, tuple[int, ...]]:
-    """The shape of every parameter of a tree, by path."""
-    return {path: np.shape(leaf) for path, leaf in traverse_util.flatten_dict(params).items()}
+    """The shape of every parameter of a tree, by path, with the blocks of a stack one by one."""
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.float32), params)
+    separate = blocks.separate(
+        shapes, lambda leaf, _: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+    )
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(separate).items()}
 
 
 def split_path(path: Path) -> tuple[str | None, str, str]:
@@ -111,7 +121,7 @@ class Table:
         for name, paths in rows.items():
             for path, part in zip(paths, self._split(name, theirs[name], len(paths)), strict=True):
                 params[path] = self._to_ours(path, part)
-        return traverse_util.unflatten_dict(params)
+        return blocks.stack(traverse_util.unflatten_dict(params))
 
     def write(self, params: Mapping) -> dict[str, np.ndarray]:
         """Writes the parameters as a state dict of contiguous float32 arrays by name.
@@ -121,7 +131,7 @@ class Table:
         """
         ours = {
             path: np.asarray(leaf, np.float32)
-            for path, leaf in traverse_util.flatten_dict(params).items()
+            for path, leaf in traverse_util.flatten_dict(blocks.separate(params)).items()
         }
         check_same(
             self.model,

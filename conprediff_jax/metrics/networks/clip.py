@@ -21,8 +21,10 @@ from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
 from conprediff_jax.common import hub
+from conprediff_jax.common.blocks import BLOCKS
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.data.tokenizers import Tokenizer
+from conprediff_jax.models import blocks
 from conprediff_jax.models.text import CLIPText
 from conprediff_jax.models.text.layers import Block
 from conprediff_jax.weights import cached, tensors, transformers_text
@@ -73,14 +75,10 @@ class VisionModel(nn.Module):
         x = jnp.concatenate([jnp.broadcast_to(first, (len(x), 1, self.width)), x], axis=1)
         x = x + nn.Embed(x.shape[1], self.width, name="position_embedding")(jnp.arange(x.shape[1]))
         x = nn.LayerNorm(1e-5, name="input_norm")(x)
-        for i in range(self.num_layers):
-            x = Block(
-                self.num_heads,
-                self.width // self.num_heads,
-                self.hidden,
-                self.activation,
-                name=f"block_{i}",
-            )(x)
+        block = Block(
+            self.num_heads, self.width // self.num_heads, self.hidden, self.activation, name=BLOCKS
+        )
+        x, _ = blocks.run(block, x, count=self.num_layers)
         return nn.LayerNorm(1e-5, name="output_norm")(x[:, 0])
 
 

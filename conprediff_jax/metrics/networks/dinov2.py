@@ -24,7 +24,9 @@ from einops import rearrange
 from jaxtyping import Array, Float, UInt8
 
 from conprediff_jax.common import hub
+from conprediff_jax.common.blocks import BLOCKS
 from conprediff_jax.common.errors import UserError
+from conprediff_jax.models import blocks
 from conprediff_jax.weights import cached, tensors
 
 MEAN = (0.485, 0.456, 0.406)
@@ -116,8 +118,8 @@ class DINOv2(nn.Module):
             x = rearrange(x + grid, "b r c w -> b (r c) w")
             first = jnp.broadcast_to(first + places[:, :1], (len(x), 1, self.width))
             x = jnp.concatenate([first, x], axis=1)
-            for i in range(self.num_layers):
-                x = Block(self.num_heads, self.hidden, name=f"block_{i}")(x)
+            block = Block(self.num_heads, self.hidden, name=BLOCKS)
+            x, _ = blocks.run(block, x, count=self.num_layers)
             return nn.LayerNorm(_EPSILON, name="output_norm")(x)[:, 0]
 
 

@@ -24,8 +24,8 @@ buckets with the numbers
 Parameter paths follow the scheme of the token transformer:
 
     token_embedding   position_embedding or, in T5, distance_embedding   output_norm
-    block_{i}/{attention,feed_forward}_norm   block_{i}/attention/{query, key, value, out}
-    block_{i}/feed_forward/{in, gate, out}
+    blocks/{attention,feed_forward}_norm   blocks/attention/{query, key, value, out}
+    blocks/feed_forward/{in, gate, out}
 
 Sources: CLIP: Radford et al. 2021 (arXiv 2103.00020). BERT: the transformer that was trained with
 latent diffusion's text-to-image model, Rombach et al. 2022 (arXiv 2112.10752), section 4.3.1. T5:

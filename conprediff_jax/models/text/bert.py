@@ -24,6 +24,8 @@ class BERTText(nn.Module):
         hidden: The number of hidden channels of the feed-forward layers.
         dtype: The dtype of the activations. Parameters and the output are float32.
         remat: Whether blocks are recomputed in the backward pass.
+        unroll: Whether the program has the blocks one after another instead of a loop. It takes
+            longer to compile.
 
     Raises:
         ValueError: An option is out of range; the constructor raises it.
@@ -38,6 +40,7 @@ class BERTText(nn.Module):
     hidden: int = 5120
     dtype: DTypeLike = derived(jnp.float32)
     remat: bool = adjustable(False)
+    unroll: bool = adjustable(False)
 
     def __post_init__(self):
         validate(self)

@@ -26,6 +26,8 @@ class CLIPText(nn.Module):
         unit: Whether every encoded token is divided by its norm, as in VQ-Diffusion.
         dtype: The dtype of the activations. Parameters and the output are float32.
         remat: Whether blocks are recomputed in the backward pass.
+        unroll: Whether the program has the blocks one after another instead of a loop. It takes
+            longer to compile.
 
     Raises:
         ValueError: An option is out of range; the constructor raises it.
@@ -41,6 +43,7 @@ class CLIPText(nn.Module):
     unit: bool = False
     dtype: DTypeLike = derived(jnp.float32)
     remat: bool = adjustable(False)
+    unroll: bool = adjustable(False)
 
     def __post_init__(self):
         validate(self)

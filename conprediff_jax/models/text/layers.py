@@ -10,6 +10,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from conprediff_jax.common import linear
+from conprediff_jax.common.blocks import BLOCKS
+from conprediff_jax.models import blocks
 from conprediff_jax.models.layers import Tokens
 from conprediff_jax.models.text.encoder import Encoded, TextEncoder, TokenIds, check_length
 
@@ -171,13 +173,9 @@ def encode(encoder: TextEncoder, tokens: TokenIds, **options: Any) -> Encoded:
     x = embedding(encoder.vocab_size, **sizes, name="token_embedding")(tokens)
     positions = embedding(encoder.length, **sizes, name="position_embedding")
     x = x + positions(jnp.arange(encoder.length))
-    block = nn.remat(Block) if encoder.remat else Block
-    for i in range(encoder.num_layers):
-        x = block(
-            encoder.num_heads,
-            hidden=encoder.hidden,
-            dtype=encoder.dtype,
-            name=f"block_{i}",
-            **options,
-        )(x)
+    block = blocks.recomputed(Block, encoder.remat, scanned=not encoder.unroll)
+    stack = block(
+        encoder.num_heads, hidden=encoder.hidden, dtype=encoder.dtype, name=BLOCKS, **options
+    )
+    x, _ = blocks.run(stack, x, count=encoder.num_layers, unroll=encoder.unroll)
     return nn.LayerNorm(1e-5, dtype=jnp.float32, name="output_norm")(x)

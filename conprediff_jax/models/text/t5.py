@@ -8,7 +8,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int32
 
+from conprediff_jax.common.blocks import BLOCKS
 from conprediff_jax.common.keys import adjustable, derived
+from conprediff_jax.models import blocks
 from conprediff_jax.models.layers import Tokens
 from conprediff_jax.models.text import layers
 from conprediff_jax.models.text.encoder import Encoded, TokenIds, check_length, validate
@@ -73,6 +75,8 @@ class T5Text(nn.Module):
         pad: The token id of padding, which is hidden.
         dtype: The dtype of the activations. Parameters and the output are float32.
         remat: Whether blocks are recomputed in the backward pass.
+        unroll: Whether the program has the blocks one after another instead of a loop. It takes
+            longer to compile.
 
     Raises:
         ValueError: An option is out of range; the constructor raises it.
@@ -90,6 +94,7 @@ class T5Text(nn.Module):
     pad: int = 0
     dtype: DTypeLike = derived(jnp.float32)
     remat: bool = adjustable(False)
+    unroll: bool = adjustable(False)
 
     def __post_init__(self):
         validate(self)
@@ -113,11 +118,9 @@ class T5Text(nn.Module):
         biases = embed(self.num_buckets, self.num_heads, std=std, name="distance_embedding")
         bias = biases(jnp.asarray(buckets)).transpose(2, 0, 1)[None]
         mask = (tokens != self.pad)[:, None, None]
-        block = nn.remat(T5Block) if self.remat else T5Block
-        for i in range(self.num_layers):
-            x = block(
-                self.num_heads, self.head_channels, self.hidden, self.dtype, name=f"block_{i}"
-            )(x, bias, mask)
+        block = blocks.recomputed(T5Block, self.remat, scanned=not self.unroll)
+        stack = block(self.num_heads, self.head_channels, self.hidden, self.dtype, name=BLOCKS)
+        x, _ = blocks.run(stack, x, bias, mask, count=self.num_layers, unroll=self.unroll)
         return nn.RMSNorm(1e-6, dtype=jnp.float32, name="output_norm")(x)
 
 

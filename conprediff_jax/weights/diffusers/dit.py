@@ -74,7 +74,7 @@ def params_from_diffusers(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dic
     in_channels = np.shape(state_dict.get("pos_embed.proj.weight", np.empty((0, 1))))[1]
     state_dict = layout.without_variance(_with_one_embedding(state_dict, dit), dit, _OUTPUT)
     state_dict = layout.without_positions(state_dict, dit, "pos_embed.pos_embed")
-    return layout.stack(_table(dit, in_channels).read(state_dict), dit)
+    return layout.with_dense(_table(dit, in_channels).read(state_dict))
 
 
 def params_to_diffusers(params: Mapping, dit: DiT) -> dict[str, np.ndarray]:
@@ -92,7 +92,7 @@ def params_to_diffusers(params: Mapping, dit: DiT) -> dict[str, np.ndarray]:
             diffusers has no such DiT.
     """
     in_channels = params["input"]["kernel"].shape[0] // dit.patch**2
-    state_dict = _table(dit, in_channels).write(layout.unstack(params, dit))
+    state_dict = _table(dit, in_channels).write(layout.with_convolution(params, dit))
     for name in _shared(state_dict):
         copies = (_of_block(name, i) for i in range(1, dit.num_layers))
         state_dict |= {copy: state_dict[name].copy() for copy in copies}

@@ -113,7 +113,7 @@ def params_from_original(state_dict: Mapping[str, np.ndarray], dit: DiT) -> dict
     in_channels = np.shape(state_dict.get("x_embedder.proj.weight", np.empty((0, 1))))[1]
     state_dict = layout.without_variance(state_dict, dit, _OUTPUT)
     state_dict = layout.without_positions(state_dict, dit, "pos_embed")
-    return layout.stack(_table(dit, in_channels).read(state_dict), dit)
+    return layout.with_dense(_table(dit, in_channels).read(state_dict))
 
 
 def with_turned_velocity(params: Mapping[str, Any]) -> dict[str, Any]:
