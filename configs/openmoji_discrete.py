@@ -33,7 +33,8 @@ def get_config():
     )
     config = default_discrete(first_stage).unlock()
     config.data.update(name="openmoji/people", image_size=64)
-    config.model.update(width=192, num_layers=6, num_heads=6)
+    # A loop of blocks compiles faster, but its steps take 8 to 10 % longer on CPUs.
+    config.model.update(width=192, num_layers=6, num_heads=6, unroll=True)
     config.context.update(weight=0.3, points_per_example=16, warmup_steps=500)
     config.optimizer.update(learning_rate=1e-3, schedule="cosine", warmup_steps=100)
     config.train.update(

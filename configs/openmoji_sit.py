@@ -32,7 +32,10 @@ def get_config():
     config.process = section(
         FlowProcess, kind="flow", prediction="x0", times="logit_normal", logit_mean=0.8
     )
-    config.model = section(DiT, kind="dit", width=256, num_layers=6, num_heads=8, patch=2)
+    # A loop of blocks compiles faster, but its steps take 9 % longer on CPUs.
+    config.model = section(
+        DiT, kind="dit", width=256, num_layers=6, num_heads=8, patch=2, unroll=True
+    )
     config.context.update(weight=0.09, points_per_example=16, warmup_steps=500)
     config.optimizer.update(learning_rate=2e-3, schedule="cosine", warmup_steps=100, b2=0.99)
     config.train.update(

@@ -20,7 +20,8 @@ from conprediff_jax.config import default_discrete, palette
 def get_config():
     config = default_discrete(palette(3)).unlock()
     config.data.update(name="potts/16", image_size=16)
-    config.model.update(width=96, num_layers=4, num_heads=4)
+    # A loop of blocks compiles faster, but its steps take 8 % longer on CPUs.
+    config.model.update(width=96, num_layers=4, num_heads=4, unroll=True)
     config.context.update(weight=0.3, points_per_example=16, warmup_steps=300)
     config.optimizer.update(learning_rate=2e-3, schedule="cosine", warmup_steps=100)
     config.train.update(
