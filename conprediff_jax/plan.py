@@ -12,12 +12,13 @@ minutes to compile, and compiled programs are not kept.
 
 All figures are per chip. FLOPs and HBM bytes are read from the compiled program, in which loops
 count as often as they run. Times are those of a roofline model, which no real step reaches.
-`--sweep` tries batch sizes, rematerialisation and meshes, and writes a table, a JSON file and a
-plot.
+`--sweep` tries batch sizes, meshes and rematerialisation, and kernels of attention and ways to
+update if they are named. It writes a table, a JSON file and a plot.
 """
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -46,8 +47,18 @@ _PER_CHIP = flags.DEFINE_list(
 )
 _REMAT = flags.DEFINE_list(
     "sweep_remat",
-    ["0", "1"],
-    "Sweep rematerialisation: 1 computes activations again in the backward pass, 0 keeps them.",
+    ["off", "nothing"],
+    "Sweep rematerialisation: off keeps all activations; otherwise blocks are computed again in "
+    "the backward pass, and keep nothing, or the products of their layers.",
+)
+_ATTENTION = flags.DEFINE_list(
+    "sweep_attention", [], "Sweep these kernels of attention; by default only the config's."
+)
+_UPDATE = flags.DEFINE_list(
+    "sweep_divide_update",
+    [],
+    "Sweep whether the data axis divides the update of the weights: 1 or 0; by default only as in "
+    "the config.",
 )
 _FSDP = flags.DEFINE_list("sweep_fsdp", ["1", "4"], "Sweep these sizes of the mesh's fsdp axis.")
 _TENSOR = flags.DEFINE_list("sweep_tensor", ["1"], "Sweep these sizes of the mesh's tensor axis.")
@@ -62,9 +73,11 @@ from conprediff_jax.cli import app
 from conprediff_jax.common import extras, opening
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import check_file, write_text
+from conprediff_jax.models.attention import KINDS
+from conprediff_jax.models.blocks import REMAT_POLICIES
 from conprediff_jax.planning import sweep as sweep_lib
 from conprediff_jax.planning import tables
-from conprediff_jax.planning.plans import Plan, make_plan
+from conprediff_jax.planning.plans import OFF, Plan, make_plan
 from conprediff_jax.planning.topology import Topology
 
 
@@ -108,9 +121,11 @@ def _sweep(topology: Topology, out: pathlib.Path) -> None:
         _CONFIG.value,
         topology,
         per_chip=_integers("sweep_per_chip", _PER_CHIP.value, 1),
-        remat=[bool(value) for value in _integers("sweep_remat", _REMAT.value, 0)],
         fsdp=_integers("sweep_fsdp", _FSDP.value, 1),
         tensor=_integers("sweep_tensor", _TENSOR.value, 1),
+        remat=_choices("sweep_remat", _REMAT.value, (OFF, *REMAT_POLICIES)),
+        attention=_choices("sweep_attention", _ATTENTION.value, KINDS),
+        divide_update=[bool(value) for value in _integers("sweep_divide_update", _UPDATE.value, 0)],
         done=done,
     )
     print(tables.markdown([tables.row(plan) for plan in plans]))
@@ -126,6 +141,13 @@ def _integers(flag: str, values: list[str], least: int) -> list[int]:
     if not all(value.isdigit() and int(value) >= least for value in values):
         raise UserError(f"--{flag}={','.join(values)}: give whole numbers of at least {least}")
     return [int(value) for value in values]
+
+
+def _choices(flag: str, values: list[str], known: Sequence[str]) -> list[str]:
+    """The values of a list flag, each of which must be known."""
+    if unknown := [value for value in values if value not in known]:
+        raise UserError(f"--{flag}={','.join(values)}: {unknown[0]!r} is none of {list(known)}")
+    return values
 
 
 if __name__ == "__main__":

@@ -316,13 +316,16 @@ def test_the_longest_of_three_times_bounds_a_step():
 def fake_plan(config, topology, **_):
     """A chip holds two examples, four with remat, which costs a quarter more FLOPs."""
     examples, remat = config.train.batch_size // topology.chips, config.model.remat
+    policy = config.model.remat_policy if remat else "off"
     flops = examples * (1.25 if remat else 1.0) * 1e12 + 1e12
     return plans.Plan(
         topology=topology,
         mesh={"data": 4, "fsdp": config.mesh.fsdp, "tensor": config.mesh.tensor},
         batch_size=config.train.batch_size,
         microbatches=1,
-        remat=remat,
+        remat=policy,
+        attention=config.model.attention,
+        divide_update=config.train.divide_update,
         train=Account(
             fits=examples <= (4 if remat else 2),
             memory=Memory(activations=examples),
@@ -338,18 +341,18 @@ def test_a_sweep_stops_where_memory_ends_and_finds_the_best(monkeypatch, tmp_pat
         tiny.get_config(),
         Topology.parse("v5e-16"),
         per_chip=[8, 1, 2, 4],
-        remat=[False, True],
         fsdp=[1, 3],
         tensor=[4, 32],  # 1 x 4 divides 16 chips, no other does
+        remat=["off", "products"],
     )
     assert {tuple(plan.mesh.values()) for plan in found} == {(4, 1, 4)}
     tried = [(plan.remat, plan.batch_size // 16, plan.train.fits) for plan in found]
     assert tried == [
-        (False, 1, True), (False, 2, True), (False, 4, False),
-        (True, 1, True), (True, 2, True), (True, 4, True), (True, 8, False),
+        ("off", 1, True), ("off", 2, True), ("off", 4, False),
+        ("products", 1, True), ("products", 2, True), ("products", 4, True), ("products", 8, False),
     ]  # fmt: skip
     # Two examples cost 3 TFLOP, four with remat 6: the same speed for each; less memory wins.
-    assert tried[found.index(sweep.best(found))] == (False, 2, True)
+    assert tried[found.index(sweep.best(found))] == ("off", 2, True)
     assert sweep.best([plan for plan in found if not plan.train.fits]) is None
     sweep.plot(found, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000

@@ -18,6 +18,7 @@ from conprediff_jax.planning.topology import Topology
 from conprediff_jax.tasks.denoising import Denoising
 
 CHIPS_PER_HOST = 4
+OFF = "off"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,10 @@ class Plan:
         mesh: Sizes of the mesh's axes.
         batch_size: Examples of a step, over all chips.
         microbatches: Number of parts in which a batch is computed.
-        remat: Whether activations are computed again in the backward pass rather than kept.
+        remat: What blocks keep that are computed again in the backward pass, a key of
+            `REMAT_POLICIES`; 'off' where activations are kept.
+        attention: The kernel of attention, `model.attention`; '' for a model without one.
+        divide_update: Whether the axis `data` divides the update of the weights.
         train: The account of the train step.
         plain: The account of the train step without context prediction; None if it was not made.
         sampler: The account of the sampler; None if it was not made.
@@ -40,7 +44,9 @@ class Plan:
     mesh: dict[str, int]
     batch_size: int
     microbatches: int
-    remat: bool
+    remat: str
+    attention: str
+    divide_update: bool
     train: Account
     plain: Account | None = None
     sampler: Account | None = None
@@ -98,6 +104,8 @@ class Plan:
             "batch_size": self.batch_size,
             "microbatches": self.microbatches,
             "remat": self.remat,
+            "attention": self.attention,
+            "divide_update": self.divide_update,
             "sampled": self.sampled,
             "images_per_second": self.images_per_second,
             "context_share": self.context_share,
@@ -163,6 +171,7 @@ def make_plan(
             programs.abstract_batch(plain_experiment, mesh),
         )
         plain = compile_account(programs.lower_train_step(plain_experiment, mesh), given, shape)
+    model = config.get("model", {})
     sampled = topology.chips * 4
     if sampler:
         logging.info("compiling the sampler for %d images at a time", sampled)
@@ -176,7 +185,9 @@ def make_plan(
         mesh=shape,
         batch_size=experiment.train.batch_size,
         microbatches=experiment.train.microbatches,
-        remat=bool(config.get("model", {}).get("remat", False)),
+        remat=model.get("remat_policy", "nothing") if model.get("remat") else OFF,
+        attention=model.get("attention", ""),
+        divide_update=experiment.train.divide_update,
         train=train,
         plain=plain,
         sampler=drawing,

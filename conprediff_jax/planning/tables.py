@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from conprediff_jax.planning.account import Account, roofline
-from conprediff_jax.planning.plans import Plan
+from conprediff_jax.planning.plans import OFF, Plan
 from conprediff_jax.xla.chips import Chip
 
 _GB = 1e9
@@ -25,7 +25,7 @@ def describe(plan: Plan) -> str:
     axes = ", ".join(f"{name} {size}" for name, size in plan.mesh.items())
     lines = [
         f"{topology}: {topology.chips} chips, mesh {axes}; batch {plan.batch_size} in "
-        f"{plan.microbatches} part(s), remat {'on' if plan.remat else 'off'}",
+        f"{plan.microbatches} part(s), {_how(plan)}",
         "",
         *_account("train step", plan.train, topology.chip),
     ]
@@ -93,6 +93,17 @@ def _account(name: str, account: Account, chip: Chip) -> list[str]:
     return lines
 
 
+def _how(plan: Plan) -> str:
+    """How a step of a plan is computed, in words."""
+    remat = plan.remat if plan.remat == OFF else f"keeps {plan.remat}"
+    attention = f"attention {plan.attention}, " if plan.attention else ""
+    return f"remat {remat}, {attention}update {_update(plan)}"
+
+
+def _update(plan: Plan) -> str:
+    return "divided" if plan.divide_update else "whole"
+
+
 def _percent(part: float, whole: float) -> str:
     return f"{100 * part / whole if whole else 0:8.2f} %"
 
@@ -115,6 +126,8 @@ HEADER = (
     "mesh (data, fsdp, tensor)",
     "batch",
     "remat",
+    "attention",
+    "update",
     "fits",
     "HBM GB",
     "TFLOP",
@@ -136,7 +149,9 @@ def row(plan: Plan) -> list[str]:
         str(plan.topology),
         " x ".join(str(size) for size in plan.mesh.values()),
         f"{plan.batch_size}" + (f" / {plan.microbatches}" if plan.microbatches > 1 else ""),
-        "on" if plan.remat else "off",
+        plan.remat,
+        plan.attention or "-",
+        _update(plan),
         "yes" if train.fits else "no",
         needed,
     ]
