@@ -121,7 +121,10 @@ _REFERENCE = flags.DEFINE_integer(
 _SPLIT = flags.DEFINE_string("split", "test", "Split of the held-out images.")
 _TIMES = flags.DEFINE_integer("times", 20, "Times of continuous held-out losses.", lower_bound=3)
 _CURVE = flags.DEFINE_integer(
-    "curve", 0, "Also measure this many checkpoints before the last, evenly spaced.", lower_bound=0
+    "curve",
+    0,
+    "Also measure the losses of this many checkpoints before the last, evenly spaced.",
+    lower_bound=0,
 )
 _BOOTSTRAP = flags.DEFINE_integer(
     "bootstrap", 100, "Replicates of the bootstrap; 0 for no intervals.", lower_bound=0

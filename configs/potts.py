@@ -24,6 +24,7 @@ def get_config():
     config.model.update(width=96, num_layers=4, num_heads=4, unroll=True)
     config.context.update(weight=0.3, points_per_example=16, warmup_steps=300)
     config.optimizer.update(learning_rate=2e-3, schedule="cosine", warmup_steps=100)
+    config.sampling.truncation = 1.0  # all of the distribution, since the law is what is compared
     config.train.update(
         steps=2000,
         batch_size=16,

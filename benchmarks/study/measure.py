@@ -61,8 +61,7 @@ class Sizes:
         split: Split of the held-out images.
         reference: Largest number of training images that samples are compared with, the first ones;
             None for all.
-        curve: Number of checkpoints before the last one whose losses and local structure are
-            measured too.
+        curve: Number of checkpoints before the last one whose losses are measured too.
     """
 
     num: int
@@ -129,11 +128,10 @@ class Judge:
         }
 
     def _before(self, run: Run, step: int) -> dict[str, Any]:
-        """The figures of an earlier checkpoint that need no features."""
+        """The losses of an earlier checkpoint; samples of each would take as long as training."""
         trained = load(str(run.folder), self._mesh, step)
         times = trained.model.process.evaluated_times(self._sizes.times)
         figures = loss_figures(trained.model.process, self._losses(trained, times, run), 0)
-        figures |= self._structure(_pixels(self._samples(trained, run)))
         return {"step": step, "metrics": {name: figure.value for name, figure in figures.items()}}
 
     def _samples(self, trained: TrainedModel, run: Run) -> image_sets.ImageSet:

@@ -107,7 +107,7 @@ def _differences(table: Table) -> str:
 
 def _earlier(results: Sequence[Result], names: Sequence[str]) -> str:
     """A table of the shares of the steps after which the baseline's last values are reached."""
-    metrics = [m for m in results[0].metrics if m == LOSS or m.startswith("difference W2, radius")]
+    metrics = [metric for metric in results[0].metrics if metric.startswith(LOSS)]
     rows = []
     for name in names:
         shares = [reached(results, name, metric) for metric in metrics]
