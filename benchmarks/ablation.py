@@ -33,81 +33,23 @@ first of --settings that is not the baseline changes each metric in several stud
 
 import pathlib
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from absl import flags, logging
 from ml_collections import ConfigDict
-from study import figure, grid, report, workers
-from study.grid import BASELINE, Setting
+from study import figure, grid, report, settings, workers
+from study.grid import BASELINE
 
 from conprediff_jax.cli import app, config_flag
 from conprediff_jax.common import extras
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.config.experiment import make_experiment
 
-SETTINGS = {
-    BASELINE: Setting(weight=0.0),
-    "default": Setting(),
-    # Strides.
-    "stride_1": Setting(values={"strides": (1,)}),
-    "stride_2": Setting(values={"strides": (2,)}),
-    "stride_3": Setting(values={"strides": (3,)}),
-    "strides_123": Setting(values={"strides": (1, 2, 3)}),
-    # Transports.
-    "sinkhorn": Setting(values={"transport": "sinkhorn"}),
-    "exact": Setting(values={"transport": "exact"}),
-    "divergence": Setting(values={"transport": "sinkhorn_divergence"}),
-    "gaussian": Setting(values={"transport": "gaussian"}),
-    # The decoder, and what it reads.
-    "direct": Setting(values={"decoder": "direct"}),
-    "features": Setting(values={"source": "features"}),
-    "prediction": Setting(values={"source": "prediction"}),
-    # Weights relative to the config's, how they rise over the run, and how they vary over time t.
-    "weight_tenth": Setting(weight=0.1),
-    "weight_third": Setting(weight=1 / 3),
-    "weight_triple": Setting(weight=3.0),
-    "weight_tenfold": Setting(weight=10.0),
-    "no_warmup": Setting(warmup=0.0),
-    "warmup_half": Setting(warmup=0.5),
-    "warmup_whole": Setting(warmup=1.0),
-    "constant": Setting(values={"time_weighting": "constant"}),
-    "signal": Setting(values={"time_weighting": "signal"}),
-    "snr": Setting(values={"time_weighting": "snr"}),
-    # Samples of a neighbourhood.
-    "q_4": Setting(values={"samples": 4}),
-    "q_16": Setting(values={"samples": 16}),
-    "q_32": Setting(values={"samples": 32}),
-    # The head.
-    "deep": Setting(values={"depth": 4}),
-    "wide": Setting(values={"hidden": 512}),
-    "window": Setting(values={"kernel": 3}),
-    # The distance and its targets.
-    "smooth_l1": Setting(values={"cost": "smooth_l1"}),
-    "difference": Setting(values={"target": "difference"}),
-    "normalised": Setting(values={"target": "normalised"}),
-    "draws_3": Setting(values={"draws": 3}),
-    "masked_border": Setting(values={"border": "masked"}),
-    # When the term acts.
-    "stop_half": Setting(values={"stop_step": 0.5}),
-    "fall_off": Setting(values={"stop_step": 0.0, "fall_off": 1.0}),
-    "noise": Setting(values={"time_weighting": "noise"}),
-    "bell": Setting(values={"time_weighting": "bell"}),
-    "cosine": Setting(values={"cosine_every": 50}),
-    # Rivals in the place of context prediction. Their weights are guesses, and no study has looked
-    # for better ones yet; join weight_third or weight_triple to vary them.
-    "own_point": Setting("own_point", {"weight": 0.09, "cost": "squared"}),
-    "layer_alignment": Setting("layer_alignment", {"weight": 0.1}),
-    "dispersion": Setting("dispersion", {"weight": 0.1}),
-    "masked_input": Setting("masked_input", {"weight": 0.5}),
-}
-
 _CONFIG = config_flag.define("configs/openmoji.py")
 _SETTINGS = flags.DEFINE_list(
     "settings",
     [BASELINE, "default"],
-    f"Settings: {', '.join(SETTINGS)}; also taps of the model, such as block_2. Any of these can "
-    "be joined by +.",
+    settings.HELP,
 )
 _SEEDS = flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds; every setting has a run for each.")
 _STEPS = flags.DEFINE_integer("steps", None, "Training steps; by default those of the config.")
@@ -157,7 +99,7 @@ def main(argv: list[str]) -> None:
         out,
         config,
         app.config_name().resolve(),
-        {name: _setting(name, taps) for name in _chosen()},
+        {name: settings.named(name, taps) for name in _chosen()},
         _integers(_SEEDS.value),
         measured=_measured(),
     )
@@ -192,28 +134,8 @@ def _config() -> ConfigDict:
 
 def _chosen() -> list[str]:
     if not _SETTINGS.value:
-        raise UserError(f"--settings is empty: choose of {', '.join(SETTINGS)}")
+        raise UserError(f"--settings is empty: choose of {', '.join(settings.SETTINGS)}")
     return _SETTINGS.value
-
-
-def _setting(name: str, taps: Sequence[str]) -> Setting:
-    """The setting of a name, whose parts are joined by +; a tap of the model is a part, too."""
-    found = Setting()
-    for part in name.split("+"):
-        if part in taps:
-            setting = Setting(values={"tap": part})
-        elif part in SETTINGS:
-            setting = SETTINGS[part]
-        else:
-            raise UserError(
-                f"--settings={name}: {part!r} is not known; choose of {', '.join(SETTINGS)}, or of "
-                f"the taps {', '.join(taps)}"
-            )
-        try:
-            found += setting
-        except ValueError as error:
-            raise UserError(f"--settings={name}: {error}") from error
-    return found
 
 
 def _integers(values: list[str]) -> list[int]:
@@ -269,11 +191,11 @@ def _figure(path: pathlib.Path) -> None:
     if not all("=" in study for study in _FIGURE.value):
         raise UserError(f"--figure={','.join(_FIGURE.value)}: give name=folder for each study")
     studies = dict(study.split("=", 1) for study in _FIGURE.value)
-    settings = [name for name in _chosen() if name != BASELINE]
-    if not settings:
+    others = [name for name in _chosen() if name != BASELINE]
+    if not others:
         raise UserError("--settings: name one besides the baseline")
     try:
-        figure.draw({name: pathlib.Path(f) for name, f in studies.items()}, settings[0], path)
+        figure.draw({name: pathlib.Path(f) for name, f in studies.items()}, others[0], path)
     except FileNotFoundError as error:
         raise UserError(f"--figure: {error}") from error
     logging.info("%s", path)

@@ -1,50 +1,51 @@
-"""How much the context loss adds to the time and the FLOPs of a train step.
+"""How much a term of the loss adds to the time and the FLOPs of a train step.
 
     python benchmarks/step_overhead.py --config=configs/openmoji.py
+    python benchmarks/step_overhead.py --config=configs/potts.py --settings=block_2,own_point
 
-In the last row, the UNet of the config's step has Flax's own layers in place of those of
-`conprediff_jax.common.linear`, which sum gradients in float32. Compare it with `the config's`.
+The settings are those of `ablation.py`. In the last row, a UNet has Flax's own layers in place of
+those of `conprediff_jax.common.linear`, which sum gradients in float32. Compare it with `default`.
 
-Variants are timed in turn, round after round, and the medians are compared, so that a busy machine
+Settings are timed in turn, round after round, and the medians are compared, so that a busy machine
 slows all of them alike. Absolute times hold for this machine at this moment only. FLOPs are read
 from the compiled programs, with every round of a loop counted; loops of unknown length, which exact
 matching has, count once.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import flax.linen as nn
 import jax
 from absl import flags
+from study import settings
+from study.grid import BASELINE
 from study.steps import TimedStep, time_in_turn
 
 from conprediff_jax.cli import app, config_flag
 from conprediff_jax.common import linear
 from conprediff_jax.common.errors import UserError
+from conprediff_jax.config.experiment import make_experiment
+from conprediff_jax.config.vocabulary import with_any_vocabulary
 
 _CONFIG = config_flag.define("configs/openmoji.py")
+_SETTINGS = flags.DEFINE_list(
+    "settings",
+    ["default", "every_point", "exact", "divergence", "gaussian", "direct"],
+    settings.HELP,
+)
 _ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps of every variant.")
 
-VARIANTS = {
-    "no context": {"context.weight": 0.0},
-    "the config's": {},
-    "every point": {"context.points_per_example": 0},
-    "exact": {"context.transport": "exact"},
-    "sinkhorn_divergence": {"context.transport": "sinkhorn_divergence"},
-    "gaussian": {"context.transport": "gaussian"},
-    "direct decoder": {"context.decoder": "direct"},
-}
 FLAX = "Flax's layers"
 
 
-def variant(overrides: Mapping[str, Any]) -> TimedStep:
-    """The config's step with some keys changed."""
+def timed(name: str) -> TimedStep:
+    """The config's step in a setting."""
     config = _CONFIG.value.copy_and_resolve_references()
     if config.task != "denoising":
         raise UserError("--config: the config trains a first stage, which predicts no context")
-    config.update_from_flattened_dict(overrides)
+    taps = make_experiment(with_any_vocabulary(config)).task.model.denoiser.tap_names
+    settings.named(name, taps).apply(config)
     return TimedStep(config)
 
 
@@ -66,16 +67,16 @@ def flax_layers() -> Iterator[None]:
 def main(argv: list[str]) -> None:
     """Prints the table."""
     del argv
-    variants = {name: variant(overrides) for name, overrides in VARIANTS.items()}
+    variants = {name: timed(name) for name in dict.fromkeys([BASELINE, *_SETTINGS.value])}
     if "channel_mult" in _CONFIG.value.model:  # transformers bind their layers on import
         with flax_layers():
-            variants[FLAX] = variant({})
+            variants[FLAX] = timed("default")
     medians = time_in_turn(variants, _ROUNDS.value, warm_up=2)
-    plain, base = variants["no context"], medians["no context"]
-    print(f"{'variant':22} {'ms a step':>10} {'time':>7} {'FLOPs':>7}   (relative to no context)")
+    plain, base = variants[BASELINE], medians[BASELINE]
+    print(f"{'setting':32} {'ms a step':>10} {'time':>7} {'FLOPs':>7}   (relative to the baseline)")
     for name, step in variants.items():
         time, flops = medians[name], step.flops / plain.flops
-        print(f"{name:22} {time * 1e3:10.1f} {time / base:7.3f} {flops:7.3f}")
+        print(f"{name:32} {time * 1e3:10.1f} {time / base:7.3f} {flops:7.3f}")
 
 
 if __name__ == "__main__":
