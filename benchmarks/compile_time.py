@@ -8,7 +8,7 @@ Every train step is compiled twice, with a loop of the blocks and with the block
 needs libtpu (`pip install -e ".[plan]"`). Without a topology, the program is compiled for this
 machine, and steps are timed in turn.
 
-Times are those of all cores together, so they hardly depend on what else the machine does.
+Times are seconds of processors, so they hardly depend on what else the machine does.
 """
 
 import concurrent.futures
