@@ -43,7 +43,7 @@ RULES: tuple[tuple[str, int | None], ...] = (
 )
 
 # The paths of parameters of blocks that run as one scan: their first dimension counts the blocks.
-STACKED = re.compile(r"/blocks/")
+STACKED = re.compile(r"(^|/)blocks/")
 
 # Gathering a smaller array costs more than keeping a copy on every device.
 MIN_FSDP_SIZE = 2**12
