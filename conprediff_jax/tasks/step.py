@@ -107,7 +107,10 @@ def _exchange(
         return jax.lax.with_sharding_constraint(sent, used)
 
     def scatter(grads: Any) -> Any:
-        divided = jax.lax.with_sharding_constraint(grads, shardings)
+        # Summed first: if a product were asked for a part of its result alone, the compiler would
+        # gather activations, or compute the product in as many pieces as there are devices.
+        summed = jax.lax.with_sharding_constraint(grads, used)
+        divided = jax.lax.with_sharding_constraint(summed, shardings)
         return jax.tree.map(lambda g, x: g.astype(x.dtype), divided, held)
 
     return gather, scatter
