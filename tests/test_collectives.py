@@ -143,7 +143,7 @@ def test_a_divided_update_gathers_parameters_once_and_no_activations(make):
     sent = {kind: sum(c.payload for c in found if c.kind == kind) for kind in KINDS}
     assert {(c.kind, c.axes) for c in found} == {(kind, ("data",)) for kind in KINDS}
     assert sent["all-gather"] <= parameters  # small arrays are not divided
-    assert parameters <= sent["all-reduce"] <= parameters + 4096
+    assert parameters <= sent["all-reduce"] <= 1.05 * parameters  # and sums of the loss
     config = make()
     config.train.divide_update = False
     whole, _ = compiled_step(jax.devices()[:8], config)
