@@ -20,6 +20,11 @@ from conprediff_jax.models.dit import SIZES, DiT
 from conprediff_jax.sampling.spec import FlowSampling
 from conprediff_jax.weights.original.dit import SIT_TIME
 
+# What transformers keep of a block for the backward pass, which the compiler cannot choose where
+# blocks run as one loop. On TPUs it needs half the memory of keeping everything, and the same FLOPs
+# but for those of attention (docs/plans.md).
+_KEEP_PRODUCTS = {"remat": True, "remat_policy": "products"}
+
 
 def ldm_4(weights: str) -> ConfigDict:
     """LDM-4 with the VQ-f4 first stage: 64 x 64 x 3 latents, a UNet of 274,056,163 parameters.
@@ -111,7 +116,9 @@ def dit(weights: str, size: str = "XL", patch: int = 2) -> ConfigDict:
     config.data.update(image_size=256, flip=True)
     config.first_stage = _kl_f8(weights)
     config.process.update(schedule="linear", num_steps=1000, beta_start=1e-4, beta_end=0.02)
-    config.model = section(DiT, kind="dit", **SIZES[size], patch=patch, num_classes=1000)
+    config.model = section(
+        DiT, kind="dit", **SIZES[size], patch=patch, num_classes=1000, **_KEEP_PRODUCTS
+    )
     config.condition.dropout = 0.1
     config.context.update(weight=0.03, points_per_example=256, warmup_steps=20_000)
     config.optimizer.update(learning_rate=1e-4, weight_decay=0.0, clip_norm=0.0)
@@ -198,6 +205,7 @@ def _vq_diffusion(weights: str, used_codes: int | None, **codec: Any) -> ConfigD
     first_stage = tokens(weights, used_codes, **codec)
     config = default_discrete(first_stage).unlock()
     config.dtype = "bfloat16"
+    config.model.update(_KEEP_PRODUCTS)
     config.data.update(image_size=256, flip=True, label=None)
     # The loss is in nats per token, about a hundred times the loss of continuous models.
     config.context.update(weight=0.3, points_per_example=64, warmup_steps=20_000)
