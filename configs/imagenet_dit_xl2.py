@@ -12,9 +12,9 @@ Needs:
         --config.first_stage.weights=hf://stabilityai/sd-vae-ft-mse to download the published one.
     latents/imagenet_256: the latents of all images and their mirror images, by
         python -m conprediff_jax.precompute --config=configs/imagenet_dit_xl2.py
-Hardware: a TPU v5e-64 or four hosts of eight GPUs. Give --config.mesh.fsdp=8. Activations are bf16,
-parameters float32. The 674,816,272 parameters take 13.5 GB with optimiser, gradients and moving
-average, which fsdp divides over devices.
+Hardware: a TPU v5e-16 or two hosts of eight GPUs. Activations are bf16, parameters float32. The
+674,816,272 parameters take 13.5 GB with optimiser, gradients and moving average. Devices divide all
+of this but the gradients; --config.mesh.fsdp=4 divides these, too.
 Hours: not measured.
 Expected: DiT reports an FID of 19.5 after 400,000 steps and of 9.62 after 7,000,000, without
 guidance, and of 2.27 with guidance (arXiv 2212.09748). Batch, learning rate, moving average and
