@@ -10,7 +10,7 @@ Needs:
         (config.json and diffusion_pytorch_model.safetensors) or a workdir of ours: python -m
         conprediff_jax.main --config=configs/first_stage/vq_f16.py --config.data.name=./data/ffhq
         --workdir=weights/vqgan-f16-ffhq
-Hardware: one host of eight GPUs or a TPU v5e-16. By its plan a chip of v5e-16 needs 4.2 GB with the
+Hardware: one host of eight GPUs or a TPU v5e-16. By its plan a chip of v5e-16 needs 6.0 GB with the
 default mesh, which no other mesh outruns (docs/plans.md). Activations are bf16, parameters float32.
 Hours: not measured.
 Expected: VQ-Diffusion reports FID 6.33 without context prediction (arXiv 2111.14822). The paper

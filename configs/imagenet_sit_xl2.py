@@ -12,8 +12,8 @@ Needs:
         --config.first_stage.weights=hf://stabilityai/sd-vae-ft-mse to download the published one.
     latents/imagenet_256: the latents of all images and their mirror images, by
         python -m conprediff_jax.precompute --config=configs/imagenet_sit_xl2.py
-Hardware: a TPU v5e-16 or two hosts of eight GPUs. By its plan a chip of v5e-16 needs 7.9 GB with
-the default mesh, and 4.7 GB with --config.mesh.fsdp=4, at the same speed (docs/plans.md).
+Hardware: a TPU v5e-16 or two hosts of eight GPUs. By its plan a chip of v5e-16 needs 10.6 GB with
+the default mesh, and 5.5 GB with --config.mesh.fsdp=4, at the same speed (docs/plans.md).
 Activations are bf16, parameters float32.
 Hours: not measured.
 Expected: SiT reports an FID of 17.2 after 400,000 steps and of 8.3 after 7,000,000, without
