@@ -2,6 +2,8 @@
 
 import functools
 import json
+import subprocess
+import sys
 
 import convert_tiny
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from quick import ROOT, environment
 
 from conprediff_jax import parallel
 from conprediff_jax.common.errors import UserError
@@ -358,6 +361,25 @@ def test_a_sweep_stops_where_memory_ends_and_finds_the_best(monkeypatch, tmp_pat
     assert (tmp_path / "plot.png").stat().st_size > 1000
     lines = tables.markdown([tables.row(plan) for plan in found]).splitlines()
     assert len(lines) == 9 and len({len(line) for line in lines}) == 1
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--sweep_per_chip=1,0", "give whole numbers of at least 1"),
+        ("--sweep_remat=on", "'on' is none of ['off', 'nothing', 'products']"),
+        ("--sweep_attention=none", "'none' is none of ['auto', 'xla', 'cudnn', 'flash']"),
+    ],
+)
+def test_a_sweep_of_what_is_not_there_is_refused_at_once(flag, said, tmp_path):
+    sweeping = ["--config=configs/openmoji.py", "--topology=v5e-16", "--sweep", flag]
+    ended = subprocess.run(
+        [sys.executable, "-m", "conprediff_jax.plan", *sweeping, f"--out={tmp_path / 'plan.json'}"],
+        cwd=ROOT, env=environment(), stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == f"error: {flag}: {said}"
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_plan_for_a_slice_without_the_machine():
