@@ -11,9 +11,10 @@ Needs:
         train it: python -m conprediff_jax.main --config=configs/first_stage/kl_f8.py
         --workdir=weights/kl-f8
 
-Hardware: a TPU v5e-64 or four hosts of eight GPUs. Give --config.mesh.fsdp=8. Activations are bf16,
-parameters float32. The 1,415,195,844 parameters take 28 GB with optimiser, gradients and moving
-average, which fsdp divides over devices.
+Hardware: a TPU v5e-64 or four hosts of eight GPUs. By its plan a chip of v5e-64 needs 15.1 GB with
+the default mesh (docs/plans.md); --config.mesh.fsdp=8 divides the gathered parameters and the
+gradients, too. Activations are bf16, parameters float32. The 1,415,195,844 parameters take 28 GB
+with optimiser, gradients and moving average, most of which devices divide.
 Hours: not measured.
 Expected: latent diffusion reports a zero-shot FID of 12.63 after LAION-400M (arXiv 2112.10752,
 table 2); the paper reports 6.21 after training on more data (arXiv 2401.02015). Batch and learning
