@@ -1,4 +1,4 @@
-"""What it saves that equal blocks run as one loop: time and memory of the compiler, and bytes.
+"""What a loop of equal blocks saves: time and memory of the compiler, and bytes that steps move.
 
     python benchmarks/compile_time.py --configs=ffhq_discrete,coco_discrete,imagenet_sit_xl2
     python benchmarks/compile_time.py --configs=openmoji_discrete --topology=""
@@ -12,15 +12,14 @@ Times are seconds of processors, so they hardly depend on what else the machine 
 """
 
 import concurrent.futures
-import importlib.util
 import multiprocessing
-import pathlib
 import resource
 import time
 
 import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
+from study import shipped
 from study.steps import TimedStep, time_in_turn
 
 from conprediff_jax import parallel
@@ -34,7 +33,6 @@ from conprediff_jax.planning.account import compile_account
 from conprediff_jax.planning.tables import markdown
 from conprediff_jax.planning.topology import Topology
 
-ROOT = pathlib.Path(__file__).parent.parent
 HEADER = (
     "config",
     "blocks",
@@ -52,19 +50,10 @@ _ROUNDS = flags.DEFINE_integer("rounds", 15, "Timed steps on this machine.", low
 
 def config_of(name: str, topology: str, unroll: bool) -> ConfigDict:
     """A shipped config, whose batch every chip of the slice divides."""
-    path = ROOT / "configs" / f"{name}.py"
-    if not path.is_file():
-        raise UserError(f"--configs={name}: there is no {path.relative_to(ROOT)}")
-    spec = importlib.util.spec_from_file_location(name, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config().unlock()
+    config = shipped.config(name, Topology.parse(topology).chips if topology else 1).unlock()
     if "unroll" not in config.model:
         raise UserError(f"--configs={name}: the model has no stack of blocks")
     config.model.unroll = unroll
-    if topology:
-        chips = Topology.parse(topology).chips
-        config.train.batch_size = -(-config.train.batch_size // chips) * chips
     return config.lock()
 
 
@@ -99,10 +88,11 @@ def main(argv: list[str]) -> None:
     """Prints the table, and without a topology the ratio of step times."""
     del argv
     rows = []
+    for name in _CONFIGS.value:  # a wrong name ends the command before anything is compiled
+        config_of(name, _TOPOLOGY.value, False)
     spawn = multiprocessing.get_context("spawn")
     for name in _CONFIGS.value:
         for unroll in (False, True):
-            config_of(name, _TOPOLOGY.value, unroll)
             with concurrent.futures.ProcessPoolExecutor(1, spawn) as pool:
                 rows.append(pool.submit(measured, name, _TOPOLOGY.value, unroll).result())
             logging.info("%s", ", ".join(map(" ".join, zip(rows[-1], HEADER, strict=True))))

@@ -10,21 +10,19 @@ again, so you can stop the command at any time and start it again; only the plan
 lost. The batch size is that of the config, or the next larger one that the chips can divide.
 """
 
-import importlib.util
 import json
 import pathlib
 import subprocess
 import sys
 
 from absl import flags, logging
+from study import shipped
 
 from conprediff_jax.cli import app
-from conprediff_jax.common.errors import UserError
 from conprediff_jax.planning import tables
 from conprediff_jax.planning.plans import Plan
 from conprediff_jax.planning.topology import Topology
 
-ROOT = pathlib.Path(__file__).parent.parent
 # Configs that compile in a minute come first.
 CONFIGS = ["openmoji", "openmoji_latent", "openmoji_text", "openmoji_discrete", "cifar10"]
 CONFIGS += ["celebahq", "imagenet", "ffhq_discrete", "lsun_churches", "imagenet_discrete"]
@@ -39,30 +37,22 @@ _FSDP = flags.DEFINE_integer("fsdp", 1, "Devices that divide the parameters.", l
 _WHOLE = flags.DEFINE_bool("whole", False, "Plan the sampler and the step without context too.")
 
 
-def batch_size(config: pathlib.Path, chips: int) -> int:
-    """The batch size of a config, or the next larger one that the chips can divide."""
-    spec = importlib.util.spec_from_file_location(config.stem, config)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return -(-module.get_config().train.batch_size // chips) * chips
-
-
-def make(config: pathlib.Path, topology: Topology, out: pathlib.Path) -> bool:
+def make(name: str, topology: Topology, out: pathlib.Path) -> bool:
     """Makes a plan in a process of its own, and returns whether that worked."""
     command = [
         sys.executable,
         "-m",
         "conprediff_jax.plan",
-        f"--config={config.relative_to(ROOT)}",
+        f"--config={shipped.path_of(name).relative_to(shipped.ROOT)}",
         f"--topology={topology}",
-        f"--config.train.batch_size={batch_size(config, topology.chips)}",
+        f"--config.train.batch_size={shipped.config(name, topology.chips).train.batch_size}",
         f"--config.mesh.fsdp={_FSDP.value}",
         f"--sampler={_WHOLE.value}",
         f"--context_share={_WHOLE.value}",
         f"--out={out.absolute()}",
     ]
     logging.info("%s", " ".join(command))
-    code = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
+    code = subprocess.run(command, cwd=shipped.ROOT, stdout=subprocess.DEVNULL).returncode
     if code < 0:
         logging.warning("killed by signal %d: compiling may take more memory than there is", -code)
     return code == 0
@@ -74,12 +64,10 @@ def main(argv: list[str]) -> None:
     folder, rows = pathlib.Path(_FOLDER.value), []
     topologies = [Topology.parse(name) for name in _TOPOLOGIES.value]
     for name in _CONFIGS.value:
-        config = ROOT / "configs" / f"{name}.py"
-        if not config.is_file():
-            raise UserError(f"--configs={name}: there is no {config.relative_to(ROOT)}")
+        shipped.path_of(name)
         for topology in topologies:
             file = folder / f"{name}_{str(topology).replace(':', '_')}.json"
-            if not file.exists() and not (_COMPILE.value and make(config, topology, file)):
+            if not file.exists() and not (_COMPILE.value and make(name, topology, file)):
                 continue
             plan = Plan.from_dict(json.loads(file.read_text(encoding="utf-8")))
             rows.append([name, *tables.row(plan)])

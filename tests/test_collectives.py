@@ -136,14 +136,15 @@ def stacked():
     return config
 
 
-@pytest.mark.parametrize("make", [tiny.get_config, stacked])
-def test_a_divided_update_gathers_parameters_once_and_no_activations(make):
+# The sums of the loss have some bytes, too.
+@pytest.mark.parametrize(("make", "loss"), [(tiny.get_config, 4096), (stacked, 8192)])
+def test_a_divided_update_gathers_parameters_once_and_no_activations(make, loss):
     parameters = parameter_bytes(make())
     module, found = compiled_step(jax.devices()[:8], make())
     sent = {kind: sum(c.payload for c in found if c.kind == kind) for kind in KINDS}
     assert {(c.kind, c.axes) for c in found} == {(kind, ("data",)) for kind in KINDS}
     assert sent["all-gather"] <= parameters  # small arrays are not divided
-    assert parameters <= sent["all-reduce"] <= 1.05 * parameters  # and sums of the loss
+    assert parameters <= sent["all-reduce"] <= parameters + loss
     config = make()
     config.train.divide_update = False
     whole, _ = compiled_step(jax.devices()[:8], config)
@@ -153,7 +154,9 @@ def test_a_divided_update_gathers_parameters_once_and_no_activations(make):
 def test_fsdp_moves_parameters_but_no_activations(monkeypatch):
     """ZeRO-3: parameters are gathered twice and gradients summed; every device does its share."""
     monkeypatch.setattr(sharding, "MIN_FSDP_SIZE", 1)
-    data, _ = compiled_step(jax.devices()[:8])
+    config = tiny.get_config()
+    config.train.divide_update = False
+    data, _ = compiled_step(jax.devices()[:8], config)
     module, found = compiled_step(jax.devices()[:8], fsdp=8)
     kinds = {
         kind: sum(c.traffic for c in found if c.kind == kind) for kind in {c.kind for c in found}
@@ -161,7 +164,7 @@ def test_fsdp_moves_parameters_but_no_activations(monkeypatch):
     once = 7 / 8 * parameter_bytes(tiny.get_config())
     assert kinds.keys() == set(KINDS)
     assert kinds["all-gather"] <= 2 * once and kinds["all-reduce"] <= 2 * once + 4096
-    assert program_cost(module).flops < 1.02 * program_cost(data).flops
+    assert program_cost(module).flops < program_cost(data).flops
 
 
 def test_gradients_are_summed_in_float32():

@@ -203,7 +203,7 @@ def test_distance_buckets_are_those_of_transformers(buckets, most):
 
 @pytest.mark.parametrize("kind", sorted(TEXT_ENCODERS))
 def test_each_option_changes_only_what_it_names(kind):
-    encoder, variables = tiny(kind)
+    encoder, variables = tiny(kind, num_layers=1)
     tokens = jnp.asarray(some_tokens())
 
     def gradient(encoder):
@@ -211,9 +211,12 @@ def test_each_option_changes_only_what_it_names(kind):
         return jax.jit(jax.grad(loss))(variables)
 
     plain = gradient(encoder)
-    for option in ("remat", "unroll"):
-        again = gradient(encoder.clone(**{option: True}))
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), plain, again)
+    again = gradient(encoder.clone(remat=True))
+    # Two units in the last place of the largest gradients, which are about 8.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), plain, again)
+    deep, of_deep = tiny(kind)
+    unrolled = deep.clone(unroll=True).apply(of_deep, tokens)
+    np.testing.assert_allclose(unrolled, deep.apply(of_deep, tokens), atol=1e-6)
     full = encoder.apply(variables, tokens)
     half = encoder.clone(dtype="bfloat16").apply(variables, tokens)
     assert half.dtype == jnp.float32 and 0 < np.abs(half - full).max() < 0.15

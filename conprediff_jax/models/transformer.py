@@ -256,14 +256,6 @@ class TokenTransformer(nn.Module):
         """
         self._check_shape(x)
         label, text = layers.condition(self, label, text, unconditional)
-        embed = functools.partial(_embed, features=self.width, dtype=self.dtype)
-        h = embed(self.num_codes + 1, name="token_embedding")(x)
-        rows, columns = self.position_grid or self.grid
-        row = embed(rows, name="row_embedding")(jnp.arange(rows))
-        column = embed(columns, name="column_embedding")(jnp.arange(columns))
-        places = (row[:, None] + column).reshape(rows * columns, self.width)
-        h = h + places[: math.prod(self.grid)].reshape(*self.grid, self.width)
-
         policy = self.remat_policy
         block = blocks.recomputed(TokenBlock, self.remat, policy, scanned=not self.unroll)
         h, named = blocks.run(
@@ -277,7 +269,7 @@ class TokenTransformer(nn.Module):
                 attention=self.attention,
                 name=BLOCKS,
             ),
-            h,
+            self._embed_tokens(x),
             t,
             label,
             text,
@@ -290,6 +282,16 @@ class TokenTransformer(nn.Module):
         # This is float32, since logits need more than the three digits of bfloat16.
         output = _dense(self.num_codes, dtype=jnp.float32, name="output")(features)
         return Denoised(output, features, {name: named[name] for name in taps})
+
+    def _embed_tokens(self, x: Int[Array, "batch height width"]) -> Grid:
+        """Returns the sums of the embeddings of tokens, rows and columns."""
+        embed = functools.partial(_embed, features=self.width, dtype=self.dtype)
+        h = embed(self.num_codes + 1, name="token_embedding")(x)
+        rows, columns = self.position_grid or self.grid
+        row = embed(rows, name="row_embedding")(jnp.arange(rows))
+        column = embed(columns, name="column_embedding")(jnp.arange(columns))
+        places = (row[:, None] + column).reshape(rows * columns, self.width)
+        return h + places[: math.prod(self.grid)].reshape(*self.grid, self.width)
 
     def _check_shape(self, x: Array) -> None:
         """Raises ValueError if the shape of the input does not fit the options."""

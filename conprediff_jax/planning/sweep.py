@@ -62,15 +62,10 @@ def sweep(
     plans: list[Plan] = []
     for (fsdp_size, tensor_size), policy, kernel, divided in settings:
         for examples in sorted(per_chip):
-            candidate = config.copy_and_resolve_references()
+            candidate = _computed(config, policy, kernel)
             candidate.train.batch_size = examples * topology.chips
             candidate.train.microbatches = 1
             candidate.train.divide_update = divided
-            candidate.model.remat = policy != OFF
-            if policy != OFF:
-                candidate.model.remat_policy = policy
-            if kernel is not None:
-                candidate.model.attention = kernel
             candidate.mesh.update(data=-1, fsdp=fsdp_size, tensor=tensor_size)
             logging.info(
                 "sweep: fsdp %d, tensor %d, remat %s, attention %s, update %s, %d examples a chip",
@@ -83,6 +78,17 @@ def sweep(
             if not plan.train.fits:
                 break
     return plans
+
+
+def _computed(config: ConfigDict, policy: str, kernel: str | None) -> ConfigDict:
+    """A copy of a config whose model keeps and attends as is said."""
+    candidate = config.copy_and_resolve_references()
+    candidate.model.remat = policy != OFF
+    if policy != OFF:
+        candidate.model.remat_policy = policy
+    if kernel is not None:
+        candidate.model.attention = kernel
+    return candidate
 
 
 def best(plans: Iterable[Plan]) -> Plan | None:

@@ -36,10 +36,7 @@ Path = tuple[str, ...]
 
 def parameter_shapes(params: Mapping) -> dict[Path, tuple[int, ...]]:
     """The shape of every parameter of a tree, by path, with the blocks of a stack one by one."""
-    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.float32), params)
-    separate = blocks.separate(
-        shapes, lambda leaf, _: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-    )
+    separate = jax.eval_shape(blocks.separate, params)
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(separate).items()}
 
 
