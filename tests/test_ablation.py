@@ -1,5 +1,6 @@
 """Tests of the ablation study: a grid continues after a stop, and its intervals equal SciPy's."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ from study.grid import BASELINE, Setting
 from conprediff_jax.common.errors import ConfigError, UserError
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.parallel.processes import RESTART_CODE, Preempted
+from conprediff_jax.train.logs import METRICS
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -226,6 +228,36 @@ def test_a_report_is_rebuilt_from_what_is_there(study):
         report.write(study / "nothing")
 
 
+def test_many_settings_are_in_one_table_in_percent(study):
+    for name in ("a", "b", "c"):
+        for result in compare.load(study):
+            if result.setting == "default":
+                folder = study / name / f"seed_{result.seed}"
+                folder.mkdir(parents=True)
+                found = {**result.found, "setting": name}
+                (folder / "result.json").write_text(json.dumps(found))
+    (table, *_) = report.write(study).split("Mean over seeds")
+    whole = compare.compare(compare.load(study), "a")["held-out loss"]
+    percents = [f"{100 * d / whole.baseline:+.1f}" for d in whole.differences]
+    (row,) = (line for line in table.splitlines() if line.startswith("| a "))
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["a", ", ".join(percents)]
+
+
+def test_cosines_are_read_from_the_log_and_averaged_over_seeds(study):
+    lines = ['{"step": 2, "loss": 1}', '{"step": 4, "cosine/context": 0.5, "loss": 1}']
+    for seed, value in ((0, 0.5), (1, -0.1)):
+        folder = study / "default" / f"seed_{seed}"
+        (folder / METRICS).write_text("\n".join(lines).replace("0.5", str(value)) + "\n")
+        (run,) = make_runs(study / "runs", seeds=(seed,))[1:]
+        cosines = dataclasses.replace(run, folder=folder).cosines()
+        assert cosines == [(4, value)]
+        found = json.loads((folder / "result.json").read_text()) | {"cosines": cosines}
+        (folder / "result.json").write_text(json.dumps(found))
+    *_, table = report.write(study).split("Cosine between")
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()]
+    assert ["setting", "4"] in cells and ["default", "+0.20"] in cells
+
+
 def test_curves_say_when_the_baseline_is_reached(study):
     curves = {0: [(2, 10.0), (4, 1.0)], 1: [(2, 100.0), (4, 100.0)], 2: [(2, 0.0), (4, 100.0)]}
     for setting, last in ((BASELINE, 5.5), ("default", 100.0)):
@@ -298,6 +330,7 @@ def test_a_grid_of_two_settings_and_two_seeds_runs_once(tmp_path):
         f"--config={ROOT / 'tests' / 'tiny.py'}", f"--data={tmp_path / 'data'}", f"--out={out}",
         "--settings=baseline,default", "--seeds=0,1", "--steps=2", "--num=12", "--held_out=6",
         "--times=3", "--bootstrap=2", "--batch_size=12", "--config.sampling.num=1", "--curve=1",
+        "--config.context.cosine_every=1",
     ]  # fmt: skip
     first = ablation(*arguments)
     assert first.returncode == 0, first.stderr
@@ -318,6 +351,7 @@ def test_a_grid_of_two_settings_and_two_seeds_runs_once(tmp_path):
     assert {found["step"] for found in runs.values()} == {2}
     assert all([point["step"] for point in found["curve"]] == [1] for found in runs.values())
     assert "Percent of the steps after which each run" in first.stdout
+    assert "Cosine between the gradients" in first.stdout
 
     touched = {file: file.stat().st_mtime_ns for file in out.glob("*/*/**/*") if file.is_file()}
     again = ablation(*arguments)

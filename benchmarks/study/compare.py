@@ -37,6 +37,11 @@ class Result:
         """The figures by name, with intervals over the run's own samples or images."""
         return {name: Figure(**figure) for name, figure in self.found["metrics"].items()}
 
+    @property
+    def cosines(self) -> list[tuple[int, float]]:
+        """See `Run.cosines`; empty for results that have none."""
+        return self.found.get("cosines", [])
+
     def held_out(self) -> np.ndarray | None:
         """Held-out loss of every image, a mean over times; None if the file of them is missing."""
         file = self.folder / MEASURED / HELD_OUT

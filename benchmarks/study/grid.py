@@ -28,6 +28,7 @@ from conprediff_jax.config import term
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.tasks.denoising import CONTEXT
 from conprediff_jax.train import needs
+from conprediff_jax.train.logs import METRICS
 from conprediff_jax.train.loop import train
 
 BASELINE = "baseline"
@@ -179,6 +180,19 @@ class Run:
         """Median of the steps/s in the log of the trainer; 0 if there is none."""
         said = _SPEED.findall(self.log.read_text())
         return statistics.median(float(value) for value in said) if said else 0.0
+
+    def cosines(self) -> list[tuple[int, float]]:
+        """Steps, and the average cosines between the gradients of the loss's two parts there.
+
+        Only runs whose term has `cosine_every` measure them.
+        """
+        rows = map(json.loads, (self.folder / METRICS).read_text().splitlines())
+        return [
+            (row["step"], value)
+            for row in rows
+            for name, value in row.items()
+            if name.startswith("cosine/")
+        ]
 
 
 def milestone(config: ConfigDict, count: int) -> int:

@@ -125,6 +125,7 @@ class Judge:
             "shares": np.asarray(trained.model.process.share(times), np.float64).tolist(),
             "losses": losses.mean(axis=0).tolist(),
             "curve": curve,
+            "cosines": run.cosines(),
         }
 
     def _before(self, run: Run, step: int) -> dict[str, Any]:

@@ -27,6 +27,15 @@ from study.paired import FEW
 _HIGHER = ("precision", "recall", SPEED)  # metrics of which a higher value is better
 _NAME = "report"
 _COLUMNS = 4  # settings in one table
+_OVERVIEW = (  # the columns where all settings are in one table
+    LOSS,
+    "FD-random-VGG16",
+    "2 x 2 patterns, total variation",
+    "difference W2, radius 1",
+    "difference W2, radius 3",
+    "difference W2, radius 1, points",
+    "difference W2, radius 3, points",
+)
 Table = Mapping[str, Mapping[str, Comparison]]
 
 
@@ -52,7 +61,13 @@ def write(out: pathlib.Path) -> str:
     real = {}
     if (out / REAL).exists():
         real = {name: Figure(**f) for name, f in json.loads((out / REAL).read_text()).items()}
-    parts = [_runs(results, names, real), _differences(table), _earlier(results, list(table))]
+    parts = [
+        _overview(table),
+        _runs(results, names, real),
+        _differences(table),
+        _earlier(results, list(table)),
+        _cosines(results, names),
+    ]
     text = "\n\n".join([*filter(None, parts), _notes(results, table)])
     write_text(out / f"{_NAME}.md", text + "\n")
     write_text(out / f"{_NAME}.json", json.dumps(_plain(results, table), indent=1) + "\n")
@@ -65,6 +80,19 @@ def write(out: pathlib.Path) -> str:
 def title(metric: str) -> str:
     """Name of a metric with an arrow up if higher values are better, or else an arrow down."""
     return f"{metric} {'↑' if metric.startswith(_HIGHER) else '↓'}"
+
+
+def _overview(table: Table) -> str:
+    """One table of many settings, which has few metrics; empty where there are few settings."""
+    if len(table) <= _COLUMNS:
+        return ""
+    metrics = [metric for metric in _OVERVIEW if all(metric in found for found in table.values())]
+    rows = [[name, *(_percent(found[m]) for m in metrics)] for name, found in table.items()]
+    said = (
+        "Difference from the baseline in percent: the mean over pairs with its 95 % interval, or "
+        f"every pair where there are fewer than {FEW}:"
+    )
+    return f"{said}\n\n{markdown(rows, ['setting', *map(title, metrics)])}"
 
 
 def _runs(results: Sequence[Result], names: Sequence[str], real: Mapping[str, Figure]) -> str:
@@ -119,6 +147,20 @@ def _earlier(results: Sequence[Result], names: Sequence[str]) -> str:
     return f"{said}\n\n{markdown(rows, ['setting', *metrics])}"
 
 
+def _cosines(results: Sequence[Result], names: Sequence[str]) -> str:
+    """A table of the cosines of gradients, means over the seeds; empty where none was measured."""
+    curves = {
+        name: [r.cosines for r in results if r.setting == name and r.cosines] for name in names
+    }
+    means = {name: np.mean(found, axis=0) for name, found in curves.items() if found}
+    if not means:
+        return ""
+    said = "Cosine between the gradients of the term and of the denoising loss, by the step:"
+    steps = next(iter(means.values()))[:, 0]
+    rows = [[name, *(f"{value:+.2f}" for value in curve[:, 1])] for name, curve in means.items()]
+    return f"{said}\n\n{markdown(rows, ['setting', *(f'{step:.0f}' for step in steps)])}"
+
+
 def _parts(names: Sequence[str]) -> list[Sequence[str]]:
     """Divides settings over tables that fit the width of a page."""
     return [names[start : start + _COLUMNS] for start in range(0, len(names), _COLUMNS)]
@@ -132,6 +174,15 @@ def _cell(comparison: Comparison, metric: str) -> str:
         text += f" [{_number(low, sign=sign)}, {_number(high, sign=sign)}]"
     if metric != SPEED and comparison.baseline:
         text += f" ({100 * value / abs(comparison.baseline):+.1f} %)"
+    return f"**{text}**" if comparison.clear else text
+
+
+def _percent(comparison: Comparison) -> str:
+    scale = 100 / abs(comparison.baseline)
+    if len(comparison.differences) < FEW:
+        return ", ".join(f"{scale * difference:+.1f}" for difference in comparison.differences)
+    value, low, high = (scale * x for x in comparison.difference)
+    text = f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
     return f"**{text}**" if comparison.clear else text
 
 

@@ -53,7 +53,7 @@ SETTINGS = {
     "fall_off": Setting(values={"stop_step": 0.0, "fall_off": 1.0}),
     "noise": Setting(values={"time_weighting": "noise"}),
     "bell": Setting(values={"time_weighting": "bell"}),
-    "cosine": Setting(values={"cosine_every": 50}),
+    "cosine": Setting(values={"cosine_every": 10}),
     # Rivals in the place of context prediction. Their weights are guesses, and no study has looked
     # for better ones yet; join weight_third or weight_triple to vary them.
     "own_point": Setting("own_point", {"weight": 0.09, "cost": "squared"}),

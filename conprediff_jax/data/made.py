@@ -67,6 +67,7 @@ class Law(Protocol):
 LAWS: Mapping[str, Law] = {
     "dead_leaves/32": DeadLeaves(side=32, largest=16.0),
     "dead_leaves/64": DeadLeaves(side=64, largest=32.0),
+    "potts/8": Potts(side=8),
     "potts/16": Potts(side=16),
     "potts/32": Potts(side=32, sweeps=96),
 }
