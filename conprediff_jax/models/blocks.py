@@ -32,21 +32,15 @@ def tap_names(count: int) -> tuple[str, ...]:
     return tuple(f"block_{number}" for number in range(1, count + 1))
 
 
-def recomputed(
-    block: type[nn.Module], remat: bool, policy: str = "nothing", *, scanned: bool = False
-) -> type[nn.Module]:
-    """The class of a block, which is computed again in the backward pass with `remat`.
+def recomputed(block: type[nn.Module], remat: bool, policy: str = "nothing") -> type[nn.Module]:
+    """The class of a single block, which is computed again in the backward pass with `remat`.
 
     Args:
         block: The class of the block.
         remat: Whether it is computed again.
         policy: What is kept nevertheless; a key of `REMAT_POLICIES`.
-        scanned: Whether the block is the body of a loop. There XLA cannot merge the two
-            computations, so no barrier is needed.
     """
-    if not remat:
-        return block
-    return nn.remat(block, policy=REMAT_POLICIES[policy], prevent_cse=not scanned)
+    return nn.remat(block, policy=REMAT_POLICIES[policy]) if remat else block
 
 
 def check_policy(policy: str) -> None:
@@ -62,6 +56,8 @@ def run(
     count: int,
     taps: Sequence[str] = (),
     unroll: bool = False,
+    remat: bool = False,
+    policy: str = "nothing",
 ) -> tuple[Features, dict[str, Features]]:
     """Runs a stack of blocks. Call it inside the `__call__` of a module.
 
@@ -73,6 +69,8 @@ def run(
         count: The number of blocks.
         taps: The features to return as well, of `tap_names(count)`.
         unroll: Whether the program has the blocks one after another instead of a loop.
+        remat: Whether the blocks are computed again in the backward pass.
+        policy: What is kept nevertheless; a key of `REMAT_POLICIES`.
 
     Returns:
         The features after the last block, and the tapped ones by name.
@@ -85,6 +83,9 @@ def run(
         tapped = {name: jnp.where(number == numbers[name], x, h) for name, h in tapped.items()}
         return (x, tapped), None
 
+    if remat:
+        # XLA cannot merge the two computations of a loop's body, so only others need a barrier.
+        body = nn.remat(body, policy=REMAT_POLICIES[policy], prevent_cse=unroll)
     # The output of one block cannot be taken out of a scan, so the scan carries it along. Outputs
     # of the scan would hold those of all blocks.
     carry = (x, dict.fromkeys(taps, x))

@@ -283,15 +283,18 @@ class DiT(nn.Module):
         label, text = layers.condition(self, label, text, unconditional)
         c = self._embed_condition(t, label)
         inner = [name for name in taps if name != OUTPUT]
-        block = blocks.recomputed(DiTBlock, self.remat, self.remat_policy, scanned=not self.unroll)
         h, named = blocks.run(
-            block(self.num_heads, self.mlp_norm_epsilon, self.dtype, self.attention, name=BLOCKS),
+            DiTBlock(
+                self.num_heads, self.mlp_norm_epsilon, self.dtype, self.attention, name=BLOCKS
+            ),
             self._embed_points(x),
             c,
             self._embed_text(text),
             count=self.num_layers,
             taps=inner,
             unroll=self.unroll,
+            remat=self.remat,
+            policy=self.remat_policy,
         )
 
         shift, scale = _modulation(2, c, self.dtype, "output_modulation")

@@ -256,10 +256,8 @@ class TokenTransformer(nn.Module):
         """
         self._check_shape(x)
         label, text = layers.condition(self, label, text, unconditional)
-        policy = self.remat_policy
-        block = blocks.recomputed(TokenBlock, self.remat, policy, scanned=not self.unroll)
         h, named = blocks.run(
-            block(
+            TokenBlock(
                 num_heads=self.num_heads,
                 num_steps=self.num_steps,
                 num_labels=(self.num_classes or 0) + self.learned_null,
@@ -276,6 +274,8 @@ class TokenTransformer(nn.Module):
             count=self.num_layers,
             taps=[name for name in taps if name != OUTPUT],
             unroll=self.unroll,
+            remat=self.remat,
+            policy=self.remat_policy,
         )
         features = _layer_norm(dtype=self.dtype, name="output_norm")(h)
         named[OUTPUT] = features

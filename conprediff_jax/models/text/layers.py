@@ -173,9 +173,10 @@ def encode(encoder: TextEncoder, tokens: TokenIds, **options: Any) -> Encoded:
     x = embedding(encoder.vocab_size, **sizes, name="token_embedding")(tokens)
     positions = embedding(encoder.length, **sizes, name="position_embedding")
     x = x + positions(jnp.arange(encoder.length))
-    block = blocks.recomputed(Block, encoder.remat, scanned=not encoder.unroll)
-    stack = block(
+    stack = Block(
         encoder.num_heads, hidden=encoder.hidden, dtype=encoder.dtype, name=BLOCKS, **options
     )
-    x, _ = blocks.run(stack, x, count=encoder.num_layers, unroll=encoder.unroll)
+    x, _ = blocks.run(
+        stack, x, count=encoder.num_layers, unroll=encoder.unroll, remat=encoder.remat
+    )
     return nn.LayerNorm(1e-5, dtype=jnp.float32, name="output_norm")(x)

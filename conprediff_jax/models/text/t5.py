@@ -118,9 +118,10 @@ class T5Text(nn.Module):
         biases = embed(self.num_buckets, self.num_heads, std=std, name="distance_embedding")
         bias = biases(jnp.asarray(buckets)).transpose(2, 0, 1)[None]
         mask = (tokens != self.pad)[:, None, None]
-        block = blocks.recomputed(T5Block, self.remat, scanned=not self.unroll)
-        stack = block(self.num_heads, self.head_channels, self.hidden, self.dtype, name=BLOCKS)
-        x, _ = blocks.run(stack, x, bias, mask, count=self.num_layers, unroll=self.unroll)
+        stack = T5Block(self.num_heads, self.head_channels, self.hidden, self.dtype, name=BLOCKS)
+        x, _ = blocks.run(
+            stack, x, bias, mask, count=self.num_layers, unroll=self.unroll, remat=self.remat
+        )
         return nn.RMSNorm(1e-6, dtype=jnp.float32, name="output_norm")(x)
 
 
