@@ -14,6 +14,7 @@ from quick import environment
 from scipy import stats
 from study import compare, figure, grid, report, workers
 from study.grid import BASELINE, Setting
+from study.paired import FEW
 
 from conprediff_jax.common.errors import ConfigError, UserError
 from conprediff_jax.common.trees import flatten
@@ -241,6 +242,36 @@ def test_many_settings_are_in_one_table_in_percent(study):
     percents = [f"{100 * d / whole.baseline:+.1f}" for d in whole.differences]
     (row,) = (line for line in table.splitlines() if line.startswith("| a "))
     assert [cell.strip() for cell in row.split("|")[1:-1]] == ["a", ", ".join(percents)]
+
+
+def test_settings_are_compared_with_each_other_where_there_are_enough_pairs(study):
+    rng = np.random.default_rng(1)
+    files = study.glob("*/seed_0/result.json")
+    known = {file.parent.parent.name: json.loads(file.read_text()) for file in files}
+    losses = {}
+    for name, found in (*known.items(), ("other", {**known["default"], "setting": "other"})):
+        for seed in range(20, 20 + FEW):
+            value = losses[name, seed] = float(rng.normal(10))
+            found["metrics"]["held-out loss"]["value"] = value
+            folder = study / name / f"seed_{seed}"
+            folder.mkdir(parents=True)
+            (folder / "result.json").write_text(json.dumps(found | {"seed": seed}))
+    for folder in study.glob("*/seed_?"):
+        (folder / "result.json").unlink()
+    text = report.write(study)
+    (row,) = [
+        line
+        for line in text.split("minus that of the column")[1].splitlines()
+        if line.startswith("| other")
+    ]
+    mine, theirs = (
+        np.array([v for (n, _), v in losses.items() if n == name]) for name in ("other", "default")
+    )
+    low, high = (
+        100 * np.array(stats.ttest_rel(mine, theirs).confidence_interval(0.95)) / theirs.mean()
+    )
+    expected = f"{100 * np.mean(mine - theirs) / theirs.mean():+.1f} [{low:+.1f}, {high:+.1f}]"
+    assert expected in row
 
 
 def test_cosines_are_read_from_the_log_and_averaged_over_seeds(study):

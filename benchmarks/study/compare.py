@@ -1,4 +1,4 @@
-"""Paired differences of measured runs: a setting minus the baseline of the same seed."""
+"""Paired differences of measured runs: a setting minus the baseline, or another."""
 
 import dataclasses
 import json
@@ -86,17 +86,24 @@ def load(out: pathlib.Path) -> list[Result]:
     return sorted(results, key=lambda result: (result.setting, result.seed))
 
 
-def pairs(results: Sequence[Result], setting: str) -> list[tuple[Result, Result]]:
-    """Pairs of a setting's run and the baseline's run of the same seed.
+def pairs(
+    results: Sequence[Result], setting: str, against: str = BASELINE
+) -> list[tuple[Result, Result]]:
+    """Pairs of a setting's run and the run of the same seed that it is compared with.
+
+    Args:
+        results: All measured runs.
+        setting: Name of the setting.
+        against: Name of the setting that it is compared with.
 
     Raises:
         ValueError: The models of a pair differ in their number of parameters for sampling.
     """
-    baseline = {result.seed: result for result in results if result.setting == BASELINE}
+    others = {result.seed: result for result in results if result.setting == against}
     found = [
-        (result, baseline[result.seed])
+        (result, others[result.seed])
         for result in results
-        if result.setting == setting and result.seed in baseline
+        if result.setting == setting and result.seed in others
     ]
     for one, other in found:
         if one.found["parameters"] != other.found["parameters"]:
@@ -107,9 +114,11 @@ def pairs(results: Sequence[Result], setting: str) -> list[tuple[Result, Result]
     return found
 
 
-def compare(results: Sequence[Result], setting: str) -> dict[str, Comparison]:
-    """Compares every metric of a setting with the baseline; empty if there are no pairs."""
-    matched = pairs(results, setting)
+def compare(
+    results: Sequence[Result], setting: str, against: str = BASELINE
+) -> dict[str, Comparison]:
+    """Compares every metric of a setting with another one; empty if there are no pairs."""
+    matched = pairs(results, setting, against)
     if not matched:
         return {}
     common = [

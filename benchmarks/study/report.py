@@ -1,5 +1,6 @@
 """Reports a study as Markdown tables, JSON and pictures, from the runs measured so far."""
 
+import itertools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -27,10 +28,9 @@ from study.paired import FEW
 _HIGHER = ("precision", "recall", SPEED)  # metrics of which a higher value is better
 _NAME = "report"
 _COLUMNS = 4  # settings in one table
+_WHOLE = (LOSS, "FD-random-VGG16", "2 x 2 patterns, total variation")
 _OVERVIEW = (  # the columns where all settings are in one table
-    LOSS,
-    "FD-random-VGG16",
-    "2 x 2 patterns, total variation",
+    *_WHOLE,
     "difference W2, radius 1",
     "difference W2, radius 3",
     "difference W2, radius 1, points",
@@ -65,6 +65,7 @@ def write(out: pathlib.Path) -> str:
         _overview(table),
         _runs(results, names, real),
         _differences(table),
+        _mutual(results, list(table)),
         _earlier(results, list(table)),
         _cosines(results, names),
     ]
@@ -130,6 +131,27 @@ def _differences(table: Table) -> str:
             for m in metrics
         ]
         tables.append(markdown(rows, ["metric", *part]))
+    return "\n\n".join(tables)
+
+
+def _mutual(results: Sequence[Result], names: Sequence[str]) -> str:
+    """Tables of few settings against each other, where enough pairs give them intervals."""
+    if not 1 < len(names) <= 2 * _COLUMNS:
+        return ""
+    found = {
+        (one, other): compare(results, one, other)
+        for one, other in itertools.permutations(names, 2)
+    }
+    tables = []
+    for metric in _WHOLE:
+        if any(metric not in c or len(c[metric].differences) < FEW for c in found.values()):
+            continue
+        rows = [
+            [one, *("" if one == other else _percent(found[one, other][metric]) for other in names)]
+            for one in names
+        ]
+        said = f"{title(metric)}, the setting of the row minus that of the column, in percent:"
+        tables.append(f"{said}\n\n{markdown(rows, ['setting', *names])}")
     return "\n\n".join(tables)
 
 
