@@ -28,6 +28,7 @@ from study.paired import FEW
 _HIGHER = ("precision", "recall", SPEED)  # metrics of which a higher value is better
 _NAME = "report"
 _COLUMNS = 4  # settings in one table
+_NEGLIGIBLE = 0.05  # of the largest loss of all times
 _WHOLE = (LOSS, "FD-random-VGG16", "2 x 2 patterns, total variation")
 _OVERVIEW = (  # the columns where all settings are in one table
     *_WHOLE,
@@ -295,24 +296,45 @@ def draw_row(panel: Any, place: int, comparison: Comparison, *, scale: float = 1
 
 
 def _plot_times(results: Sequence[Result], names: Sequence[str], path: pathlib.Path) -> None:
-    """Plots the held-out loss of the baseline by time, and the differences of the settings."""
+    """Plots the held-out loss of the baseline by time, and the differences of the settings.
+
+    Times are left out where the loss is so small that percentages of it say nothing.
+    """
     from matplotlib.figure import Figure as Canvas
 
-    canvas = Canvas(figsize=(11, 4), layout="constrained")
+    canvas = Canvas(figsize=(11, max(4, 1 + 0.22 * len(names))), layout="constrained")
     left, right = canvas.subplots(1, 2)
-    for name in names:
-        times, base, figures = loss_by_time(results, name)
-        values = [figure.value for figure in figures]
-        (line,) = right.plot(times, values, marker=".", label=name)
-        if figures[0].low is not None:
-            low, high = zip(*((f.low, f.high) for f in figures), strict=True)
-            right.fill_between(times, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+    found = {name: loss_by_time(results, name) for name in names}
+    times, base, _ = found[names[-1]]
     left.plot(times, base, marker=".", color="black")
     left.set(title=f"{LOSS} of the baseline", xlabel="t / T", ylim=(0, None))
-    right.axhline(0, color="#9aa5b1", linewidth=1)
+    seen = base > _NEGLIGIBLE * base.max()
+    draw = _draw_lines if len(names) <= 2 * _COLUMNS else _draw_colors
+    draw(right, times[seen], {n: np.array(f)[seen] for n, (_, _, f) in found.items()})
     right.set(title="difference from the baseline, %", xlabel="t / T")
-    right.legend(fontsize=8)
     canvas.savefig(path, dpi=130)
+
+
+def _draw_lines(panel: Any, times: np.ndarray, differences: Mapping[str, np.ndarray]) -> None:
+    """Draws settings as lines, with their intervals if they have them."""
+    for name, columns in differences.items():
+        (line,) = panel.plot(times, columns[:, 0].astype(float), marker=".", label=name)
+        if columns[0, 1] is not None:
+            low, high = columns[:, 1:].astype(float).T
+            panel.fill_between(times, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
+    panel.axhline(0, color="#9aa5b1", linewidth=1)
+    panel.legend(fontsize=8)
+
+
+def _draw_colors(panel: Any, times: np.ndarray, differences: Mapping[str, np.ndarray]) -> None:
+    """Draws many settings as rows of colours."""
+    values = np.stack([columns[:, 0].astype(float) for columns in differences.values()])
+    reach = np.abs(values).max()
+    rows = range(len(values))
+    mesh = panel.pcolormesh(times, rows, values, cmap="RdBu_r", vmin=-reach, vmax=reach)
+    panel.set_yticks(rows, list(differences), fontsize=7)
+    panel.invert_yaxis()
+    panel.figure.colorbar(mesh)
 
 
 def _number(value: float, *, sign: bool = False) -> str:
