@@ -184,7 +184,8 @@ def _report(out: pathlib.Path) -> None:
     except FileNotFoundError as error:
         raise UserError(f"--out={error}") from error
     print(text, flush=True)
-    logging.info("%s, report.json, report.png, held_out.png", out / "report.md")
+    pictures = [name for name in ("report.png", "held_out.png") if (out / name).exists()]
+    logging.info("%s", ", ".join([str(out / "report.md"), "report.json", *pictures]))
 
 
 def _figure(path: pathlib.Path) -> None:
