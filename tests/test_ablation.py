@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -284,9 +285,12 @@ def test_cosines_are_read_from_the_log_and_averaged_over_seeds(study):
         assert cosines == [(4, value)]
         found = json.loads((folder / "result.json").read_text()) | {"cosines": cosines}
         (folder / "result.json").write_text(json.dumps(found))
+    file = study / "exact" / "seed_2" / "result.json"  # measured at another step
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"cosines": [(3, 0.7)]}))
     *_, table = report.write(study).split("Cosine between")
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in table.splitlines()]
-    assert ["setting", "4"] in cells and ["default", "+0.20"] in cells
+    for row in (["setting", "3", "4"], ["default", "", "+0.20"], ["exact", "+0.70", ""]):
+        assert row in cells
 
 
 def test_curves_say_when_the_baseline_is_reached(study):
@@ -339,8 +343,29 @@ def test_studies_are_drawn_side_by_side_in_percent(study, monkeypatch):
 def test_pairs_of_different_size_at_inference_are_refused(study):
     file = study / "exact" / "seed_2" / "result.json"
     file.write_text(file.read_text().replace('"parameters": 100', '"parameters": 101'))
-    with pytest.raises(ValueError, match="101 and 100 parameters at inference"):
+    with pytest.raises(UserError, match="parameters is 101 and 100; it must be the same"):
         compare.compare(compare.load(study), "exact")
+
+
+def test_results_that_cannot_be_right_are_refused_by_name(study):
+    file = study / "exact" / "seed_2" / "result.json"
+    whole = file.read_text()
+    for broken in (whole[:40], "", "{}"):
+        file.write_text(broken)
+        with pytest.raises(UserError, match=r"exact/seed_2/result.json: is not complete.*delete"):
+            report.write(study)
+    file.write_text(whole)
+    shutil.copytree(study / "default", study / "copy")  # would count every seed twice
+    with pytest.raises(UserError, match=r"copy/seed_0/result.json: is the result of default/"):
+        report.write(study)
+
+
+def test_a_value_that_is_not_a_number_is_no_clear_difference(study):
+    file = study / "exact" / "seed_2" / "result.json"
+    found = json.loads(file.read_text())
+    found["metrics"]["FD"] = dict.fromkeys(("value", "low", "high"), float("nan"))
+    file.write_text(json.dumps(found))
+    assert not compare.compare(compare.load(study), "exact")["FD"].clear
 
 
 # The whole ----------------------------------------------------------------------------------------

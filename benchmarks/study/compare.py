@@ -8,12 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from conprediff_jax.common.errors import UserError
 from conprediff_jax.metrics.bootstrap import Figure, mean_figure
 from study.grid import BASELINE, MEASURED
 from study.measure import HELD_OUT, LOSS
 from study.paired import independent_difference, paired_difference
 
 SPEED = "steps/s, ratio"
+_NEEDED = (
+    "setting",
+    "seed",
+    "step",
+    "parameters",
+    "steps_per_second",
+    "metrics",
+    "times",
+    "losses",
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -72,14 +83,30 @@ class Comparison:
     def clear(self) -> bool:
         """Whether the interval excludes the value `none`."""
         low, high = self.difference[1:]
-        return low is not None and not low <= self.none <= high
+        return low is not None and (low > self.none or high < self.none)
 
 
 def load(out: pathlib.Path) -> list[Result]:
-    """All measured runs of a study, sorted by setting and seed."""
+    """All measured runs of a study, sorted by setting and seed.
+
+    Raises:
+        UserError: A result is not complete, or belongs to another folder.
+    """
     results = []
     for file in out.glob("*/seed_*/result.json"):
-        found = json.loads(file.read_text())
+        try:
+            found = json.loads(file.read_text())
+        except ValueError:
+            found = {}
+        missing = [key for key in _NEEDED if key not in found]
+        if missing:
+            raise UserError(
+                f"{file}: is not complete, {missing[0]!r} is missing: delete it and start the "
+                "study again, which measures the run once more"
+            )
+        place = f"{found['setting']}/seed_{found['seed']}"
+        if file.parts[-3:-1] != tuple(place.split("/")):
+            raise UserError(f"{file}: is the result of {place}, and must be in a folder {place}")
         results.append(
             Result(setting=found["setting"], seed=found["seed"], folder=file.parent, found=found)
         )
@@ -97,7 +124,8 @@ def pairs(
         against: Name of the setting that it is compared with.
 
     Raises:
-        ValueError: The models of a pair differ in their number of parameters for sampling.
+        UserError: The runs of a pair differ in their steps, or their models in the number of
+            parameters for sampling.
     """
     others = {result.seed: result for result in results if result.setting == against}
     found = [
@@ -106,11 +134,12 @@ def pairs(
         if result.setting == setting and result.seed in others
     ]
     for one, other in found:
-        if one.found["parameters"] != other.found["parameters"]:
-            raise ValueError(
-                f"{one.folder} and {other.folder}: {one.found['parameters']} and "
-                f"{other.found['parameters']} parameters at inference; pairs must be of one size"
-            )
+        for key in ("step", "parameters"):
+            if one.found[key] != other.found[key]:
+                raise UserError(
+                    f"{one.folder} and {other.folder}: {key} is {one.found[key]} and "
+                    f"{other.found[key]}; it must be the same in both runs of a pair"
+                )
     return found
 
 

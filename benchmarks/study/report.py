@@ -73,6 +73,8 @@ def write(out: pathlib.Path) -> str:
     text = "\n\n".join([*filter(None, parts), _notes(results, table)])
     write_text(out / f"{_NAME}.md", text + "\n")
     write_text(out / f"{_NAME}.json", json.dumps(_plain(results, table), indent=1) + "\n")
+    for picture in (f"{_NAME}.png", "held_out.png"):
+        (out / picture).unlink(missing_ok=True)  # that of an earlier report
     if table:
         _plot(table, out / f"{_NAME}.png")
         _plot_times(results, list(table), out / "held_out.png")
@@ -103,12 +105,13 @@ def _runs(results: Sequence[Result], names: Sequence[str], real: Mapping[str, Fi
     for part in _parts(names):
         header = ["metric", *part] + (["training images"] if real else [])
         rows = []
-        for metric in results[0].metrics:
+        for metric in dict.fromkeys(metric for result in results for metric in result.metrics):
             row = [title(metric)]
             for name in part:
-                values = [r.metrics[metric].value for r in results if r.setting == name]
+                of_name = [r.metrics for r in results if r.setting == name]
+                values = [metrics[metric].value for metrics in of_name if metric in metrics]
                 spread = f" ± {_number(np.std(values, ddof=1))}" if len(values) > 1 else ""
-                row.append(f"{_number(np.mean(values))}{spread}")
+                row.append(f"{_number(np.mean(values))}{spread}" if values else "")
             if real:
                 row.append(_number(real[metric].value) if metric in real else "")
             rows.append(row)
@@ -172,16 +175,20 @@ def _earlier(results: Sequence[Result], names: Sequence[str]) -> str:
 
 def _cosines(results: Sequence[Result], names: Sequence[str]) -> str:
     """A table of the cosines of gradients, means over the seeds; empty where none was measured."""
-    curves = {
-        name: [r.cosines for r in results if r.setting == name and r.cosines] for name in names
-    }
-    means = {name: np.mean(found, axis=0) for name, found in curves.items() if found}
-    if not means:
+    found: dict[str, dict[int, list[float]]] = {}
+    for result in results:
+        for step, value in result.cosines:
+            found.setdefault(result.setting, {}).setdefault(step, []).append(value)
+    if not found:
         return ""
     said = "Cosine between the gradients of the term and of the denoising loss, by the step:"
-    steps = next(iter(means.values()))[:, 0]
-    rows = [[name, *(f"{value:+.2f}" for value in curve[:, 1])] for name, curve in means.items()]
-    return f"{said}\n\n{markdown(rows, ['setting', *(f'{step:.0f}' for step in steps)])}"
+    steps = sorted({step for values in found.values() for step in values})
+    rows = [
+        [name, *(f"{np.mean(found[name][s]):+.2f}" if s in found[name] else "" for s in steps)]
+        for name in names
+        if name in found
+    ]
+    return f"{said}\n\n{markdown(rows, ['setting', *map(str, steps)])}"
 
 
 def _parts(names: Sequence[str]) -> list[Sequence[str]]:
@@ -201,6 +208,8 @@ def _cell(comparison: Comparison, metric: str) -> str:
 
 
 def _percent(comparison: Comparison) -> str:
+    if not comparison.baseline:
+        return ""
     scale = 100 / abs(comparison.baseline)
     if len(comparison.differences) < FEW:
         return ", ".join(f"{scale * difference:+.1f}" for difference in comparison.differences)
@@ -216,15 +225,16 @@ def _notes(results: Sequence[Result], table: Table) -> str:
         "↓: lower is better, ↑: higher is better. Bold: the interval excludes zero difference. "
         "Runs were timed one after the other; `step_overhead.py` times steps in turn."
     ]
-    if counts and counts[-1] > 1:
-        number = str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    several = [count for count in counts if count > 1]
+    if several:
+        number = str(several[0]) if len(several) == 1 else f"{several[0]} to {several[-1]}"
         lines.append(f"Intervals are those of a paired t over {number} seeds.")
-    if counts and counts[0] == 1:
+    if 1 in counts:
         lines.append(
             "The intervals of a single seed are over its samples (held-out loss: images), and say "
             "nothing about other seeds."
         )
-    elif counts and counts[0] < FEW:
+    if several and several[0] < FEW:
         lines.append(
             f"With fewer than {FEW} seeds, the intervals are wide and assume normal differences."
         )
