@@ -22,6 +22,7 @@ def get_config():
     config.data.update(name="potts/16", image_size=16)
     # A loop of blocks compiles faster, but its steps take 8 % longer on CPUs.
     config.model.update(width=96, num_layers=4, num_heads=4, unroll=True)
+    # The weight is the one that was confirmed on grids of 8 x 8 (docs/results/potts.md).
     config.context.update(weight=0.9, points_per_example=16, warmup_steps=300)
     config.optimizer.update(learning_rate=2e-3, schedule="cosine", warmup_steps=100)
     config.sampling.truncation = 1.0  # all of the distribution, since the law is what is compared
