@@ -184,7 +184,7 @@ def _report(out: pathlib.Path) -> None:
     except FileNotFoundError as error:
         raise UserError(f"--out={error}") from error
     print(text, flush=True)
-    pictures = [name for name in ("report.png", "held_out.png") if (out / name).exists()]
+    pictures = [name for name in report.PICTURES if (out / name).exists()]
     logging.info("%s", ", ".join([str(out / "report.md"), "report.json", *pictures]))
 
 

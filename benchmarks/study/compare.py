@@ -1,6 +1,7 @@
-"""Paired differences of measured runs: a setting minus the baseline, or another."""
+"""Paired differences of measured runs: a setting minus the baseline, or minus another."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -43,7 +44,7 @@ class Result:
     folder: pathlib.Path
     found: Mapping[str, Any]
 
-    @property
+    @functools.cached_property
     def metrics(self) -> dict[str, Figure]:
         """The figures by name, with intervals over the run's own samples or images."""
         return {name: Figure(**figure) for name, figure in self.found["metrics"].items()}
@@ -105,7 +106,7 @@ def load(out: pathlib.Path) -> list[Result]:
                 "study again, which measures the run once more"
             )
         place = f"{found['setting']}/seed_{found['seed']}"
-        if file.parts[-3:-1] != tuple(place.split("/")):
+        if file.parent != out / place:
             raise UserError(f"{file}: is the result of {place}, and must be in a folder {place}")
         results.append(
             Result(setting=found["setting"], seed=found["seed"], folder=file.parent, found=found)

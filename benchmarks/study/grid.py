@@ -182,9 +182,10 @@ class Run:
         return statistics.median(float(value) for value in said) if said else 0.0
 
     def cosines(self) -> list[tuple[int, float]]:
-        """Steps, and the average cosines between the gradients of the loss's two parts there.
+        """The steps of the log, and the average cosine of gradients at each of them.
 
-        Only runs whose term has `cosine_every` measure them.
+        The cosine is that between the gradients of the term and of the denoising loss. Only runs
+        whose term has `cosine_every` measure it; other runs have none.
         """
         rows = map(json.loads, (self.folder / METRICS).read_text().splitlines())
         return [

@@ -27,6 +27,7 @@ from study.paired import FEW
 
 _HIGHER = ("precision", "recall", SPEED)  # metrics of which a higher value is better
 _NAME = "report"
+PICTURES = (f"{_NAME}.png", "held_out.png")
 _COLUMNS = 4  # settings in one table
 _NEGLIGIBLE = 0.05  # of the largest loss of all times
 _WHOLE = (LOSS, "FD-random-VGG16", "2 x 2 patterns, total variation")
@@ -73,11 +74,13 @@ def write(out: pathlib.Path) -> str:
     text = "\n\n".join([*filter(None, parts), _notes(results, table)])
     write_text(out / f"{_NAME}.md", text + "\n")
     write_text(out / f"{_NAME}.json", json.dumps(_plain(results, table), indent=1) + "\n")
-    for picture in (f"{_NAME}.png", "held_out.png"):
-        (out / picture).unlink(missing_ok=True)  # that of an earlier report
+    differences, times = (out / picture for picture in PICTURES)
     if table:
-        _plot(table, out / f"{_NAME}.png")
-        _plot_times(results, list(table), out / "held_out.png")
+        _plot(table, differences)
+        _plot_times(results, list(table), times)
+    else:  # pictures of an earlier report would not belong to this one
+        differences.unlink(missing_ok=True)
+        times.unlink(missing_ok=True)
     return text
 
 
@@ -87,7 +90,7 @@ def title(metric: str) -> str:
 
 
 def _overview(table: Table) -> str:
-    """One table of many settings, which has few metrics; empty where there are few settings."""
+    """A table of all settings with the main metrics; empty where other tables hold them all."""
     if len(table) <= _COLUMNS:
         return ""
     metrics = [metric for metric in _OVERVIEW if all(metric in found for found in table.values())]

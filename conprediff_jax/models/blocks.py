@@ -84,7 +84,8 @@ def run(
         return (x, tapped), None
 
     if remat:
-        # XLA cannot merge the two computations of a loop's body, so only others need a barrier.
+        # XLA cannot merge the two computations of a loop's body, so only unrolled blocks need a
+        # barrier between them.
         body = nn.remat(body, policy=REMAT_POLICIES[policy], prevent_cse=unroll)
     # The output of one block cannot be taken out of a scan, so the scan carries it along. Outputs
     # of the scan would hold those of all blocks.
