@@ -300,7 +300,10 @@ def test_curves_say_when_the_baseline_is_reached(study):
             file = study / setting / f"seed_{seed}" / "result.json"
             found = json.loads(file.read_text())
             found["metrics"]["FD"]["value"] = last
-            found["curve"] = [{"step": step, "metrics": {"FD": value}} for step, value in curve]
+            found["curve"] = [
+                {"step": step, "metrics": {"FD": value, "held-out loss": value}}
+                for step, value in curve
+            ]
             file.write_text(json.dumps(found))
     # The first crosses 5.5 halfway between steps 2 and 4 of 6, the second never does.
     results = compare.load(study)
@@ -340,6 +343,18 @@ def test_studies_are_drawn_side_by_side_in_percent(study, monkeypatch):
         figure.draw({"pixels": study}, "direct", study / "figure.png")
 
 
+def test_only_a_setting_that_asks_for_more_steps_is_compared_at_another_step(tmp_path, study):
+    base, longer = make_runs(tmp_path / "runs", seeds=(2,), longer=Setting(steps=1.25))[::2]
+    assert longer.config.train.steps == round(1.25 * base.config.train.steps)
+    file = study / "exact" / "seed_2" / "result.json"
+    found = json.loads(file.read_text()) | {"step": 8}
+    file.write_text(json.dumps(found | {"longer": 8 / 6}))
+    assert compare.compare(compare.load(study), "exact")
+    file.write_text(json.dumps(found))
+    with pytest.raises(UserError, match="steps is 8 and 6; it must be the same"):
+        compare.compare(compare.load(study), "exact")
+
+
 def test_pairs_of_different_size_at_inference_are_refused(study):
     file = study / "exact" / "seed_2" / "result.json"
     file.write_text(file.read_text().replace('"parameters": 100', '"parameters": 101'))
@@ -350,7 +365,12 @@ def test_pairs_of_different_size_at_inference_are_refused(study):
 def test_results_that_cannot_be_right_are_refused_by_name(study):
     file = study / "exact" / "seed_2" / "result.json"
     whole = file.read_text()
-    for broken in (whole[:40], "", "{}"):
+    found = json.loads(whole)
+    lacking = [
+        {"losses": found["losses"][1:]},
+        {"curve": [{"step": 3, "metrics": {"FD": 1.0}}]},  # no losses
+    ]
+    for broken in (whole[:40], "", "{}", *(json.dumps(found | part) for part in lacking)):
         file.write_text(broken)
         with pytest.raises(UserError, match=r"exact/seed_2/result.json: is not complete.*delete"):
             report.write(study)

@@ -54,6 +54,12 @@ class Result:
         """See `Run.cosines`; empty for results that have none."""
         return self.found.get("cosines", [])
 
+    @property
+    def matched(self) -> dict[str, int]:
+        """What is the same in both runs of a pair; steps are those of the study."""
+        steps = round(self.found["step"] / self.found.get("longer", 1.0))
+        return {"steps": steps, "parameters": self.found["parameters"]}
+
     def held_out(self) -> np.ndarray | None:
         """Held-out loss of every image, a mean over times; None if the file of them is missing."""
         file = self.folder / MEASURED / HELD_OUT
@@ -99,11 +105,11 @@ def load(out: pathlib.Path) -> list[Result]:
             found = json.loads(file.read_text())
         except ValueError:
             found = {}
-        missing = [key for key in _NEEDED if key not in found]
-        if missing:
+        fault = _fault(found)
+        if fault:
             raise UserError(
-                f"{file}: is not complete, {missing[0]!r} is missing: delete it and start the "
-                "study again, which measures the run once more"
+                f"{file}: is not complete, {fault}: delete it and start the study again, which "
+                "measures the run once more"
             )
         place = f"{found['setting']}/seed_{found['seed']}"
         if file.parent != out / place:
@@ -112,6 +118,21 @@ def load(out: pathlib.Path) -> list[Result]:
             Result(setting=found["setting"], seed=found["seed"], folder=file.parent, found=found)
         )
     return sorted(results, key=lambda result: (result.setting, result.seed))
+
+
+def _fault(found: Mapping[str, Any]) -> str:
+    """What a result lacks; empty if it is whole."""
+    missing = [key for key in _NEEDED if key not in found]
+    if missing:
+        return f"{missing[0]!r} is missing"
+    if len(found["losses"]) != len(found["times"]):
+        return f"it has {len(found['losses'])} losses at {len(found['times'])} times"
+    losses = [name for name in found["metrics"] if name.startswith(LOSS)]
+    for point in found.get("curve", []):
+        for name in losses:
+            if name not in point["metrics"]:
+                return f"{name!r} is missing in its curve at step {point['step']}"
+    return ""
 
 
 def pairs(
@@ -125,8 +146,8 @@ def pairs(
         against: Name of the setting that it is compared with.
 
     Raises:
-        UserError: The runs of a pair differ in their steps, or their models in the number of
-            parameters for sampling.
+        UserError: The runs of a pair differ in their steps without having been asked to, or their
+            models differ in the number of parameters for sampling.
     """
     others = {result.seed: result for result in results if result.setting == against}
     found = [
@@ -135,11 +156,12 @@ def pairs(
         if result.setting == setting and result.seed in others
     ]
     for one, other in found:
-        for key in ("step", "parameters"):
-            if one.found[key] != other.found[key]:
+        for key in ("steps", "parameters"):
+            mine, theirs = one.matched[key], other.matched[key]
+            if mine != theirs:
                 raise UserError(
-                    f"{one.folder} and {other.folder}: {key} is {one.found[key]} and "
-                    f"{other.found[key]}; it must be the same in both runs of a pair"
+                    f"{one.folder} and {other.folder}: {key} is {mine} and {theirs}; it must be "
+                    "the same in both runs of a pair"
                 )
     return found
 

@@ -47,19 +47,22 @@ class Setting:
             rival's own `weight` in `values`; 0 for the plain diffusion model.
         warmup: Share of the training steps over which the weight rises; None for the config's
             value.
+        steps: Factor on the number of training steps, to compare with a baseline that trains as
+            long as a slower setting does.
     """
 
     term: str = CONTEXT
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weight: float = 1.0
     warmup: float | None = None
+    steps: float = 1.0
 
     def __post_init__(self):
         if self.weight < 0:
             raise ValueError(f"weight is {self.weight}: it must not be negative")
 
     def __add__(self, other: "Setting") -> "Setting":
-        """This setting with what another one changes; factors on the weight multiply.
+        """This setting with what another one changes; factors multiply.
 
         Raises:
             ValueError: Both have a rival of context prediction, or set the same key differently.
@@ -74,11 +77,13 @@ class Setting:
             values={**self.values, **other.values},
             weight=self.weight * other.weight,
             warmup=self.warmup if other.warmup is None else other.warmup,
+            steps=self.steps * other.steps,
         )
 
     def apply(self, config: ConfigDict) -> None:
         """Changes a config to train in this way."""
         with config.unlocked():
+            config.train.steps = round(self.steps * config.train.steps)
             values = dict(self.values)
             warmup = config.context.warmup_steps
             if self.warmup is not None:
@@ -105,6 +110,7 @@ class Run:
         file: Path of the config file.
         config: The whole config of the run.
         measured: What is measured: sizes of sets and the name of the split.
+        longer: The factor of its setting on the number of training steps.
     """
 
     setting: str
@@ -113,6 +119,7 @@ class Run:
     file: pathlib.Path
     config: ConfigDict
     measured: Mapping[str, Any]
+    longer: float = 1.0
 
     @property
     def title(self) -> str:
@@ -229,15 +236,15 @@ def make_runs(
         for name, setting in settings.items():
             # One checkpoint is enough to continue from, and a study has many runs.
             candidate = config.copy_and_resolve_references()
-            kept = milestone(config, measured.get("curve", 0))
-            own = {"train.keep": 1, "train.keep_every": kept, "seed": seed}
-            candidate.update_from_flattened_dict(own)
+            candidate.update_from_flattened_dict({"train.keep": 1, "seed": seed})
             setting.apply(candidate)
+            kept = milestone(candidate, measured.get("curve", 0))
+            candidate.update_from_flattened_dict({"train.keep_every": kept})
             make_experiment(candidate)
             folder = out / name / f"seed_{seed}"
             run = Run(
                 setting=name, seed=seed, folder=folder, file=file, config=candidate,
-                measured=measured,
+                measured=measured, longer=setting.steps,
             )  # fmt: skip
             runs.append(run)
     for run in runs:

@@ -118,6 +118,7 @@ class Judge:
             "setting": run.setting,
             "seed": run.seed,
             "step": trained.step,
+            "longer": run.longer,
             "parameters": sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
             "steps_per_second": run.speed(),
             "metrics": {name: figure._asdict() for name, figure in figures.items()},
