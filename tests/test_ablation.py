@@ -18,9 +18,9 @@ from study.grid import BASELINE, Setting
 from study.paired import FEW
 
 from conprediff_jax.common.errors import ConfigError, UserError
+from conprediff_jax.common.metric_rows import METRICS
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.parallel.processes import RESTART_CODE, Preempted
-from conprediff_jax.train.logs import METRICS
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -276,7 +276,10 @@ def test_settings_are_compared_with_each_other_where_there_are_enough_pairs(stud
 
 
 def test_cosines_are_read_from_the_log_and_averaged_over_seeds(study):
-    lines = ['{"step": 2, "loss": 1}', '{"step": 4, "cosine/context": 0.5, "loss": 1}']
+    lines = [
+        '{"step": 2, "time": 1.5, "loss": 1}',
+        '{"step": 4, "time": 2.5, "cosine/context": 0.5, "loss": 1}',
+    ]
     for seed, value in ((0, 0.5), (1, -0.1)):
         folder = study / "default" / f"seed_{seed}"
         (folder / METRICS).write_text("\n".join(lines).replace("0.5", str(value)) + "\n")

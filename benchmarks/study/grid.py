@@ -21,6 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from conprediff_jax.cli import headers
+from conprediff_jax.common import metric_rows
 from conprediff_jax.common.errors import UserError
 from conprediff_jax.common.files import write_text
 from conprediff_jax.common.trees import flatten
@@ -28,7 +29,6 @@ from conprediff_jax.config import term
 from conprediff_jax.config.experiment import make_experiment
 from conprediff_jax.tasks.denoising import CONTEXT
 from conprediff_jax.train import needs
-from conprediff_jax.train.logs import METRICS
 from conprediff_jax.train.loop import train
 
 BASELINE = "baseline"
@@ -194,10 +194,9 @@ class Run:
         The cosine is that between the gradients of the term and of the denoising loss. Only runs
         whose term has `cosine_every` measure it; other runs have none.
         """
-        rows = map(json.loads, (self.folder / METRICS).read_text().splitlines())
         return [
             (row["step"], value)
-            for row in rows
+            for row in metric_rows.read(self.folder)
             for name, value in row.items()
             if name.startswith("cosine/")
         ]

@@ -65,6 +65,7 @@ class Law(Protocol):
 
 
 LAWS: Mapping[str, Law] = {
+    "dead_leaves/16": DeadLeaves(side=16, largest=8.0),
     "dead_leaves/32": DeadLeaves(side=32, largest=16.0),
     "dead_leaves/64": DeadLeaves(side=64, largest=32.0),
     "potts/8": Potts(side=8),

@@ -3,18 +3,17 @@
 import dataclasses
 import html
 import io
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from etils import epath
 from jaxtyping import UInt8
 from PIL import Image
 
-from conprediff_jax.common import extras
+from conprediff_jax.common import extras, metric_rows
 from conprediff_jax.common.files import write_text
+from conprediff_jax.common.metric_rows import Row
 from conprediff_jax.common.trees import flatten
 from conprediff_jax.metrics import report
 from conprediff_jax.metrics.bootstrap import Figure
@@ -39,10 +38,9 @@ class Evaluated:
     figures: Mapping[str, Figure]
     samples: UInt8[np.ndarray, "height width 3"]
 
-    def log(self) -> list[dict[str, Any]]:
-        """The lines of the run's `metrics.jsonl`; none where there is no such file."""
-        file = epath.Path(self.settings["workdir"]) / "metrics.jsonl"
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    def log(self) -> list[Row]:
+        """The numbers that the run has written."""
+        return metric_rows.read(self.settings["workdir"])
 
 
 def write(path: pathlib.Path, sides: Sequence[Evaluated]) -> None:

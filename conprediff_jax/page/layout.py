@@ -9,6 +9,7 @@ from etils import epath
 
 from conprediff_jax.common import hub
 from conprediff_jax.common.errors import UserError
+from conprediff_jax.common.metric_rows import METRICS
 from conprediff_jax.page import pictures
 from conprediff_jax.page.compare import CompareTab
 from conprediff_jax.page.events import Events
@@ -18,7 +19,6 @@ from conprediff_jax.page.shown import Meter, Shown
 from conprediff_jax.page.watch import WatchTab
 from conprediff_jax.runs import restore
 from conprediff_jax.runs.api import Model
-from conprediff_jax.train.logs import METRICS
 
 _WAITING = 32  # model calls that may wait in the queue
 _HOUR = 3600  # seconds after which what was sent to browsers is deleted

@@ -1,7 +1,6 @@
 """What a run has written to its workdir so far: numbers and sample grids."""
 
 import io
-import json
 import math
 import re
 import time
@@ -11,13 +10,11 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from conprediff_jax.common import hub
+from conprediff_jax.common import hub, metric_rows
+from conprediff_jax.common.metric_rows import Row
 from conprediff_jax.common.progress import clock
-from conprediff_jax.train.logs import METRICS
 
 _MOST = 400  # points of a curve
-
-Row = dict[str, int | float | None]
 
 
 class Point(NamedTuple):
@@ -74,23 +71,11 @@ def _is_of(name: str, group: str) -> bool:
 def read(workdir: str) -> RunLog:
     """Reads the log of a run, which may be writing it."""
     folder = epath.Path(hub.results_folder(workdir))
-    numbers = folder / METRICS
-    lines = numbers.read_text().splitlines() if numbers.exists() else []
-    rows = [row for line in lines if (row := _row(line))]
     found = {}
     for file in (folder / "samples").glob("step_*.png"):
         if match := re.fullmatch(r"step_(\d+)\.png", file.name):
             found[int(match[1])] = file
-    return RunLog(rows, dict(sorted(found.items())))
-
-
-def _row(line: str) -> Row | None:
-    """A line of numbers; None for one that the run has not finished."""
-    try:
-        row = json.loads(line)
-        return row if isinstance(row["step"], int) and isinstance(row["time"], float) else None
-    except (ValueError, KeyError, TypeError):
-        return None
+    return RunLog(metric_rows.read(folder), dict(sorted(found.items())))
 
 
 def read_grid(file: epath.Path) -> np.ndarray:

@@ -4,9 +4,8 @@
     <workdir>/metrics.jsonl    all numbers, always: one JSON object for each time of writing
     W&B                 on demand; the workdir keeps the id of the run there in wandb_id.txt
 
-A line of metrics.jsonl holds `step`, `time` (seconds since 1970) and the numbers by name. A run
-that continues removes the lines of the steps that it does again, so that each number of a step is
-there once.
+`common/metric_rows.py` reads the lines of metrics.jsonl. A run that continues removes the lines of
+the steps that it does again, so that each number of a step is there once.
 
 Files in a bucket cannot grow. There, the first two are written to a folder of this machine, which
 is copied to the workdir once a minute and at the end.
@@ -31,8 +30,8 @@ from etils import epath
 from conprediff_jax.common import buckets
 from conprediff_jax.common.errors import FieldError, UserError, first_line
 from conprediff_jax.common.files import is_address, write_atomically, write_new, write_text
+from conprediff_jax.common.metric_rows import METRICS, parsed
 
-METRICS = "metrics.jsonl"
 ALWAYS = ("tensorboard", "jsonl")  # events need TensorFlow, which an extra installs
 OPTIONAL = ("wandb",)
 PROJECT = "conprediff_jax"
@@ -169,7 +168,8 @@ class JsonLines(Log):
         path = epath.Path(workdir) / METRICS
         if path.exists():
             lines = path.read_text().splitlines()
-            write_text(path, "".join(f"{line}\n" for line in lines if _is_before(line, first_step)))
+            kept = [line for line in lines if (row := parsed(line)) and row["step"] <= first_step]
+            write_text(path, "".join(f"{line}\n" for line in kept))
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a")
 
@@ -184,14 +184,6 @@ class JsonLines(Log):
     def close(self) -> None:
         """Finishes writing."""
         self._file.close()
-
-
-def _is_before(line: str, first_step: int) -> bool:
-    """Whether a line is whole, and of a step that the run does not do again."""
-    try:
-        return json.loads(line)["step"] <= first_step
-    except (ValueError, KeyError, TypeError):  # the program was killed within a line
-        return False
 
 
 class WeightsAndBiases(Log):
