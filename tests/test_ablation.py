@@ -347,7 +347,7 @@ def test_studies_are_drawn_side_by_side_in_percent(study, monkeypatch):
 
 
 def test_only_a_setting_that_asks_for_more_steps_is_compared_at_another_step(tmp_path, study):
-    base, longer = make_runs(tmp_path / "runs", seeds=(2,), longer=Setting(steps=1.25))[::2]
+    base, longer = make_runs(tmp_path / "runs", seeds=(2,), longer=Setting(longer=1.25))[::2]
     assert longer.config.train.steps == round(1.25 * base.config.train.steps)
     file = study / "exact" / "seed_2" / "result.json"
     found = json.loads(file.read_text()) | {"step": 8}

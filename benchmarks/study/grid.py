@@ -47,7 +47,7 @@ class Setting:
             rival's own `weight` in `values`; 0 for the plain diffusion model.
         warmup: Share of the training steps over which the weight rises; None for the config's
             value.
-        steps: Factor on the number of training steps, to compare with a baseline that trains as
+        longer: Factor on the number of training steps, with which the baseline can train for as
             long as a slower setting does.
     """
 
@@ -55,7 +55,7 @@ class Setting:
     values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weight: float = 1.0
     warmup: float | None = None
-    steps: float = 1.0
+    longer: float = 1.0
 
     def __post_init__(self):
         if self.weight < 0:
@@ -77,13 +77,13 @@ class Setting:
             values={**self.values, **other.values},
             weight=self.weight * other.weight,
             warmup=self.warmup if other.warmup is None else other.warmup,
-            steps=self.steps * other.steps,
+            longer=self.longer * other.longer,
         )
 
     def apply(self, config: ConfigDict) -> None:
         """Changes a config to train in this way."""
         with config.unlocked():
-            config.train.steps = round(self.steps * config.train.steps)
+            config.train.steps = round(self.longer * config.train.steps)
             values = dict(self.values)
             warmup = config.context.warmup_steps
             if self.warmup is not None:
@@ -110,7 +110,7 @@ class Run:
         file: Path of the config file.
         config: The whole config of the run.
         measured: What is measured: sizes of sets and the name of the split.
-        longer: The factor of its setting on the number of training steps.
+        longer: See `Setting`.
     """
 
     setting: str
@@ -233,17 +233,17 @@ def make_runs(
     runs = []
     for seed in seeds:
         for name, setting in settings.items():
-            # One checkpoint is enough to continue from, and a study has many runs.
             candidate = config.copy_and_resolve_references()
-            candidate.update_from_flattened_dict({"train.keep": 1, "seed": seed})
             setting.apply(candidate)
             kept = milestone(candidate, measured.get("curve", 0))
-            candidate.update_from_flattened_dict({"train.keep_every": kept})
+            # One checkpoint is enough to continue from, and a study has many runs.
+            own = {"train.keep": 1, "train.keep_every": kept, "seed": seed}
+            candidate.update_from_flattened_dict(own)
             make_experiment(candidate)
             folder = out / name / f"seed_{seed}"
             run = Run(
                 setting=name, seed=seed, folder=folder, file=file, config=candidate,
-                measured=measured, longer=setting.steps,
+                measured=measured, longer=setting.longer,
             )  # fmt: skip
             runs.append(run)
     for run in runs:

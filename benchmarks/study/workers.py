@@ -109,7 +109,7 @@ class _Study:
                 logging.error("%s", self.failed[-1])
                 return
             self._done += 1
-            # The speed since the start: workers often end together, and then wait for long.
+            # The speed since the start: several runs often end together.
             left = self._progress.left(self._progress.speed(self._done), self._done)
             logging.info("done %s: %d/%d runs  %s left", run.title, self._done, self._total, left)
 
