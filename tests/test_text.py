@@ -212,8 +212,10 @@ def test_each_option_changes_only_what_it_names(kind):
 
     plain = gradient(encoder)
     again = gradient(encoder.clone(remat=True))
-    # Two units in the last place of the largest gradients, which are about 8.
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), plain, again)
+    # A fusion may round differently, by about 2e-7 of a gradient's norm. The keys' bias of CLIP has
+    # a gradient of zero but for rounding.
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
+        assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(a) + 1e-7
     deep, of_deep = tiny(kind)
     unrolled = deep.clone(unroll=True).apply(of_deep, tokens)
     np.testing.assert_allclose(unrolled, deep.apply(of_deep, tokens), atol=1e-6)
