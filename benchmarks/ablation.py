@@ -27,8 +27,9 @@ the runs in progress save their steps, and the study ends with exit code 75. `--
 rebuilds the tables and plots: report.md, report.json, report.png and held_out.png. Plots need
 matplotlib.
 
-`--figure=pixels=runs/ablation,tokens=runs/ablation_discrete` draws <out>/figure.png: how much the
-first of --settings that is not the baseline changes each metric in several studies, in percent.
+`--figure=pixels=runs/ablation,tokens=runs/ablation_discrete:exact` draws <out>/figure.png: how much
+a setting changes each metric in several studies, in percent. The setting is named behind the colon;
+without one, it is `default`.
 """
 
 import pathlib
@@ -74,7 +75,9 @@ _BOOTSTRAP = flags.DEFINE_integer(
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Images measured at a time.", lower_bound=1)
 _OUT = flags.DEFINE_string("out", "runs/ablation", "Folder of the study.")
 _REPORT = flags.DEFINE_bool("report", False, "Only rebuild tables and plots.")
-_FIGURE = flags.DEFINE_list("figure", [], "Only draw these studies: name=folder,name=folder.")
+_FIGURE = flags.DEFINE_list(
+    "figure", [], "Only draw these studies: name=folder,name=folder:setting."
+)
 _MEASURE = flags.DEFINE_bool("measure", False, "Only measure the runs that have been trained.")
 _WORKERS = flags.DEFINE_integer(
     "workers", 1, "Processes that train and measure; several have a core each.", lower_bound=1
@@ -191,12 +194,13 @@ def _report(out: pathlib.Path) -> None:
 def _figure(path: pathlib.Path) -> None:
     if not all("=" in study for study in _FIGURE.value):
         raise UserError(f"--figure={','.join(_FIGURE.value)}: give name=folder for each study")
-    studies = dict(study.split("=", 1) for study in _FIGURE.value)
-    others = [name for name in _chosen() if name != BASELINE]
-    if not others:
-        raise UserError("--settings: name one besides the baseline")
+    studies = {}
+    for study in _FIGURE.value:
+        name, place = study.split("=", 1)
+        folder, _, setting = place.partition(":")
+        studies[name] = (pathlib.Path(folder), setting or "default")
     try:
-        figure.draw({name: pathlib.Path(f) for name, f in studies.items()}, others[0], path)
+        figure.draw(studies, path)
     except FileNotFoundError as error:
         raise UserError(f"--figure: {error}") from error
     logging.info("%s", path)

@@ -334,7 +334,8 @@ def test_studies_are_drawn_side_by_side_in_percent(study, monkeypatch):
         draw_row(panel, *arguments, **options)
 
     monkeypatch.setattr(figure, "draw_row", seen)
-    figure.draw({"pixels": study, "tokens": study}, "default", study / "figure.png")
+    both = {"pixels": (study, "default"), "tokens": (study, "default")}
+    figure.draw(both, study / "figure.png")
     assert (study / "figure.png").stat().st_size > 1000
     # Two studies that have losses, but no other metrics.
     assert len(panels) == 2 and len(set(panels)) == 2
@@ -343,7 +344,7 @@ def test_studies_are_drawn_side_by_side_in_percent(study, monkeypatch):
     assert pairs == pytest.approx([100 * d / losses.baseline for d in losses.differences])
     assert mean == pytest.approx([100 * losses.difference.value / losses.baseline])
     with pytest.raises(FileNotFoundError, match="no pair of 'direct'"):
-        figure.draw({"pixels": study}, "direct", study / "figure.png")
+        figure.draw({"pixels": (study, "direct")}, study / "figure.png")
 
 
 def test_only_a_setting_that_asks_for_more_steps_is_compared_at_another_step(tmp_path, study):

@@ -6,46 +6,46 @@ from collections.abc import Mapping
 from study.compare import compare, load
 from study.report import draw_row, title
 
-# Metrics of whole images, of the denoiser, and of local structure.
+# Metrics of whole samples, of the denoiser, and of local structure.
 METRICS = (
     "FD-random-VGG16",
-    "KD-random-VGG16",
     "precision-random-VGG16",
     "recall-random-VGG16",
+    "2 x 2 patterns, total variation",
     "held-out loss",
-    "difference W2, radius 1",
-    "difference W2, radius 3",
     "difference W2, radius 1, points",
+    "difference W2, radius 2, points",
     "difference W2, radius 3, points",
-    "patch W2, 3 x 3",
 )
 _LIMIT = 40  # percent
 
 
-def draw(studies: Mapping[str, pathlib.Path], setting: str, path: pathlib.Path) -> None:
+def draw(studies: Mapping[str, tuple[pathlib.Path, str]], path: pathlib.Path) -> None:
     """Draws mean differences in percent, 95 % intervals and all pairs, with a panel per study.
 
     Args:
-        studies: Folders of the studies by their titles.
-        setting: Name of the setting that is compared with the baseline.
+        studies: Folders of the studies by their titles, each with the name of the setting that is
+            compared with the baseline.
         path: Path of the picture.
 
     Raises:
-        FileNotFoundError: A study has no pair of this setting.
+        FileNotFoundError: A study has no pair of its setting.
     """
     from matplotlib.figure import Figure
 
-    found = {name: compare(load(folder), setting) for name, folder in studies.items()}
-    for name, folder in studies.items():
+    found = {name: compare(load(folder), setting) for name, (folder, setting) in studies.items()}
+    for name, (folder, setting) in studies.items():
         if not found[name]:
             raise FileNotFoundError(f"{folder}: no pair of {setting!r} has been measured there")
-    canvas = Figure(figsize=(2.6 + 3.2 * len(found), 3.6), layout="constrained")
+    canvas = Figure(figsize=(2.6 + 2.2 * len(found), 3.2), layout="constrained")
     panels = canvas.subplots(1, len(found), sharex=True, sharey=True, squeeze=False)[0]
     for panel, (name, comparisons) in zip(panels, found.items(), strict=True):
         panel.axvline(0, color="#9aa5b1", linewidth=1)
         for place, metric in enumerate(METRICS):
-            if metric in comparisons:
-                comparison = comparisons[metric]
+            # Where a point is one pixel or token, there are no metrics of larger points beside.
+            same = metric.removesuffix(", points")
+            comparison = comparisons.get(metric, comparisons.get(same))
+            if comparison:
                 draw_row(panel, place, comparison, scale=100 / abs(comparison.baseline))
         pairs = len(next(iter(comparisons.values())).differences)
         panel.set_title(f"{name}, {pairs} pairs", fontsize=10)
