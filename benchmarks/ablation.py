@@ -28,8 +28,8 @@ rebuilds the tables and plots: report.md, report.json, report.png and held_out.p
 matplotlib.
 
 `--figure=pixels=runs/ablation,tokens=runs/ablation_discrete:exact` draws <out>/figure.png: how much
-a setting changes each metric in several studies, in percent. The setting is named behind the colon;
-without one, it is `default`.
+a setting changes each metric in several studies, in percent. The setting is named after a colon;
+without a colon, it is `default`.
 """
 
 import pathlib

@@ -42,7 +42,7 @@ def draw(studies: Mapping[str, tuple[pathlib.Path, str]], path: pathlib.Path) ->
     for panel, (name, comparisons) in zip(panels, found.items(), strict=True):
         panel.axvline(0, color="#9aa5b1", linewidth=1)
         for place, metric in enumerate(METRICS):
-            # Where a point is one pixel or token, there are no metrics of larger points beside.
+            # Where a point is a single pixel or token, the plain metric is the one on the points.
             same = metric.removesuffix(", points")
             comparison = comparisons.get(metric, comparisons.get(same))
             if comparison:
