@@ -35,6 +35,8 @@ from conprediff_jax.runs.classes import numbers_of
 from conprediff_jax.sampling import inpainting
 from conprediff_jax.train.loop import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",

@@ -13,6 +13,8 @@ from conprediff_jax.runs.classes import with_class_names
 from conprediff_jax.runs.restore import load, load_experiment
 from conprediff_jax.train.loop import train
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 @pytest.fixture
 def warnings(monkeypatch):

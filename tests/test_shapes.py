@@ -16,6 +16,8 @@ from conprediff_jax.common.fields import as_kind, parse
 from conprediff_jax.data import transforms
 from conprediff_jax.models.first_stage import Pixels
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 
 def test_a_size_is_a_number_or_two():
     kind = int | tuple[int, int]
